@@ -1,0 +1,202 @@
+"""Every error Kimberlite raises, and the exit code the command line gives it.
+
+KimberliteError                    1   root; never raised itself
+|-- UsageError                     2   the caller's arguments are wrong
+|   |-- ConfigError                2   unknown key, value out of bounds
+|   `-- EventTooLargeError         3   an event or a request is above its limit
+|-- StorageError                  10   the data directory cannot be used
+|   |-- DataExistsError           11   format over existing data
+|   |-- DataMissingError          12   no data where some was expected
+|   |-- DataLockedError           13   another process holds the data
+|   |-- SuperblockError           14   no quorum of superblock copies; see its `cause`
+|   |-- FormatVersionError        15   written by an unknown release or with an unknown feature
+|   |-- UnsafeFileSystemError     16   tmpfs, overlay: an acknowledgement would not be durable
+|   |-- WriteFailedError          17   a write or sync failed: the process must end
+|   |-- CorruptEntryError         18   an entry on disk fails its checks
+|   `-- UnrecoverableError        19   a committed operation is gone from every copy
+|-- NetworkError                  20   connection-level failures
+|   |-- AddressInUseError         21   a listener could not be opened
+|   |-- FrameError                22   bytes that are no frame of this protocol
+|   |-- WrongClusterError         23   the peer belongs to another cluster
+|   `-- UnavailableError          24   no replica could be reached, or none leads
+|-- RejectedError                 30   the cluster answered no: nothing was appended
+|   |-- BusyError                 31   a bounded queue is full; retry later
+|   |-- SessionEvictedError       32   the session was evicted; earlier outcomes stand
+|   `-- PositionError             33   a read outside what the log holds
+|-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
+`-- InvariantError                50   an internal rule was broken: the process must end
+
+Messages say what happened, with the numbers, and what to do. Data is in the
+attributes given as keyword arguments, so that callers never parse the text.
+"""
+
+from __future__ import annotations
+
+
+class KimberliteError(Exception):
+    """Root of all Kimberlite errors. Keyword arguments become attributes."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.details = details
+
+    def __getattr__(self, name: str) -> object:
+        details: dict[str, object] = self.__dict__.get("details", {})
+        try:
+            return details[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}") from None
+
+
+class UsageError(KimberliteError):
+    """The caller's arguments are wrong; nothing was done."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An unknown configuration key, or a value outside its bounds."""
+
+
+class EventTooLargeError(UsageError):
+    """An event or a request is above its limit; nothing was sent."""
+
+    exit_code = 3
+
+
+class StorageError(KimberliteError):
+    """The data directory cannot be used."""
+
+    exit_code = 10
+
+
+class DataExistsError(StorageError):
+    """`format` was asked to overwrite existing data; nothing was changed."""
+
+    exit_code = 11
+
+
+class DataMissingError(StorageError):
+    """No replica data where some was expected."""
+
+    exit_code = 12
+
+
+class DataLockedError(StorageError):
+    """Another process holds the data directory."""
+
+    exit_code = 13
+
+
+class SuperblockError(StorageError):
+    """The superblock copies do not agree. `cause` is one of
+    not_found, fork, quorum_lost, parent_skipped, not_monotonic."""
+
+    exit_code = 14
+
+
+class FormatVersionError(StorageError):
+    """The data has a format version or a feature bit this release does not know."""
+
+    exit_code = 15
+
+
+class UnsafeFileSystemError(StorageError):
+    """The file system cannot make a write durable (tmpfs, overlay)."""
+
+    exit_code = 16
+
+
+class WriteFailedError(StorageError):
+    """A write or sync of the journal or superblock failed. Never retried: after an
+    error the kernel may report success for bytes that are not on the disk."""
+
+    exit_code = 17
+
+
+class CorruptEntryError(StorageError):
+    """A journal entry read back does not pass its checks."""
+
+    exit_code = 18
+
+
+class UnrecoverableError(StorageError):
+    """A committed operation is gone from every copy; the replica stops rather than skip it."""
+
+    exit_code = 19
+
+
+class NetworkError(KimberliteError):
+    """A connection-level failure."""
+
+    exit_code = 20
+
+
+class AddressInUseError(NetworkError):
+    """A listener could not be opened because its address is taken."""
+
+    exit_code = 21
+
+
+class FrameError(NetworkError):
+    """Bytes that are no valid frame. `reason` is a member of types.FrameReason."""
+
+    exit_code = 22
+
+
+class WrongClusterError(NetworkError):
+    """The peer belongs to another cluster."""
+
+    exit_code = 23
+
+
+class UnavailableError(NetworkError):
+    """No replica could be reached, or none of them leads; nothing was sent."""
+
+    exit_code = 24
+
+
+class RejectedError(KimberliteError):
+    """The cluster refused the request: it has not been and will not be executed."""
+
+    exit_code = 30
+
+
+class BusyError(RejectedError):
+    """A bounded queue of the primary is full; try again later."""
+
+    exit_code = 31
+
+
+class SessionEvictedError(RejectedError):
+    """The session was evicted from the session table; open a new one."""
+
+    exit_code = 32
+
+
+class PositionError(RejectedError):
+    """A read outside of what the log holds. Attributes: position, first, end."""
+
+    exit_code = 33
+
+
+class OutcomeUnknownError(KimberliteError, TimeoutError):
+    """The deadline passed while the request was under way: it may or may not be
+    committed. Retrying the same call on the same session is safe: it is deduplicated."""
+
+    exit_code = 40
+
+
+class InvariantError(KimberliteError):
+    """An internal invariant was broken. The process must end: going on could lose data."""
+
+    exit_code = 50
+
+
+def invariant(condition: bool, message: str, **values: object) -> None:
+    """Raise InvariantError unless `condition`. Stays on in production, unlike `assert`."""
+    if not condition:
+        shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise InvariantError(f"invariant broken: {message} ({shown})", **values)

@@ -1,0 +1,68 @@
+"""The embedding contract: what a replicated state machine provides, and the built-in EventLog.
+
+A state machine is a deterministic function of the committed operations. It must not
+read a clock, a random source, an environment or an iteration order that depends on
+hashing: every replica applies the same batches in the same order and must give the same
+replies. `kimberlite vopr` checks that by running it twice.
+
+May import: types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from kimberlite.types import Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One client's committed request.
+
+    body: an event batch (kimberlite.events.slice gives its events).
+    count: number of events. position: log index of the first one.
+    op: the operation that committed it. timestamp: nanoseconds since 1970, not
+    decreasing along the log and the same on every replica: the only clock allowed.
+    """
+
+    body: Bytes
+    count: int
+    position: int
+    op: int
+    timestamp: int
+
+
+class StateMachine(Protocol):
+    """What Node replicates. `needs_body` False promises that `apply` never looks at
+    Batch.body: after a restart nothing but headers is then read back."""
+
+    version: int
+    needs_body: bool
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        """Apply committed batches in order; one reply per batch (at most 1 MiB each)."""
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        """Write the whole state. The bytes must be the same on every replica."""
+
+    def restore(self, reader: BinaryIO) -> None:
+        """Replace the whole state by a snapshot."""
+
+
+class EventLog:
+    """The built-in state machine: the log itself is the state, so there is nothing to
+    apply; positions are assigned by the protocol and the reply is the header's."""
+
+    version = 1
+    needs_body = False
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        return [b""] * len(batches)
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        return None
+
+    def restore(self, reader: BinaryIO) -> None:
+        return None

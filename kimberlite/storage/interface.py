@@ -1,0 +1,161 @@
+"""What storage offers the node and the simulator, and what it asks of a disk.
+
+Two seams. `Disk` is below: files, ordered durable writes, reads; the production
+disk is _fast/append, the simulator's tears and loses what was not durable.
+`LogStore` is above: what the replica driver calls; storage/store.py implements it,
+once, over any Disk, so that the simulator runs the very code of production.
+
+May import: errors, types. Nothing here blocks for a write: completions come later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from kimberlite.types import Bytes, Checksum, Header, Message
+
+SECTOR = 4096  # alignment of every write: offset, length and memory
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write: `buffer` (length a multiple of SECTOR, built by Disk.aligned) at `offset`."""
+
+    file: int
+    offset: int
+    buffer: Bytes
+
+
+class Disk(Protocol):
+    """Files of one data directory. Handles are small integers.
+
+    A submission is a list of phases; the writes of a phase may reach the disk in any
+    order, and a phase begins only when the phase before it is durable. Submissions are
+    carried out in the order they were submitted, one after another. A failed write
+    is fatal: it is reported by `completions` raising WriteFailedError naming file,
+    offset and errno, and nothing submitted later is ever carried out.
+    """
+
+    def exists(self, name: str) -> bool: ...
+    def names(self) -> list[str]: ...
+    def create(self, name: str, size: int) -> int:
+        """A new file (O_EXCL, 0600), zeroed to `size` and durable, with its directory."""
+
+    def open(self, name: str) -> int: ...
+    def size(self, file: int) -> int: ...
+    def remove(self, name: str) -> None: ...
+    def rename(self, old: str, new: str) -> None:
+        """Durable when it returns."""
+
+    def read(self, file: int, offset: int, length: int) -> memoryview:
+        """Blocking, from the disk and never from a cache of failed writes. Raises OSError(EIO)."""
+
+    def aligned(self, length: int) -> memoryview:
+        """A zeroed writable buffer of `length` bytes (a multiple of SECTOR), SECTOR-aligned."""
+
+    def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None: ...
+    def completions(self) -> list[int]:
+        """Tokens whose last phase became durable since the last call, in order of submission."""
+
+    def close(self) -> None: ...
+
+
+class EntryState(IntEnum):
+    """What a replica knows of an op after a restart. Unsure means FAULTY."""
+
+    PRESENT = 0  # durable here and verified
+    ABSENT = 1  # certainly never acknowledged by this replica: it may nack
+    FAULTY = 2  # perhaps acknowledged, damaged now: neither ack nor nack, repair
+
+
+@dataclass(frozen=True, slots=True)
+class ViewState:
+    """The promises a replica has made, as kept in the superblock.
+
+    `suffix`: headers of the canonical log of `log_view` above `commit`, up to its head,
+    ascending, as chosen or installed when log_view was entered; at most SUFFIX_MAX.
+    Entries of older views that are not in it are void.
+    """
+
+    view: int = 0
+    log_view: int = 0
+    commit: int = 0  # a lower bound of the commit number
+    suffix_head: int = 0  # head of the log when log_view was entered
+    suffix: tuple[Header, ...] = ()
+
+
+SUFFIX_MAX = 48
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredEntry:
+    """An op of the log after restart; `header` None when even its identity is unknown."""
+
+    op: int
+    state: EntryState
+    header: Header | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a restart found. `entries` covers [first_unsettled, head] ascending, without
+    gaps; everything at or below `settled` is present, chained and verified."""
+
+    view_state: ViewState
+    settled: int  # highest op such that it and everything below is PRESENT and chained
+    settled_header: Header  # of op `settled` (the root when 0)
+    head: int
+    entries: tuple[RecoveredEntry, ...] = ()
+    commit: int = 0  # highest commit number any verified entry or the superblock knows
+    torn: int = 0  # entries cut as torn, never acknowledged
+    faulty: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+
+class LogStore(Protocol):
+    """Journal, witnesses and superblock of one replica.
+
+    Writes are asynchronous and complete in the order submitted; `completions` returns
+    tokens. Any write failure raises WriteFailedError out of `completions`: fatal.
+    """
+
+    def recover(self) -> Recovered:
+        """Read everything back; called once, first."""
+
+    def append(self, token: int, entries: Sequence[Message]) -> None:
+        """Write prepares of consecutive ops, the first one above the current head,
+        as one group: entries first, then their witnesses."""
+
+    def repair(self, token: int, entries: Sequence[Message]) -> None:
+        """Write prepares in place for ops whose header and place are known."""
+
+    def truncate(self, op: int) -> None:
+        """Forget what is above `op`, in memory. Only after a superblock update that
+        says so is durable; later appends overwrite."""
+
+    def set_view_state(self, token: int, state: ViewState) -> None:
+        """Write the superblock."""
+
+    def completions(self) -> list[int]: ...
+
+    @property
+    def head(self) -> int:
+        """Highest op appended (durable or under way)."""
+
+    def header(self, op: int) -> Header | None:
+        """Header of a journaled op, from the witness when not in memory."""
+
+    def headers(self, first: int, last: int) -> list[Header]:
+        """Headers of ops first..last as far as they are readable and contiguous from `last` down."""
+
+    def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
+        """The verified entry, or None when it is absent or damaged (then it is marked
+        faulty) or has another identity."""
+
+    def find(self, position: int) -> int | None:
+        """The op that holds event `position`, or None when no journaled op does."""
+
+    def close(self) -> None: ...

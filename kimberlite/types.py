@@ -1,0 +1,243 @@
+"""The words of the protocol as types. Imports nothing of Kimberlite but errors.
+
+128-bit identities (checksums, client ids, cluster ids) are `bytes` of length 16:
+comparing and hashing them costs less than any wrapper. ZERO16 stands for "none".
+Times are integer nanoseconds.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol, TypeAlias, runtime_checkable
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+Checksum: TypeAlias = bytes  # 16 bytes: XXH3-128, canonical (big-endian) byte order
+ClientId: TypeAlias = bytes  # 16 random bytes
+ClusterId: TypeAlias = bytes  # 16 bytes
+
+ZERO16 = bytes(16)
+NO_REPLICA = 255  # header.replica of a frame that a client sent
+FORMAT_VERSION = 1  # of frames and of journal entries: they share the header
+RELEASE = 1  # raised with every change of behaviour that replicas must agree on
+HEADER_SIZE = 256
+REPLICAS_MAX = 6
+
+
+class Command(IntEnum):
+    """What a frame is. Numbers of retired commands are never used again."""
+
+    PREPARE = 1
+    PREPARE_OK = 2
+    COMMIT = 3
+    START_VIEW_CHANGE = 4
+    DO_VIEW_CHANGE = 5
+    START_VIEW = 6
+    REQUEST_START_VIEW = 7
+    REQUEST_PREPARE = 8
+    REQUEST_HEADERS = 9
+    HEADERS = 10
+    HELLO = 20
+    REQUEST = 21
+    REPLY = 22
+    REJECT = 23
+    READ = 24
+    READ_REPLY = 25
+    STATUS = 26
+    STATUS_REPLY = 27
+    PING = 28
+    PONG = 29
+
+
+class Operation(IntEnum):
+    """What a prepare or a request does. Below 128: the protocol's own."""
+
+    NONE = 0
+    ROOT = 1  # op 0, the same in every replica of a cluster
+    REGISTER = 2  # open a session; its number is the op that commits it
+    BATCH = 3  # several client requests in one prepare: see _fast/events
+    NOOP = 4
+    APPLY = 128  # a batch of events or commands for the state machine
+
+
+class Status(IntEnum):
+    """Status of a replica; the numbers are those of the replica_status metric."""
+
+    NORMAL = 0
+    VIEW_CHANGE = 1
+    RECOVERING = 2
+    STATE_TRANSFER = 3
+    STANDBY = 4
+
+
+class Reason(IntEnum):
+    """Why a request was rejected (REJECT frames, header.reason)."""
+
+    NONE = 0
+    NOT_PRIMARY = 1  # header.view tells the view, so the client can go to its primary
+    BUSY_PIPELINE = 2
+    BUSY_QUEUE = 3
+    NO_SESSION = 4  # unknown or evicted session
+    REQUEST_TOO_OLD = 5
+    REQUEST_TOO_NEW = 6  # a gap in request numbers
+    TOO_LARGE = 7
+    MALFORMED = 8
+    DRAINING = 9
+    POSITION_BEYOND_END = 10
+    POSITION_TRIMMED = 11
+    WRONG_CLUSTER = 12
+    VERSION = 13
+    NOT_READY = 14  # no view with a working quorum yet
+    DISK_FULL = 15
+    CORRUPT = 16  # the data asked for is damaged here and under repair
+
+
+class FrameReason(IntEnum):
+    """Why bytes were refused as a frame (FrameError.reason)."""
+
+    BAD_MAGIC = 1
+    BAD_VERSION = 2
+    BAD_HEADER_CHECKSUM = 3
+    BAD_BODY_CHECKSUM = 4
+    BAD_SIZE = 5  # smaller than a header or above the limit
+    BAD_RESERVED = 6  # reserved bytes are not zero
+    BAD_COMMAND = 7
+    WRONG_CLUSTER = 8
+    TRUNCATED = 9
+
+
+@runtime_checkable
+class Header(Protocol):
+    """The fixed 256-byte header of every frame and journal entry, decoded.
+
+    Immutable. `checksum` is XXH3-128 over bytes 16..255 and is the *identity* of the
+    frame; `checksum_body` covers the body. The compiled class is _fast.framing.Header.
+    """
+
+    @property
+    def checksum(self) -> Checksum: ...
+    @property
+    def checksum_body(self) -> Checksum: ...
+    @property
+    def cluster(self) -> ClusterId: ...
+    @property
+    def command(self) -> int: ...
+    @property
+    def replica(self) -> int:
+        """Index of the replica that made the frame; NO_REPLICA for clients."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of header and body together."""
+
+    @property
+    def release(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def operation(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
+    @property
+    def reason(self) -> int: ...
+    @property
+    def view(self) -> int: ...
+    @property
+    def op(self) -> int: ...
+    @property
+    def commit(self) -> int: ...
+    @property
+    def parent(self) -> Checksum:
+        """Prepares: checksum of the prepare before."""
+
+    @property
+    def client(self) -> ClientId: ...
+    @property
+    def session(self) -> int: ...
+    @property
+    def request(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """Nanoseconds since 1970, strictly increasing along the log."""
+
+    @property
+    def position(self) -> int:
+        """Index of the first event."""
+
+    @property
+    def count(self) -> int:
+        """Number of events in the body (or of headers, for HEADERS and view frames)."""
+
+    @property
+    def latency_us(self) -> int:
+        """Requests: latency of the client's previous request, in microseconds."""
+
+    @property
+    def context(self) -> Checksum:
+        """The identity a frame is about: the acked or wanted prepare, the request replied to."""
+
+    @property
+    def log_view(self) -> int: ...
+    @property
+    def checkpoint_op(self) -> int: ...
+    @property
+    def nonce(self) -> int: ...
+    @property
+    def raw(self) -> bytes:
+        """The 256 encoded bytes."""
+
+
+class Message:
+    """A frame: decoded header and body. The body may be a view of a receive buffer."""
+
+    __slots__ = ("header", "body")
+
+    def __init__(self, header: Header, body: Bytes = b"") -> None:
+        self.header = header
+        self.body = body
+
+    def __repr__(self) -> str:
+        h = self.header
+        name = Command(h.command).name.lower()
+        return f"<{name} from {h.replica} view={h.view} op={h.op} commit={h.commit} {h.checksum[:4].hex()}>"
+
+
+class HeaderFactory(Protocol):
+    """Makes sealed headers: fills size, magic, version, release and both checksums.
+
+    Given to the core from outside, so that the core itself imports no codec.
+    """
+
+    def __call__(
+        self,
+        body: Bytes = b"",
+        *,
+        cluster: ClusterId,
+        command: int,
+        replica: int = NO_REPLICA,
+        epoch: int = 0,
+        operation: int = 0,
+        flags: int = 0,
+        reason: int = 0,
+        view: int = 0,
+        op: int = 0,
+        commit: int = 0,
+        parent: Checksum = ZERO16,
+        client: ClientId = ZERO16,
+        session: int = 0,
+        request: int = 0,
+        timestamp: int = 0,
+        position: int = 0,
+        count: int = 0,
+        latency_us: int = 0,
+        context: Checksum = ZERO16,
+        log_view: int = 0,
+        checkpoint_op: int = 0,
+        nonce: int = 0,
+        checksum_body: Checksum | None = None,
+    ) -> Header:
+        """`checksum_body`, when given, must be the body's checksum: it is not computed again."""
+
+
+def root_header(make_header: HeaderFactory, cluster: ClusterId) -> Header:
+    """Header of op 0, where every replica's hash chain starts. Depends on the cluster only."""
+    return make_header(cluster=cluster, command=Command.PREPARE, replica=0, operation=Operation.ROOT)

@@ -1,0 +1,194 @@
+"""What the core asks of its driver: one Work per round.
+
+The core never performs an effect. It describes effects here, in four groups with one
+rule each:
+
+- `send`: may leave now;
+- `persist`: to be made durable, in order; the driver hands the token back with
+  `Replica.durable(token)`, and only then does the core release the messages that
+  promise what was written. Nothing else can release them;
+- `apply`: committed operations, in order, each to be answered by `Replica.applied`;
+- `serve`: entries or headers that a peer wants and that only the disk still has.
+
+Imports errors and types only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+from typing import NamedTuple
+
+from kimberlite.types import Checksum, ClientId, Header, Message
+
+
+class ToReplica(NamedTuple):
+    """Send `message` to the replica of that index."""
+
+    replica: int
+    message: Message
+
+
+class ToClient(NamedTuple):
+    """Send `message` to the connection(s) of that client; dropped when there is none."""
+
+    client: ClientId
+    message: Message
+
+
+class PersistKind(IntEnum):
+    APPEND = auto()  # consecutive prepares above the journal's head
+    REPAIR = auto()  # prepares whose place is known, written in place
+    VIEW = auto()  # the superblock: view, log_view, commit, suffix
+
+
+class Persist(NamedTuple):
+    """Make this durable, then call Replica.durable(token)."""
+
+    token: int
+    kind: PersistKind
+    entries: tuple[Message, ...] = ()
+    view: int = 0
+    log_view: int = 0
+    commit: int = 0
+    suffix_head: int = 0
+    suffix: tuple[Header, ...] = ()
+    truncate_to: int | None = None  # VIEW only: once durable, forget the journal above this op
+
+
+class Apply(NamedTuple):
+    """A committed operation. `body` is None when only the journal has it."""
+
+    op: int
+    header: Header
+    message: Message | None
+
+
+class ServePrepare(NamedTuple):
+    """Read the prepare from the journal and send it to that replica."""
+
+    replica: int
+    op: int
+    checksum: Checksum
+
+
+class ServeHeaders(NamedTuple):
+    """Send headers of ops first..last from the journal to that replica, ending in `anchor`
+    when that is not ZERO16, in a HEADERS frame made by Replica.headers_message."""
+
+    replica: int
+    first: int
+    last: int
+    anchor: Checksum
+
+
+class EventKind(IntEnum):
+    """What happened, for telemetry and logs. `a`, `b`, `c` are given beside each."""
+
+    PREPARED = auto()  # op, events, bytes
+    PREPARE_ACKED = auto()  # op, nanoseconds since it was prepared (quorum reached)
+    COMMITTED = auto()  # op, events, nanoseconds since prepared (0 when not the primary's own)
+    QUEUED = auto()  # nanoseconds the oldest request of a batch waited
+    REPLIED = auto()  # op, nanoseconds between receipt of the request and reply
+    REJECTED = auto()  # reason
+    DUPLICATE = auto()  # request number
+    DROPPED = auto()  # command, drop reason
+    STATUS = auto()  # new status, view
+    VIEW_CHANGE_STARTED = auto()  # view, cause
+    VIEW_CHANGED = auto()  # view, nanoseconds since the replica left the old view
+    PRIMARY = auto()  # 1 when it became primary, 0 when it ceased to be
+    SUFFIX_DROPPED = auto()  # op, nacks
+    REPAIR_REQUESTED = auto()  # op, peer
+    REPAIRED = auto()  # op, nanoseconds since first requested
+    REPAIR_EXPIRED = auto()  # op, peer
+    FAULTY = auto()  # op
+    SESSION_REGISTERED = auto()  # session
+    SESSION_EVICTED = auto()  # session
+    ABDICATED = auto()  # view
+    RECOVERED = auto()  # nanoseconds since start
+    STUCK = auto()  # op: neither a copy nor a nack quorum; b = replicas heard
+    PEER_ROUND_TRIP = auto()  # peer, nanoseconds
+
+
+class DropReason(IntEnum):
+    WRONG_CLUSTER = 1
+    OLD_VIEW = 2
+    NEWER_VIEW = 3
+    WRONG_STATUS = 4
+    NOT_MEMBER = 5
+    DUPLICATE = 6
+    BROKEN_CHAIN = 7
+    BOUND = 8
+    MALFORMED = 9
+    WRONG_ROLE = 10
+    UNWANTED = 11
+
+
+class Event(NamedTuple):
+    kind: EventKind
+    a: int = 0
+    b: int = 0
+    c: int = 0
+
+
+@dataclass(slots=True)
+class Work:
+    """Everything the core wants done since the last `take_work`."""
+
+    send: list[ToReplica | ToClient] = field(default_factory=list)
+    persist: list[Persist] = field(default_factory=list)
+    apply: list[Apply] = field(default_factory=list)
+    serve: list[ServePrepare | ServeHeaders] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.send or self.persist or self.apply or self.serve or self.events)
+
+
+class PeerSnapshot(NamedTuple):
+    """What this replica knows of a peer. Nanoseconds; 0 in `last_heard` means never."""
+
+    replica: int
+    last_heard: int
+    op: int  # highest op it acknowledged in this view (primary only)
+    commit: int
+    round_trip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """State of the core for status and gauges, made on demand."""
+
+    replica: int
+    replica_count: int
+    status: int  # types.Status
+    is_primary: bool
+    primary: int
+    view: int
+    log_view: int
+    op: int
+    commit: int
+    applied: int
+    positions: int  # events in the committed log
+    quorum: int
+    pipeline_depth: int
+    pipeline_limit: int
+    queue_depth: int
+    queue_limit: int
+    sessions: int
+    sessions_limit: int
+    faulty: int
+    repairs_in_flight: int
+    repair_budget: int
+    oldest_uncommitted_votes: int
+    peers: tuple[PeerSnapshot, ...]
+    unhealthy: str  # a sentence that says why it does not commit; empty when it does
+
+
+class Admission(IntEnum):
+    """Answer to Replica.propose. Anything above DUPLICATE was refused, with a REJECT
+    frame in the next Work; nothing about the request is remembered."""
+
+    ACCEPTED = 0
+    DUPLICATE = 1
+    REJECTED = 2
