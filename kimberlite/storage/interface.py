@@ -75,14 +75,29 @@ class EntryState(IntEnum):
 class ViewState:
     """The promises a replica has made, as kept in the superblock.
 
-    `suffix`: headers of the canonical log of `log_view` above `commit`, up to its head,
-    ascending, as chosen or installed when log_view was entered; at most SUFFIX_MAX.
-    Entries of older views that are not in it are void.
+    Written when a view is left and when a log_view is entered. Fields that describe the
+    log of log_view (`base`, `suffix`) change only together with log_view:
+
+    - `base`: everything at or below it in this replica's journal was committed and
+      verified when log_view was entered.
+    - `suffix`: headers of the canonical log of log_view for ops
+      `suffix[0].op` .. `suffix_head`, ascending, without gaps, never empty after
+      format (the root header at least), at most SUFFIX_MAX. suffix[0] is the header of
+      an op that was committed.
+
+    What this means for entries on disk (the derivation that recovery follows):
+    - op <= base: canonical.
+    - base < op <= suffix_head: canonical if and only if its identity is in `suffix`, or it
+      is reached backward through `parent` from suffix[0] over verified entries. Any
+      other entry there is a stale one of an older view: void, whatever its view says.
+    - op > suffix_head: canonical if and only if its view equals log_view and it chains
+      forward, without a gap, from the header of suffix_head; otherwise void.
     """
 
     view: int = 0
     log_view: int = 0
-    commit: int = 0  # a lower bound of the commit number
+    commit: int = 0  # a lower bound of the commit number, may be above base
+    base: int = 0
     suffix_head: int = 0  # head of the log when log_view was entered
     suffix: tuple[Header, ...] = ()
 

@@ -51,6 +51,7 @@ class Persist(NamedTuple):
     view: int = 0
     log_view: int = 0
     commit: int = 0
+    base: int = 0
     suffix_head: int = 0
     suffix: tuple[Header, ...] = ()
     truncate_to: int | None = None  # VIEW only: once durable, forget the journal above this op
