@@ -7,6 +7,7 @@ Times are integer nanoseconds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -32,7 +33,6 @@ class Command(IntEnum):
     START_VIEW_CHANGE = 4
     DO_VIEW_CHANGE = 5
     START_VIEW = 6
-    REQUEST_START_VIEW = 7
     REQUEST_PREPARE = 8
     REQUEST_HEADERS = 9
     HEADERS = 10
@@ -241,3 +241,70 @@ class HeaderFactory(Protocol):
 def root_header(make_header: HeaderFactory, cluster: ClusterId) -> Header:
     """Header of op 0, where every replica's hash chain starts. Depends on the cluster only."""
     return make_header(cluster=cluster, command=Command.PREPARE, replica=0, operation=Operation.ROOT)
+
+
+class EntryState(IntEnum):
+    """What a replica knows of an op after a restart. Unsure means FAULTY."""
+
+    PRESENT = 0  # durable here and verified
+    ABSENT = 1  # certainly never acknowledged by this replica: it may nack
+    FAULTY = 2  # perhaps acknowledged, damaged now: neither ack nor nack, repair
+
+
+@dataclass(frozen=True, slots=True)
+class ViewState:
+    """The promises a replica has made, as kept in the superblock.
+
+    Written when a view is left and when a log_view is entered. Fields that describe the
+    log of log_view (`base`, `suffix`) change only together with log_view:
+
+    - `base`: everything at or below it in this replica's journal was committed and
+      verified when log_view was entered.
+    - `suffix`: headers of the canonical log of log_view for ops
+      `suffix[0].op` .. `suffix_head`, ascending, without gaps, never empty after
+      format (the root header at least), at most SUFFIX_MAX. suffix[0] is the header of
+      an op that was committed.
+
+    What this means for entries on disk (the derivation that recovery follows):
+    - op <= base: canonical.
+    - base < op <= suffix_head: canonical if and only if its identity is in `suffix`, or it
+      is reached backward through `parent` from suffix[0] over verified entries. Any
+      other entry there is a stale one of an older view: void, whatever its view says.
+    - op > suffix_head: canonical if and only if its view equals log_view and it chains
+      forward, without a gap, from the header of suffix_head; otherwise void.
+    """
+
+    view: int = 0
+    log_view: int = 0
+    commit: int = 0  # a lower bound of the commit number, may be above base
+    base: int = 0
+    suffix_head: int = 0  # head of the log when log_view was entered
+    suffix: tuple[Header, ...] = ()
+
+
+SUFFIX_MAX = 48
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredEntry:
+    """An op of the log after restart; `header` None when even its identity is unknown."""
+
+    op: int
+    state: EntryState
+    header: Header | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a restart found. `entries` covers [first_unsettled, head] ascending, without
+    gaps; everything at or below `settled` is present, chained and verified."""
+
+    view_state: ViewState
+    settled: int  # highest op such that it and everything below is PRESENT and chained
+    settled_header: Header  # of op `settled` (the root when 0)
+    head: int
+    entries: tuple[RecoveredEntry, ...] = ()
+    commit: int = 0  # highest commit number any verified entry or the superblock knows
+    torn: int = 0  # entries cut as torn, never acknowledged
+    faulty: int = 0
+    notes: tuple[str, ...] = ()

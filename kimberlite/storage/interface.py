@@ -10,12 +10,33 @@ May import: errors, types. Nothing here blocks for a write: completions come lat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import Protocol
 
-from kimberlite.types import Bytes, Checksum, Header, Message
+from kimberlite.types import (
+    SUFFIX_MAX,
+    Bytes,
+    Checksum,
+    EntryState,
+    Header,
+    Message,
+    Recovered,
+    RecoveredEntry,
+    ViewState,
+)
+
+__all__ = [
+    "SECTOR",
+    "SUFFIX_MAX",
+    "Disk",
+    "EntryState",
+    "LogStore",
+    "Recovered",
+    "RecoveredEntry",
+    "ViewState",
+    "Write",
+]
 
 SECTOR = 4096  # alignment of every write: offset, length and memory
 
@@ -63,73 +84,6 @@ class Disk(Protocol):
     def close(self) -> None: ...
 
 
-class EntryState(IntEnum):
-    """What a replica knows of an op after a restart. Unsure means FAULTY."""
-
-    PRESENT = 0  # durable here and verified
-    ABSENT = 1  # certainly never acknowledged by this replica: it may nack
-    FAULTY = 2  # perhaps acknowledged, damaged now: neither ack nor nack, repair
-
-
-@dataclass(frozen=True, slots=True)
-class ViewState:
-    """The promises a replica has made, as kept in the superblock.
-
-    Written when a view is left and when a log_view is entered. Fields that describe the
-    log of log_view (`base`, `suffix`) change only together with log_view:
-
-    - `base`: everything at or below it in this replica's journal was committed and
-      verified when log_view was entered.
-    - `suffix`: headers of the canonical log of log_view for ops
-      `suffix[0].op` .. `suffix_head`, ascending, without gaps, never empty after
-      format (the root header at least), at most SUFFIX_MAX. suffix[0] is the header of
-      an op that was committed.
-
-    What this means for entries on disk (the derivation that recovery follows):
-    - op <= base: canonical.
-    - base < op <= suffix_head: canonical if and only if its identity is in `suffix`, or it
-      is reached backward through `parent` from suffix[0] over verified entries. Any
-      other entry there is a stale one of an older view: void, whatever its view says.
-    - op > suffix_head: canonical if and only if its view equals log_view and it chains
-      forward, without a gap, from the header of suffix_head; otherwise void.
-    """
-
-    view: int = 0
-    log_view: int = 0
-    commit: int = 0  # a lower bound of the commit number, may be above base
-    base: int = 0
-    suffix_head: int = 0  # head of the log when log_view was entered
-    suffix: tuple[Header, ...] = ()
-
-
-SUFFIX_MAX = 48
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveredEntry:
-    """An op of the log after restart; `header` None when even its identity is unknown."""
-
-    op: int
-    state: EntryState
-    header: Header | None
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What a restart found. `entries` covers [first_unsettled, head] ascending, without
-    gaps; everything at or below `settled` is present, chained and verified."""
-
-    view_state: ViewState
-    settled: int  # highest op such that it and everything below is PRESENT and chained
-    settled_header: Header  # of op `settled` (the root when 0)
-    head: int
-    entries: tuple[RecoveredEntry, ...] = ()
-    commit: int = 0  # highest commit number any verified entry or the superblock knows
-    torn: int = 0  # entries cut as torn, never acknowledged
-    faulty: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-
 class LogStore(Protocol):
     """Journal, witnesses and superblock of one replica.
 
@@ -159,6 +113,10 @@ class LogStore(Protocol):
     @property
     def head(self) -> int:
         """Highest op appended (durable or under way)."""
+
+    @property
+    def faulty(self) -> Set[int]:
+        """Ops known to be damaged on this disk, until repaired."""
 
     def header(self, op: int) -> Header | None:
         """Header of a journaled op, from the witness when not in memory."""

@@ -37,8 +37,7 @@ class ToClient(NamedTuple):
 
 
 class PersistKind(IntEnum):
-    APPEND = auto()  # consecutive prepares above the journal's head
-    REPAIR = auto()  # prepares whose place is known, written in place
+    WRITE = auto()  # prepares in ascending order: in place at or below the journal's head, appended above
     VIEW = auto()  # the superblock: view, log_view, commit, suffix
 
 
@@ -58,10 +57,10 @@ class Persist(NamedTuple):
 
 
 class Apply(NamedTuple):
-    """A committed operation. `body` is None when only the journal has it."""
+    """A committed operation; header or message are None when only the journal has them."""
 
     op: int
-    header: Header
+    header: Header | None
     message: Message | None
 
 
@@ -74,13 +73,12 @@ class ServePrepare(NamedTuple):
 
 
 class ServeHeaders(NamedTuple):
-    """Send headers of ops first..last from the journal to that replica, ending in `anchor`
-    when that is not ZERO16, in a HEADERS frame made by Replica.headers_message."""
+    """Send headers of ops first..last from the journal to that replica, in the HEADERS frame
+    that Replica.headers_message makes of them."""
 
     replica: int
     first: int
     last: int
-    anchor: Checksum
 
 
 class EventKind(IntEnum):

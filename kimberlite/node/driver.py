@@ -1,0 +1,251 @@
+"""The driver: carries out the core's Work on a store, a network and a state machine.
+
+Shared by the node and the simulator: it has no clock and does no I/O of its own. Every
+input method runs the core until it asks for nothing more, so that between calls
+there is no work left but what waits for the disk.
+
+Order within a round: superblock and journal writes are submitted first, then messages
+leave (they may travel while the disk writes), then committed operations are applied.
+
+May import: errors, types, state_machine, vsr, _fast, storage.interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kimberlite._fast import events, framing
+from kimberlite.errors import InvariantError, invariant
+from kimberlite.state_machine import Batch, StateMachine
+from kimberlite.storage.interface import LogStore
+from kimberlite.types import Bytes, ClientId, Header, HeaderFactory, Message, Operation, ViewState
+from kimberlite.vsr.codec import ClientRequest
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.sessions import Result
+from kimberlite.vsr.work import (
+    Admission,
+    Apply,
+    Event,
+    Persist,
+    PersistKind,
+    ServeHeaders,
+    ServePrepare,
+    ToReplica,
+)
+
+
+class FastCodec:
+    """The compiled codec, in the shape that the core asks for (vsr.codec.Codec)."""
+
+    make_header: HeaderFactory = staticmethod(framing.make_header)
+
+    def decode_headers(self, buffer: Bytes) -> list[Header]:
+        return list(framing.decode_headers(buffer))
+
+    def pack_requests(self, requests: Sequence[ClientRequest]) -> bytes:
+        return events.pack_requests([events.SubRequest(*request) for request in requests])
+
+
+class Network(Protocol):
+    """Where messages go. Neither method blocks or fails: what cannot be sent is dropped."""
+
+    def send(self, replica: int, message: Message) -> None: ...
+    def send_client(self, client: ClientId, message: Message) -> None: ...
+
+
+class Recorder(Protocol):
+    """Where the core's events go (telemetry, or a simulator's checker)."""
+
+    def record(self, events: list[Event]) -> None: ...
+
+
+class Driver:
+    """One replica's core with its store, network, state machine and recorder."""
+
+    def __init__(
+        self, core: Replica, store: LogStore, machine: StateMachine, network: Network, recorder: Recorder
+    ) -> None:
+        self.core = core
+        self.store = store
+        self.machine = machine
+        self.network = network
+        self.recorder = recorder
+        self._truncations: dict[int, int] = {}  # token -> op to truncate the journal to
+        self._now = 0
+
+    # Inputs
+
+    def start(self, now: int) -> None:
+        """After construction: carry out what recovery asks for."""
+        self._now = now
+        self._run()
+
+    def on_messages(self, messages: Sequence[Message], now: int) -> None:
+        """Frames from peers, in order of arrival."""
+        self._now = now
+        core = self.core
+        for message in messages:
+            core.step(message, now)
+        self._run()
+
+    def on_message(self, message: Message, now: int) -> None:
+        self.on_messages((message,), now)
+
+    def on_requests(self, messages: Sequence[Message], now: int) -> None:
+        """Client requests, in order of arrival. Bodies are checked before they enter the log."""
+        self._now = now
+        for message in messages:
+            self._propose(message, now)
+        self._run()
+
+    def on_request(self, message: Message, now: int) -> None:
+        self.on_requests((message,), now)
+
+    def on_disk(self, now: int) -> None:
+        """Writes may have completed. Raises WriteFailedError: the process must end."""
+        self._now = now
+        if self._collect(now):
+            self._run()
+
+    def on_tick(self, now: int) -> None:
+        self._now = now
+        self.core.tick(now)
+        self._run()
+
+    # The round
+
+    def _propose(self, message: Message, now: int) -> Admission:
+        return self.core.propose(message, now)
+
+    def _run(self) -> None:
+        core = self.core
+        while work := core.take_work():
+            for persist in work.persist:
+                self._persist(persist)
+            for destination in work.send:
+                if isinstance(destination, ToReplica):
+                    self.network.send(destination.replica, destination.message)
+                else:
+                    self.network.send_client(destination.client, destination.message)
+            for request in work.serve:
+                self._serve(request)
+            for apply in work.apply:
+                if not self._apply(apply):
+                    break
+            if work.events:
+                self.recorder.record(work.events)
+            if work.persist:
+                self._collect(self._now)  # an inline disk has completed already
+
+    def _collect(self, now: int) -> bool:
+        tokens = self.store.completions()
+        for token in tokens:
+            if token < 0:
+                continue
+            above = self._truncations.pop(token, None)
+            if above is not None and above < self.store.head:
+                self.store.truncate(above)
+            self.core.durable(token, now)
+        return bool(tokens)
+
+    def _persist(self, persist: Persist) -> None:
+        if persist.kind is PersistKind.VIEW:
+            if persist.truncate_to is not None:
+                self._truncations[persist.token] = persist.truncate_to
+            self.store.set_view_state(
+                persist.token,
+                ViewState(
+                    view=persist.view,
+                    log_view=persist.log_view,
+                    commit=persist.commit,
+                    base=persist.base,
+                    suffix_head=persist.suffix_head,
+                    suffix=persist.suffix,
+                ),
+            )
+            return
+        head = self.store.head
+        in_place = [entry for entry in persist.entries if entry.header.op <= head]
+        above = [entry for entry in persist.entries if entry.header.op > head]
+        if in_place:
+            # Submissions complete in order, so the token of the last one answers for both.
+            self.store.repair(-persist.token if above else persist.token, in_place)
+        if above:
+            self.store.append(persist.token, above)
+
+    def _serve(self, request: ServePrepare | ServeHeaders) -> None:
+        if isinstance(request, ServePrepare):
+            message = self.store.read(request.op, request.checksum)
+            if message is not None:
+                self.network.send(request.replica, message)
+            else:
+                self._note_damage(request.op)
+            return
+        answer = self.core.headers_message(self.store.headers(request.first, request.last))
+        if answer is not None:
+            self.network.send(request.replica, answer)
+
+    def _note_damage(self, op: int) -> None:
+        if op in self.store.faulty and op not in self.core.log.faulty:
+            self.core.entry_faulty(op, self.store.header(op), self._now)
+
+    # Applying
+
+    def _apply(self, apply: Apply) -> bool:
+        """Execute one committed op; False when its entry is damaged and must be repaired first."""
+        message = apply.message
+        header = message.header if message is not None else apply.header or self.store.header(apply.op)
+        if message is None and (header is None or self._needs_body(header)):
+            message = self.store.read(apply.op, header.checksum if header is not None else None)
+            if message is None:
+                self.core.entry_faulty(apply.op, header, self._now)
+                return False
+            header = message.header
+        if header is None:
+            raise InvariantError("a committed op that is durable here has a header", op=apply.op)
+        self._execute(header, message)
+        return True
+
+    def _needs_body(self, header: Header) -> bool:
+        return header.operation == Operation.BATCH or (header.operation == Operation.APPLY and self.machine.needs_body)
+
+    def _execute(self, header: Header, message: Message | None) -> None:
+        requests = _requests_of(header, message)
+        batches: list[Batch] = []
+        position = header.position
+        for request in requests:
+            if request.operation == Operation.APPLY:
+                batches.append(Batch(request.body, request.events, position, header.op, header.timestamp))
+                position += request.events
+        replies = iter(self.machine.apply(batches) if batches else ())
+        results: list[Result] = []
+        position = header.position
+        for request in requests:
+            body = next(replies) if request.operation == Operation.APPLY else b""
+            results.append(
+                Result(
+                    request.client, request.session, request.request, request.operation, position, request.events, body
+                )
+            )
+            position += request.events
+        invariant(
+            position == header.position + header.count,
+            "the requests of a prepare hold the events its header counts",
+            op=header.op,
+            header=header.count,
+            requests=position - header.position,
+        )
+        self.core.applied_op(header.op, results, self._now)
+
+
+def _requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
+    """The client requests that a committed prepare holds, in order."""
+    if header.operation == Operation.BATCH:
+        if message is None:
+            raise InvariantError("a batch of requests needs its body", op=header.op)
+        return [ClientRequest(*request) for request in events.unpack_requests(message.body)]
+    if header.operation in (Operation.APPLY, Operation.REGISTER):
+        body: Bytes = message.body if message is not None else b""
+        return [ClientRequest(header.client, header.session, header.request, header.operation, header.count, body)]
+    return []

@@ -1,0 +1,61 @@
+"""Bounds and timeouts of the core. Times in nanoseconds; every queue has its bound here.
+
+Imports errors and types only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kimberlite.errors import ConfigError
+from kimberlite.types import REPLICAS_MAX, ClusterId
+
+MS = 1_000_000
+PIPELINE_LIMIT = 32  # hard bound: view-change frames and the superblock hold this many headers
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """What a Replica must know. See kimberlite.config for the user's view of the same knobs."""
+
+    cluster: ClusterId
+    replica: int
+    replica_count: int
+    # Bounds
+    pipeline_max: int = 8  # uncommitted prepares; more hides latency, less bounds a view change
+    queue_max: int = 1024  # requests waiting for a place in the pipeline
+    queue_bytes_max: int = 64 << 20
+    prepare_bytes_max: int = 1 << 20  # body of a prepare made of several requests
+    prepare_requests_max: int = 512
+    request_bytes_max: int = 2 << 20
+    sessions_max: int = 1024
+    repairs_max: int = 16  # repair requests in flight in all
+    repairs_per_peer_max: int = 8
+    repair_window: int = 64  # bodies held for repair ahead of the durable prefix
+    headers_per_message: int = 256
+    apply_per_round: int = 256
+    # Timeouts
+    heartbeat_ns: int = 50 * MS
+    commit_linger_ns: int = 5 * MS  # how long backups may wait to hear of a commit on an idle log
+    suspect_min_ns: int = 300 * MS  # silence of the primary before a backup votes to leave its view
+    suspect_max_ns: int = 2000 * MS
+    vote_resend_ns: int = 100 * MS
+    vote_window_ns: int = 1500 * MS  # a vote older than this no longer counts
+    view_change_ns: int = 500 * MS  # a view change that takes longer is voted out, with back-off
+    view_change_max_ns: int = 5000 * MS
+    do_view_change_resend_ns: int = 100 * MS
+    prepare_resend_ns: int = 150 * MS
+    repair_ns: int = 20 * MS
+    repair_expiry_ns: int = 250 * MS
+    abdicate_ns: int = 2000 * MS  # a primary that cannot commit for this long stops leading
+    forfeit_gap: int = 4096  # a candidate this many ops behind leaves the view to another
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replica_count <= REPLICAS_MAX:
+            raise ConfigError(f"replica_count is {self.replica_count}: it must be from 1 to {REPLICAS_MAX}")
+        if not 0 <= self.replica < self.replica_count:
+            raise ConfigError(f"replica is {self.replica}: it must be below replica_count, {self.replica_count}")
+        if not 1 <= self.pipeline_max <= PIPELINE_LIMIT:
+            raise ConfigError(f"pipeline_max is {self.pipeline_max}: it must be from 1 to {PIPELINE_LIMIT}")
+        if len(self.cluster) != 16:
+            raise ConfigError(f"a cluster id has 16 bytes, this one {len(self.cluster)}")

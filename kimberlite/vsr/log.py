@@ -1,0 +1,224 @@
+"""The replica's view of its log: which headers it knows, which entries its disk holds.
+
+    root ... durable ........ linked .. (hole) .. op
+    |  on disk, chained  | header known, chained | headers of a newer suffix |
+
+- `op`: the head. Every replica of a log_view holds a prefix of one canonical log.
+- `linked`: headers are known and hash-chained from the root up to here. Below `op`
+  only while headers are missing (a hole), which repair fills.
+- `durable`: entries are on this replica's disk up to here: what may be acknowledged.
+- `journal_head`: highest op handed to the journal; entries are appended in order.
+- `candidates`: entries of an older view on the disk, above `linked`, that may or may
+  not be canonical; decided one by one as `linked` reaches them.
+
+Memory: headers of ops above min(applied, durable) and WINDOW below; bodies not yet applied.
+Imports errors and types only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kimberlite.errors import invariant
+from kimberlite.types import Checksum, Header, Message
+
+WINDOW = 256  # headers and bodies kept below the applied op, to serve retransmissions
+
+
+class Log:
+    """See the module docstring. Holds no policy: callers decide what to accept."""
+
+    def __init__(self, head: Header) -> None:
+        self.headers: dict[int, Header] = {head.op: head}
+        self.bodies: dict[int, Message] = {}
+        self.op = head.op
+        self.linked = head.op
+        self.durable = head.op
+        self.journal_head = head.op
+        self.on_disk: set[int] = set()  # durable above `durable`
+        self.writing: dict[int, Checksum] = {}
+        self.faulty: set[int] = set()
+        self.candidates: dict[int, Header] = {}
+
+    # Growing
+
+    def append(self, message: Message) -> None:
+        """The next prepare of this view."""
+        header = message.header
+        invariant(header.op == self.op + 1, "prepares are appended in order", op=header.op, head=self.op)
+        self.headers[header.op] = header
+        self.bodies[header.op] = message
+        self.op = header.op
+        self.link()
+
+    def extend(self, header: Header) -> bool:
+        """A canonical header learned from a peer; False when it does not continue `linked`."""
+        if header.op != self.linked + 1 or header.parent != self.headers[self.linked].checksum:
+            return False
+        known = self.headers.get(header.op)
+        if known is not None and known.checksum != header.checksum:
+            return False
+        self.headers[header.op] = header
+        self.op = max(self.op, header.op)
+        self.link()
+        return True
+
+    def link(self) -> None:
+        """Move `linked` and `durable` up as far as headers and disk allow."""
+        headers = self.headers
+        while self.linked < self.op:
+            following = headers.get(self.linked + 1)
+            if following is None:
+                break
+            invariant(
+                following.parent == headers[self.linked].checksum,
+                "the log is one hash chain",
+                op=following.op,
+                view=following.view,
+                parent=following.parent.hex(),
+                expected=headers[self.linked].checksum.hex(),
+            )
+            if self.candidates and not self._settle_candidate(following):
+                break
+            self.linked += 1
+        while self.durable < self.linked and self.durable + 1 in self.on_disk:
+            self.durable += 1
+            self.on_disk.discard(self.durable)
+
+    def _settle_candidate(self, header: Header) -> bool:
+        """Whether linking may pass `header`: the candidate there, if any, is the same entry."""
+        candidate = self.candidates.get(header.op)
+        if candidate is None:
+            return True
+        if candidate.checksum != header.checksum:
+            return False  # divergent: the journal must be truncated first, see divergence()
+        del self.candidates[header.op]
+        if header.op not in self.faulty:
+            self.on_disk.add(header.op)
+        return True
+
+    def divergence(self) -> int | None:
+        """The op above which the journal holds entries of another log, when that is known."""
+        following = self.headers.get(self.linked + 1)
+        candidate = self.candidates.get(self.linked + 1)
+        if following is not None and candidate is not None and candidate.checksum != following.checksum:
+            return self.linked
+        return None
+
+    def drop_candidates(self) -> None:
+        """After the journal was truncated to `linked`."""
+        self.candidates.clear()
+        self.journal_head = self.linked
+        self.link()
+
+    # Durability
+
+    def mark_durable(self, header: Header) -> bool:
+        """An entry was written; False when the log has moved on to another identity."""
+        self.writing.pop(header.op, None)
+        known = self.headers.get(header.op)
+        if known is None or known.checksum != header.checksum:
+            return False
+        self.faulty.discard(header.op)
+        if header.op > self.durable:
+            self.on_disk.add(header.op)
+            self.link()
+        return True
+
+    def holds(self, op: int) -> bool:
+        """The canonical entry of `op` is on this disk."""
+        return op not in self.faulty and (op <= self.durable or op in self.on_disk)
+
+    def mark_faulty(self, op: int) -> None:
+        """A read found the entry damaged. `durable` stays: what was acknowledged was true."""
+        self.faulty.add(op)
+        self.on_disk.discard(op)
+
+    # Planning
+
+    def missing(self, limit: int) -> Iterator[Header]:
+        """Headers of linked entries that are neither on disk nor in memory, lowest first,
+        within `limit` ops of the durable prefix; then damaged ones below it."""
+        for op in range(self.durable + 1, min(self.linked, self.durable + limit) + 1):
+            if op not in self.on_disk and op not in self.bodies and op not in self.writing:
+                yield self.headers[op]
+        for op in sorted(self.faulty):
+            header = self.headers.get(op)
+            if op <= self.durable and header is not None and op not in self.bodies and op not in self.writing:
+                yield header
+
+    def take_writes(self) -> list[Message]:
+        """Entries to write now: damaged or missing ones in place, then appends in order."""
+        writes: list[Message] = []
+        bodies = self.bodies
+        if self.durable < self.journal_head or self.faulty:
+            wanted = set(range(self.durable + 1, min(self.journal_head, self.linked) + 1)) - self.on_disk
+            for op in sorted(wanted | self.faulty):
+                message = bodies.get(op)
+                if message is not None and op not in self.writing and op <= self.linked:
+                    writes.append(message)
+        following = self.journal_head + 1
+        while following <= self.linked and following in bodies:
+            writes.append(bodies[following])
+            self.journal_head = following
+            following += 1
+        for message in writes:
+            self.writing[message.header.op] = message.header.checksum
+        return writes
+
+    # View changes
+
+    def install(self, suffix: Sequence[Header], committed: int) -> int:
+        """Replace everything above what is known to be canonical by `suffix`.
+
+        suffix: headers from some committed op to the new head, ascending and chained.
+        committed: an op at or below which this log is canonical (it was applied).
+        Returns the op to truncate the journal to. Entries between `committed` and the
+        suffix whose place in the canonical log is not known become candidates.
+        """
+        head = suffix[-1].op
+        first = suffix[0].op
+        match = committed
+        for header in suffix:
+            own = self.headers.get(header.op)
+            if own is not None and own.checksum == header.checksum and header.op <= self.linked:
+                match = max(match, header.op)
+        old_head = self.journal_head
+        if match >= first or old_head <= match:
+            # Everything up to `match` is canonical by the chain; the rest is not.
+            truncate_to = min(match, old_head)
+            candidates: dict[int, Header] = {}
+        else:
+            # A hole: own entries between `match` and `first` are kept until headers tell.
+            # Writes still under way count: they end before the superblock write that follows.
+            truncate_to = min(old_head, first - 1)
+            candidates = {
+                op: self.headers[op]
+                for op in range(match + 1, truncate_to + 1)
+                if op in self.headers and (op in self.faulty or op in self.writing or self.holds(op))
+            }
+        for op in [op for op in self.headers if op > match]:
+            del self.headers[op]
+        identities = {header.op: header.checksum for header in suffix}
+        for op in [op for op in self.bodies if op > match]:
+            if identities.get(op) != self.bodies[op].header.checksum:
+                del self.bodies[op]
+        self.on_disk = {op for op in self.on_disk if op <= match}
+        self.faulty = {op for op in self.faulty if op <= truncate_to}
+        self.writing = {op: checksum for op, checksum in self.writing.items() if op <= match}
+        for header in suffix:
+            self.headers[header.op] = header
+        self.op = head
+        self.linked = min(self.linked, match)
+        self.durable = min(self.durable, match)
+        self.journal_head = truncate_to
+        self.candidates = candidates
+        self.link()
+        return truncate_to
+
+    def forget(self, applied: int) -> None:
+        """Drop what retransmission will not need: called as the applied op advances."""
+        low = min(applied, self.durable) - WINDOW
+        if low > 0 and low not in self.faulty:
+            self.headers.pop(low, None)
+            self.bodies.pop(low, None)

@@ -1,0 +1,462 @@
+"""Normal operation: requests into prepares, acknowledgements, commits, heartbeats.
+
+VRR section 4.1 with these differences: an acknowledgement names the entry by identity and
+is cumulative (a backup acknowledges n only when everything up to n is durable and
+chained, so one frame answers for a whole group); requests that wait share the next
+prepare; the primary counts itself only when its own write is durable.
+Imports errors, types and vsr only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kimberlite.errors import invariant
+from kimberlite.types import ZERO16, Bytes, Command, Message, Operation, Reason, Status
+from kimberlite.vsr import quorum, repair, view_change
+from kimberlite.vsr.codec import ClientRequest
+from kimberlite.vsr.sessions import Result, Session
+from kimberlite.vsr.state import Prepared
+from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.replica import Replica
+
+# Requests
+
+
+def propose(r: Replica, message: Message) -> Admission:
+    """Accept, answer or refuse a client's request."""
+    header = message.header
+    if r.status != Status.NORMAL or not r.is_primary:
+        return _refuse(r, message, Reason.NOT_PRIMARY)
+    if r.draining:
+        return _refuse(r, message, Reason.DRAINING)
+    if len(message.body) > r.config.request_bytes_max:
+        return _refuse(r, message, Reason.TOO_LARGE)
+    if not r.ready:
+        # Sessions are not up to date yet: duplicates could not be told.
+        if len(r.waiting) >= r.config.queue_max:
+            return _refuse(r, message, Reason.BUSY_QUEUE)
+        r.waiting.append((message, r.now))
+        return Admission.ACCEPTED
+    session = r.sessions.get(header.client)
+    if header.operation == Operation.REGISTER:
+        if session is not None:
+            _send_reply(r, message, session.number, session.number, 0, 0, b"")
+            return _duplicate(r, message)
+    else:
+        if session is None or session.number != header.session:
+            return _refuse(r, message, Reason.NO_SESSION)
+        if header.request == session.request:
+            _resend_reply(r, message, session)
+            return _duplicate(r, message)
+        if header.request < session.request:
+            return _duplicate(r, message)  # the client has its reply: it sent a later request since
+        if header.request > session.request + 1:
+            return _refuse(r, message, Reason.REQUEST_TOO_NEW)
+    if is_in_flight(r, message):
+        return _duplicate(r, message)
+    if len(r.queue) >= r.config.queue_max or r.queue_bytes + len(message.body) > r.config.queue_bytes_max:
+        return _refuse(r, message, Reason.BUSY_QUEUE)
+    r.in_flight[header.client] = header.request
+    r.queue.append((message, r.now))
+    r.queue_bytes += len(message.body)
+    return Admission.ACCEPTED
+
+
+def is_in_flight(r: Replica, message: Message) -> bool:
+    """A client has one request in flight: another frame of it is the same one again."""
+    return message.header.client in r.in_flight
+
+
+def _refuse(r: Replica, message: Message, reason: Reason) -> Admission:
+    r.reject(message, reason)
+    return Admission.REJECTED
+
+
+def _duplicate(r: Replica, message: Message) -> Admission:
+    r.emit(EventKind.DUPLICATE, message.header.request)
+    return Admission.DUPLICATE
+
+
+def _resend_reply(r: Replica, message: Message, session: Session) -> None:
+    _send_reply(r, message, session.number, session.op, session.position, session.count, session.body)
+
+
+def _send_reply(r: Replica, request: Message, session: int, op: int, position: int, count: int, body: Bytes) -> None:
+    header = request.header
+    r.send_client(
+        header.client,
+        r.make(
+            Command.REPLY,
+            body,
+            client=header.client,
+            session=session,
+            request=header.request,
+            operation=header.operation,
+            op=op,
+            position=position,
+            count=count,
+            context=header.checksum,
+        ),
+    )
+
+
+def flush(r: Replica) -> None:
+    """Turn waiting requests into prepares, as far as the pipeline has room."""
+    if not r.is_primary or r.status != Status.NORMAL:
+        return
+    if not r.ready and _catch_up_done(r):
+        r.ready = True
+        waiting, r.waiting = r.waiting, []
+        for message, _ in waiting:
+            propose(r, message)
+    while r.queue and len(r.pipeline) < r.config.pipeline_max:
+        _prepare(r, _take_batch(r))
+
+
+def _catch_up_done(r: Replica) -> bool:
+    """Whether everything that the last view left is committed and applied here."""
+    return r.applied >= r.ready_at_op and r.view_token is None
+
+
+def _take_batch(r: Replica) -> list[tuple[Message, int]]:
+    """As many waiting requests as one prepare may hold, at least one."""
+    batch: list[tuple[Message, int]] = []
+    size = 0
+    while r.queue and len(batch) < r.config.prepare_requests_max:
+        length = len(r.queue[0][0].body)
+        if batch and size + length > r.config.prepare_bytes_max:
+            break
+        batch.append(r.queue.popleft())
+        size += length
+    r.queue_bytes -= size
+    return batch
+
+
+def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
+    """Make the next prepare, send it to all backups and to the journal."""
+    previous = r.log.headers[r.log.op]
+    first = batch[0][0].header
+    body: Bytes
+    if len(batch) == 1:
+        body = batch[0][0].body
+        operation, client, session, request = first.operation, first.client, first.session, first.request
+        context, checksum_body, count = first.checksum, first.checksum_body, first.count
+    else:
+        body = r.codec.pack_requests(
+            [
+                ClientRequest(
+                    m.header.client, m.header.session, m.header.request, m.header.operation, m.header.count, m.body
+                )
+                for m, _ in batch
+            ]
+        )
+        operation, client, session, request = int(Operation.BATCH), ZERO16, 0, 0
+        context, checksum_body = ZERO16, None
+        count = sum(m.header.count for m, _ in batch)
+    # Strictly increasing along the log, whatever the clock does.
+    timestamp = max(r.now + r.clock_offset, previous.timestamp + 1, r.last_timestamp + 1)
+    r.last_timestamp = timestamp
+    header = r.codec.make_header(
+        body,
+        cluster=r.config.cluster,
+        command=Command.PREPARE,
+        replica=r.index,
+        view=r.view,
+        op=previous.op + 1,
+        commit=r.commit_max,
+        parent=previous.checksum,
+        operation=operation,
+        client=client,
+        session=session,
+        request=request,
+        timestamp=timestamp,
+        position=previous.position + previous.count,
+        count=count,
+        context=context,
+        checksum_body=checksum_body,
+    )
+    message = Message(header, body)
+    r.log.append(message)
+    r.pipeline.append(Prepared(header, r.now, 0, batch))
+    r.broadcast(message)
+    r.emit(EventKind.QUEUED, r.now - batch[0][1])
+    r.emit(EventKind.PREPARED, header.op, count, header.size)
+    r.prepare_timer.start_if_idle(r.now + r.prng.jitter(r.config.prepare_resend_ns))
+    r.heartbeat_timer.start(r.now + r.config.heartbeat_ns)
+
+
+# Prepares at a backup
+
+
+def on_prepare(r: Replica, message: Message) -> None:
+    """Accept the next prepare of this view, keep one that came early, or take a repair."""
+    header = message.header
+    known = r.log.headers.get(header.op)
+    if known is not None and known.checksum == header.checksum:
+        _on_known_prepare(r, message)
+    elif header.view > r.view:
+        view_change.on_newer_view(r, header.view)
+    elif header.view < r.view:
+        r.drop(message, DropReason.OLD_VIEW)
+    elif r.status != Status.NORMAL:
+        r.drop(message, DropReason.WRONG_STATUS)
+    elif r.is_primary or header.replica != r.primary:
+        r.drop(message, DropReason.WRONG_ROLE)
+    else:
+        heard_primary(r)
+        r.learn_commit(header.commit)
+        r.known_head = max(r.known_head, header.op)
+        if header.op == r.log.op + 1 and r.log.op in r.log.headers:
+            _accept(r, message)
+            while (following := r.stash.pop(r.log.op + 1, None)) is not None:
+                _accept(r, following)
+        elif header.op > r.log.op:
+            if len(r.stash) < r.config.pipeline_max:
+                r.stash[header.op] = message
+            else:
+                r.drop(message, DropReason.BOUND)
+            repair.wake(r)
+        else:
+            r.drop(message, DropReason.DUPLICATE)
+
+
+def _on_known_prepare(r: Replica, message: Message) -> None:
+    """Its header is already in the log: a wanted body, or a duplicate."""
+    header = message.header
+    if r.status != Status.NORMAL:
+        r.drop(message, DropReason.WRONG_STATUS)
+        return
+    if not repair.on_body(r, message):
+        r.drop(message, DropReason.DUPLICATE)
+        if header.view == r.view and not r.is_primary and header.op <= r.log.durable:
+            heard_primary(r)
+            r.ack_due = True  # perhaps the acknowledgement was lost
+
+
+def _accept(r: Replica, message: Message) -> None:
+    header = message.header
+    before = r.log.headers[r.log.op]
+    invariant(
+        header.parent == before.checksum,
+        "a prepare of this view continues this replica's log",
+        op=header.op,
+        view=header.view,
+        parent=header.parent.hex(),
+        own=before.checksum.hex(),
+    )
+    r.log.append(message)
+    r.learn_commit(header.commit)
+
+
+def heard_primary(r: Replica) -> None:
+    """A sign of life of the primary of this view: withdraw a vote against it."""
+    r.detector.heard(r.now)
+    r.suspecting = False
+    r.vote_timer.stop()
+    peer = r.peers.get(r.primary)
+    if peer is not None:
+        peer.last_heard = r.now
+
+
+def may_acknowledge(r: Replica) -> bool:
+    """A backup speaks for its log only in normal status of the view it is in."""
+    return r.status == Status.NORMAL and r.log_view == r.view and not r.is_primary and r.view_token is None
+
+
+def acknowledged_op(r: Replica) -> int:
+    """What may be acknowledged: everything up to here is durable and chained."""
+    return r.log.durable
+
+
+def acknowledge(r: Replica) -> None:
+    """Send one cumulative acknowledgement when one is due."""
+    if not r.ack_due or not may_acknowledge(r):
+        return
+    r.ack_due = False
+    op = acknowledged_op(r)
+    header = r.log.headers.get(op)
+    if header is None:
+        return
+    nonce, r.echo_nonce = r.echo_nonce, 0
+    r.send(r.primary, r.make(Command.PREPARE_OK, op=op, context=header.checksum, nonce=nonce))
+
+
+# Acknowledgements and commits at the primary
+
+
+def on_entries_durable(r: Replica) -> None:
+    """Entries written in this view reached the disk: they may be acknowledged."""
+    if r.status != Status.NORMAL:
+        return
+    if r.is_primary:
+        _count(r, r.index, acknowledged_op(r))
+    else:
+        r.ack_due = True
+
+
+def on_prepare_ok(r: Replica, message: Message) -> None:
+    """Count a backup's acknowledgement for its op and everything below."""
+    header = message.header
+    if header.view != r.view:
+        if header.view > r.view:
+            view_change.on_newer_view(r, header.view)
+        else:
+            r.drop(message, DropReason.OLD_VIEW)
+        return
+    if r.status != Status.NORMAL or not r.is_primary or header.replica == r.index:
+        r.drop(message, DropReason.WRONG_ROLE)
+        return
+    peer = r.peers[header.replica]
+    if header.nonce:
+        peer.round_trip = r.now - header.nonce
+        r.emit(EventKind.PEER_ROUND_TRIP, header.replica, peer.round_trip)
+    peer.op = max(peer.op, header.op)
+    peer.commit = header.commit
+    known = r.log.headers.get(header.op)
+    if known is None:
+        return  # far behind: nothing in the pipeline is concerned
+    if known.checksum != header.context:
+        r.drop(message, DropReason.BROKEN_CHAIN)
+        return
+    _count(r, header.replica, header.op)
+
+
+def _count(r: Replica, replica: int, op: int) -> None:
+    """`replica` has everything up to `op`: advance the commit number as far as quorums allow."""
+    bit = 1 << replica
+    for prepared in r.pipeline:
+        if prepared.header.op > op:
+            break
+        prepared.acks |= bit
+    before = r.commit_max
+    while r.pipeline and may_commit(r, r.pipeline[0]):
+        prepared = r.pipeline.popleft()
+        r.commit_max = max(r.commit_max, prepared.header.op)
+        r.committing[prepared.header.op] = prepared
+        r.emit(EventKind.PREPARE_ACKED, prepared.header.op, r.now - prepared.prepared_at)
+    if r.commit_max > before:
+        r.abdicated = False
+        if r.pipeline:
+            r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
+        else:
+            r.prepare_timer.stop()
+            r.heartbeat_timer.start_no_later_than(r.now + r.config.commit_linger_ns)
+
+
+def may_commit(r: Replica, prepared: Prepared) -> bool:
+    """A replication quorum of distinct replicas has it durable, by acknowledgements of this view."""
+    return quorum.reached(prepared.acks, r.quorums.replication)
+
+
+def on_applied(r: Replica, op: int, results: Sequence[Result]) -> None:
+    """Enter committed requests into the sessions; the primary answers its clients."""
+    prepared = r.committing.pop(op, None)
+    for result in results:
+        evicted = r.sessions.commit(op, result)
+        if result.operation == Operation.REGISTER:
+            r.emit(EventKind.SESSION_REGISTERED, op)
+        if evicted:
+            r.emit(EventKind.SESSION_EVICTED, evicted)
+    header = r.log.headers.get(op)
+    events = sum(result.events for result in results)
+    r.positions += events
+    own = prepared is not None and bool(prepared.requests)
+    r.emit(EventKind.COMMITTED, op, events, r.now - prepared.prepared_at if prepared is not None and own else 0)
+    if prepared is None:
+        return
+    invariant(
+        header is not None and header.checksum == prepared.header.checksum,
+        "what is applied is what was committed",
+        op=op,
+    )
+    for (request, received_at), result in zip(prepared.requests, results, strict=False):
+        r.in_flight.pop(request.header.client, None)
+        number = op if result.operation == Operation.REGISTER else result.session
+        if result.operation == Operation.REGISTER:
+            session = r.sessions.get(result.client)
+            number = session.number if session is not None else op
+        _send_reply(r, request, number, op, result.position, result.events, result.body)
+        r.emit(EventKind.REPLIED, op, r.now - received_at)
+
+
+# Heartbeats
+
+
+def on_commit(r: Replica, message: Message) -> None:
+    """The primary's heartbeat: its commit number, its head, and a question we echo."""
+    header = message.header
+    if header.view > r.view:
+        view_change.on_newer_view(r, header.view)
+        return
+    if header.view < r.view:
+        r.drop(message, DropReason.OLD_VIEW)
+        return
+    if r.status != Status.NORMAL:
+        r.drop(message, DropReason.WRONG_STATUS)
+        return
+    if r.is_primary or header.replica != r.primary:
+        r.drop(message, DropReason.WRONG_ROLE)
+        return
+    heard_primary(r)
+    own = r.log.headers.get(header.position)
+    if own is not None and header.position <= r.log.linked and header.context != ZERO16:
+        invariant(
+            own.checksum == header.context,
+            "the committed entry is the same on every replica",
+            op=header.position,
+            own=own.checksum.hex(),
+            committed=header.context.hex(),
+            view=r.view,
+        )
+    r.learn_commit(header.commit)
+    r.known_head = max(r.known_head, header.op)
+    r.echo_nonce = header.nonce
+    r.ack_due = True
+    if r.known_head > r.log.op or r.log.durable < r.log.op:
+        repair.wake(r)
+
+
+def _heartbeat(r: Replica) -> None:
+    """Tell the backups the head (op), the commit number and the identity of that op."""
+    commit = r.commit
+    header = r.log.headers.get(commit)
+    r.broadcast(
+        r.make(
+            Command.COMMIT,
+            op=r.log.op,
+            position=commit,
+            context=header.checksum if header is not None else ZERO16,  # ZERO16: no longer in memory
+            nonce=r.now,
+        )
+    )
+
+
+def tick(r: Replica) -> None:
+    """Heartbeats, retransmission of the oldest prepare, abdication."""
+    if r.heartbeat_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and not r.abdicated:
+        if r.peers and r.view_token is None:
+            _heartbeat(r)
+        r.heartbeat_timer.start(r.now + r.config.heartbeat_ns)
+    if r.prepare_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and r.pipeline:
+        _resend_oldest(r)
+        r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
+        if r.now - r.pipeline[0].prepared_at > r.config.abdicate_ns and not r.abdicated and r.peers:
+            view_change.abdicate(r)
+
+
+def _resend_oldest(r: Replica) -> None:
+    """To every replica that has not acknowledged it; the rest follows by repair."""
+    oldest = r.pipeline[0]
+    op = oldest.header.op
+    message = r.log.bodies.get(op)
+    for replica in r.peers:
+        if oldest.acks >> replica & 1:
+            continue
+        if message is not None:
+            r.send(replica, message)
+        elif r.log.holds(op):
+            r.serve(ServePrepare(replica, op, oldest.header.checksum))

@@ -1,0 +1,62 @@
+"""From what storage found on the disk to the right status.
+
+A restart reads the disk; it never asks others what it had promised (diskless recovery
+forgets promises: Michael et al., DISC'17). A backup whose log is that of its view goes
+on as a backup. A replica that would be the primary of its persisted view never acts
+as such again, for it may have sent prepares that its disk does not have: it votes to leave
+the view. A replica that was changing views goes on changing.
+Imports types and vsr only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kimberlite.types import EntryState, Recovered, Status
+from kimberlite.vsr import repair
+from kimberlite.vsr.state import LogState
+from kimberlite.vsr.work import EventKind
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.replica import Replica
+
+
+def begin(r: Replica, recovered: Recovered) -> None:
+    """Fill the state of a replica that has just been constructed."""
+    state = recovered.view_state
+    r.log_state = LogState(state.base, state.suffix_head, state.suffix)
+    r.commit_max = max(state.commit, recovered.commit)
+    r.view_left_at = r.now
+    _fill_log(r, recovered)
+    if recovered.faulty:
+        for op in sorted(r.log.faulty):
+            r.emit(EventKind.FAULTY, op)
+    if r.log_view < r.view:
+        r.set_status(Status.VIEW_CHANGE)
+        r.do_view_change_timer.start(r.now)
+        r.view_change_timer.start(r.now + r.config.view_change_ns + r.prng.below(r.config.view_change_ns))
+    elif r.is_primary:
+        r.set_status(Status.RECOVERING)
+        r.view_change_timer.start(r.now)
+    else:
+        r.set_status(Status.NORMAL)
+        r.ack_due = True
+        repair.wake(r)
+    r.emit(EventKind.STATUS, r.status, r.view)
+
+
+def _fill_log(r: Replica, recovered: Recovered) -> None:
+    log = r.log
+    for entry in recovered.entries:
+        if entry.op <= recovered.settled:
+            continue
+        if entry.header is not None:
+            log.headers[entry.op] = entry.header
+        if entry.state == EntryState.PRESENT:
+            log.on_disk.add(entry.op)
+        elif entry.state == EntryState.FAULTY:
+            log.faulty.add(entry.op)
+        if entry.state != EntryState.ABSENT:
+            log.journal_head = entry.op
+    log.op = recovered.head
+    log.link()

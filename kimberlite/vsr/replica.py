@@ -1,0 +1,725 @@
+"""The replica: state, dispatch, and the rules shared by every sub-protocol.
+
+    normal.py        requests, prepares, acknowledgements, heartbeats
+    view_change.py   votes, evidence, choice of the log, installation
+    repair.py        headers and entries that are missing or damaged
+    recovery.py      from what storage found to the right status
+
+Each of these is functions over the state held here. The core is pure: no clock (`now`
+is handed in, monotonic nanoseconds), no I/O, no randomness but the seed, no logging.
+Same state and same inputs give the same outputs, byte for byte.
+
+Main invariants: log_view <= view; both durable before any frame that reveals them;
+applied <= durable <= linked <= op; commits only by acknowledgements of the current
+view; nothing at or below a known commit number is ever dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from kimberlite.errors import FrameError, invariant
+from kimberlite.types import (
+    Bytes,
+    Checksum,
+    ClientId,
+    Command,
+    Header,
+    Message,
+    Reason,
+    Recovered,
+    Status,
+)
+from kimberlite.vsr import normal, recovery, repair, view_change
+from kimberlite.vsr.codec import Codec
+from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.log import Log
+from kimberlite.vsr.quorum import quorums
+from kimberlite.vsr.sessions import Result, SessionTable
+from kimberlite.vsr.state import LogState, Peer, Prepared, RepairRequest
+from kimberlite.vsr.timers import FailureDetector, Prng, Timer
+from kimberlite.vsr.work import (
+    Admission,
+    Apply,
+    DropReason,
+    Event,
+    EventKind,
+    PeerSnapshot,
+    Persist,
+    PersistKind,
+    ServeHeaders,
+    ServePrepare,
+    Snapshot,
+    ToClient,
+    ToReplica,
+    Work,
+)
+
+
+class Replica:
+    """One replica's protocol state. See the module docstring and vsr/work.py."""
+
+    def __init__(self, *, config: CoreConfig, codec: Codec, recovered: Recovered, seed: int, now: int) -> None:
+        self.config = config
+        self.codec = codec
+        self.index = config.replica
+        self.quorums = quorums(config.replica_count)
+        self.prng = Prng(seed)
+        self.now = now
+        self.started_at = now
+        self.clock_offset = 0
+
+        self.status = Status.RECOVERING
+        self.view = recovered.view_state.view
+        self.log_view = recovered.view_state.log_view
+        self.commit_max = 0
+        self.applied = 0
+        self.apply_emitted = 0
+        self.positions = 0  # events in the applied log
+        self.log = Log(recovered.settled_header)
+        self.log_state = LogState(0, 0, ())
+
+        # Primary
+        self.pipeline: deque[Prepared] = deque()
+        self.committing: dict[int, Prepared] = {}
+        self.queue: deque[tuple[Message, int]] = deque()
+        self.queue_bytes = 0
+        self.in_flight: dict[ClientId, int] = {}  # request numbers queued or prepared here
+        self.waiting: list[tuple[Message, int]] = []  # requests held until `ready`
+        self.ready = False
+        self.ready_at_op = 0
+        self.draining = False
+        self.abdicated = False
+        self.last_timestamp = 0
+
+        # Backup
+        self.stash: dict[int, Message] = {}
+        self.known_head = 0  # head of the primary as last heard
+        self.ack_due = False
+        self.echo_nonce = 0
+
+        # View change
+        self.votes: dict[int, int] = {}  # replica -> when it last voted to leave `view`
+        self.suspecting = False
+        self.evidence: dict[int, view_change.DoViewChange] = {}
+        self.view_changes_failed = 0
+        self.view_left_at = 0
+
+        # Repair
+        self.repairs: dict[int, RepairRequest] = {}
+        self.headers_requested_at: int | None = None
+
+        self.sessions = SessionTable(config.sessions_max)
+        self.peers: dict[int, Peer] = {
+            replica: Peer() for replica in range(config.replica_count) if replica != self.index
+        }
+        self.detector = FailureDetector(config.suspect_min_ns, config.suspect_max_ns, self.prng, now)
+        self.heartbeat_timer = Timer()
+        self.prepare_timer = Timer()
+        self.vote_timer = Timer()
+        self.view_change_timer = Timer()
+        self.do_view_change_timer = Timer()
+        self.repair_timer = Timer()
+
+        self._work = Work()
+        self._next_token = 1
+        self._pending: dict[int, tuple[int, Persist, Sequence[ToReplica]]] = {}
+        self.view_token: int | None = None  # a superblock write is under way: the journal waits
+        recovery.begin(self, recovered)
+
+    # Inputs
+
+    def step(self, message: Message, now: int) -> None:
+        """A frame from a peer, already verified by the transport."""
+        self.now = now
+        header = message.header
+        handler = _HANDLERS.get(header.command)
+        if header.cluster != self.config.cluster or header.epoch != 0:
+            self.drop(message, DropReason.WRONG_CLUSTER)
+        elif handler is None or header.replica >= self.config.replica_count:
+            self.drop(message, DropReason.NOT_MEMBER)
+        elif header.replica == self.index and header.command != Command.PREPARE:
+            self.drop(message, DropReason.WRONG_ROLE)
+        else:
+            peer = self.peers.get(header.replica)
+            if peer is not None and header.command != Command.PREPARE:
+                peer.last_heard = now
+            try:
+                handler(self, message)
+            except FrameError:
+                self.drop(message, DropReason.MALFORMED)
+
+    def propose(self, message: Message, now: int) -> Admission:
+        """A client's request. Refusals are answered with a REJECT frame."""
+        self.now = now
+        return normal.propose(self, message)
+
+    def tick(self, now: int) -> None:
+        """Let expired timers act. To be called at or after `next_deadline`; never harmful."""
+        self.now = now
+        normal.tick(self)
+        view_change.tick(self)
+        repair.tick(self)
+
+    def durable(self, token: int, now: int) -> None:
+        """What was asked under `token` is on the disk: releases what depended on it.
+
+        Tokens complete in the order given out. A token of an older view still makes its
+        entries durable, but acknowledges nothing: by then the same op number may stand
+        for another entry in the new view (the ABA case), so the acknowledgement is made
+        anew, from the log, when the new view is installed.
+        """
+        self.now = now
+        view, persist, messages = self._pending.pop(token)
+        if persist.kind is PersistKind.WRITE:
+            for entry in persist.entries:
+                if self.log.mark_durable(entry.header):
+                    repair.on_durable(self, entry.header)
+            if view == self.view:
+                normal.on_entries_durable(self)
+        else:
+            self.view_token = None if self.view_token == token else self.view_token
+            if view == self.view and persist.log_view == self.log_view:
+                self._work.send.extend(messages)
+                view_change.on_view_durable(self)
+
+    def applied_op(self, op: int, results: Sequence[Result], now: int) -> None:
+        """The state machine has executed `op`; called in the order of Work.apply."""
+        self.now = now
+        invariant(op == self.applied + 1, "ops are applied in order", op=op, applied=self.applied)
+        self.applied = op
+        normal.on_applied(self, op, results)
+        self.log.forget(op)
+
+    def entry_faulty(self, op: int, header: Header | None, now: int) -> None:
+        """A read from the journal found `op` damaged: fetch it again from a peer. `header` is what
+        its witness says, None when that is damaged too. Applying waits for the repair."""
+        self.now = now
+        if header is not None:
+            self.log.headers.setdefault(op, header)
+        self.log.mark_faulty(op)
+        self.apply_emitted = max(self.applied, min(self.apply_emitted, op - 1))
+        self.emit(EventKind.FAULTY, op)
+        repair.wake(self)
+
+    def set_clock_offset(self, offset_ns: int) -> None:
+        """Nanoseconds to add to `now` to obtain the time since 1970."""
+        self.clock_offset = offset_ns
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; what is under way goes on."""
+        self.draining = True
+
+    def step_down(self, now: int) -> None:
+        """As primary: ask the others to take over, and stop leading."""
+        self.now = now
+        view_change.abdicate(self)
+
+    # Outputs
+
+    def take_work(self) -> Work:
+        """Everything to do since the last call."""
+        normal.flush(self)
+        self._write_entries()
+        normal.acknowledge(self)
+        self._emit_applies()
+        work = self._work
+        if not work:
+            return work
+        self._work = Work()
+        return work
+
+    def next_deadline(self) -> int | None:
+        """When `tick` has something to do; None when only an input can change anything."""
+        if self.apply_emitted < min(self.commit_max, self.log.durable) and not self.log.faulty:
+            return self.now
+        deadlines = [
+            timer.deadline
+            for timer in (
+                self.heartbeat_timer,
+                self.prepare_timer,
+                self.vote_timer,
+                self.view_change_timer,
+                self.do_view_change_timer,
+                self.repair_timer,
+            )
+            if timer.deadline is not None
+        ]
+        if self.status == Status.NORMAL and not self.is_primary and not self.suspecting:
+            deadlines.append(self.detector.deadline)
+        return min(deadlines) if deadlines else None
+
+    def snapshot(self) -> Snapshot:
+        """State for status and gauges."""
+        return Snapshot(
+            replica=self.index,
+            replica_count=self.config.replica_count,
+            status=self.status,
+            is_primary=self.is_primary and self.status == Status.NORMAL,
+            primary=self.primary,
+            view=self.view,
+            log_view=self.log_view,
+            op=self.log.op,
+            commit=self.commit,
+            applied=self.applied,
+            positions=self.positions,
+            quorum=self.quorums.replication,
+            pipeline_depth=len(self.pipeline),
+            pipeline_limit=self.config.pipeline_max,
+            queue_depth=len(self.queue) + len(self.waiting),
+            queue_limit=self.config.queue_max,
+            sessions=len(self.sessions),
+            sessions_limit=self.config.sessions_max,
+            faulty=len(self.log.faulty),
+            repairs_in_flight=len(self.repairs),
+            repair_budget=self.config.repairs_max - len(self.repairs),
+            oldest_uncommitted_votes=self.pipeline[0].acks.bit_count() if self.pipeline else 0,
+            peers=tuple(
+                PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip)
+                for replica, peer in self.peers.items()
+            ),
+            unhealthy=self._unhealthy(),
+        )
+
+    def headers_message(self, headers: Sequence[Header]) -> Message | None:
+        """The HEADERS frame for ServeHeaders; None when nothing can be said."""
+        return repair.headers_message(self, headers)
+
+    # Derived state
+
+    @property
+    def primary(self) -> int:
+        return self.view % self.config.replica_count
+
+    @property
+    def is_primary(self) -> bool:
+        return self.primary == self.index
+
+    @property
+    def commit(self) -> int:
+        """Highest op known to be committed that this replica's own log reaches."""
+        return min(self.commit_max, self.log.linked)
+
+    def _unhealthy(self) -> str:
+        """Why nothing is committed here, or the empty string."""
+        silent = [
+            f"replica {replica} unheard for {(self.now - peer.last_heard) / 1e9:.1f} s"
+            if peer.last_heard
+            else f"replica {replica} never heard"
+            for replica, peer in self.peers.items()
+            if self.now - peer.last_heard > 4 * self.config.heartbeat_ns or not peer.last_heard
+        ]
+        if self.status != Status.NORMAL:
+            why = f"{self.status.name.lower()} in view {self.view} for {(self.now - self.view_left_at) / 1e9:.1f} s"
+            return "; ".join([why, *silent])
+        if self.is_primary and self.pipeline:
+            oldest = self.pipeline[0]
+            if self.now - oldest.prepared_at > 4 * self.config.heartbeat_ns:
+                acks, quorum = oldest.acks.bit_count(), self.quorums.replication
+                return "; ".join([f"op {oldest.header.op} has {acks} of {quorum} acks", *silent])
+        if self.is_primary and not self.ready:
+            return f"primary of view {self.view} is committing what the last view left, up to op {self.ready_at_op}"
+        if self.suspecting:
+            return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
+        return ""
+
+    # Used by the sub-protocols
+
+    def emit(self, kind: EventKind, a: int = 0, b: int = 0, c: int = 0) -> None:
+        self._work.events.append(Event(kind, a, b, c))
+
+    def drop(self, message: Message, reason: DropReason) -> None:
+        self._work.events.append(Event(EventKind.DROPPED, message.header.command, reason))
+
+    def make(self, command: Command, body: Bytes = b"", **fields: int | Checksum) -> Message:
+        """A frame of this replica, in its view."""
+        header = self.codec.make_header(
+            body,
+            cluster=self.config.cluster,
+            command=command,
+            replica=self.index,
+            view=self.view,
+            commit=self.commit_max,
+            **fields,  # type: ignore[arg-type]
+        )
+        return Message(header, body)
+
+    def send(self, replica: int, message: Message) -> None:
+        self._work.send.append(ToReplica(replica, message))
+
+    def broadcast(self, message: Message) -> None:
+        for replica in self.peers:
+            self._work.send.append(ToReplica(replica, message))
+
+    def send_client(self, client: ClientId, message: Message) -> None:
+        self._work.send.append(ToClient(client, message))
+
+    def serve(self, request: ServePrepare | ServeHeaders) -> None:
+        self._work.serve.append(request)
+
+    def reject(self, request: Message, reason: Reason) -> None:
+        """Tell a client that its request was not accepted here."""
+        header = request.header
+        self.emit(EventKind.REJECTED, reason)
+        self.send_client(
+            header.client,
+            self.make(
+                Command.REJECT, client=header.client, request=header.request, reason=reason, context=header.checksum
+            ),
+        )
+
+    def learn_commit(self, commit: int) -> None:
+        """A commit number heard from a replica of this view or a later one."""
+        if commit > self.commit_max:
+            self.commit_max = commit
+
+    def set_status(self, status: Status) -> None:
+        if status != self.status:
+            self.status = status
+            self.emit(EventKind.STATUS, status, self.view)
+
+    def persist_view(self, messages: Sequence[ToReplica] = (), truncate_to: int | None = None) -> None:
+        """Write the superblock; `messages` leave when it is durable and the view is unchanged."""
+        state = self.log_state
+        self.view_token = self._persist(
+            Persist(
+                token=self._next_token,
+                kind=PersistKind.VIEW,
+                view=self.view,
+                log_view=self.log_view,
+                commit=self.commit_max,
+                base=state.base,
+                suffix_head=state.suffix_head,
+                suffix=state.suffix,
+                truncate_to=truncate_to,
+            ),
+            messages,
+        )
+
+    def _persist(self, persist: Persist, messages: Sequence[ToReplica] = ()) -> int:
+        token = self._next_token
+        self._next_token += 1
+        self._pending[token] = (self.view, persist, messages)
+        self._work.persist.append(persist)
+        return token
+
+    def _write_entries(self) -> None:
+        """Hand entries to the journal, in groups: one for all that waits."""
+        if self.view_token is not None:
+            return  # the journal must not grow before the superblock says what is void
+        entries = self.log.take_writes()
+        if entries:
+            self._persist(Persist(self._next_token, PersistKind.WRITE, tuple(entries)))
+
+    def _emit_applies(self) -> None:
+        """Committed ops that are durable here, in order, a bounded number a round."""
+        last = min(self.commit_max, self.log.durable, self.apply_emitted + self.config.apply_per_round)
+        for op in range(self.apply_emitted + 1, last + 1):
+            message = self.log.bodies.get(op)
+            if message is None and op in self.log.faulty:
+                break  # being repaired
+            header = message.header if message is not None else self.log.headers.get(op)
+            self._work.apply.append(Apply(op, header, message))
+            self.apply_emitted = op
+
+
+_HANDLERS.get(header.command)
+        if header.cluster != self.config.cluster or header.epoch != 0:
+            self.drop(message, DropReason.WRONG_CLUSTER)
+        elif handler is None or header.replica >= self.config.replica_count:
+            self.drop(message, DropReason.NOT_MEMBER)
+        elif header.replica == self.index and header.command != Command.PREPARE:
+            self.drop(message, DropReason.WRONG_ROLE)
+        else:
+            peer = self.peers.get(header.replica)
+            if peer is not None and header.command != Command.PREPARE:
+                peer.last_heard = now
+            try:
+                handler(self, message)
+            except FrameError:
+                self.drop(message, DropReason.MALFORMED)
+
+    def propose(self, message: Message, now: int) -> Admission:
+        """A client's request. Refusals are answered with a REJECT frame."""
+        self.now = now
+        return normal.propose(self, message)
+
+    def tick(self, now: int) -> None:
+        """Let expired timers act. To be called at or after `next_deadline`; never harmful."""
+        self.now = now
+        normal.tick(self)
+        view_change.tick(self)
+        repair.tick(self)
+
+    def durable(self, token: int, now: int) -> None:
+        """What was asked under `token` is on the disk: releases what depended on it.
+
+        Tokens complete in the order given out. A token of an older view still makes its
+        entries durable, but acknowledges nothing: by then the same op number may stand
+        for another entry in the new view (the ABA case), so the acknowledgement is made
+        anew, from the log, when the new view is installed.
+        """
+        self.now = now
+        view, persist, messages = self._pending.pop(token)
+        if persist.kind is PersistKind.WRITE:
+            for entry in persist.entries:
+                if self.log.mark_durable(entry.header):
+                    repair.on_durable(self, entry.header)
+            if view == self.view:
+                normal.on_entries_durable(self)
+        else:
+            self.view_token = None if self.view_token == token else self.view_token
+            if view == self.view and persist.log_view == self.log_view:
+                self._work.send.extend(messages)
+                view_change.on_view_durable(self)
+
+    def applied_op(self, op: int, results: Sequence[Result], now: int) -> None:
+        """The state machine has executed `op`; called in the order of Work.apply."""
+        self.now = now
+        invariant(op == self.applied + 1, "ops are applied in order", op=op, applied=self.applied)
+        self.applied = op
+        normal.on_applied(self, op, results)
+        self.log.forget(op)
+
+    def entry_faulty(self, op: int, header: Header | None, now: int) -> None:
+        """A read from the journal found `op` damaged: fetch it again from a peer. `header` is what
+        its witness says, None when that is damaged too. Applying waits for the repair."""
+        self.now = now
+        if header is not None:
+            self.log.headers.setdefault(op, header)
+        self.log.mark_faulty(op)
+        self.apply_emitted = max(self.applied, min(self.apply_emitted, op - 1))
+        self.emit(EventKind.FAULTY, op)
+        repair.wake(self)
+
+    def set_clock_offset(self, offset_ns: int) -> None:
+        """Nanoseconds to add to `now` to obtain the time since 1970."""
+        self.clock_offset = offset_ns
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; what is under way goes on."""
+        self.draining = True
+
+    def step_down(self, now: int) -> None:
+        """As primary: ask the others to take over, and stop leading."""
+        self.now = now
+        view_change.abdicate(self)
+
+    # Outputs
+
+    def take_work(self) -> Work:
+        """Everything to do since the last call."""
+        normal.flush(self)
+        self._write_entries()
+        normal.acknowledge(self)
+        self._emit_applies()
+        work = self._work
+        if not work:
+            return work
+        self._work = Work()
+        return work
+
+    def next_deadline(self) -> int | None:
+        """When `tick` has something to do; None when only an input can change anything."""
+        if self.apply_emitted < min(self.commit_max, self.log.durable) and not self.log.faulty:
+            return self.now
+        deadlines = [
+            timer.deadline
+            for timer in (
+                self.heartbeat_timer,
+                self.prepare_timer,
+                self.vote_timer,
+                self.view_change_timer,
+                self.do_view_change_timer,
+                self.repair_timer,
+            )
+            if timer.deadline is not None
+        ]
+        if self.status == Status.NORMAL and not self.is_primary and not self.suspecting:
+            deadlines.append(self.detector.deadline)
+        return min(deadlines) if deadlines else None
+
+    def snapshot(self) -> Snapshot:
+        """State for status and gauges."""
+        return Snapshot(
+            replica=self.index,
+            replica_count=self.config.replica_count,
+            status=self.status,
+            is_primary=self.is_primary and self.status == Status.NORMAL,
+            primary=self.primary,
+            view=self.view,
+            log_view=self.log_view,
+            op=self.log.op,
+            commit=self.commit,
+            applied=self.applied,
+            positions=self.positions,
+            quorum=self.quorums.replication,
+            pipeline_depth=len(self.pipeline),
+            pipeline_limit=self.config.pipeline_max,
+            queue_depth=len(self.queue) + len(self.waiting),
+            queue_limit=self.config.queue_max,
+            sessions=len(self.sessions),
+            sessions_limit=self.config.sessions_max,
+            faulty=len(self.log.faulty),
+            repairs_in_flight=len(self.repairs),
+            repair_budget=self.config.repairs_max - len(self.repairs),
+            oldest_uncommitted_votes=self.pipeline[0].acks.bit_count() if self.pipeline else 0,
+            peers=tuple(
+                PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip)
+                for replica, peer in self.peers.items()
+            ),
+            unhealthy=self._unhealthy(),
+        )
+
+    def headers_message(self, headers: Sequence[Header]) -> Message | None:
+        """The HEADERS frame for ServeHeaders; None when nothing can be said."""
+        return repair.headers_message(self, headers)
+
+    # Derived state
+
+    @property
+    def primary(self) -> int:
+        return self.view % self.config.replica_count
+
+    @property
+    def is_primary(self) -> bool:
+        return self.primary == self.index
+
+    @property
+    def commit(self) -> int:
+        """Highest op known to be committed that this replica's own log reaches."""
+        return min(self.commit_max, self.log.linked)
+
+    def _unhealthy(self) -> str:
+        """Why nothing is committed here, or the empty string."""
+        silent = [
+            f"replica {replica} unheard for {(self.now - peer.last_heard) / 1e9:.1f} s"
+            if peer.last_heard
+            else f"replica {replica} never heard"
+            for replica, peer in self.peers.items()
+            if self.now - peer.last_heard > 4 * self.config.heartbeat_ns or not peer.last_heard
+        ]
+        if self.status != Status.NORMAL:
+            why = f"{self.status.name.lower()} in view {self.view} for {(self.now - self.view_left_at) / 1e9:.1f} s"
+            return "; ".join([why, *silent])
+        if self.is_primary and self.pipeline:
+            oldest = self.pipeline[0]
+            if self.now - oldest.prepared_at > 4 * self.config.heartbeat_ns:
+                acks, quorum = oldest.acks.bit_count(), self.quorums.replication
+                return "; ".join([f"op {oldest.header.op} has {acks} of {quorum} acks", *silent])
+        if self.is_primary and not self.ready:
+            return f"primary of view {self.view} is committing what the last view left, up to op {self.ready_at_op}"
+        if self.suspecting:
+            return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
+        return ""
+
+    # Used by the sub-protocols
+
+    def emit(self, kind: EventKind, a: int = 0, b: int = 0, c: int = 0) -> None:
+        self._work.events.append(Event(kind, a, b, c))
+
+    def drop(self, message: Message, reason: DropReason) -> None:
+        self._work.events.append(Event(EventKind.DROPPED, message.header.command, reason))
+
+    def make(self, command: Command, body: Bytes = b"", **fields: int | Checksum) -> Message:
+        """A frame of this replica, in its view."""
+        header = self.codec.make_header(
+            body,
+            cluster=self.config.cluster,
+            command=command,
+            replica=self.index,
+            view=self.view,
+            commit=self.commit_max,
+            **fields,  # type: ignore[arg-type]
+        )
+        return Message(header, body)
+
+    def send(self, replica: int, message: Message) -> None:
+        self._work.send.append(ToReplica(replica, message))
+
+    def broadcast(self, message: Message) -> None:
+        for replica in self.peers:
+            self._work.send.append(ToReplica(replica, message))
+
+    def send_client(self, client: ClientId, message: Message) -> None:
+        self._work.send.append(ToClient(client, message))
+
+    def serve(self, request: ServePrepare | ServeHeaders) -> None:
+        self._work.serve.append(request)
+
+    def reject(self, request: Message, reason: Reason) -> None:
+        """Tell a client that its request was not accepted here."""
+        header = request.header
+        self.emit(EventKind.REJECTED, reason)
+        self.send_client(
+            header.client,
+            self.make(
+                Command.REJECT, client=header.client, request=header.request, reason=reason, context=header.checksum
+            ),
+        )
+
+    def learn_commit(self, commit: int) -> None:
+        """A commit number heard from a replica of this view or a later one."""
+        if commit > self.commit_max:
+            self.commit_max = commit
+
+    def set_status(self, status: Status) -> None:
+        if status != self.status:
+            self.status = status
+            self.emit(EventKind.STATUS, status, self.view)
+
+    def persist_view(self, messages: Sequence[ToReplica] = (), truncate_to: int | None = None) -> None:
+        """Write the superblock; `messages` leave when it is durable and the view is unchanged."""
+        state = self.log_state
+        self.view_token = self._persist(
+            Persist(
+                token=self._next_token,
+                kind=PersistKind.VIEW,
+                view=self.view,
+                log_view=self.log_view,
+                commit=self.commit_max,
+                base=state.base,
+                suffix_head=state.suffix_head,
+                suffix=state.suffix,
+                truncate_to=truncate_to,
+            ),
+            messages,
+        )
+
+    def _persist(self, persist: Persist, messages: Sequence[ToReplica] = ()) -> int:
+        token = self._next_token
+        self._next_token += 1
+        self._pending[token] = (self.view, persist, messages)
+        self._work.persist.append(persist)
+        return token
+
+    def _write_entries(self) -> None:
+        """Hand entries to the journal, in groups: one for all that waits."""
+        if self.view_token is not None:
+            return  # the journal must not grow before the superblock says what is void
+        entries = self.log.take_writes()
+        if entries:
+            self._persist(Persist(self._next_token, PersistKind.WRITE, tuple(entries)))
+
+    def _emit_applies(self) -> None:
+        """Committed ops that are durable here, in order, a bounded number a round."""
+        last = min(self.commit_max, self.log.durable, self.apply_emitted + self.config.apply_per_round)
+        for op in range(self.apply_emitted + 1, last + 1):
+            message = self.log.bodies.get(op)
+            header = message.header if message is not None else self.log.headers.get(op)
+            self._work.apply.append(Apply(op, header, message))
+        self.apply_emitted = max(self.apply_emitted, last)
+
+
+_HANDLERS: dict[int, Callable[[Replica, Message], None]] = {
+    Command.PREPARE: normal.on_prepare,
+    Command.PREPARE_OK: normal.on_prepare_ok,
+    Command.COMMIT: normal.on_commit,
+    Command.START_VIEW_CHANGE: view_change.on_start_view_change,
+    Command.DO_VIEW_CHANGE: view_change.on_do_view_change,
+    Command.START_VIEW: view_change.on_start_view,
+    Command.REQUEST_PREPARE: repair.on_request_prepare,
+    Command.REQUEST_HEADERS: repair.on_request_headers,
+    Command.HEADERS: repair.on_headers,
+}

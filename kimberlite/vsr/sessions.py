@@ -1,0 +1,90 @@
+"""Client sessions: exactly-once execution with a bounded table.
+
+Only committed requests enter the table, so every replica holds the same one. When it
+is full the session whose last commit is oldest goes: the table is kept in the order
+of last commit, which is the order of the log and nothing else. Source: VRR section 4,
+without its client recovery (+2), which can reuse a request number.
+Imports errors and types only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kimberlite.errors import invariant
+from kimberlite.types import Bytes, ClientId, Operation
+
+
+class Result(NamedTuple):
+    """Outcome of one request of a committed op, as the state machine gave it."""
+
+    client: ClientId
+    session: int
+    request: int
+    operation: int
+    position: int
+    events: int
+    body: bytes
+
+
+class Session:
+    """The last committed request of a client and its reply."""
+
+    __slots__ = ("body", "count", "number", "op", "position", "request")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.request = 0
+        self.op = number
+        self.position = 0
+        self.count = 0
+        self.body: Bytes = b""
+
+
+class SessionTable:
+    """client id -> Session, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._table: dict[ClientId, Session] = {}  # in order of last commit
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def get(self, client: ClientId) -> Session | None:
+        return self._table.get(client)
+
+    def commit(self, op: int, result: Result) -> int:
+        """Enter a committed request; returns the number of the session evicted for it, or 0.
+
+        A REGISTER of a client that has a session changes nothing. A request of a session
+        that was evicted while it was in the pipeline is executed but not recorded.
+        """
+        session = self._table.get(result.client)
+        if result.operation == Operation.REGISTER:
+            if session is not None:
+                return 0
+            evicted = 0
+            if len(self._table) >= self.limit:
+                oldest = next(iter(self._table))
+                evicted = self._table.pop(oldest).number
+            self._table[result.client] = Session(op)
+            return evicted
+        if session is None or session.number != result.session:
+            return 0
+        invariant(
+            result.request == session.request + 1,
+            "a request commits once and in order",
+            op=op,
+            client=result.client.hex(),
+            committed=session.request,
+            request=result.request,
+        )
+        session.request = result.request
+        session.op = op
+        session.position = result.position
+        session.count = result.events
+        session.body = result.body
+        del self._table[result.client]
+        self._table[result.client] = session
+        return 0

@@ -1,0 +1,48 @@
+"""Small records that the sub-protocols share. Imports types only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kimberlite.types import Header, Message
+
+
+@dataclass(slots=True)
+class Prepared:
+    """An uncommitted op of the primary, or a committed one that waits to be applied."""
+
+    header: Header
+    prepared_at: int
+    acks: int = 0  # bit set of replicas that have it durable, in this view
+    requests: list[tuple[Message, int]] = field(default_factory=list)  # with time of receipt
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known of another replica. Nanoseconds."""
+
+    last_heard: int = 0
+    op: int = 0
+    commit: int = 0
+    round_trip: int = 0
+    repair_latency: int = 0  # EWMA
+    repairs: int = 0  # in flight
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """The part of the superblock that changes only with log_view: see types.ViewState."""
+
+    base: int
+    suffix_head: int
+    suffix: tuple[Header, ...]
+
+
+@dataclass(slots=True)
+class RepairRequest:
+    """An entry asked of a peer."""
+
+    header: Header
+    peer: int
+    first_sent_at: int
+    sent_at: int

@@ -1,0 +1,449 @@
+"""View changes: votes, evidence, the choice of the log, its installation.
+
+    suspicion --quorum of start_view_change--> view persisted --> do_view_change
+    quorum of do_view_change --> choose() --> log_view persisted --> start_view
+    start_view --> installed, log_view persisted --> fresh acknowledgements
+
+VRR section 4.2, repaired: a view is left only with a quorum of votes, which expire and are
+withdrawn when the primary is heard; do_view_change carries headers of the uncommitted
+suffix with what is *present* and what was certainly *never acknowledged* (nack), so
+that a damaged entry is told from an absent one (Protocol-Aware Recovery, FAST'18);
+old ops commit only by acknowledgements of the new view.
+Imports errors, types and vsr only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kimberlite.errors import invariant
+from kimberlite.types import Command, Header, Message, Reason, Status
+from kimberlite.vsr import repair
+from kimberlite.vsr.codec import (
+    SUFFIX_OPS_MAX,
+    Evidence,
+    decode_chain,
+    decode_evidence,
+    encode_evidence,
+    encode_headers,
+)
+from kimberlite.vsr.quorum import Quorums
+from kimberlite.vsr.state import LogState, Prepared
+from kimberlite.vsr.work import DropReason, EventKind
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.replica import Replica
+
+
+# The choice of the log: pure functions of the evidence
+
+
+@dataclass(frozen=True, slots=True)
+class DoViewChange:
+    """One replica's evidence."""
+
+    replica: int
+    log_view: int
+    op: int
+    commit: int
+    evidence: Evidence
+
+    def header(self, op: int) -> Header | None:
+        for header in self.evidence.headers:
+            if header.op == op:
+                return header
+        return None
+
+    def bit(self, bits: int, op: int) -> bool:
+        return op >= self.evidence.first and bool(bits >> (op - self.evidence.first) & 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The canonical log, or why it cannot be chosen yet.
+
+    suffix: headers commit..head when chosen, else empty. stuck_op: the op whose copies
+    and nacks are both too few, 0 when chosen. dropped: ops cut by a nack quorum.
+    """
+
+    commit: int
+    suffix: tuple[Header, ...]
+    stuck_op: int = 0
+    dropped: int = 0
+    log_view: int = 0
+
+
+def canonical_log_view(messages: Iterable[DoViewChange]) -> int:
+    """The newest log wins: one view's log extends that of every view before it."""
+    return max(message.log_view for message in messages)
+
+
+def highest_commit(messages: Iterable[DoViewChange]) -> int:
+    """Commit numbers are facts, whoever knows them."""
+    return max(message.commit for message in messages)
+
+
+def never_acknowledged(message: DoViewChange, op: int, header: Header | None, canonical: bool) -> bool:
+    """Whether this replica certainly never acknowledged `op` under that identity."""
+    if op > message.op:
+        return True
+    own = message.header(op)
+    if own is not None and header is not None and own.checksum != header.checksum:
+        return True
+    return message.bit(message.evidence.nack, op)
+
+
+def has_copy(message: DoViewChange, op: int, header: Header) -> bool:
+    own = message.header(op)
+    return own is not None and own.checksum == header.checksum and message.bit(message.evidence.present, op)
+
+
+def choose(messages: list[DoViewChange], quorums: Quorums) -> Choice:
+    """Choose the log of the new view from at least a view-change quorum of evidence.
+
+    The ops up to the highest known commit number are beyond doubt. Above, lowest first:
+    a nack quorum cuts the log there; a known header with a copy keeps the op; anything else
+    waits for more evidence (stuck_op), and is never cut.
+    """
+    log_view = canonical_log_view(messages)
+    canonical = [message for message in messages if message.log_view == log_view]
+    commit = highest_commit(messages)
+    head = max(message.op for message in canonical)
+    suffix: list[Header] = []
+    for op in range(commit, head + 1):
+        header = next((known for m in canonical if (known := m.header(op)) is not None), None)
+        if op == commit:
+            if header is None:
+                return Choice(commit, (), stuck_op=op, log_view=log_view)
+            suffix.append(header)
+            continue
+        nacks = sum(never_acknowledged(m, op, header, m.log_view == log_view) for m in messages)
+        if nacks >= quorums.nack:
+            return Choice(commit, tuple(suffix), dropped=head - op + 1, log_view=log_view)
+        if header is None or not any(has_copy(m, op, header) for m in messages):
+            return Choice(commit, (), stuck_op=op, log_view=log_view)
+        suffix.append(header)
+    if head < commit:
+        return Choice(commit, (), stuck_op=head + 1, log_view=log_view)
+    return Choice(commit, tuple(suffix), log_view=log_view)
+
+
+# Votes
+
+
+def tick(r: Replica) -> None:
+    """Suspicion of a silent primary, of a view change that takes too long; resending."""
+    if r.status == Status.NORMAL:
+        if not r.is_primary and not r.suspecting and r.now >= r.detector.deadline:
+            suspect(r)
+    elif r.view_change_timer.due(r.now):
+        r.view_changes_failed += 1
+        suspect(r)
+        _start_view_change_timer(r)
+    if r.vote_timer.due(r.now) and r.suspecting:
+        _vote(r)
+    if r.do_view_change_timer.due(r.now) and r.status == Status.VIEW_CHANGE:
+        if r.view_token is None:
+            _send_evidence(r)
+        r.do_view_change_timer.start(r.now + r.prng.jitter(r.config.do_view_change_resend_ns))
+
+
+def suspect(r: Replica) -> None:
+    """Vote to leave this view."""
+    r.suspecting = True
+    _vote(r)
+
+
+def abdicate(r: Replica) -> None:
+    """A primary that cannot commit falls silent and asks for another."""
+    if r.is_primary and r.status == Status.NORMAL:
+        r.abdicated = True
+        r.emit(EventKind.ABDICATED, r.view)
+        suspect(r)
+
+
+def _vote(r: Replica) -> None:
+    r.vote_timer.start(r.now + r.prng.jitter(r.config.vote_resend_ns))
+    if r.view_token is None:  # the vote names this view, which must be durable first
+        r.broadcast(r.make(Command.START_VIEW_CHANGE))
+    _count_vote(r, r.index)
+
+
+def on_start_view_change(r: Replica, message: Message) -> None:
+    """A vote to leave header.view."""
+    header = message.header
+    if header.view > r.view:
+        on_newer_view(r, header.view)
+    if header.view == r.view:
+        _count_vote(r, header.replica)
+    else:
+        r.drop(message, DropReason.OLD_VIEW)
+        _inform(r, header.replica)
+
+
+def _inform(r: Replica, replica: int) -> None:
+    """A replica is behind in views: tell it which view this is."""
+    if r.view_token is None and (r.status != Status.NORMAL or not r.is_primary):
+        r.send(replica, r.make(Command.START_VIEW_CHANGE) if r.suspecting else r.make(Command.PREPARE_OK))
+
+
+def _count_vote(r: Replica, replica: int) -> None:
+    r.votes[replica] = r.now
+    fresh = sum(1 for at in r.votes.values() if r.now - at <= r.config.vote_window_ns)
+    if enough_votes(r, fresh):
+        cause = 1 if r.abdicated else 0
+        enter(r, r.view + 1, cause)
+
+
+def enough_votes(r: Replica, fresh: int) -> bool:
+    """A view is left only by a view-change quorum, whatever one replica believes."""
+    return fresh >= r.quorums.view_change
+
+
+def on_newer_view(r: Replica, view: int) -> None:
+    """A frame of a newer view: a quorum has left ours."""
+    enter(r, view, 2)
+
+
+def enter(r: Replica, view: int, cause: int) -> None:
+    """Leave the present view for `view`: persist it, then give evidence to its primary."""
+    invariant(view > r.view, "views only increase", view=view, own=r.view)
+    if r.status == Status.NORMAL:
+        r.view_left_at = r.now
+    if r.is_primary and r.status == Status.NORMAL:
+        r.emit(EventKind.PRIMARY, 0)
+    r.view = view
+    r.set_status(Status.VIEW_CHANGE)
+    r.emit(EventKind.VIEW_CHANGE_STARTED, view, cause)
+    _stop_leading(r)
+    r.votes.clear()
+    r.evidence.clear()
+    r.stash.clear()
+    r.suspecting = False
+    r.ack_due = False
+    r.known_head = 0
+    repair.cancel(r)
+    r.vote_timer.stop()
+    r.heartbeat_timer.stop()
+    r.prepare_timer.stop()
+    r.do_view_change_timer.start(r.now + r.prng.jitter(r.config.do_view_change_resend_ns))
+    _start_view_change_timer(r)
+    r.persist_view()
+
+
+def _start_view_change_timer(r: Replica) -> None:
+    timeout = min(r.config.view_change_ns << min(r.view_changes_failed, 8), r.config.view_change_max_ns)
+    r.view_change_timer.start(r.now + timeout + r.prng.below(timeout // 2))
+
+
+def _stop_leading(r: Replica) -> None:
+    """Send waiting clients to the next primary: they resend under the same request number."""
+    for prepared in [*r.pipeline, *r.committing.values()]:
+        for request, _ in prepared.requests:
+            r.reject(request, Reason.NOT_PRIMARY)
+    for request, _ in [*r.queue, *r.waiting]:
+        r.reject(request, Reason.NOT_PRIMARY)
+    r.pipeline.clear()
+    r.committing.clear()
+    r.queue.clear()
+    r.queue_bytes = 0
+    r.waiting.clear()
+    r.in_flight.clear()
+    r.ready = False
+    r.abdicated = False
+
+
+# Evidence
+
+
+def own_evidence(r: Replica) -> Evidence:
+    """Headers of the uncommitted suffix, what of it is on this disk, and what never was."""
+    log = r.log
+    first = max(min(r.commit_max, log.op), log.op - SUFFIX_OPS_MAX + 1)
+    known = present = nack = 0
+    headers: list[Header] = []
+    for op in range(first, log.op + 1):
+        bit = 1 << (op - first)
+        header = log.headers.get(op)
+        if header is not None:
+            known |= bit
+            headers.append(header)
+            if log.holds(op):
+                present |= bit
+        if is_certainly_absent(r, op):
+            nack |= bit
+    return Evidence(first, known, present, nack, tuple(headers))
+
+
+def is_certainly_absent(r: Replica, op: int) -> bool:
+    """Its header is known, it was never written here, and nothing here is damaged."""
+    return op in r.log.headers and not r.log.holds(op) and op not in r.log.faulty
+
+
+def _send_evidence(r: Replica) -> None:
+    evidence = own_evidence(r)
+    message = r.make(
+        Command.DO_VIEW_CHANGE,
+        encode_evidence(evidence),
+        op=r.log.op,
+        log_view=r.log_view,
+        count=len(evidence.headers),
+    )
+    if r.is_primary:
+        on_do_view_change(r, message)
+    else:
+        r.send(r.primary, message)
+
+
+def on_view_durable(r: Replica) -> None:
+    """The superblock knows `view` (and log_view): what depended on it may go on."""
+    if r.status == Status.VIEW_CHANGE and r.log_view < r.view:
+        _send_evidence(r)
+        if r.suspecting:
+            r.vote_timer.start_if_idle(r.now)
+    elif r.log_view == r.view and r.status != Status.NORMAL:
+        if r.is_primary:
+            _lead(r)
+        else:
+            _follow(r)
+
+
+def on_do_view_change(r: Replica, message: Message) -> None:
+    """Evidence for the primary of header.view."""
+    header = message.header
+    if header.view > r.view:
+        on_newer_view(r, header.view)
+    if not is_current_evidence(r, message) or not r.is_primary:
+        r.drop(message, DropReason.OLD_VIEW)
+        _inform(r, header.replica)
+        return
+    if r.status == Status.NORMAL:
+        # It is in this view but has not installed its log.
+        if r.view_token is None:
+            r.send(header.replica, _start_view_message(r))
+        return
+    r.evidence[header.replica] = DoViewChange(
+        header.replica, header.log_view, header.op, header.commit, decode_evidence(r.codec, message.body)
+    )
+    if r.log_view < r.view and r.view_token is None:
+        _try_to_choose(r)
+
+
+def is_current_evidence(r: Replica, message: Message) -> bool:
+    return message.header.view == r.view
+
+
+def enough_evidence(r: Replica) -> bool:
+    """Own evidence counts, and arrives here like any other."""
+    return len(r.evidence) >= r.quorums.view_change and r.index in r.evidence
+
+
+def _try_to_choose(r: Replica) -> None:
+    if not enough_evidence(r):
+        return
+    choice = choose(list(r.evidence.values()), r.quorums)
+    if not choice.suffix:
+        if len(r.evidence) == r.config.replica_count:
+            r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
+        return
+    if choice.commit - r.log.linked > r.config.forfeit_gap:
+        suspect(r)  # too far behind to lead soon: let the view go to another
+        return
+    if choice.dropped:
+        r.emit(EventKind.SUFFIX_DROPPED, choice.suffix[-1].op + 1, choice.dropped)
+    r.learn_commit(choice.commit)
+    canonical = r.log.linked if r.log_view == choice.log_view else r.applied
+    install(r, choice.suffix, min(canonical, choice.commit))
+
+
+# Installation
+
+
+def install(r: Replica, suffix: tuple[Header, ...], committed: int) -> None:
+    """Make the log of this view ours, and persist that before anything is said of it."""
+    invariant(
+        suffix[-1].op >= r.applied,
+        "nothing that was applied is ever dropped",
+        head=suffix[-1].op,
+        applied=r.applied,
+        view=r.view,
+    )
+    truncate_to = r.log.install(suffix, max(committed, r.applied))
+    r.apply_emitted = r.applied
+    r.log_view = r.view
+    r.log_state = LogState(min(r.applied, truncate_to), suffix[-1].op, suffix)
+    r.persist_view(truncate_to=truncate_to)
+
+
+def _lead(r: Replica) -> None:
+    """This replica is the primary of its view now."""
+    _become_normal(r)
+    r.emit(EventKind.PRIMARY, 1)
+    r.ready = False
+    r.ready_at_op = r.log.op
+    for op in range(r.commit_max + 1, r.log.op + 1):
+        r.pipeline.append(Prepared(r.log.headers[op], r.now))
+    r.broadcast(_start_view_message(r))
+    r.heartbeat_timer.start(r.now)
+    if r.pipeline:
+        r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
+    from kimberlite.vsr import normal
+
+    normal.on_entries_durable(r)
+
+
+def _start_view_message(r: Replica) -> Message:
+    """The canonical log from the commit number to the head."""
+    log = r.log
+    first = max(min(r.commit, log.op), log.op - SUFFIX_OPS_MAX + 1)
+    suffix = [log.headers[op] for op in range(first, log.op + 1)]
+    return r.make(Command.START_VIEW, encode_headers(suffix), op=log.op, log_view=r.log_view, count=len(suffix))
+
+
+def on_start_view(r: Replica, message: Message) -> None:
+    """Install the log of header.view, once."""
+    header = message.header
+    if header.replica != header.view % r.config.replica_count:
+        r.drop(message, DropReason.WRONG_ROLE)
+        return
+    if not is_start_view_wanted(r, message):
+        r.drop(message, DropReason.OLD_VIEW)
+        return
+    suffix = tuple(decode_chain(r.codec, message.body))
+    if suffix[-1].op != header.op:
+        r.drop(message, DropReason.MALFORMED)
+        return
+    if header.view > r.view:
+        enter(r, header.view, 2)
+    r.learn_commit(header.commit)
+    install(r, suffix, r.applied)
+
+
+def is_start_view_wanted(r: Replica, message: Message) -> bool:
+    """Only a log newer than ours is installed. The log of a view only grows, so a start_view
+    of the log_view we already have can only be a late one, shorter than what we acknowledged."""
+    view = message.header.view
+    return view > r.view or (view == r.view and r.log_view < view and r.status != Status.NORMAL)
+
+
+def _follow(r: Replica) -> None:
+    """This replica is a backup of its view now; it acknowledges anew what it has."""
+    _become_normal(r)
+    r.ack_due = True
+    repair.wake(r)
+
+
+def _become_normal(r: Replica) -> None:
+    r.set_status(Status.NORMAL)
+    r.view_changes_failed = 0
+    r.suspecting = False
+    r.votes.clear()
+    r.evidence.clear()
+    r.view_change_timer.stop()
+    r.do_view_change_timer.stop()
+    r.vote_timer.stop()
+    r.detector.reset(r.now)
+    r.emit(EventKind.VIEW_CHANGED, r.view, r.now - r.view_left_at)
+    repair.wake(r)
