@@ -1,0 +1,131 @@
+"""The command line. Each command is a module, imported only when it runs.
+
+`kimberlite --help` therefore costs the interpreter and click. Every command ends in
+one of the exit codes of kimberlite.errors; a KimberliteError is one line on standard
+error and never a traceback. A traceback is always a bug, to be reported.
+
+Standard output carries results only, so that it can be piped; progress, notes and
+errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+import click
+
+from kimberlite.errors import KimberliteError
+
+# name -> (module below kimberlite.cli, object in it, what it does). The text is repeated
+# here so that help needs no import; a test compares the two.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "dev": ("dev", "dev", "Run a real local cluster in the foreground."),
+    "format": ("replica", "format_command", "Create the data of one replica."),
+    "start": ("replica", "start", "Run one replica in the foreground."),
+    "append": ("data", "append", "Append events from a file, one per line."),
+    "read": ("data", "read", "Print events exactly as they were appended."),
+    "status": ("status", "status", "Show what each replica is doing."),
+    "bench": ("bench", "bench", "Measure a cluster under load."),
+    "inspect": ("inspect", "inspect", "Look into a data directory, offline and read-only."),
+    "vopr": ("vopr", "vopr", "Run the simulator."),
+}
+
+EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
+EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+
+EPILOG = """\b
+Exit codes
+    0  done                             18  a corrupt journal entry
+    1  other error                      19  an operation is gone from every copy
+    2  usage or configuration           20  network error
+    3  event or request too large       21  address in use
+   10  data directory unusable          22  bytes that are no frame
+   11  data exists already              23  wrong cluster
+   12  no data                          24  no replica reachable, or none leads
+   13  data in use by another process   30  rejected by the cluster
+   14  superblock damaged               31  cluster busy, try again
+   15  unknown format version           32  session evicted
+   16  unsafe file system               33  position not in the log
+   17  a write or sync failed           40  timed out, outcome unknown
+  130  interrupted                      50  internal invariant broken
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named in COMMANDS and imported when they are run."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(f"kimberlite.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+def show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"kimberlite {version()}")
+        context.exit()
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return metadata.version("kimberlite-vsr")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version."
+)
+def root() -> None:
+    """A durable, replicated append-only log.
+
+    `kimberlite dev` starts a local cluster; in another terminal `kimberlite append FILE`,
+    `kimberlite read` and `kimberlite status` talk to it.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code. Entry point of the distribution."""
+    try:
+        result = root.main(
+            args=list(arguments) if arguments is not None else None, prog_name="kimberlite", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except KimberliteError as error:
+        return fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone (`kimberlite read | head`). Nothing is wrong;
+        # the interpreter must not complain when it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return fail(str(error), KimberliteError.exit_code)
+    return result if isinstance(result, int) else 0
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line to standard error; returns `code`."""
+    click.echo(f"kimberlite: {message}", err=True)
+    return code

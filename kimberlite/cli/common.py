@@ -1,0 +1,76 @@
+"""What commands share: options, output and the event loop. Imported by commands only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from kimberlite.config import parse_addresses
+
+DEFAULT_PORT = 7100
+DEFAULT_ADDRESSES = f"127.0.0.1:{DEFAULT_PORT},{DEFAULT_PORT + 1},{DEFAULT_PORT + 2}"
+
+F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
+
+
+def addresses_option(function: F) -> F:
+    """--addresses, from KIMBERLITE_ADDRESSES, by default those of `kimberlite dev`."""
+    return click.option(
+        "--addresses",
+        type=parse_addresses,
+        envvar="KIMBERLITE_ADDRESSES",
+        default=DEFAULT_ADDRESSES,
+        show_default=True,
+        metavar="HOST:PORT,...",
+        help="Client addresses of the replicas; `host:7100,7101` repeats the host. [env: KIMBERLITE_ADDRESSES]",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)
+
+
+def timeout_option(default: float, what: str) -> Callable[[F], F]:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
+        help=what,
+    )
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on standard output, written out at once."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error."""
+    click.echo(text, err=True)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on uvloop. Ctrl-C cancels it and raises KeyboardInterrupt."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(coroutine)
+
+
+def bytes_text(count: float) -> str:
+    """A byte count for people: 1536 is `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

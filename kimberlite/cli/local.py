@@ -1,0 +1,260 @@
+"""A cluster of real replica processes on this machine: what `dev` and `bench` run, and the tests.
+
+Each replica is `python -m kimberlite start DIR/<index>` with its standard error in
+DIR/<index>.log. The processes end when the one that started them ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kimberlite import config as configuration
+from kimberlite.cli import probe
+from kimberlite.errors import KimberliteError, UnavailableError, UsageError
+from kimberlite.types import REPLICAS_MAX
+
+HOST = "127.0.0.1"
+PEER_PORT_OFFSET = 1000
+TELEMETRY_PORT = 9471
+STOP_TIMEOUT_S = 10.0
+POLL_INTERVAL_S = 0.05
+# Below the range from which Linux takes ports of outgoing connections (32768 and above).
+FREE_PORTS = range(10_000, 30_000)
+
+
+class ReplicaEndedError(KimberliteError):
+    """A replica process ended by itself. The exit code is that of the process."""
+
+    def __init__(self, replica: Replica, code: int) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        last = replica.last_log_line()
+        super().__init__(f"replica {replica.index} {how}" + (f": {last}" if last else f"; see {replica.log}"))
+        self.exit_code = code if code > 0 else KimberliteError.exit_code
+
+
+@dataclass(slots=True)
+class Replica:
+    """One replica process of the cluster and where its things are."""
+
+    index: int
+    address: str
+    data: Path
+    log: Path
+    telemetry: str | None = None  # host:port of its telemetry
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process is not None and self.process.poll() is None else None
+
+    def last_log_line(self) -> str:
+        """What the process said last."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """Replica processes below one directory.
+
+    port: client port of replica 0, the others follow; 0 chooses free ones.
+    telemetry: whether replicas serve metrics. settings: `section.key=value` items for
+    the configuration of every replica. Use as a context manager: leaving it stops all.
+    """
+
+    directory: Path
+    replica_count: int = 3
+    port: int = 0
+    telemetry: bool = False
+    settings: tuple[str, ...] = ()
+    replicas: list[Replica] = field(default_factory=list)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(replica.address for replica in self.replicas)
+
+    def prepare(self) -> bool:
+        """Choose ports, and format the data when there is none. True when it was new.
+
+        Raises UsageError when the directory holds another number of replicas.
+        """
+        if not 1 <= self.replica_count <= REPLICAS_MAX:
+            raise UsageError(f"a cluster has from 1 to {REPLICAS_MAX} replicas, not {self.replica_count}")
+        if not self.port:
+            self.port = free_port(self.replica_count)
+        addresses = tuple(f"{HOST}:{self.port + index}" for index in range(self.replica_count))
+        self.replicas = [
+            Replica(index, address, self.directory / str(index), self.directory / f"{index}.log")
+            for index, address in enumerate(addresses)
+        ]
+        for replica in self.replicas if self.telemetry else ():
+            replica.telemetry = f"{HOST}:{telemetry_port(TELEMETRY_PORT + replica.index)}"
+        existing = sorted(path.parent.name for path in self.directory.glob("*/node.toml"))
+        if existing:
+            if existing != [str(index) for index in range(self.replica_count)]:
+                raise UsageError(
+                    f"{self.directory} holds the replicas {', '.join(existing)}, not {self.replica_count} replicas; "
+                    "use --replicas as when it was made, or another --dir"
+                )
+            return False
+        self._format(addresses)
+        return True
+
+    def _format(self, addresses: tuple[str, ...]) -> None:
+        from kimberlite.cli.replica import format_replica
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        cluster = secrets.token_hex(16)
+        for replica in self.replicas:
+            document: dict[str, object] = {
+                "cluster": {"id": cluster, "replica": replica.index, "addresses": list(addresses)}
+            }
+            for setting in self.settings:
+                configuration.apply_override(document, setting)
+            format_replica(configuration.from_mapping(document), replica.data)
+
+    def start(self, index: int) -> Replica:
+        """Start a replica process and return at once."""
+        replica = self.replicas[index]
+        listed = ", ".join(f'"{address}"' for address in self.addresses)
+        settings = [f"cluster.addresses=[{listed}]", *self.settings]
+        if replica.telemetry:
+            settings.append(f'telemetry.listen="{replica.telemetry}"')
+        else:
+            settings.append("telemetry.enabled=false")
+        arguments = [argument for setting in settings for argument in ("--set", setting)]
+        with replica.log.open("ab") as log:
+            replica.process = subprocess.Popen(
+                [sys.executable, "-m", "kimberlite", "start", "--exit-with-parent", *arguments, str(replica.data)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return replica
+
+    def start_all(self) -> None:
+        for replica in self.replicas:
+            self.start(replica.index)
+
+    def ended(self) -> Iterator[tuple[Replica, int]]:
+        """Replicas whose process has ended since it was started, with its exit code; each once."""
+        for replica in self.replicas:
+            if replica.process is not None and (code := replica.process.poll()) is not None:
+                replica.process = None
+                yield replica, code
+
+    def wait_ready(
+        self, timeout: float = 30.0, need: int | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Return when `need` replicas (all, by default) answer and one of them leads, or `stop` says so.
+
+        Raises ReplicaEndedError when one ends meanwhile, UnavailableError after `timeout` seconds.
+        """
+        wanted = self.replica_count if need is None else need
+        deadline = time.monotonic() + timeout
+        while not stop():
+            for replica, code in self.ended():
+                raise ReplicaEndedError(replica, code)
+            answers = probe.fetch_all(self.addresses, 1.0)
+            statuses = [answer for answer in answers if not isinstance(answer, UnavailableError)]
+            normal = [status for status in statuses if status.get("status") == "normal"]
+            if len(normal) >= wanted and any(status.get("role") == "primary" for status in normal):
+                return
+            if time.monotonic() > deadline:
+                said = "; ".join(
+                    f"replica {index}: {answer if isinstance(answer, UnavailableError) else answer.get('unhealthy')}"
+                    for index, answer in enumerate(answers)
+                )
+                raise UnavailableError(f"no working cluster after {timeout:.0f} s ({said})")
+            time.sleep(POLL_INTERVAL_S)
+
+    def kill(self, index: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a replica process and wait for its end."""
+        replica = self.replicas[index]
+        if replica.process is not None:
+            replica.process.send_signal(number)
+            replica.process.wait()
+            replica.process = None
+
+    def stop(self) -> None:
+        """End all processes: SIGTERM, and SIGKILL for what is still there ten seconds later."""
+        running = [replica.process for replica in self.replicas if replica.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for replica in self.replicas:
+            replica.process = None
+
+    def cpu_seconds(self) -> float:
+        """CPU time used so far by the replica processes and their children that still run."""
+        pids = [replica.pid for replica in self.replicas if replica.pid is not None]
+        return sum(process_cpu_seconds(pid) for pid in with_children(pids))
+
+
+def is_free(port: int) -> bool:
+    """Whether a listener could be opened on that port of the loopback interface now."""
+    with socket.socket() as probe_socket:
+        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe_socket.bind((HOST, port))
+            return True
+    return False
+
+
+def free_port(count: int) -> int:
+    """A port such that it and the `count` - 1 that follow are free, with their peer ports."""
+    for _ in range(1000):
+        first = random.randrange(FREE_PORTS.start, FREE_PORTS.stop)
+        if all(is_free(first + index) and is_free(first + index + PEER_PORT_OFFSET) for index in range(count)):
+            return first
+    raise UsageError(f"no {count} free ports in a row between {FREE_PORTS.start} and {FREE_PORTS.stop}; use --port")
+
+
+def telemetry_port(preferred: int) -> int:
+    """The preferred port when it is free, otherwise another one."""
+    return preferred if is_free(preferred) else free_port(1)
+
+
+def with_children(pids: Sequence[int]) -> list[int]:
+    """Those processes and their direct children."""
+    found = list(pids)
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found
+
+
+def process_cpu_seconds(pid: int) -> float:
+    """User and system time of a process; 0 when it has ended."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    user, system = int(after_name[11]), int(after_name[12])  # fields 14 and 15 of proc(5)
+    return (user + system) / os.sysconf("SC_CLK_TCK")

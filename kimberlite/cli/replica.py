@@ -1,0 +1,150 @@
+"""`format` and `start`: one replica's data directory and its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from kimberlite import config as configuration
+from kimberlite.cli.common import json_option, note, print_json
+from kimberlite.config import Config
+from kimberlite.errors import DataExistsError, DataMissingError
+
+CONFIG_NAME = "node.toml"
+
+
+def settings_option(function: click.decorators.FC) -> click.decorators.FC:
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="A configuration value that wins over the file's; may be repeated.",
+    )(function)
+
+
+def format_replica(config: Config, data: Path) -> None:
+    """Create the data of one replica in `data` and its node.toml.
+
+    Raises DataExistsError, with nothing changed, when there is data already. The
+    configuration is put in place last: a directory without it was not finished.
+    """
+    from kimberlite._fast.framing import make_header
+    from kimberlite.storage.disk import FileDisk
+    from kimberlite.storage.store import format_store
+
+    target = data / CONFIG_NAME
+    if target.exists():
+        raise DataExistsError(f"{target} exists: this is a replica already; nothing was changed", path=str(data))
+    disk = FileDisk(data, mode=config.storage.mode, unsafe=config.storage.unsafe)
+    try:
+        format_store(
+            disk,
+            make_header=make_header,
+            cluster=config.cluster_id,
+            replica=config.cluster.replica,
+            replica_count=config.replica_count,
+            segment_bytes=config.storage.segment_bytes,
+        )
+    finally:
+        disk.close()
+    write_config(config, target)
+
+
+def write_config(config: Config, target: Path) -> None:
+    """Write the file durably and at once: never half of it, readable by its owner only."""
+    temporary = target.with_name(target.name + ".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(config.to_toml().encode())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(target)
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@click.command("format", short_help="Create the data of one replica.")
+@click.option(
+    "--cluster", required=True, metavar="ID", help="32 hexadecimal digits or a UUID, the same for all replicas."
+)
+@click.option("--replica", required=True, type=int, metavar="I", help="Index of this replica in --addresses, from 0.")
+@click.option(
+    "--addresses",
+    required=True,
+    type=configuration.parse_addresses,
+    metavar="HOST:PORT,...",
+    help="Client addresses of all replicas, in the same order on each.",
+)
+@settings_option
+@json_option
+@click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+def format_command(
+    cluster: str, replica: int, addresses: tuple[str, ...], settings: Sequence[str], as_json: bool, data: Path
+) -> None:
+    """Create the data of one replica.
+
+    Makes DIR with an empty journal and DIR/node.toml. Refuses, and changes nothing, when
+    DIR holds a replica already: there is no option to overwrite; remove the directory.
+    """
+    document: dict[str, object] = {
+        "cluster": {
+            "id": configuration.parse_cluster_id(cluster).hex(),
+            "replica": replica,
+            "addresses": list(addresses),
+        }
+    }
+    for setting in settings:
+        configuration.apply_override(document, setting)
+    config = configuration.from_mapping(document, "format")
+    format_replica(config, data)
+    if as_json:
+        print_json({"data": str(data.absolute()), "cluster": config.cluster.id, "replica": replica})
+    else:
+        note(f"replica {replica} of {config.replica_count} created in {data}; run it with: kimberlite start {data}")
+
+
+@click.command(short_help="Run one replica in the foreground.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Configuration; DIR/node.toml when not given.",
+)
+@settings_option
+@click.option("--exit-with-parent", is_flag=True, hidden=True)
+@click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+def start(config_path: Path | None, settings: tuple[str, ...], exit_with_parent: bool, data: Path) -> int:
+    """Run one replica in the foreground.
+
+    SIGTERM and Ctrl-C stop it in order. Under systemd (Type=notify) it reports when it is
+    ready. Exit codes say why it ended: kimberlite --help.
+    """
+    if exit_with_parent:
+        end_with_parent()
+    if not data.is_dir():
+        raise DataMissingError(f"{data} does not exist; create a replica with `kimberlite format`", path=str(data))
+    config = configuration.load(config_path or data / CONFIG_NAME, settings)
+
+    from kimberlite.node.node import run_node
+
+    return run_node(config, data)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when the one that started it ends (prctl(2))."""
+    import ctypes
+
+    parent = os.getppid()
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent or parent == 1:
+        raise SystemExit(0)  # it ended before the call above: there is nobody left to serve
