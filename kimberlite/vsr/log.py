@@ -7,6 +7,7 @@
 - `linked`: headers are known and hash-chained from the root up to here. Below `op`
   only while headers are missing (a hole), which repair fills.
 - `durable`: entries are on this replica's disk up to here: what may be acknowledged.
+- `committed`: this log is known to be committed up to here: never dropped.
 - `journal_head`: highest op handed to the journal; entries are appended in order.
 - `candidates`: entries of an older view on the disk, above `linked`, that may or may
   not be canonical; decided one by one as `linked` reaches them.
@@ -28,12 +29,14 @@ WINDOW = 256  # headers and bodies kept below the applied op, to serve retransmi
 class Log:
     """See the module docstring. Holds no policy: callers decide what to accept."""
 
-    def __init__(self, head: Header) -> None:
-        self.headers: dict[int, Header] = {head.op: head}
+    def __init__(self, head: Header, below: Sequence[Header] = ()) -> None:
+        """`head` and everything under it is on disk; `below` are headers under it, to keep."""
+        self.headers: dict[int, Header] = {header.op: header for header in (*below, head)}
         self.bodies: dict[int, Message] = {}
         self.op = head.op
         self.linked = head.op
         self.durable = head.op
+        self.committed = 0
         self.journal_head = head.op
         self.on_disk: set[int] = set()  # durable above `durable`
         self.writing: dict[int, Checksum] = {}
@@ -168,17 +171,17 @@ class Log:
 
     # View changes
 
-    def install(self, suffix: Sequence[Header], committed: int) -> int:
+    def install(self, suffix: Sequence[Header], canonical: int) -> int:
         """Replace everything above what is known to be canonical by `suffix`.
 
         suffix: headers from some committed op to the new head, ascending and chained.
-        committed: an op at or below which this log is canonical (it was applied).
-        Returns the op to truncate the journal to. Entries between `committed` and the
-        suffix whose place in the canonical log is not known become candidates.
+        canonical: an op at or below which this log agrees with the new one.
+        Returns the op to truncate the journal to. Entries between `canonical` and the
+        suffix whose place in the new log is not known become candidates.
         """
         head = suffix[-1].op
         first = suffix[0].op
-        match = committed
+        match = canonical
         for header in suffix:
             own = self.headers.get(header.op)
             if own is not None and own.checksum == header.checksum and header.op <= self.linked:

@@ -60,3 +60,4 @@ def _fill_log(r: Replica, recovered: Recovered) -> None:
             log.journal_head = entry.op
     log.op = recovered.head
     log.link()
+    log.committed = min(r.commit_max, log.linked)

@@ -60,7 +60,18 @@ from kimberlite.vsr.work import (
 class Replica:
     """One replica's protocol state. See the module docstring and vsr/work.py."""
 
-    def __init__(self, *, config: CoreConfig, codec: Codec, recovered: Recovered, seed: int, now: int) -> None:
+    def __init__(
+        self,
+        *,
+        config: CoreConfig,
+        codec: Codec,
+        recovered: Recovered,
+        headers: Sequence[Header],
+        seed: int,
+        now: int,
+    ) -> None:
+        """`headers`: those of the journal from recovered.commit (or below) up to, not including,
+        recovered.settled; none when commit is above."""
         self.config = config
         self.codec = codec
         self.index = config.replica
@@ -77,7 +88,7 @@ class Replica:
         self.applied = 0
         self.apply_emitted = 0
         self.positions = 0  # events in the applied log
-        self.log = Log(recovered.settled_header)
+        self.log = Log(recovered.settled_header, headers)
         self.log_state = LogState(0, 0, ())
 
         # Primary
@@ -221,6 +232,7 @@ class Replica:
     def take_work(self) -> Work:
         """Everything to do since the last call."""
         normal.flush(self)
+        self.note_committed()
         self._write_entries()
         normal.acknowledge(self)
         self._emit_applies()
@@ -370,9 +382,16 @@ class Replica:
         )
 
     def learn_commit(self, commit: int) -> None:
-        """A commit number heard from a replica of this view or a later one."""
+        """A commit number of the canonical log."""
         if commit > self.commit_max:
             self.commit_max = commit
+        self.note_committed()
+
+    def note_committed(self) -> None:
+        """In normal status this log is a prefix of the canonical one, so that a commit
+        number speaks of its entries too."""
+        if self.status == Status.NORMAL and self.log_view == self.view:
+            self.log.committed = max(self.log.committed, min(self.commit_max, self.log.linked))
 
     def set_status(self, status: Status) -> None:
         if status != self.status:

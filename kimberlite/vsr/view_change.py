@@ -354,26 +354,26 @@ def _try_to_choose(r: Replica) -> None:
     if choice.dropped:
         r.emit(EventKind.SUFFIX_DROPPED, choice.suffix[-1].op + 1, choice.dropped)
     r.learn_commit(choice.commit)
-    canonical = r.log.linked if r.log_view == choice.log_view else r.applied
+    canonical = r.log.linked if r.log_view == choice.log_view else r.log.committed
     install(r, choice.suffix, min(canonical, choice.commit))
 
 
 # Installation
 
 
-def install(r: Replica, suffix: tuple[Header, ...], committed: int) -> None:
+def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     """Make the log of this view ours, and persist that before anything is said of it."""
     invariant(
-        suffix[-1].op >= r.applied,
-        "nothing that was applied is ever dropped",
+        suffix[-1].op >= r.log.committed,
+        "nothing that was committed is ever dropped",
         head=suffix[-1].op,
-        applied=r.applied,
+        committed=r.log.committed,
         view=r.view,
     )
-    truncate_to = r.log.install(suffix, max(committed, r.applied))
+    truncate_to = r.log.install(suffix, max(canonical, r.log.committed))
     r.apply_emitted = r.applied
     r.log_view = r.view
-    r.log_state = LogState(min(r.applied, truncate_to), suffix[-1].op, suffix)
+    r.log_state = LogState(min(r.log.committed, r.log.durable), suffix[-1].op, suffix)
     r.persist_view(truncate_to=truncate_to)
 
 
@@ -397,7 +397,7 @@ def _lead(r: Replica) -> None:
 def _start_view_message(r: Replica) -> Message:
     """The canonical log from the commit number to the head."""
     log = r.log
-    first = max(min(r.commit, log.op), log.op - SUFFIX_OPS_MAX + 1)
+    first = max(min(r.commit_max, log.op), log.op - SUFFIX_OPS_MAX + 1)
     suffix = [log.headers[op] for op in range(first, log.op + 1)]
     return r.make(Command.START_VIEW, encode_headers(suffix), op=log.op, log_view=r.log_view, count=len(suffix))
 
@@ -418,7 +418,7 @@ def on_start_view(r: Replica, message: Message) -> None:
     if header.view > r.view:
         enter(r, header.view, 2)
     r.learn_commit(header.commit)
-    install(r, suffix, r.applied)
+    install(r, suffix, r.log.committed)
 
 
 def is_start_view_wanted(r: Replica, message: Message) -> bool:
