@@ -1,0 +1,10 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+# No test depends on how fast the machine is: the suite also runs under sanitizers and
+# beside other work. A failure prints the blob that reproduces it.
+settings.register_profile("kimberlite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kimberlite")
