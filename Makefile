@@ -1,0 +1,82 @@
+# The verbs. `make dev` and `make test` set everything up by themselves: they need Python >= 3.11 with
+# its headers and venv, gcc and make. What they install goes into $(VENV) and nowhere else.
+#
+#   VENV=path     another virtual environment        ARGS="..."   arguments for the command of the verb
+#   PYTHON=path   the interpreter to build it with   BUILD=debug  release, debug, sanitize, trace
+
+VENV ?= .venv
+ARGS ?=
+BUILD ?= release
+PYTHON ?= $(shell .ci/find-python)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --retries 5 --timeout 60
+
+# Everything that ends up in the package: a change of any of it installs again.
+SOURCES := $(shell find kimberlite -type f ! -path '*/__pycache__/*' ! -name '*.so' ! -name '_native.c') \
+	setup.py pyproject.toml
+
+.PHONY: dev test lint bench sim asan docs wheel clean
+.DEFAULT_GOAL := test
+
+# --- set-up -------------------------------------------------------------------------------------
+
+$(VENV)/stamp-venv: .ci/check-python
+	.ci/check-python "$(PYTHON)"
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) install 'pip>=25.1'
+	touch $@
+
+# Lists of dependencies come from pyproject.toml alone.
+$(VENV)/stamp-test: $(VENV)/stamp-venv pyproject.toml
+	$(PIP) install --group test
+	touch $@
+
+$(VENV)/stamp-lint: $(VENV)/stamp-venv pyproject.toml
+	$(PIP) install --group lint
+	touch $@
+
+$(VENV)/stamp-package: $(VENV)/stamp-venv $(SOURCES)
+	rm -rf build/lib* build/temp* build/bdist*  # no object of another mode, no module that is gone
+	KIMBERLITE_BUILD=$(BUILD) $(PIP) install .
+	touch $@
+
+# --- verbs --------------------------------------------------------------------------------------
+
+dev: $(VENV)/stamp-package
+	@echo "In another terminal: . $(BIN)/activate; then kimberlite append FILE, read, status"
+	$(BIN)/kimberlite dev $(ARGS)
+
+# The tests run against the installed package: pytest itself does not put the checkout on its path.
+test: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/stamp-package $(VENV)/stamp-test $(VENV)/stamp-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/pytest --benchmark-only --benchmark-disable-gc benches $(ARGS)
+
+sim: $(VENV)/stamp-package
+	$(BIN)/kimberlite vopr run --seeds 0:1000 $(ARGS)
+
+# The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own.
+asan:
+	$(MAKE) VENV=$(VENV)-asan BUILD=sanitize $(VENV)-asan/stamp-package $(VENV)-asan/stamp-test
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 PYTHONMALLOC=malloc \
+	$(VENV)-asan/bin/pytest tests/fast tests/unit/storage $(ARGS)
+
+docs: $(VENV)/stamp-package
+	$(BIN)/python docs/generate.py
+
+wheel: $(VENV)/stamp-venv
+	rm -rf dist build/lib* build/temp* build/bdist*
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	.ci/check-wheel "$(PYTHON)"
+
+clean:
+	rm -rf $(VENV) $(VENV)-asan build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find kimberlite tests benches examples -name __pycache__ -type d -exec rm -rf {} +
+	rm -f kimberlite/_fast/*.so kimberlite/_sys/*.so kimberlite/_sys/_native.c
