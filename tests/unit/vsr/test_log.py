@@ -1,0 +1,158 @@
+"""The log's bookkeeping: linking, durability, holes, installation, candidates."""
+
+from __future__ import annotations
+
+import pytest
+
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import InvariantError
+from kimberlite.types import Command, Header, Message, Operation, root_header
+from kimberlite.vsr.log import WINDOW, Log
+
+CLUSTER = b"c" * 16
+
+
+def chain(length: int, view: int = 0, parent: Header | None = None) -> list[Header]:
+    headers = [parent or root_header(make_header, CLUSTER)]
+    for _ in range(length):
+        before = headers[-1]
+        headers.append(
+            make_header(
+                cluster=CLUSTER,
+                command=Command.PREPARE,
+                replica=0,
+                view=view,
+                op=before.op + 1,
+                parent=before.checksum,
+                operation=Operation.APPLY,
+            )
+        )
+    return headers
+
+
+def filled(headers: list[Header], durable: int | None = None) -> Log:
+    """A log of those headers, all written, durable up to `durable`."""
+    log = Log(headers[0])
+    for header in headers[1:]:
+        log.append(Message(header))
+    log.take_writes()
+    for header in headers[1:]:
+        if durable is None or header.op <= durable:
+            log.mark_durable(header)
+    return log
+
+
+def test_durable_is_a_prefix() -> None:
+    headers = chain(3)
+    log = filled(headers, durable=0)
+    log.mark_durable(headers[2])
+    assert log.durable == 0
+    log.mark_durable(headers[1])
+    assert log.durable == 2
+
+
+def test_a_broken_chain_is_an_invariant() -> None:
+    headers = chain(2)
+    other = chain(1, view=9)
+    log = filled(headers[:2])
+    stranger = make_header(cluster=CLUSTER, command=Command.PREPARE, op=2, parent=other[1].checksum)
+    with pytest.raises(InvariantError, match="one hash chain"):
+        log.append(Message(stranger))
+
+
+def test_entries_are_written_once_and_in_order() -> None:
+    headers = chain(3)
+    log = Log(headers[0])
+    for header in headers[1:]:
+        log.append(Message(header))
+    assert [message.header.op for message in log.take_writes()] == [1, 2, 3]
+    assert log.take_writes() == []
+
+
+def test_a_missing_body_holds_back_what_follows() -> None:
+    headers = chain(3)
+    log = Log(headers[0])
+    for header in headers[1:]:
+        assert log.extend(header)
+    log.bodies[2] = Message(headers[2])
+    log.bodies[3] = Message(headers[3])
+    assert log.take_writes() == []
+    assert [header.op for header in log.missing(10)] == [1]
+    log.bodies[1] = Message(headers[1])
+    assert [message.header.op for message in log.take_writes()] == [1, 2, 3]
+
+
+def test_a_header_that_does_not_continue_is_refused() -> None:
+    headers = chain(3)
+    log = filled(headers[:2])
+    assert not log.extend(headers[3])
+    assert log.extend(headers[2])
+
+
+def test_installing_the_same_suffix_keeps_everything() -> None:
+    headers = chain(4)
+    log = filled(headers)
+    assert log.install(headers[2:], 2) == 4
+    assert (log.op, log.linked, log.durable, log.journal_head) == (4, 4, 4, 4)
+
+
+def test_installing_a_divergent_suffix_cuts_at_the_last_common_entry() -> None:
+    old = chain(5)
+    new = chain(3, view=2, parent=old[2])
+    log = filled(old)
+    assert log.install([old[1], old[2], *new[1:]], 1) == 2
+    assert (log.op, log.linked, log.durable, log.journal_head) == (5, 5, 2, 2)
+    assert [header.op for header in log.missing(10)] == [3, 4, 5]
+    assert not log.mark_durable(old[3]), "a write of the old log completes late"
+    assert log.durable == 2
+
+
+def test_a_hole_keeps_own_entries_until_headers_tell() -> None:
+    headers = chain(9)
+    log = filled(headers[:6])  # own head is 5; the new log is known from op 8 on
+    assert log.install(headers[8:], 2) == 5
+    assert (log.op, log.linked, log.durable) == (9, 2, 2)
+    for header in headers[3:8]:
+        assert log.extend(header)
+    assert log.linked == 9
+    assert log.durable == 5, "own entries turned out to be canonical: nothing is fetched again"
+    assert [header.op for header in log.missing(10)] == [6, 7, 8, 9]
+
+
+def test_a_divergent_candidate_is_found_before_it_is_believed() -> None:
+    old = chain(5)
+    new = chain(6, view=2, parent=old[3])
+    log = filled(old)
+    canonical = [*old[:4], *new[1:]]
+    assert log.install(canonical[8:], 2) == 5
+    assert log.extend(canonical[3])
+    assert not log.extend(canonical[4]) or log.divergence() == 3
+    assert log.divergence() == 3
+    log.drop_candidates()
+    assert (log.journal_head, log.linked) == (3, 4)
+    for header in canonical[5:8]:
+        assert log.extend(header)
+    assert log.durable == 3
+    assert log.linked == 9
+
+
+def test_damage_is_neither_held_nor_absent_and_is_repaired_in_place() -> None:
+    headers = chain(3)
+    log = filled(headers)
+    log.mark_faulty(2)
+    assert not log.holds(2)
+    assert log.durable == 3
+    assert [header.op for header in log.missing(10)] == [2]
+    log.bodies[2] = Message(headers[2])
+    assert [message.header.op for message in log.take_writes()] == [2]
+    log.mark_durable(headers[2])
+    assert log.holds(2)
+
+
+def test_memory_is_bounded_by_the_window() -> None:
+    headers = chain(3 * WINDOW)
+    log = filled(headers)
+    for op in range(1, 3 * WINDOW + 1):
+        log.forget(op)
+    assert len(log.headers) <= WINDOW + 2
+    assert len(log.bodies) <= WINDOW + 2
