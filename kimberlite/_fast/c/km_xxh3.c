@@ -308,6 +308,276 @@ static void long_scalar(uint64_t acc[8], const uint8_t *data, size_t length, con
     accumulate_scalar(acc, last, secret + SECRET_LAST_STRIPE);
 }
 
+/* The vector kernels rest on two observations about one block.
+ *
+ * Between scrambles an accumulator is a plain sum, so its order is free: the products and
+ * the raw words go to separate registers, which shortens the dependent chain.
+ * Words are added to the neighbouring lane (i ^ 1). Exchanging neighbours commutes with
+ * adding, so the raw words are summed in place and exchanged once per block instead of
+ * once per stripe.
+ *
+ * Multiplying by the 32-bit prime modulo 2^64 is two 32 x 32 products:
+ * x * p = low(x) * p + (high(x) * p << 32). */
+
+enum { PREFETCH_AHEAD = 512 };
+
+#if KM_CPU_X86
+
+#define TARGET_AVX512 __attribute__((target("avx512f")))
+#define TARGET_AVX2 __attribute__((target("avx2")))
+
+/* ---- sse2: part of every x86-64 ---- */
+
+typedef struct {
+    __m128i products[4];
+    __m128i words[4];
+} state_sse2;
+
+INLINE void stripe_sse2(state_sse2 *state, const uint8_t *stripe, const uint8_t *secret)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m128i word = _mm_loadu_si128((const __m128i *)(stripe + 16 * i));
+        __m128i keyed = _mm_xor_si128(word, _mm_loadu_si128((const __m128i *)(secret + 16 * i)));
+        __m128i product = _mm_mul_epu32(keyed, _mm_srli_epi64(keyed, 32));
+        state->products[i] = _mm_add_epi64(state->products[i], product);
+        state->words[i] = _mm_add_epi64(state->words[i], word);
+    }
+}
+
+INLINE void exchange_sse2(state_sse2 *state)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m128i exchanged = _mm_shuffle_epi32(state->words[i], _MM_SHUFFLE(1, 0, 3, 2));
+        state->products[i] = _mm_add_epi64(state->products[i], exchanged);
+        state->words[i] = _mm_setzero_si128();
+    }
+}
+
+INLINE void scramble_sse2(state_sse2 *state, const uint8_t *secret)
+{
+    const __m128i prime = _mm_set1_epi64x(PRIME32_1);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m128i x = state->products[i];
+        x = _mm_xor_si128(x, _mm_srli_epi64(x, 47));
+        x = _mm_xor_si128(x, _mm_loadu_si128((const __m128i *)(secret + SECRET_SCRAMBLE + 16 * i)));
+        __m128i high = _mm_mul_epu32(_mm_srli_epi64(x, 32), prime);
+        state->products[i] = _mm_add_epi64(_mm_mul_epu32(x, prime), _mm_slli_epi64(high, 32));
+    }
+}
+
+static void long_sse2(uint64_t acc[8], const uint8_t *data, size_t length, const uint8_t secret[SECRET_SIZE])
+{
+    const uint8_t *last = data + length - STRIPE;
+    state_sse2 state;
+    for (int i = 0; i < 4; i++) {
+        state.products[i] = _mm_load_si128((const __m128i *)(acc + 2 * i));
+        state.words[i] = _mm_setzero_si128();
+    }
+    for (; length > BLOCK; data += BLOCK, length -= BLOCK) {
+#pragma GCC unroll 4
+        for (size_t n = 0; n < STRIPES_PER_BLOCK; n++) {
+            _mm_prefetch(data + STRIPE * n + PREFETCH_AHEAD, _MM_HINT_T0);
+            stripe_sse2(&state, data + STRIPE * n, secret + 8 * n);
+        }
+        exchange_sse2(&state);
+        scramble_sse2(&state, secret);
+    }
+    for (size_t n = 0; n < (length - 1) / STRIPE; n++)
+        stripe_sse2(&state, data + STRIPE * n, secret + 8 * n);
+    stripe_sse2(&state, last, secret + SECRET_LAST_STRIPE);
+    exchange_sse2(&state);
+    for (int i = 0; i < 4; i++)
+        _mm_store_si128((__m128i *)(acc + 2 * i), state.products[i]);
+}
+
+/* ---- avx2 ---- */
+
+typedef struct {
+    __m256i products[2];
+    __m256i words[2];
+} state_avx2;
+
+INLINE TARGET_AVX2 void stripe_avx2(state_avx2 *state, const uint8_t *stripe, const uint8_t *secret)
+{
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m256i word = _mm256_loadu_si256((const __m256i *)(stripe + 32 * i));
+        __m256i keyed = _mm256_xor_si256(word, _mm256_loadu_si256((const __m256i *)(secret + 32 * i)));
+        __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
+        state->products[i] = _mm256_add_epi64(state->products[i], product);
+        state->words[i] = _mm256_add_epi64(state->words[i], word);
+    }
+}
+
+INLINE TARGET_AVX2 void exchange_avx2(state_avx2 *state)
+{
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m256i exchanged = _mm256_shuffle_epi32(state->words[i], _MM_SHUFFLE(1, 0, 3, 2));
+        state->products[i] = _mm256_add_epi64(state->products[i], exchanged);
+        state->words[i] = _mm256_setzero_si256();
+    }
+}
+
+INLINE TARGET_AVX2 void scramble_avx2(state_avx2 *state, const uint8_t *secret)
+{
+    const __m256i prime = _mm256_set1_epi64x(PRIME32_1);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m256i x = state->products[i];
+        x = _mm256_xor_si256(x, _mm256_srli_epi64(x, 47));
+        x = _mm256_xor_si256(x, _mm256_loadu_si256((const __m256i *)(secret + SECRET_SCRAMBLE + 32 * i)));
+        __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), prime);
+        state->products[i] = _mm256_add_epi64(_mm256_mul_epu32(x, prime), _mm256_slli_epi64(high, 32));
+    }
+}
+
+static TARGET_AVX2 void long_avx2(uint64_t acc[8], const uint8_t *data, size_t length,
+                                  const uint8_t secret[SECRET_SIZE])
+{
+    const uint8_t *last = data + length - STRIPE;
+    state_avx2 state;
+    for (int i = 0; i < 2; i++) {
+        state.products[i] = _mm256_load_si256((const __m256i *)(acc + 4 * i));
+        state.words[i] = _mm256_setzero_si256();
+    }
+    for (; length > BLOCK; data += BLOCK, length -= BLOCK) {
+#pragma GCC unroll 16
+        for (size_t n = 0; n < STRIPES_PER_BLOCK; n++) {
+            _mm_prefetch(data + STRIPE * n + PREFETCH_AHEAD, _MM_HINT_T0);
+            stripe_avx2(&state, data + STRIPE * n, secret + 8 * n);
+        }
+        exchange_avx2(&state);
+        scramble_avx2(&state, secret);
+    }
+    for (size_t n = 0; n < (length - 1) / STRIPE; n++)
+        stripe_avx2(&state, data + STRIPE * n, secret + 8 * n);
+    stripe_avx2(&state, last, secret + SECRET_LAST_STRIPE);
+    exchange_avx2(&state);
+    for (int i = 0; i < 2; i++)
+        _mm256_store_si256((__m256i *)(acc + 4 * i), state.products[i]);
+}
+
+/* ---- avx512: a stripe is one register, and the sixteen keys of a block fit in others ---- */
+
+INLINE TARGET_AVX512 __m512i product_avx512(__m512i word, __m512i key)
+{
+    __m512i keyed = _mm512_xor_si512(word, key);
+    return _mm512_mul_epu32(keyed, _mm512_srli_epi64(keyed, 32));
+}
+
+static TARGET_AVX512 void long_avx512(uint64_t acc[8], const uint8_t *data, size_t length,
+                                      const uint8_t secret[SECRET_SIZE])
+{
+    const __m512i prime = _mm512_set1_epi64(PRIME32_1);
+    const uint8_t *last = data + length - STRIPE;
+    __m512i products = _mm512_load_si512(acc);
+    __m512i words = _mm512_setzero_si512();
+    if (length > BLOCK) {
+        const __m512i key_scramble = _mm512_loadu_si512(secret + SECRET_SCRAMBLE);
+        __m512i keys[STRIPES_PER_BLOCK];
+#pragma GCC unroll 16
+        for (size_t n = 0; n < STRIPES_PER_BLOCK; n++)
+            keys[n] = _mm512_loadu_si512(secret + 8 * n);
+        for (; length > BLOCK; data += BLOCK, length -= BLOCK) {
+#pragma GCC unroll 16
+            for (size_t n = 0; n < STRIPES_PER_BLOCK; n++) {
+                _mm_prefetch(data + STRIPE * n + PREFETCH_AHEAD, _MM_HINT_T0);
+                __m512i word = _mm512_loadu_si512(data + STRIPE * n);
+                products = _mm512_add_epi64(products, product_avx512(word, keys[n]));
+                words = _mm512_add_epi64(words, word);
+            }
+            __m512i x = _mm512_add_epi64(products, _mm512_shuffle_epi32(words, _MM_PERM_BADC));
+            words = _mm512_setzero_si512();
+            x = _mm512_ternarylogic_epi64(x, _mm512_srli_epi64(x, 47), key_scramble, 0x96); /* xor of three */
+            __m512i high = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), prime);
+            products = _mm512_add_epi64(_mm512_mul_epu32(x, prime), _mm512_slli_epi64(high, 32));
+        }
+    }
+    for (size_t n = 0; n < (length - 1) / STRIPE; n++) {
+        __m512i word = _mm512_loadu_si512(data + STRIPE * n);
+        products = _mm512_add_epi64(products, product_avx512(word, _mm512_loadu_si512(secret + 8 * n)));
+        words = _mm512_add_epi64(words, word);
+    }
+    __m512i word = _mm512_loadu_si512(last);
+    products = _mm512_add_epi64(products, product_avx512(word, _mm512_loadu_si512(secret + SECRET_LAST_STRIPE)));
+    words = _mm512_add_epi64(words, word);
+    _mm512_store_si512(acc, _mm512_add_epi64(products, _mm512_shuffle_epi32(words, _MM_PERM_BADC)));
+}
+
+#endif
+
+#if KM_CPU_NEON
+
+/* ---- neon: part of every aarch64 ---- */
+
+typedef struct {
+    uint64x2_t products[4];
+    uint64x2_t words[4];
+} state_neon;
+
+INLINE uint64x2_t load_neon(const uint8_t *at)
+{
+    return vreinterpretq_u64_u8(vld1q_u8(at));
+}
+
+INLINE void stripe_neon(state_neon *state, const uint8_t *stripe, const uint8_t *secret)
+{
+    for (int i = 0; i < 4; i++) {
+        uint64x2_t word = load_neon(stripe + 16 * i);
+        uint64x2_t keyed = veorq_u64(word, load_neon(secret + 16 * i));
+        state->products[i] = vmlal_u32(state->products[i], vmovn_u64(keyed), vshrn_n_u64(keyed, 32));
+        state->words[i] = vaddq_u64(state->words[i], word);
+    }
+}
+
+INLINE void exchange_neon(state_neon *state)
+{
+    for (int i = 0; i < 4; i++) {
+        state->products[i] = vaddq_u64(state->products[i], vextq_u64(state->words[i], state->words[i], 1));
+        state->words[i] = vdupq_n_u64(0);
+    }
+}
+
+INLINE void scramble_neon(state_neon *state, const uint8_t *secret)
+{
+    const uint32x2_t prime = vdup_n_u32(PRIME32_1);
+    for (int i = 0; i < 4; i++) {
+        uint64x2_t x = state->products[i];
+        x = veorq_u64(x, vshrq_n_u64(x, 47));
+        x = veorq_u64(x, load_neon(secret + SECRET_SCRAMBLE + 16 * i));
+        uint64x2_t high = vmull_u32(vshrn_n_u64(x, 32), prime);
+        state->products[i] = vmlal_u32(vshlq_n_u64(high, 32), vmovn_u64(x), prime);
+    }
+}
+
+static void long_neon(uint64_t acc[8], const uint8_t *data, size_t length, const uint8_t secret[SECRET_SIZE])
+{
+    const uint8_t *last = data + length - STRIPE;
+    state_neon state;
+    for (int i = 0; i < 4; i++) {
+        state.products[i] = vld1q_u64(acc + 2 * i);
+        state.words[i] = vdupq_n_u64(0);
+    }
+    for (; length > BLOCK; data += BLOCK, length -= BLOCK) {
+        for (size_t n = 0; n < STRIPES_PER_BLOCK; n++)
+            stripe_neon(&state, data + STRIPE * n, secret + 8 * n);
+        exchange_neon(&state);
+        scramble_neon(&state, secret);
+    }
+    for (size_t n = 0; n < (length - 1) / STRIPE; n++)
+        stripe_neon(&state, data + STRIPE * n, secret + 8 * n);
+    stripe_neon(&state, last, secret + SECRET_LAST_STRIPE);
+    exchange_neon(&state);
+    for (int i = 0; i < 4; i++)
+        vst1q_u64(acc + 2 * i, state.products[i]);
+}
+
+#endif
+
 /* ---- the choice of a kernel ------------------------------------------------------- */
 
 static const struct {
@@ -315,10 +585,20 @@ static const struct {
     long_kernel *run; /* NULL: not built */
 } KERNELS[KM_XXH3_KERNELS] = {
     [KM_XXH3_SCALAR] = {"scalar", long_scalar},
+#if KM_CPU_X86
+    [KM_XXH3_SSE2] = {"sse2", long_sse2},
+    [KM_XXH3_AVX2] = {"avx2", long_avx2},
+    [KM_XXH3_AVX512] = {"avx512", long_avx512},
+#else
     [KM_XXH3_SSE2] = {"sse2", NULL},
     [KM_XXH3_AVX2] = {"avx2", NULL},
     [KM_XXH3_AVX512] = {"avx512", NULL},
+#endif
+#if KM_CPU_NEON
+    [KM_XXH3_NEON] = {"neon", long_neon},
+#else
     [KM_XXH3_NEON] = {"neon", NULL},
+#endif
 };
 
 /* Written once, by the constructor, before any other code of this object can run. */
