@@ -1,0 +1,221 @@
+"""`bench`: load on a cluster of its own, or on a given one.
+
+One client process with one session keeps `concurrency` appends of `batch` events in
+flight. Every latency is kept, so that percentiles are exact. The load is closed-loop: a
+slow reply delays the request after it, so that latencies are those at the throughput
+shown and say nothing about a fixed arrival rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import tempfile
+import time
+from array import array
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import kimberlite
+from kimberlite.cli import version
+from kimberlite.cli.common import json_option, note, print_json, run
+from kimberlite.cli.local import LocalCluster
+from kimberlite.config import parse_addresses
+
+if TYPE_CHECKING:
+    from kimberlite.client.aio import Log
+
+APPEND_TIMEOUT_S = 30.0
+WINDOW_CHECK_S = 0.01
+
+
+@dataclass(slots=True)
+class Window:
+    """What was measured: nanoseconds, one latency for each acknowledged request."""
+
+    latencies_ns: array[int] = field(default_factory=lambda: array("q"))
+    elapsed_ns: int = 0
+    cpu_s: float = 0.0
+
+
+class Load:
+    """`concurrency` appends in flight, each followed by the next from its own completion."""
+
+    def __init__(self, log: Log, concurrency: int, events: list[bytes]) -> None:
+        self._log = log
+        self._concurrency = concurrency
+        self._events = events
+        self._in_flight = 0
+        self._stopping = False
+        self._latencies: array[int] | None = None
+        self._failure: BaseException | None = None
+        self._idle = asyncio.Event()
+
+    def start(self) -> None:
+        for _ in range(self._concurrency):
+            self._in_flight += 1
+            self._issue()
+
+    def record_into(self, latencies: array[int] | None) -> None:
+        self._latencies = latencies
+
+    async def stop(self) -> None:
+        """Issue nothing more and wait for what is in flight."""
+        self._stopping = True
+        if self._in_flight:
+            await self._idle.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what an append failed with."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _issue(self) -> None:
+        started = time.perf_counter_ns()
+        reply = asyncio.ensure_future(self._log.append(self._events, timeout=APPEND_TIMEOUT_S))
+
+        def done(reply: asyncio.Future[int]) -> None:
+            error = reply.exception()
+            if error is not None:
+                self._failure = error
+                self._stopping = True
+            elif self._latencies is not None:
+                self._latencies.append(time.perf_counter_ns() - started)
+            if self._stopping:
+                self._in_flight -= 1
+                if self._in_flight == 0:
+                    self._idle.set()
+            else:
+                self._issue()
+
+        reply.add_done_callback(done)
+
+
+async def measure(
+    addresses: tuple[str, ...],
+    concurrency: int,
+    batch: int,
+    size: int,
+    seconds: float,
+    warmup: float,
+    cluster_cpu_s: Callable[[], float],
+) -> Window:
+    """Load the cluster for `warmup` and then for `seconds`, which are measured."""
+    events = [os.urandom(size) for _ in range(batch)]
+    window = Window()
+    async with kimberlite.connect(list(addresses)) as log:
+        load = Load(log, concurrency, events)
+        load.start()
+        await pass_time(load, warmup)
+        gc.collect()
+        cpu_before = cluster_cpu_s() + time.process_time()
+        started = time.perf_counter_ns()
+        load.record_into(window.latencies_ns)
+        await pass_time(load, seconds)
+        load.record_into(None)
+        window.elapsed_ns = time.perf_counter_ns() - started
+        window.cpu_s = cluster_cpu_s() + time.process_time() - cpu_before
+        await load.stop()
+    return window
+
+
+async def pass_time(load: Load, seconds: float) -> None:
+    """Sleep in short steps, so that a failed append ends the run at once."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, WINDOW_CHECK_S * 25))
+        load.check()
+
+
+def percentile_ms(sorted_ns: array[int] | list[int], fraction: float) -> float | None:
+    """The smallest value that is not below that fraction of all; milliseconds, None without values."""
+    if not sorted_ns:
+        return None
+    index = min(len(sorted_ns) - 1, max(0, -(-int(fraction * 1_000_000) * len(sorted_ns) // 1_000_000) - 1))
+    return round(sorted_ns[index] / 1e6, 3)
+
+
+def row_of(
+    window: Window, replicas: int, concurrency: int, batch: int, size: int, durable: bool | None
+) -> dict[str, object]:
+    """The result as the harness and people get it."""
+    count = len(window.latencies_ns)
+    seconds = window.elapsed_ns / 1e9
+    ordered = sorted(window.latencies_ns)
+    return {
+        "replicas": replicas,
+        "concurrency": concurrency,
+        "batch": batch,
+        "size": size,
+        "seconds": round(seconds, 3),
+        "ops_per_s": round(count / seconds, 1),
+        "events_per_s": round(count * batch / seconds, 1),
+        "p50_ms": percentile_ms(ordered, 0.5),
+        "p99_ms": percentile_ms(ordered, 0.99),
+        "p999_ms": percentile_ms(ordered, 0.999),
+        "max_ms": percentile_ms(ordered, 1.0),
+        "cpu_s": round(window.cpu_s, 3),
+        "durable": durable,
+        "n": count,
+        "version": version(),
+    }
+
+
+@click.command(short_help="Measure a cluster under load.")
+@click.option(
+    "--replicas", type=click.IntRange(1, 6), default=3, show_default=True, help="Size of the temporary cluster."
+)
+@click.option("--concurrency", type=click.IntRange(1, 65_536), default=64, show_default=True, help="Appends in flight.")
+@click.option("--batch", type=click.IntRange(1, 65_536), default=1, show_default=True, help="Events in one append.")
+@click.option("--size", type=click.IntRange(0, 1 << 20), default=128, show_default=True, help="Bytes of one event.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Measured time.")
+@click.option("--warmup", type=click.FloatRange(0), default=1.0, show_default=True, help="Time before, not measured.")
+@click.option(
+    "--addresses",
+    type=parse_addresses,
+    metavar="HOST:PORT,...",
+    help="Load this cluster instead of a temporary one. It keeps the events.",
+)
+@json_option
+def bench(
+    replicas: int,
+    concurrency: int,
+    batch: int,
+    size: int,
+    seconds: float,
+    warmup: float,
+    addresses: tuple[str, ...] | None,
+    as_json: bool,
+) -> None:
+    """Measure a cluster under load.
+
+    Starts a temporary cluster in TMPDIR with durable writes (a tmpfs is refused), loads it from
+    this process, and removes it. Figures depend on the machine: compare them with those of
+    another system on the same machine, in the same minute.
+    """
+    with ExitStack() as stack:
+        cpu: Callable[[], float] = float
+        durable: bool | None = None
+        if addresses is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kimberlite-bench-")))
+            cluster = stack.enter_context(LocalCluster(directory, replicas))
+            cluster.prepare()
+            cluster.start_all()
+            cluster.wait_ready()
+            addresses, cpu, durable = cluster.addresses, cluster.cpu_seconds, True
+        window = run(measure(addresses, concurrency, batch, size, seconds, warmup, cpu))
+        row = row_of(window, len(addresses), concurrency, batch, size, durable)
+    if as_json:
+        print_json(row)
+        return
+    width = max(map(len, row))
+    for name, value in row.items():
+        click.echo(f"{name:<{width}}  {value:,}" if isinstance(value, int | float) else f"{name:<{width}}  {value}")
+    note("closed loop; CPU seconds are those of the replicas and of this client")

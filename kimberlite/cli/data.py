@@ -1,0 +1,287 @@
+"""`append` and `read`: events from files and to pipes.
+
+A line of text is an event without its newline. `read` puts a newline after every event,
+so that a file of terminated lines comes back byte for byte. A file whose last line has
+no newline holds the same events as one whose last line has one; `append` says so, and
+`read --no-trailing-newline` gives such a file back. Events that contain newlines need
+--binary: each event with its length before it, a little-endian 32-bit number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import stat
+import struct
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+import kimberlite
+from kimberlite._fast import events
+from kimberlite.cli.common import (
+    addresses_option,
+    bytes_text,
+    json_option,
+    note,
+    print_json,
+    run,
+    timeout_option,
+)
+from kimberlite.errors import EventTooLargeError, KimberliteError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+EVENT_BYTES_MAX = 1 << 20  # the default of limits.event_bytes_max; the cluster has the last word
+BATCH_BYTES = (1 << 20) + (64 << 10)  # room for the largest event and its place in the table of offsets
+BATCH_EVENTS = 65_536
+CHUNK_BYTES = 8 << 20
+BATCHES_IN_FLIGHT = 4  # enough for one to be built and one to be on its way while others wait
+LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """A request body, its number of events, and how many bytes of input it took."""
+
+    body: bytes
+    count: int
+    consumed: int
+
+
+@dataclass(slots=True)
+class Appended:
+    """What has been acknowledged so far."""
+
+    events: int = 0
+    bytes: int = 0
+    first: int | None = None
+    last: int | None = None
+
+
+class LineSource:
+    """Batches of lines out of a file. `terminated` is False when its last line had no newline."""
+
+    def __init__(self, file: BinaryIO, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._file = file
+        self._event_bytes_max = event_bytes_max
+        self.terminated = True
+
+    def __iter__(self) -> Iterator[EncodedBatch]:
+        data = b""
+        lines_before = 0
+        while chunk := self._file.read(CHUNK_BYTES):
+            data = data + chunk if data else chunk
+            start = 0
+            while True:
+                body, count, end = events.build_lines(data, start, BATCH_EVENTS, BATCH_BYTES)
+                if count == 0:
+                    break
+                yield EncodedBatch(body, count, end - start)
+                lines_before += count
+                start = end
+            data = data[start:]
+            if len(data) > self._event_bytes_max:
+                raise too_large(f"line {lines_before + 1}", self._event_bytes_max)
+        if data:
+            self.terminated = False
+            yield EncodedBatch(events.build([data]), 1, len(data))
+
+    def check(self) -> None:
+        """Look for a line above the limit before anything is sent, in a file that can be read twice.
+
+        From the start of a line it looks for the last newline within the limit, so that it
+        touches the file once and not every line of it.
+        """
+        limit = self._event_bytes_max
+        window = b""
+        at_end = False
+        while True:
+            while len(window) <= limit and not at_end:
+                chunk = self._file.read(CHUNK_BYTES)
+                at_end = not chunk
+                window += chunk
+            newline = window.rfind(b"\n", 0, limit + 1) if len(window) > limit else len(window) - 1
+            if newline < 0 and window:
+                raise too_large("a line", limit)
+            window = window[newline + 1 :]
+            if at_end and not window:
+                break
+        self._file.seek(0)
+
+
+class FrameSource:
+    """Batches of length-prefixed events out of a file."""
+
+    terminated = True
+
+    def __init__(self, file: BinaryIO, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._file = file
+        self._event_bytes_max = event_bytes_max
+
+    def _events(self) -> Iterator[bytes]:
+        number = 0
+        while prefix := self._file.read(LENGTH.size):
+            number += 1
+            (length,) = LENGTH.unpack(prefix) if len(prefix) == LENGTH.size else (None,)
+            if length is not None and length > self._event_bytes_max:
+                raise too_large(f"event {number}, {length} bytes,", self._event_bytes_max)
+            event = self._file.read(length) if length is not None else b""
+            if length is None or len(event) != length:
+                raise UsageError(f"the input ends in the middle of event {number}; is it in the --binary format?")
+            yield event
+
+    def __iter__(self) -> Iterator[EncodedBatch]:
+        batch: list[bytes] = []
+        size = 0
+        for event in self._events():
+            if batch and (size + len(event) > BATCH_BYTES or len(batch) >= BATCH_EVENTS):
+                yield EncodedBatch(events.build(batch), len(batch), size)
+                batch, size = [], 0
+            batch.append(event)
+            size += len(event) + LENGTH.size
+        if batch:
+            yield EncodedBatch(events.build(batch), len(batch), size)
+
+    def check(self) -> None:
+        for _ in self._events():
+            pass
+        self._file.seek(0)
+
+
+def too_large(what: str, limit: int) -> EventTooLargeError:
+    return EventTooLargeError(
+        f"{what} is above the limit of {limit} bytes for an event (limits.event_bytes_max)", limit=limit
+    )
+
+
+@click.command(short_help="Append events from a file, one per line.")
+@addresses_option
+@click.option("--binary", is_flag=True, help="Events with a 32-bit little-endian length before each, instead of lines.")
+@timeout_option(30.0, "How long one batch may take before its outcome is called unknown.")
+@json_option
+@click.argument("file", type=click.File("rb"), default="-")
+def append(addresses: tuple[str, ...], binary: bool, timeout: float, as_json: bool, file: BinaryIO) -> None:
+    """Append events from FILE, one per line; `-` is standard input.
+
+    Prints the positions of the first and the last event when the cluster has all of them
+    durably. A file is checked against the limits first, so that a refusal appends nothing. When it
+    fails in the middle, the message says how many events are known to be in the log.
+    """
+    source = FrameSource(file) if binary else LineSource(file)
+    seekable = is_regular(file)
+    if seekable:
+        source.check()
+    total = os.fstat(file.fileno()).st_size if seekable else None
+    done = Appended()
+    try:
+        run(append_all(addresses, source, timeout, total, done))
+    except KimberliteError as error:
+        if done.events:
+            raise type(error)(
+                f"{error}; before that {done.events} events, positions {done.first} to {done.last}, were appended",
+                **{**error.details, "appended": done.events},
+            ) from None
+        raise
+    if as_json:
+        print_json(
+            {
+                "events": done.events,
+                "bytes": done.bytes,
+                "first": done.first,
+                "last": done.last,
+                "terminated": source.terminated,
+            }
+        )
+    elif done.events:
+        click.echo(f"{done.first} {done.last}")
+        note(f"{done.events} events, {bytes_text(done.bytes)}: positions {done.first} to {done.last}")
+    else:
+        note("no events")
+    if not source.terminated and not as_json:
+        note("the last line had no newline; `read --no-trailing-newline` gives the file back as it was")
+
+
+async def append_all(
+    addresses: tuple[str, ...], source: LineSource | FrameSource, timeout: float, total: int | None, done: Appended
+) -> None:
+    """Send all batches, a few at a time, and count what is acknowledged into `done`."""
+    under_way: collections.deque[tuple[EncodedBatch, Awaitable[int]]] = collections.deque()
+    with ProgressBar(total) as advance:
+        async with kimberlite.connect(list(addresses)) as log:
+
+            async def settle() -> None:
+                batch, reply = under_way.popleft()
+                position = await reply
+                done.first = position if done.first is None else done.first
+                done.last = position + batch.count - 1
+                done.events += batch.count
+                done.bytes += batch.consumed
+                advance(batch.consumed)
+
+            try:
+                for batch in source:
+                    if len(under_way) >= BATCHES_IN_FLIGHT:
+                        await settle()
+                    under_way.append(
+                        (batch, asyncio.ensure_future(log.append_batch(batch.body, batch.count, timeout=timeout)))
+                    )
+                    await asyncio.sleep(0)  # let it leave while the next one is built
+                while under_way:
+                    await settle()
+            finally:
+                for _, reply in under_way:
+                    if isinstance(reply, asyncio.Future):
+                        reply.cancel()
+
+
+class ProgressBar:
+    """A progress bar on standard error when that is a terminal; gives a function to advance it."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Callable[[int], None]:
+        if not sys.stderr.isatty():
+            return lambda count: None
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        progress = Progress(
+            TextColumn("appending"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = progress.add_task("appending", total=self._total)
+        progress.start()
+        self._progress = progress
+        return lambda count: progress.advance(task, count)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def is_regular(file: BinaryIO) -> bool:
+    """Whether the file can be read twice."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.tell() == 0
+    except OSError:
+        return False
