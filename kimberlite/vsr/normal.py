@@ -339,7 +339,8 @@ def _count(r: Replica, replica: int, op: int) -> None:
         r.committing[prepared.header.op] = prepared
         r.emit(EventKind.PREPARE_ACKED, prepared.header.op, r.now - prepared.prepared_at)
     if r.commit_max > before:
-        r.abdicated = False
+        if r.abdicated:
+            r.abdicated = r.suspecting = False
         if r.pipeline:
             r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
         else:

@@ -28,18 +28,16 @@ def begin(r: Replica, recovered: Recovered) -> None:
     r.commit_max = max(state.commit, recovered.commit)
     r.view_left_at = r.now
     _fill_log(r, recovered)
-    if recovered.faulty:
-        for op in sorted(r.log.faulty):
-            r.emit(EventKind.FAULTY, op)
+    for op in sorted(r.log.faulty):
+        r.emit(EventKind.FAULTY, op)
     if r.log_view < r.view:
-        r.set_status(Status.VIEW_CHANGE)
+        r.status = Status.VIEW_CHANGE
         r.do_view_change_timer.start(r.now)
         r.view_change_timer.start(r.now + r.config.view_change_ns + r.prng.below(r.config.view_change_ns))
     elif r.is_primary:
-        r.set_status(Status.RECOVERING)
         r.view_change_timer.start(r.now)
     else:
-        r.set_status(Status.NORMAL)
+        r.status = Status.NORMAL
         r.ack_due = True
         repair.wake(r)
     r.emit(EventKind.STATUS, r.status, r.view)

@@ -450,6 +450,7 @@ _HANDLERS: dict[int, Callable[[Replica, Message], None]] = {
     Command.START_VIEW_CHANGE: view_change.on_start_view_change,
     Command.DO_VIEW_CHANGE: view_change.on_do_view_change,
     Command.START_VIEW: view_change.on_start_view,
+    Command.PING: view_change.on_ping,
     Command.REQUEST_PREPARE: repair.on_request_prepare,
     Command.REQUEST_HEADERS: repair.on_request_headers,
     Command.HEADERS: repair.on_headers,

@@ -177,6 +177,8 @@ def on_start_view_change(r: Replica, message: Message) -> None:
     if header.view > r.view:
         on_newer_view(r, header.view)
     if header.view == r.view:
+        if header.replica == r.primary and r.status == Status.NORMAL:
+            suspect(r)  # the primary itself asks to be replaced
         _count_vote(r, header.replica)
     else:
         r.drop(message, DropReason.OLD_VIEW)
@@ -185,8 +187,14 @@ def on_start_view_change(r: Replica, message: Message) -> None:
 
 def _inform(r: Replica, replica: int) -> None:
     """A replica is behind in views: tell it which view this is."""
-    if r.view_token is None and (r.status != Status.NORMAL or not r.is_primary):
-        r.send(replica, r.make(Command.START_VIEW_CHANGE) if r.suspecting else r.make(Command.PREPARE_OK))
+    if r.view_token is None and replica != r.index:
+        r.send(replica, r.make(Command.PING))
+
+
+def on_ping(r: Replica, message: Message) -> None:
+    """A replica tells us its view."""
+    if message.header.view > r.view:
+        on_newer_view(r, message.header.view)
 
 
 def _count_vote(r: Replica, replica: int) -> None:
