@@ -1,8 +1,9 @@
 """The driver: carries out the core's Work on a store, a network and a state machine.
 
 Shared by the node and the simulator: it has no clock and does no I/O of its own. Every
-input method runs the core until it asks for nothing more, so that between calls
-there is no work left but what waits for the disk.
+input method runs the core until it asks for nothing more, or for ROUNDS_MAX rounds: a
+long replay must not keep the caller from its sockets. Then `behind` is true and the
+caller calls `on_tick` again as soon as it has looked at everything else.
 
 Order within a round: superblock and journal writes are submitted first, then messages
 leave (they may travel while the disk writes), then committed operations are applied.
@@ -33,6 +34,9 @@ from kimberlite.vsr.work import (
     ServePrepare,
     ToReplica,
 )
+
+
+ROUNDS_MAX = 16
 
 
 class FastCodec:
@@ -73,6 +77,7 @@ class Driver:
         self.recorder = recorder
         self._truncations: dict[int, int] = {}  # token -> op to truncate the journal to
         self._now = 0
+        self.behind = False
 
     # Inputs
 
@@ -120,7 +125,11 @@ class Driver:
 
     def _run(self) -> None:
         core = self.core
-        while work := core.take_work():
+        for _ in range(ROUNDS_MAX):
+            work = core.take_work()
+            if not work:
+                self.behind = False
+                return
             for persist in work.persist:
                 self._persist(persist)
             for destination in work.send:
@@ -137,6 +146,7 @@ class Driver:
                 self.recorder.record(work.events)
             if work.persist:
                 self._collect(self._now)  # an inline disk has completed already
+        self.behind = True
 
     def _collect(self, now: int) -> bool:
         tokens = self.store.completions()
