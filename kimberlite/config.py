@@ -505,7 +505,7 @@ class Config:
         lines = ["# One replica of a Kimberlite cluster. All keys: docs/configuration.md"]
         for name, section in self.sections():
             values = [
-                f"{item.name} = {_toml_value(getattr(section, item.name))}"
+                f"{item.name} = {toml_value(getattr(section, item.name))}"
                 for item in fields(section)
                 if getattr(section, item.name) != item.default
             ]
@@ -658,7 +658,7 @@ def _section(name: str, section_type: type[Section], values: Mapping[str, object
     for key, value in values.items():
         given[key] = tuple(value) if isinstance(value, list) else value
         check_value(f"{name}.{key}", given[key], kind_of(section_type, key), known[key])
-    missing = [item.name for item in fields(section_type) if item.name not in given and not _has_default(item)]
+    missing = [item.name for item in fields(section_type) if item.name not in given and not has_default(item)]
     if missing:
         raise ConfigError(
             f"{name}.{missing[0]} is missing; for example {missing[0]} = {known[missing[0]].example}",
@@ -667,7 +667,7 @@ def _section(name: str, section_type: type[Section], values: Mapping[str, object
     return section_type(**given)  # type: ignore[arg-type]
 
 
-def _has_default(item: Field[object]) -> bool:
+def has_default(item: Field[object]) -> bool:
     return item.default is not MISSING
 
 
@@ -721,12 +721,12 @@ def apply_override(document: dict[str, object], override: str) -> None:
         values[key] = value
 
 
-def _toml_value(value: object) -> str:
+def toml_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
     if isinstance(value, tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     # A JSON string is a TOML string but for DEL, which TOML wants escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -84,7 +84,7 @@ def test_every_knob_is_documented(name: str, key: str, knob: configuration.Knob)
 @pytest.mark.parametrize(("name", "key", "knob"), KNOBS)
 def test_default_is_within_its_own_bounds(name: str, key: str, knob: configuration.Knob) -> None:
     item = next(item for item in fields(SECTION_TYPES[name]) if item.name == key)
-    if configuration._has_default(item):
+    if configuration.has_default(item):
         check_value(key, item.default, kind_of(SECTION_TYPES[name], key), knob)
 
 
@@ -230,7 +230,7 @@ def test_to_toml_leaves_defaults_out() -> None:
     assert "[limits]" not in text
 
 
-def test_apply_override_reads_toml_values_and_bare_words() -> None:
+def test_apply_override_readstoml_values_and_bare_words() -> None:
     document: dict[str, object] = {}
     for item in ("a.b=1", "a.c=true", 'a.d="x y"', "a.e=plain", 'a.f=["x", "y"]', "a.g="):
         apply_override(document, item)
