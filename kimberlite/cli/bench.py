@@ -26,7 +26,8 @@ import kimberlite
 from kimberlite.cli import version
 from kimberlite.cli.common import json_option, note, print_json, run
 from kimberlite.cli.local import LocalCluster
-from kimberlite.config import parse_addresses
+from kimberlite.cli.replica import CONFIG_NAME, settings_option
+from kimberlite.config import load, parse_addresses
 
 if TYPE_CHECKING:
     from kimberlite.client.aio import Log
@@ -183,6 +184,7 @@ def row_of(
     metavar="HOST:PORT,...",
     help="Load this cluster instead of a temporary one. It keeps the events.",
 )
+@settings_option
 @json_option
 def bench(
     replicas: int,
@@ -192,6 +194,7 @@ def bench(
     seconds: float,
     warmup: float,
     addresses: tuple[str, ...] | None,
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure a cluster under load.
@@ -205,11 +208,12 @@ def bench(
         durable: bool | None = None
         if addresses is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kimberlite-bench-")))
-            cluster = stack.enter_context(LocalCluster(directory, replicas))
+            cluster = stack.enter_context(LocalCluster(directory, replicas, settings=settings))
             cluster.prepare()
             cluster.start_all()
             cluster.wait_ready()
-            addresses, cpu, durable = cluster.addresses, cluster.cpu_seconds, True
+            addresses, cpu = cluster.addresses, cluster.cpu_seconds
+            durable = not load(directory / "0" / CONFIG_NAME, settings).storage.unsafe
         window = run(measure(addresses, concurrency, batch, size, seconds, warmup, cpu))
         row = row_of(window, len(addresses), concurrency, batch, size, durable)
     if as_json:

@@ -143,9 +143,19 @@ class LocalCluster:
         else:
             settings.append("telemetry.enabled=false")
         arguments = [argument for setting in settings for argument in ("--set", setting)]
+        # -P: the working directory must not decide which kimberlite is run.
         with replica.log.open("ab") as log:
             replica.process = subprocess.Popen(
-                [sys.executable, "-m", "kimberlite", "start", "--exit-with-parent", *arguments, str(replica.data)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "kimberlite",
+                    "start",
+                    "--exit-with-parent",
+                    *arguments,
+                    str(replica.data),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

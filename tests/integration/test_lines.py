@@ -1,0 +1,186 @@
+"""A large file of lines goes in and comes back byte for byte, from every replica."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import pty
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LINES = 1_000_000
+LONG_LINES = 300
+LONG_BYTES = 64 << 10
+
+
+def write_mixed_lines(path: Path, count: int, long_count: int, seed: int) -> None:
+    """`count` lines: most short, some empty, some UTF-8, some arbitrary bytes, `long_count` of up to 64 KiB."""
+    generator = random.Random(seed)
+    noise = generator.randbytes(1 << 20).replace(b"\n", b"\x00")
+    words = ["replica", "Kimberlit", "größer", "Журнал", "複製", "журнал", "🙂", "naïve"]
+    text = " ".join(generator.choice(words) for _ in range(20_000)).encode()
+    long_at = set(generator.sample(range(count), long_count))
+    with path.open("wb") as file:
+        for index in range(count):
+            kind = generator.random()
+            if index in long_at:
+                start, length = generator.randrange(len(noise) - LONG_BYTES), generator.randint(1, LONG_BYTES)
+                line = noise[start : start + length]
+            elif kind < 0.05:
+                line = b""
+            elif kind < 0.5:
+                start = generator.randrange(len(noise) - 120)
+                line = noise[start : start + generator.randrange(120)]
+            else:
+                start = generator.randrange(len(text) - 120)
+                line = text[start : start + generator.randrange(120)]
+            file.write(line + b"\n")
+        file.seek(0)
+
+
+def test_a_million_lines(
+    start_cluster: Any, kimberlite_command: Any, settled: Callable[[Any], None], tmp_path: Path
+) -> None:
+    source = tmp_path / "lines"
+    write_mixed_lines(source, LINES, LONG_LINES, seed=7)
+    cluster = start_cluster()
+    done = kimberlite_command("append", "--json", source, addresses=cluster.addresses)
+    row = json.loads(done.stdout)
+    assert row == {
+        "events": LINES,
+        "bytes": source.stat().st_size,
+        "first": 0,
+        "last": LINES - 1,
+        "terminated": True,
+    }
+    assert done.stderr == b""
+    settled(cluster)
+    for index, address in enumerate(cluster.addresses):
+        copy = tmp_path / f"copy-{index}"
+        copy.write_bytes(kimberlite_command("read", addresses=[address]).stdout)
+        assert filecmp.cmp(source, copy, shallow=False), f"replica {index} gave other bytes"
+        copy.unlink()
+
+
+@pytest.fixture(scope="module")
+def small_lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lines") / "small"
+    write_mixed_lines(path, 5_000, 20, seed=11)
+    return path
+
+
+def test_ranges_and_json(start_cluster: Any, kimberlite_command: Any, small_lines: Path) -> None:
+    cluster = start_cluster(1)
+    lines = small_lines.read_bytes().split(b"\n")[:-1]
+    assert kimberlite_command("append", small_lines, addresses=cluster.addresses).stdout == b"0 4999\n"
+    for first, limit in ((0, 1), (0, 0), (17, 100), (4_999, 10), (4_990, 10), (5_000, 1)):
+        got = kimberlite_command(
+            "read", "--from", str(first), "--limit", str(limit), addresses=cluster.addresses
+        ).stdout
+        assert got == b"".join(line + b"\n" for line in lines[first : first + limit])
+    rows = kimberlite_command("read", "--json", "--limit", "50", addresses=cluster.addresses).stdout.splitlines()
+    assert [json.loads(row)["position"] for row in rows] == list(range(50))
+
+
+def test_standard_input_and_a_last_line_without_newline(start_cluster: Any, kimberlite_command: Any) -> None:
+    cluster = start_cluster(1)
+    text = b"one\n\nthree\nlast without newline"
+    done = kimberlite_command("append", "-", addresses=cluster.addresses, input=text)
+    assert done.stdout == b"0 3\n"
+    assert b"--no-trailing-newline" in done.stderr
+    assert kimberlite_command("read", addresses=cluster.addresses).stdout == text + b"\n"
+    assert kimberlite_command("read", "--no-trailing-newline", addresses=cluster.addresses).stdout == text
+
+
+def test_nothing_to_append(start_cluster: Any, kimberlite_command: Any) -> None:
+    cluster = start_cluster(1)
+    done = kimberlite_command("append", "--json", addresses=cluster.addresses)
+    assert json.loads(done.stdout) == {"events": 0, "bytes": 0, "first": None, "last": None, "terminated": True}
+    assert kimberlite_command("read", addresses=cluster.addresses).stdout == b""
+
+
+def test_binary_frames(start_cluster: Any, kimberlite_command: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(1)
+    generator = random.Random(3)
+    events = [generator.randbytes(generator.choice([0, 1, 7, 1000, 70_000])) for _ in range(300)] + [b"a\nb\n", b"\n"]
+    frames = b"".join(struct.pack("<I", len(event)) + event for event in events)
+    source = tmp_path / "frames"
+    source.write_bytes(frames)
+    assert kimberlite_command("append", "--binary", source, addresses=cluster.addresses).stdout == b"0 301\n"
+    assert kimberlite_command("read", "--binary", addresses=cluster.addresses).stdout == frames
+    source.write_bytes(frames[:-1])
+    done = kimberlite_command("append", "--binary", source, addresses=cluster.addresses, code=2)
+    assert b"in the middle of event 302" in done.stderr
+    assert kimberlite_command("read", "--binary", addresses=cluster.addresses).stdout == frames
+
+
+def test_follow_sees_what_is_appended_later(
+    start_cluster: Any, kimberlite_command: Any, environment: dict[str, str], tmp_path: Path
+) -> None:
+    cluster = start_cluster(3)
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=b"before\n")
+    follower = subprocess.Popen(
+        [sys.executable, "-P", "-m", "kimberlite", "read", "--follow", "--addresses", ",".join(cluster.addresses)],
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd=tmp_path,
+    )
+    try:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"before\n"
+        kimberlite_command("append", "-", addresses=cluster.addresses, input=b"after\nand after\n")
+        assert follower.stdout.readline() == b"after\n"
+        assert follower.stdout.readline() == b"and after\n"
+    finally:
+        follower.terminate()
+        follower.wait()
+        follower.stdout.close()
+
+
+def test_read_into_a_pipe_that_closes(
+    start_cluster: Any, kimberlite_command: Any, environment: dict[str, str], small_lines: Path, tmp_path: Path
+) -> None:
+    cluster = start_cluster(1)
+    for _ in range(20):
+        kimberlite_command("append", small_lines, addresses=cluster.addresses)
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -P -m kimberlite read | head -n 1; exit ${PIPESTATUS[0]}', sys.executable],
+        env={**environment, "KIMBERLITE_ADDRESSES": ",".join(cluster.addresses)},
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
+def test_progress_bar_on_a_terminal_only(
+    start_cluster: Any, environment: dict[str, str], small_lines: Path, tmp_path: Path
+) -> None:
+    cluster = start_cluster(1)
+    leader, terminal = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-P", "-m", "kimberlite", "append", str(small_lines)],
+        env={**environment, "KIMBERLITE_ADDRESSES": ",".join(cluster.addresses), "TERM": "xterm", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        cwd=tmp_path,
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:  # EIO: the last writer of a terminal has gone
+        pass
+    os.close(leader)
+    output, _ = done.communicate()
+    assert output == b"0 4999\n"
+    assert b"appending" in shown

@@ -1,0 +1,79 @@
+"""The documentation agrees with the code: generated pages, links, and every command it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from kimberlite import cli
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md")])
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", CHECKOUT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["configuration.md", "exit-codes.md", "command-line.md"])
+def test_reference_pages_are_current(name: str) -> None:
+    pages = generator().PAGES
+    assert set(pages) == {"configuration.md", "exit-codes.md", "command-line.md"}
+    assert (CHECKOUT / "docs" / name).read_text(encoding="utf-8") == pages[name](), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def invocations() -> Iterator[tuple[str, list[str]]]:
+    """Every `kimberlite ...` in code of the pages: (page, words after kimberlite)."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        code = re.findall(r"```(?:sh|text)?\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+        for part in code:
+            for line in part.splitlines():
+                if match := re.match(r"\s*(?:\$ )?kimberlite ((?:[a-z-]+)(?: .*)?)$", line):
+                    yield page.name, match[1].split()
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [*invocations()], ids=lambda value: " ".join(value) if isinstance(value, list) else value
+)
+def test_commands_in_the_documentation_exist(page: str, words: list[str]) -> None:
+    command: click.Command = cli.root
+    rest = list(words)
+    while isinstance(command, click.Group) and rest:
+        found = command.get_command(click.Context(command), rest[0])
+        assert found is not None, f"{page}: kimberlite {' '.join(words)}"
+        command, rest = found, rest[1:]
+    options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    for word in rest:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in options, f"{page}: {word} in kimberlite {' '.join(words)}"
+
+
+def test_invocations_are_found() -> None:
+    assert len(list(invocations())) > 10
+
+
+def test_picture_is_well_formed_and_small() -> None:
+    path = CHECKOUT / "docs" / "architecture.svg"
+    root = ElementTree.parse(path).getroot()
+    assert root.tag.endswith("svg")
+    assert "prefers-color-scheme: dark" in path.read_text()
+    assert path.stat().st_size < 8_000
