@@ -24,7 +24,13 @@ KimberliteError                    1   root; never raised itself
 |   |-- SessionEvictedError       32   the session was evicted; earlier outcomes stand
 |   `-- PositionError             33   a read outside what the log holds
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
-`-- InvariantError                50   an internal rule was broken: the process must end
+|-- InvariantError                50   an internal rule was broken: the process must end
+`-- ExtensionError                60   (also ImportError) a compiled module cannot be used
+    |-- ExtensionMissingError     61   it is not there, or does not load
+    |-- SelfTestError             62   its digests differ from the second implementation's
+    |-- KernelUnknownError        63   KIMBERLITE_KERNEL names no kernel
+    |-- KernelNotBuiltError       64   the kernel belongs to another processor architecture
+    `-- KernelUnsupportedError    65   this processor lacks the kernel's instructions
 
 Messages say what happened, with the numbers, and what to do. Data is in the
 attributes given as keyword arguments, so that callers never parse the text.
@@ -193,6 +199,42 @@ class InvariantError(KimberliteError):
     """An internal invariant was broken. The process must end: going on could lose data."""
 
     exit_code = 50
+
+
+class ExtensionError(KimberliteError, ImportError):
+    """A compiled module cannot be used. There is no fallback: a slower or a wrong one would go unnoticed."""
+
+    exit_code = 60
+
+
+class ExtensionMissingError(ExtensionError, ModuleNotFoundError):
+    """A compiled module is not installed for this interpreter, or does not load."""
+
+    exit_code = 61
+
+
+class SelfTestError(ExtensionError):
+    """Our digests differ from those of the xxhash package. Attributes: kernel, length."""
+
+    exit_code = 62
+
+
+class KernelUnknownError(ExtensionError):
+    """KIMBERLITE_KERNEL names no kernel. Attribute: kernel."""
+
+    exit_code = 63
+
+
+class KernelNotBuiltError(ExtensionError):
+    """KIMBERLITE_KERNEL names a kernel of another processor architecture. Attribute: kernel."""
+
+    exit_code = 64
+
+
+class KernelUnsupportedError(ExtensionError):
+    """KIMBERLITE_KERNEL names a kernel whose instructions this processor or system lacks. Attribute: kernel."""
+
+    exit_code = 65
 
 
 def invariant(condition: bool, message: str, **values: object) -> None:
