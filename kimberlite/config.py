@@ -25,6 +25,7 @@ from typing import TypeVar, cast
 from kimberlite.errors import ConfigError, DataMissingError
 from kimberlite.types import HEADER_SIZE, REPLICAS_MAX, ZERO16, ClusterId
 
+CONFIG_NAME = "node.toml"  # in the data directory of a replica
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30

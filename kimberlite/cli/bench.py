@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 import click
 
 import kimberlite
+from kimberlite import config as configuration
 from kimberlite.cli import version
 from kimberlite.cli.common import json_option, note, print_json, run
 from kimberlite.cli.local import LocalCluster
-from kimberlite.cli.replica import CONFIG_NAME, settings_option
-from kimberlite.config import load, parse_addresses
+from kimberlite.cli.replica import settings_option
+from kimberlite.config import CONFIG_NAME, parse_addresses
 
 if TYPE_CHECKING:
     from kimberlite.client.aio import Log
@@ -213,7 +214,7 @@ def bench(
             cluster.start_all()
             cluster.wait_ready()
             addresses, cpu = cluster.addresses, cluster.cpu_seconds
-            durable = not load(directory / "0" / CONFIG_NAME, settings).storage.unsafe
+            durable = not configuration.load(directory / "0" / CONFIG_NAME, settings).storage.unsafe
         window = run(measure(addresses, concurrency, batch, size, seconds, warmup, cpu))
         row = row_of(window, len(addresses), concurrency, batch, size, durable)
     if as_json:

@@ -121,7 +121,7 @@ class LocalCluster:
         return True
 
     def _format(self, addresses: tuple[str, ...]) -> None:
-        from kimberlite.cli.replica import format_replica
+        from kimberlite.node.format import format_replica
 
         self.directory.mkdir(parents=True, exist_ok=True)
         cluster = secrets.token_hex(16)

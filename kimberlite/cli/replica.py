@@ -11,10 +11,8 @@ import click
 
 from kimberlite import config as configuration
 from kimberlite.cli.common import json_option, note, print_json
-from kimberlite.config import Config
-from kimberlite.errors import DataExistsError, DataMissingError
-
-CONFIG_NAME = "node.toml"
+from kimberlite.config import CONFIG_NAME
+from kimberlite.errors import DataMissingError
 
 
 def settings_option(function: click.decorators.FC) -> click.decorators.FC:
@@ -25,50 +23,6 @@ def settings_option(function: click.decorators.FC) -> click.decorators.FC:
         metavar="SECTION.KEY=VALUE",
         help="A configuration value that wins over the file's; may be repeated.",
     )(function)
-
-
-def format_replica(config: Config, data: Path) -> None:
-    """Create the data of one replica in `data` and its node.toml.
-
-    Raises DataExistsError, with nothing changed, when there is data already. The
-    configuration is put in place last: a directory without it was not finished.
-    """
-    from kimberlite._fast.framing import make_header
-    from kimberlite.storage.disk import FileDisk
-    from kimberlite.storage.store import format_store
-
-    target = data / CONFIG_NAME
-    if target.exists():
-        raise DataExistsError(f"{target} exists: this is a replica already; nothing was changed", path=str(data))
-    disk = FileDisk(data, mode=config.storage.mode, unsafe=config.storage.unsafe)
-    try:
-        format_store(
-            disk,
-            make_header=make_header,
-            cluster=config.cluster_id,
-            replica=config.cluster.replica,
-            replica_count=config.replica_count,
-            segment_bytes=config.storage.segment_bytes,
-        )
-    finally:
-        disk.close()
-    write_config(config, target)
-
-
-def write_config(config: Config, target: Path) -> None:
-    """Write the file durably and at once: never half of it, readable by its owner only."""
-    temporary = target.with_name(target.name + ".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(config.to_toml().encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(target)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 @click.command("format", short_help="Create the data of one replica.")
@@ -104,6 +58,9 @@ def format_command(
     for setting in settings:
         configuration.apply_override(document, setting)
     config = configuration.from_mapping(document, "format")
+
+    from kimberlite.node.format import format_replica
+
     format_replica(config, data)
     if as_json:
         print_json({"data": str(data.absolute()), "cluster": config.cluster.id, "replica": replica})

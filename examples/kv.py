@@ -1,0 +1,113 @@
+"""A dictionary that is replicated: the smallest useful state machine, embedded.
+
+    python examples/kv.py [DIR]
+
+runs three replicas in this one process (each with its own data directory and its own sockets, as if
+they were on three machines), sets a few keys through one client and shows that every replica arrives
+at the same dictionary. Run it again with the same DIR: the dictionaries are rebuilt from the log.
+
+A command is one event: a JSON list, ["set", key, value] or ["delete", key]. `apply` is the only
+place that changes the dictionary, and it is a function of the committed commands alone: no clock, no
+random numbers, nothing that differs between replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import kimberlite
+from kimberlite import events
+from kimberlite.cli.local import free_port
+from kimberlite.config import CONFIG_NAME, Config, from_mapping, load
+from kimberlite.node.format import format_replica
+from kimberlite.state_machine import Batch
+
+REPLICAS = 3
+CLUSTER = "6b696d6265726c6974652d6b762d3031"
+
+
+class KeyValue:
+    """The state machine. Every replica has one; `data` is safe to read between turns of the event loop."""
+
+    version = 1
+    needs_body = True
+
+    def __init__(self) -> None:
+        self.data: dict[str, str] = {}
+        self.applied = 0
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        replies = []
+        for batch in batches:
+            for event in events.slice(batch.body, 0, batch.count):
+                self._execute(event)
+            self.applied += batch.count
+            replies.append(b"")
+        return replies
+
+    def _execute(self, event: bytes) -> None:
+        # A committed command cannot be refused any more: one that makes no sense must do nothing, the
+        # same nothing on every replica.
+        try:
+            command = json.loads(event)
+        except ValueError:
+            return
+        match command:
+            case ["set", str(key), str(value)]:
+                self.data[key] = value
+            case ["delete", str(key)]:
+                self.data.pop(key, None)
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        writer.write(json.dumps([self.applied, self.data], sort_keys=True).encode())
+
+    def restore(self, reader: BinaryIO) -> None:
+        self.applied, self.data = json.loads(reader.read())
+
+
+def replica_config(directory: Path, index: int, addresses: Sequence[str], settings: dict[str, object]) -> Config:
+    """The configuration of one replica; its data is created when there is none."""
+    data = directory / str(index)
+    if not (data / CONFIG_NAME).exists():
+        cluster = {"id": CLUSTER, "replica": index, "addresses": list(addresses)}
+        format_replica(from_mapping({"cluster": cluster, "telemetry": {"enabled": False}, "storage": settings}), data)
+    return load(data / CONFIG_NAME, (f"cluster.addresses={json.dumps(list(addresses))}",))
+
+
+async def run(directory: Path, commands: Sequence[Sequence[str]], settings: dict[str, object]) -> list[KeyValue]:
+    """Start the replicas, execute the commands, and return the machines once all have applied the same."""
+    first = free_port(REPLICAS)
+    addresses = [f"127.0.0.1:{first + index}" for index in range(REPLICAS)]
+    machines = [KeyValue() for _ in addresses]
+    async with contextlib.AsyncExitStack() as stack:
+        for index, machine in enumerate(machines):
+            config = replica_config(directory, index, addresses, settings)
+            await stack.enter_async_context(kimberlite.Node(config, directory / str(index), machine))
+        async with kimberlite.connect(addresses) as log:
+            position = await log.append([json.dumps(command).encode() for command in commands], timeout=30.0)
+            # An acknowledgement says that a majority has the commands; each replica applies them
+            # when it hears that they are committed.
+            async with asyncio.timeout(30.0):
+                while any(machine.applied < position + len(commands) for machine in machines):
+                    await asyncio.sleep(0.01)
+    return machines
+
+
+def main() -> None:
+    commands = [["set", "colour", "blue"], ["set", "size", "7"], ["set", "colour", "green"], ["delete", "size"]]
+    with contextlib.ExitStack() as stack:
+        directory = Path(sys.argv[1] if len(sys.argv) > 1 else stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.mkdir(parents=True, exist_ok=True)
+        for index, machine in enumerate(asyncio.run(run(directory, commands, {}))):
+            print(f"replica {index}: {machine.applied} commands, {machine.data}")
+
+
+if __name__ == "__main__":
+    main()
