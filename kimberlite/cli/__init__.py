@@ -14,7 +14,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 import click
 
@@ -84,6 +83,8 @@ def show_version(context: click.Context, parameter: click.Parameter, wanted: boo
 
 def version() -> str:
     """Version of the installed distribution."""
+    from importlib import metadata
+
     try:
         return metadata.version("kimberlite-vsr")
     except metadata.PackageNotFoundError:
