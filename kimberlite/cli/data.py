@@ -82,6 +82,11 @@ class LineSource:
                 body, count, end = events.build_lines(data, start, BATCH_EVENTS, BATCH_BYTES)
                 if count == 0:
                     break
+                try:
+                    events.validate(body, self._event_bytes_max)
+                except EventTooLargeError:
+                    what = f"one of the lines {lines_before + 1} to {lines_before + count}"
+                    raise too_large(what, self._event_bytes_max) from None
                 yield EncodedBatch(body, count, end - start)
                 lines_before += count
                 start = end

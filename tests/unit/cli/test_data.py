@@ -1,0 +1,113 @@
+"""Cutting input into batches: every byte of it, in order, within the limits."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimberlite._fast import events
+from kimberlite.cli import data
+from kimberlite.cli.data import EVENT_BYTES_MAX, FrameSource, LineSource
+from kimberlite.errors import EventTooLargeError, UsageError
+
+REQUEST_BYTES_MAX = 2 << 20
+
+
+def all_events(source: LineSource | FrameSource) -> list[bytes]:
+    found: list[bytes] = []
+    for batch in source:
+        assert batch.count == events.count(batch.body) > 0
+        assert len(batch.body) <= REQUEST_BYTES_MAX
+        found += events.slice(batch.body, 0, batch.count)
+    return found
+
+
+def framed(items: list[bytes]) -> bytes:
+    return b"".join(struct.pack("<I", len(item)) + item for item in items)
+
+
+@given(st.lists(st.binary(max_size=50).map(lambda line: line.replace(b"\n", b"")), max_size=40), st.booleans())
+def test_lines_are_what_is_between_newlines(lines: list[bytes], terminated: bool) -> None:
+    text = b"".join(line + b"\n" for line in lines)
+    if lines and lines[-1] and not terminated:
+        text = text[:-1]
+    else:
+        terminated = True
+    source = LineSource(io.BytesIO(text))
+    source.check()
+    assert all_events(source) == lines
+    assert source.terminated is terminated
+
+
+def test_lines_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CHUNK_BYTES", 7)
+    lines = [b"x" * length for length in (0, 1, 5, 6, 7, 8, 30, 0, 0, 14)]
+    source = LineSource(io.BytesIO(b"".join(line + b"\n" for line in lines)), event_bytes_max=30)
+    source.check()
+    assert all_events(source) == lines
+
+
+def test_consumed_adds_up_to_the_file() -> None:
+    text = b"".join(b"line %d\n" % number for number in range(200_000))
+    batches = list(LineSource(io.BytesIO(text)))
+    assert sum(batch.consumed for batch in batches) == len(text)
+    assert sum(batch.count for batch in batches) == 200_000
+    assert len(batches) > 1
+
+
+def test_the_largest_event_and_one_more() -> None:
+    largest = b"x" * EVENT_BYTES_MAX
+    for text in (largest, largest + b"\n", b"a\n" + largest + b"\n" + largest + b"\nb"):
+        source = LineSource(io.BytesIO(text))
+        source.check()
+        assert largest in all_events(source)
+    for text in (largest + b"x", largest + b"x\n", b"a\n" * 5_000_000 + largest + b"x\nb\n"):
+        with pytest.raises(EventTooLargeError, match=str(EVENT_BYTES_MAX)):
+            LineSource(io.BytesIO(text)).check()
+        with pytest.raises(EventTooLargeError, match="line"):
+            all_events(LineSource(io.BytesIO(text)))
+
+
+@given(st.binary(max_size=200), st.integers(1, 12), st.integers(1, 9))
+def test_check_finds_exactly_the_lines_above_the_limit(text: bytes, limit: int, chunk: int) -> None:
+    text = text.replace(b"\x00", b"\n").replace(b"\x01", b"\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "CHUNK_BYTES", chunk)
+        source = LineSource(io.BytesIO(text), event_bytes_max=limit)
+        if any(len(line) > limit for line in text.split(b"\n")):
+            with pytest.raises(EventTooLargeError):
+                source.check()
+        else:
+            source.check()
+
+
+@given(st.lists(st.binary(max_size=50), max_size=40))
+def test_frames(items: list[bytes]) -> None:
+    source = FrameSource(io.BytesIO(framed(items)))
+    source.check()
+    assert all_events(source) == items
+
+
+def test_frames_are_batched_by_size() -> None:
+    items = [b"x" * (600 << 10)] * 5
+    batches = list(FrameSource(io.BytesIO(framed(items))))
+    assert [batch.count for batch in batches] == [1] * 5
+    assert sum(batch.consumed for batch in batches) == len(framed(items))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 5])
+def test_a_frame_that_ends_early(cut: int) -> None:
+    text = framed([b"whole", b"ends early"])
+    short = text[: 9 + cut]
+    for run in (lambda source: source.check(), all_events):
+        with pytest.raises(UsageError, match="in the middle of event 2"):
+            run(FrameSource(io.BytesIO(short)))
+
+
+def test_a_frame_above_the_limit() -> None:
+    with pytest.raises(EventTooLargeError, match="event 2, 1048577 bytes"):
+        FrameSource(io.BytesIO(framed([b"fits", b"x" * (EVENT_BYTES_MAX + 1)]))).check()
