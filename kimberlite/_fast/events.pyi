@@ -38,7 +38,7 @@ class SubRequest(NamedTuple):
     session: int
     request: int
     operation: int
-    count: int
+    events: int
     body: Bytes
 
 def pack_requests(requests: Sequence[SubRequest]) -> bytes:
