@@ -56,7 +56,7 @@ lint: $(VENV)/stamp-package $(VENV)/stamp-test $(VENV)/stamp-lint
 	$(BIN)/mypy
 
 bench: $(VENV)/stamp-package $(VENV)/stamp-test
-	$(BIN)/pytest --benchmark-only --benchmark-disable-gc benches $(ARGS)
+	$(BIN)/pytest -o addopts=--import-mode=importlib --benchmark-only --benchmark-disable-gc benches $(ARGS)
 
 sim: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr run --seeds 0:1000 $(ARGS)
