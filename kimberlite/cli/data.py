@@ -10,7 +10,9 @@ no newline holds the same events as one whose last line has one; `append` says s
 from __future__ import annotations
 
 import asyncio
+import base64
 import collections
+import json
 import os
 import stat
 import struct
@@ -290,3 +292,92 @@ def is_regular(file: BinaryIO) -> bool:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.tell() == 0
     except OSError:
         return False
+
+
+@click.command(short_help="Print events exactly as they were appended.")
+@addresses_option
+@click.option(
+    "--from", "start", type=click.IntRange(0), default=0, show_default=True, help="Position of the first event."
+)
+@click.option("--limit", type=click.IntRange(0), help="The most events to print; all there are when not given.")
+@click.option("--follow", is_flag=True, help="Go on with events as they are committed, until Ctrl-C.")
+@click.option("--binary", is_flag=True, help="A 32-bit little-endian length before each event, instead of lines.")
+@click.option("--no-trailing-newline", is_flag=True, help="Newlines between events only, none after the last.")
+@timeout_option(30.0, "How long to wait for an answer of any replica.")
+@json_option
+def read(
+    addresses: tuple[str, ...],
+    start: int,
+    limit: int | None,
+    follow: bool,
+    binary: bool,
+    no_trailing_newline: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Print events exactly as they were appended.
+
+    Any replica answers, with what it knows to be committed. With one address, that replica is
+    read. With --json each event is an object with its position and its text, or its bytes as
+    base64 when they are not UTF-8.
+    """
+    writer = choose_writer(binary, no_trailing_newline, as_json)
+    run(read_all(addresses, start, limit, follow, timeout, writer))
+    sys.stdout.buffer.flush()
+
+
+Writer = Callable[[int, int, bytes], bytes]
+
+
+def choose_writer(binary: bool, no_trailing_newline: bool, as_json: bool) -> Writer:
+    """A function from (position, count, batch body) to the bytes to print."""
+    if as_json:
+        return write_json
+    if binary:
+        return write_frames
+    if no_trailing_newline:
+        return BetweenNewlines()
+    return write_lines
+
+
+def write_lines(position: int, count: int, body: bytes) -> bytes:
+    return events.join(body, b"\n")
+
+
+class BetweenNewlines:
+    """Lines of which the last has no newline: each batch begins with the one owed by the batch before."""
+
+    def __init__(self) -> None:
+        self._owed = b""
+
+    def __call__(self, position: int, count: int, body: bytes) -> bytes:
+        text = self._owed + events.join(body, b"\n")[:-1]
+        self._owed = b"\n"
+        return text
+
+
+def write_frames(position: int, count: int, body: bytes) -> bytes:
+    return b"".join(LENGTH.pack(len(event)) + event for event in events.slice(body, 0, count))
+
+
+def write_json(position: int, count: int, body: bytes) -> bytes:
+    lines = []
+    for index, event in enumerate(events.slice(body, 0, count)):
+        try:
+            shown = {"event": event.decode()}
+        except UnicodeDecodeError:
+            shown = {"event_base64": base64.b64encode(event).decode()}
+        lines.append(json.dumps({"position": position + index, **shown}, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
+
+
+async def read_all(
+    addresses: tuple[str, ...], start: int, limit: int | None, follow: bool, timeout: float, writer: Writer
+) -> None:
+    """Print batch by batch as they come from the cluster."""
+    out = sys.stdout.buffer
+    async with kimberlite.connect(list(addresses)) as log:
+        async for position, count, body in log.read_batches(start=start, limit=limit, follow=follow, timeout=timeout):
+            out.write(writer(position, count, body))
+            if follow:
+                out.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 
 import pytest
@@ -111,3 +112,37 @@ def test_a_frame_that_ends_early(cut: int) -> None:
 def test_a_frame_above_the_limit() -> None:
     with pytest.raises(EventTooLargeError, match="event 2, 1048577 bytes"):
         FrameSource(io.BytesIO(framed([b"fits", b"x" * (EVENT_BYTES_MAX + 1)]))).check()
+
+
+def printed(writer: data.Writer, batches: list[list[bytes]]) -> bytes:
+    position, text = 0, b""
+    for batch in batches:
+        text += writer(position, len(batch), events.build(batch))
+        position += len(batch)
+    return text
+
+
+BATCHES = [[b"one", b""], [b"\xff\xfe"], ["größer".encode(), b"a\nb"]]
+
+
+def test_writers() -> None:
+    lines = b"one\n\n\xff\xfe\n" + "größer".encode() + b"\na\nb\n"
+    assert printed(data.choose_writer(False, False, False), BATCHES) == lines
+    assert printed(data.choose_writer(False, True, False), BATCHES) == lines[:-1]
+    assert printed(data.choose_writer(True, False, False), BATCHES) == framed(
+        [event for batch in BATCHES for event in batch]
+    )
+    rows = [json.loads(row) for row in printed(data.choose_writer(False, False, True), BATCHES).splitlines()]
+    assert rows == [
+        {"position": 0, "event": "one"},
+        {"position": 1, "event": ""},
+        {"position": 2, "event_base64": "//4="},
+        {"position": 3, "event": "größer"},
+        {"position": 4, "event": "a\nb"},
+    ]
+
+
+@given(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=5), max_size=5))
+def test_binary_output_is_binary_input(batches: list[list[bytes]]) -> None:
+    text = printed(data.choose_writer(True, False, False), batches)
+    assert all_events(FrameSource(io.BytesIO(text))) == [event for batch in batches for event in batch]
