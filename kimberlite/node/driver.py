@@ -35,7 +35,6 @@ from kimberlite.vsr.work import (
     ToReplica,
 )
 
-
 ROUNDS_MAX = 16
 
 

@@ -66,6 +66,9 @@ class Disk(Protocol):
         """A new file (O_EXCL, 0600), zeroed to `size` and durable, with its directory."""
 
     def open(self, name: str) -> int: ...
+    def release(self, file: int) -> None:
+        """Close the handle of a file that is not needed now; nothing of it may be under way."""
+
     def size(self, file: int) -> int: ...
     def remove(self, name: str) -> None: ...
     def rename(self, old: str, new: str) -> None:
@@ -80,6 +83,9 @@ class Disk(Protocol):
     def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None: ...
     def completions(self) -> list[int]:
         """Tokens whose last phase became durable since the last call, in order of submission."""
+
+    def flush(self) -> None:
+        """Block until everything submitted is durable; `completions` still has to be called."""
 
     def close(self) -> None: ...
 

@@ -139,6 +139,7 @@ def test_a_divergent_candidate_is_found_before_it_is_believed() -> None:
 def test_damage_is_neither_held_nor_absent_and_is_repaired_in_place() -> None:
     headers = chain(3)
     log = filled(headers)
+    log.bodies.clear()
     log.mark_faulty(2)
     assert not log.holds(2)
     assert log.durable == 3

@@ -1,0 +1,168 @@
+"""The layout of the journal: segments, entries and witnesses, as functions of the header chain.
+
+journal-NNNNNNNN   preallocated; entries start on 4 KiB boundaries, one after another; an entry is
+                   the prepare frame itself (header, body), padded with zeros
+witness-NNNNNNNN   one record of 512 bytes for each entry of the segment, in order:
+
+    0   256  the header of the entry, as it stands there
+    256   8  offset of the entry in its segment
+    264   4  number of the segment
+    268   4  index of the record in the file
+    272 224  zero
+    496  16  XXH3-128 of bytes 0..495
+
+An entry that does not fit into the rest of its segment begins the next one. So the place of
+every op follows from the headers before it, is the same on every replica, and a repair
+writes in place. A torn write leaves 512-byte units whole: a record never spans two.
+
+May import: errors, types, _fast, storage.interface.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from kimberlite._fast import checksum, framing
+from kimberlite.errors import FrameError
+from kimberlite.storage.interface import SECTOR, Disk
+from kimberlite.storage.recovery import Entry
+from kimberlite.types import HEADER_SIZE, Header, Message
+
+RECORD_BYTES = 512
+RECORDS_PER_SECTOR = SECTOR // RECORD_BYTES
+_PLACE = struct.Struct("<QII")
+_SUM = RECORD_BYTES - 16
+ZERO_RECORD = bytes(RECORD_BYTES)
+_ZERO_SECTOR = bytes(SECTOR)
+
+
+def journal_name(number: int) -> str:
+    return f"journal-{number:08d}"
+
+
+def witness_name(number: int) -> str:
+    return f"witness-{number:08d}"
+
+
+def witness_bytes(segment_bytes: int) -> int:
+    """Size of the witness file: a record for every entry that fits, whole sectors."""
+    return round_up(segment_bytes // SECTOR * RECORD_BYTES)
+
+
+def round_up(size: int) -> int:
+    return (size + SECTOR - 1) // SECTOR * SECTOR
+
+
+def encode_record(header: Header, offset: int, segment: int, index: int) -> bytes:
+    covered = (header.raw + _PLACE.pack(offset, segment, index)).ljust(_SUM, b"\0")
+    return covered + checksum.xxh3_128(covered)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A decoded witness record."""
+
+    header: Header
+    offset: int
+
+
+def decode_record(data: bytes | memoryview, segment: int, index: int) -> Record | None:
+    """None when it is damaged or belongs elsewhere."""
+    if checksum.xxh3_128(data[:_SUM]) != data[_SUM:]:
+        return None
+    offset, number, position = _PLACE.unpack_from(data, HEADER_SIZE)
+    if number != segment or position != index or any(data[HEADER_SIZE + _PLACE.size : _SUM]):
+        return None
+    try:
+        return Record(framing.decode_header(data[:HEADER_SIZE]), offset)
+    except FrameError:
+        return None
+
+
+def read_entry(disk: Disk, file: int, offset: int, limit: int) -> tuple[Entry, Message | None]:
+    """The entry at `offset`, at most up to byte `limit` of the segment, fully verified.
+
+    GOOD with the message; ZERO when its first sector is all zero; DAMAGED otherwise.
+    Whether a GOOD one is the expected one is for the caller to say.
+    """
+    if offset + SECTOR > limit:
+        return Entry.ZERO, None
+    try:
+        head = disk.read(file, offset, SECTOR)
+        if head == _ZERO_SECTOR:
+            return Entry.ZERO, None
+        header = framing.decode_header(head, 0, limit - offset)
+        padded = round_up(header.size)
+        if offset + padded > limit:
+            return Entry.DAMAGED, None
+        whole = head if padded == SECTOR else disk.read(file, offset, padded)
+    except (FrameError, OSError):
+        return Entry.DAMAGED, None
+    body = whole[HEADER_SIZE : header.size]
+    if bytes(whole[:HEADER_SIZE]) != header.raw or not framing.verify_body(header, body):
+        return Entry.DAMAGED, None
+    if any(whole[header.size : padded]):
+        return Entry.DAMAGED, None
+    return Entry.GOOD, Message(header, body)
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a segment holds, in memory. `headers` and `offsets` are parallel.
+
+    A header is None where entry and witness are both damaged, an offset where the place is
+    unknown. `image` is the content of the witness file, stale records included.
+    """
+
+    image: bytearray
+    headers: list[Header | None] = field(default_factory=list)
+    offsets: list[int | None] = field(default_factory=list)
+
+    def end(self) -> int | None:
+        """Where the next entry would stand; None when that is unknown."""
+        return self.end_of(len(self.headers) - 1)
+
+    def end_of(self, index: int) -> int | None:
+        if index < 0:
+            return 0
+        header, offset = self.headers[index], self.offsets[index]
+        return None if header is None or offset is None else offset + round_up(header.size)
+
+    def place(self, index: int) -> int | None:
+        """Offset of an entry, from its own record or from the entry before it."""
+        offset = self.offsets[index]
+        return offset if offset is not None else self.end_of(index - 1)
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment: where its log begins, and its contents while they are in memory."""
+
+    number: int
+    base: int  # op of index 0
+    count: int = 0  # entries of the log in it
+    position: int = 0  # event position at its beginning
+    journal: int | None = None  # file handles, opened when needed
+    witness: int | None = None
+    contents: Contents | None = None
+
+    @property
+    def last(self) -> int:
+        """Highest op in the segment; base - 1 when it is empty."""
+        return self.base + self.count - 1
+
+
+def records_of(image: bytearray, number: int) -> list[Record | None]:
+    """All records of a witness image up to the last that is not zero; None for damaged ones."""
+    view = memoryview(image)
+    count = len(image) // RECORD_BYTES
+    end = len(bytes(image).rstrip(b"\0"))
+    used = min(count, (end + RECORD_BYTES - 1) // RECORD_BYTES)
+    return [
+        decode_record(view[index * RECORD_BYTES : (index + 1) * RECORD_BYTES], number, index) for index in range(used)
+    ]
+
+
+def is_zero_record(image: bytearray, index: int) -> bool:
+    return image[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] == ZERO_RECORD

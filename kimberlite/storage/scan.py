@@ -1,0 +1,334 @@
+"""Restart recovery: read everything back, decide what every op is, rebuild the segments.
+
+Walks the log forward from op 1, op by op, and asks for each: which entry may stand here
+(`_Walk.acceptable`: the derivation in types.ViewState), what is there (entry, witness),
+and what that means (recovery.decide). Entries of cold segments are trusted by their
+witness and verified when they are read; the last two segments and everything that is
+not known to be committed are verified whole.
+
+May import: errors, types, storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kimberlite._fast import framing
+from kimberlite.errors import DataMissingError, FrameError
+from kimberlite.storage.interface import SECTOR, Disk
+from kimberlite.storage.journal import (
+    Contents,
+    Record,
+    Segment,
+    is_zero_record,
+    journal_name,
+    read_entry,
+    records_of,
+    round_up,
+    witness_bytes,
+    witness_name,
+)
+from kimberlite.storage.recovery import Decision, Entry, Place, Witness, decide
+from kimberlite.types import Checksum, EntryState, Header, Recovered, RecoveredEntry, ViewState
+
+HOT_SEGMENTS = 2  # verified whole at every start
+HOT_OPS = 64  # below the commit number: more than a pipeline
+
+
+@dataclass(slots=True)
+class Scan:
+    """What a restart found, for the store and for the core."""
+
+    recovered: Recovered
+    segments: list[Segment]  # of the log, in order; at least one
+    spare: list[Segment]  # files beyond the log, to be used again
+    fixes: list[int]  # ops whose witness is to be written again
+    faulty: set[int]
+
+
+@dataclass(slots=True)
+class _Found:
+    """Evidence for one op at one place."""
+
+    segment: int  # index into the list of segments
+    index: int
+    offset: int | None
+    header: Header | None  # an acceptable one
+    entry: Entry | None = None  # None: not read yet
+    witness: Witness = Witness.ZERO
+
+
+@dataclass(slots=True)
+class _Walk:
+    disk: Disk
+    state: ViewState
+    segment_bytes: int
+    segments: list[Segment]
+    identities: dict[int, Header] = field(default_factory=dict)  # base < op <= suffix_head
+    witnessed: int = 0  # highest op that was ever witnessed and is not void
+    commit: int = 0
+    used: int = 0  # the last segment that holds any record
+    _records: dict[int, list[Record | None]] = field(default_factory=dict)
+
+    # Witness files: at most a few segments' worth in memory
+
+    def thaw(self, at: int) -> Contents:
+        """The contents of a segment, its witness file read."""
+        segment = self.segments[at]
+        if segment.contents is None:
+            segment.witness = self.disk.open(witness_name(segment.number))
+            image = read_image(self.disk, segment.witness, witness_bytes(self.segment_bytes))
+            segment.contents = Contents(image)
+        return segment.contents
+
+    def records(self, at: int) -> list[Record | None]:
+        if at not in self._records:
+            self._records[at] = records_of(self.thaw(at).image, self.segments[at].number)
+        return self._records[at]
+
+    def leave(self, at: int) -> None:
+        """The walk has left a segment: only the last HOT_SEGMENTS stay in memory."""
+        cold = at - HOT_SEGMENTS
+        if cold >= 0:
+            self._records.pop(cold, None)
+            release(self.segments[cold], self.disk)
+
+    # Identities
+
+    def prepare(self) -> None:
+        """Find the canonical headers between base and suffix_head: backward from the suffix."""
+        state = self.state
+        for header in state.suffix:
+            self.identities[header.op] = header
+        by_checksum: dict[Checksum, Header] = {}
+        for at in range(len(self.segments)):
+            for record in self.records(at):
+                self.used = at
+                if record is None:
+                    continue
+                header = record.header
+                self.commit = max(self.commit, header.commit)
+                if state.base < header.op < state.suffix[0].op:
+                    by_checksum[header.checksum] = header
+                if header.view == state.log_view:
+                    self.witnessed = max(self.witnessed, header.op)
+            self.leave(at)
+        self.commit = max(self.commit, state.commit)
+        scanned = False
+        current = state.suffix[0]
+        while current.op - 1 > state.base:
+            before = by_checksum.get(current.parent)
+            if before is None and not scanned:
+                scanned = True
+                by_checksum.update(self._entry_headers())
+                before = by_checksum.get(current.parent)
+            if before is None:
+                break
+            self.identities[before.op] = before
+            current = before
+
+    def _entry_headers(self) -> dict[Checksum, Header]:
+        """Headers that stand at sector boundaries of the last segments: for damaged witnesses."""
+        found: dict[Checksum, Header] = {}
+        for segment in self.segments[-HOT_SEGMENTS - 1 :]:
+            for offset in range(0, self.segment_bytes, SECTOR):
+                try:
+                    header = framing.decode_header(self.disk.read(self._journal(segment), offset, SECTOR))
+                except (FrameError, OSError):
+                    continue
+                found[header.checksum] = header
+        return found
+
+    def acceptable(self, header: Header, op: int, before: Header | None) -> bool:
+        """Whether `header` may be the canonical entry of `op`, after `before` (None: unknown)."""
+        if header.op != op:
+            return False
+        chained = before is None or header.parent == before.checksum
+        if op <= self.state.base:
+            return chained
+        if op <= self.state.suffix_head:
+            expected = self.identities.get(op)
+            return expected is not None and expected.checksum == header.checksum
+        return chained and header.view == self.state.log_view
+
+    # Evidence
+
+    def _journal(self, segment: Segment) -> int:
+        if segment.journal is None:
+            segment.journal = self.disk.open(journal_name(segment.number))
+        return segment.journal
+
+    def _witness_at(self, at: int, index: int, op: int, before: Header | None) -> tuple[Witness, Record | None]:
+        records = self.records(at)
+        if index >= len(records):
+            return Witness.ZERO, None
+        record = records[index]
+        if record is None:
+            zero = is_zero_record(self.thaw(at).image, index)
+            return (Witness.ZERO if zero else Witness.DAMAGED), None
+        return (Witness.MATCH if self.acceptable(record.header, op, before) else Witness.OTHER), record
+
+    def look(self, op: int, before: Header | None, at: int, index: int, end: int | None) -> _Found:
+        """Find the place and the evidence of `op`: next in this segment, or first in the following."""
+        places = [(at, index, end)]
+        if at + 1 < len(self.segments) and index > 0:
+            places.append((at + 1, 0, 0))
+        found: list[_Found] = []
+        for place, position, offset in places:
+            witness, record = self._witness_at(place, position, op, before)
+            if witness is Witness.MATCH and record is not None:
+                return _Found(place, position, record.offset, record.header, None, witness)
+            found.append(_Found(place, position, offset, None, None, witness))
+        for candidate in found:
+            if candidate.offset is None:
+                candidate.entry = Entry.DAMAGED
+                continue
+            candidate.entry, message = read_entry(
+                self.disk, self._journal(self.segments[candidate.segment]), candidate.offset, self.segment_bytes
+            )
+            if message is not None:
+                if self.acceptable(message.header, op, before):
+                    candidate.header = message.header
+                    return candidate
+                candidate.entry = Entry.OTHER
+        expected = self.identities.get(op)
+        chosen = found[0]
+        if expected is not None and len(found) > 1 and end is not None:
+            fits = end + round_up(expected.size) <= self.segment_bytes
+            chosen = found[0] if fits else found[1]
+        elif len(found) > 1 and chosen.entry is Entry.ZERO and found[1].entry is not Entry.ZERO and end is not None:
+            # Nothing follows here; what is damaged at the head of the next segment may follow.
+            chosen = found[1] if op <= self.witnessed or found[1].witness is not Witness.OTHER else chosen
+        chosen.header = expected
+        return chosen
+
+    def is_hot(self, found: _Found, op: int) -> bool:
+        return found.segment > self.used - HOT_SEGMENTS or op > self.commit - HOT_OPS
+
+    def judge(self, found: _Found, op: int) -> Decision:
+        """What the evidence means; reads the entry when the op is hot."""
+        if found.entry is None:
+            if not self.is_hot(found, op):
+                return Decision.PRESENT
+            segment = self.segments[found.segment]
+            found.entry, message = read_entry(self.disk, self._journal(segment), found.offset or 0, self.segment_bytes)
+            if message is not None and found.header is not None:
+                same = message.header.checksum == found.header.checksum
+                found.entry = Entry.GOOD if same else Entry.OTHER
+        if found.header is not None:
+            place = Place.CANONICAL
+        elif op <= max(self.witnessed, self.state.suffix_head, self.state.base):
+            place = Place.UNKNOWN
+        else:
+            place = Place.TAIL
+        return decide(place, found.entry, found.witness).decision
+
+
+def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan:
+    """Read the journal back. Raises DataMissingError when a segment's file is gone."""
+    segments = _find_segments(disk)
+    walk = _Walk(disk, state, segment_bytes, segments)
+    walk.prepare()
+
+    before: Header | None = root
+    known: Header = root  # the last header that is known, for positions
+    settled, settled_header = 0, root
+    last_on_disk = 0
+    entries: list[RecoveredEntry] = []
+    fixes: list[int] = []
+    faulty: set[int] = set()
+    commit, torn, at, index = walk.state.commit, 0, 0, 0
+    segments[0].base = 1
+    op = 1
+    while True:
+        contents = walk.thaw(at)
+        end = contents.end()
+        found = walk.look(op, before, at, index, end)
+        decision = walk.judge(found, op)
+        if decision in (Decision.END, Decision.TORN):
+            torn = int(decision is Decision.TORN)
+            break
+        if found.segment != at:
+            walk.leave(at)
+            at, index = found.segment, 0
+            segments[at].base = op
+            segments[at].position = known.position + known.count
+            contents = walk.thaw(at)
+        contents.headers.append(found.header)
+        contents.offsets.append(found.offset)
+        segments[at].count += 1
+        index += 1
+        present = decision in (Decision.PRESENT, Decision.PRESENT_FIX_WITNESS)
+        if decision is Decision.PRESENT_FIX_WITNESS:
+            fixes.append(op)
+        if found.header is not None:
+            known = found.header
+            if present:
+                commit = max(commit, found.header.commit)
+        if present and settled == op - 1 and found.header is not None:
+            settled, settled_header = op, found.header
+        else:
+            kind = EntryState.PRESENT if present else EntryState.FAULTY
+            if decision is Decision.ABSENT:
+                kind = EntryState.ABSENT
+            if kind is EntryState.FAULTY:
+                faulty.add(op)
+            entries.append(RecoveredEntry(op, kind, found.header))
+        if decision is not Decision.ABSENT:
+            last_on_disk = op
+        before = found.header
+        op += 1
+    # Absent entries at the end have nothing on disk: they are appended anew.
+    while segments[at].last > last_on_disk and segments[at].count:
+        tail = walk.thaw(at)
+        tail.headers.pop()
+        tail.offsets.pop()
+        segments[at].count -= 1
+        if segments[at].count == 0 and at > 0:
+            at -= 1
+    recovered = Recovered(
+        view_state=state,
+        settled=settled,
+        settled_header=settled_header,
+        head=op - 1,
+        entries=tuple(entries),
+        commit=commit,
+        torn=torn,
+        faulty=len(faulty),
+    )
+    return Scan(recovered, segments[: at + 1], segments[at + 1 :], fixes, faulty)
+
+
+def _find_segments(disk: Disk) -> list[Segment]:
+    names = set(disk.names())
+    numbers = sorted(int(name.removeprefix("journal-")) for name in names if name.startswith("journal-"))
+    segments = []
+    for expected, number in enumerate(numbers or [0]):
+        for name in (journal_name(expected), witness_name(expected)):
+            if name not in names or number != expected:
+                raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
+        segments.append(Segment(number, base=0))
+    return segments
+
+
+def read_image(disk: Disk, file: int, size: int) -> bytearray:
+    """The witness file; what can not be read is filled with ones, which is no valid record."""
+    try:
+        return bytearray(disk.read(file, 0, size))
+    except OSError:
+        image = bytearray()
+        for offset in range(0, size, SECTOR):
+            try:
+                image += disk.read(file, offset, SECTOR)
+            except OSError:
+                image += b"\xff" * SECTOR
+        return image
+
+
+def release(segment: Segment, disk: Disk) -> None:
+    """Let go of a segment's contents and files; they are read again when needed."""
+    segment.contents = None
+    for handle in (segment.journal, segment.witness):
+        if handle is not None:
+            disk.release(handle)
+    segment.journal = segment.witness = None

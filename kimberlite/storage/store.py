@@ -1,0 +1,447 @@
+"""The store of one replica: journal, witnesses and superblock behind one interface.
+
+Implements storage.interface.LogStore over any Disk. Everything that is written goes through
+one queue of submissions, carried out in order:
+
+- entries: phase 1 the entries themselves, phase 2 their witnesses; only then acknowledged;
+- the superblock: its four copies one after another, read back when done.
+
+Memory does not grow with the log: only the last segments are kept, others are read back
+from their witness files when needed (a few at a time).
+
+May import: errors, types, _fast, storage.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence, Set
+
+from kimberlite.errors import DataExistsError, StorageError, invariant
+from kimberlite.storage import superblock
+from kimberlite.storage.interface import SECTOR, Disk, ViewState, Write
+from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    RECORDS_PER_SECTOR,
+    Contents,
+    Segment,
+    encode_record,
+    journal_name,
+    read_entry,
+    records_of,
+    round_up,
+    witness_bytes,
+    witness_name,
+)
+from kimberlite.storage.recovery import Entry
+from kimberlite.storage.scan import HOT_SEGMENTS, read_image, release, scan
+from kimberlite.types import (
+    HEADER_SIZE,
+    Checksum,
+    ClusterId,
+    Header,
+    HeaderFactory,
+    Message,
+    Recovered,
+    root_header,
+)
+
+SEGMENT_BYTES = 64 << 20
+SEGMENT_BYTES_MIN = 64 << 10
+LOADED_MAX = 4  # cold segments kept in memory
+
+
+def format_store(
+    disk: Disk,
+    make_header: HeaderFactory,
+    *,
+    cluster: ClusterId,
+    replica: int,
+    replica_count: int,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> None:
+    """Create the data of a new replica. The superblock is made last: without it there is no replica.
+
+    Raises DataExistsError, having changed nothing, when there is any data already.
+    """
+    existing = [name for name in disk.names() if name == superblock.NAME or name.startswith(("journal-", "witness-"))]
+    if existing:
+        raise DataExistsError(
+            f"there is replica data already ({', '.join(sorted(existing)[:3])}): nothing was changed; "
+            "choose another directory",
+            files=existing,
+        )
+    if segment_bytes % SECTOR or segment_bytes < SEGMENT_BYTES_MIN:
+        raise StorageError(
+            f"segments of {segment_bytes} bytes: they must be multiples of {SECTOR}, and at least 64 KiB"
+        )
+    disk.release(disk.create(journal_name(0), segment_bytes))
+    disk.release(disk.create(witness_name(0), witness_bytes(segment_bytes)))
+    state = ViewState(suffix=(root_header(make_header, cluster),))
+    block = superblock.Superblock(cluster, replica, replica_count, segment_bytes, state)
+    # Under another name until it is whole: a crash in the middle leaves no half-made replica.
+    partial = superblock.NAME + ".new"
+    if disk.exists(partial):
+        disk.remove(partial)
+    file = disk.create(partial, superblock.COPIES * superblock.COPY_BYTES)
+    disk.submit(1, superblock.phases(disk, file, block))
+    disk.flush()
+    disk.completions()
+    disk.rename(partial, superblock.NAME)
+
+
+class Store:
+    """See the module docstring and storage.interface.LogStore."""
+
+    def __init__(self, disk: Disk, make_header: HeaderFactory) -> None:
+        """Open. Raises SuperblockError, FormatVersionError. `recover` comes next."""
+        self._disk = disk
+        self._superblock = superblock.SuperblockFile(disk)
+        block = self._superblock.current
+        self.cluster, self.replica, self.replica_count = block.cluster, block.replica, block.replica_count
+        self.segment_bytes = block.segment_bytes
+        self._root = root_header(make_header, block.cluster)
+        self._segments: list[Segment] = []
+        self._spare: list[Segment] = []
+        self._loaded: OrderedDict[int, Segment] = OrderedDict()  # cold segments in memory, by number
+        self._faulty: set[int] = set()
+        self._head = 0
+        self._next_token = 1
+        self._pending: dict[int, tuple[int | None, Callable[[], None] | None]] = {}
+        self._in_flight: dict[int, int] = {}  # op -> disk token of its write
+        self.bytes_written = 0
+
+    # Start
+
+    def recover(self) -> Recovered:
+        state = self._superblock.current.state
+        result = scan(self._disk, state, self.segment_bytes, self._root)
+        self._segments, self._spare = result.segments, result.spare
+        self._faulty = result.faulty
+        self._head = self._segments[-1].last
+        repairs = self._superblock.repair()
+        if repairs:
+            self._submit(repairs, None, None)
+        if result.fixes:
+            self._fix_witnesses(result.fixes)
+        return result.recovered
+
+    def _fix_witnesses(self, ops: Sequence[int]) -> None:
+        writes: list[Write] = []
+        for op in ops:
+            segment, contents, index = self._locate(op)
+            self._record(segment, contents, index)
+            writes += self._witness_writes(segment, contents, index, index)
+        self._submit([[write] for write in writes], None, None)
+
+    # Properties
+
+    @property
+    def head(self) -> int:
+        return self._head
+
+    @property
+    def faulty(self) -> Set[int]:
+        return self._faulty
+
+    @property
+    def segment_count(self) -> int:
+        return len(self._segments)
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of the journal that hold entries, padding and unused ends of segments included."""
+        contents = self._segments[-1].contents
+        end = contents.end() if contents is not None else None
+        return (len(self._segments) - 1) * self.segment_bytes + (end or 0)
+
+    @property
+    def view_state(self) -> ViewState:
+        return self._superblock.current.state
+
+    # Writing
+
+    def append(self, token: int, entries: Sequence[Message]) -> None:
+        invariant(
+            entries[0].header.op == self._head + 1,
+            "the journal grows by the next op",
+            op=entries[0].header.op,
+            head=self._head,
+        )
+        first = self._head + 1
+        runs: list[tuple[Segment, list[Message], int]] = []  # segment, entries, offset of the first
+        for message in entries:
+            size = round_up(message.header.size)
+            segment, contents = self._active()
+            end = contents.end()
+            invariant(end is not None, "the place of the next entry is known", op=message.header.op)
+            offset = end or 0
+            if offset + size > self.segment_bytes:
+                segment, contents = self._next_segment(message.header)
+                offset = 0
+            contents.headers.append(message.header)
+            contents.offsets.append(offset)
+            segment.count += 1
+            self._head += 1
+            if runs and runs[-1][0] is segment:
+                runs[-1][1].append(message)
+            else:
+                runs.append((segment, [message], offset))
+        entry_writes, witness_writes = [], []
+        for segment, messages, offset in runs:
+            entry_writes.append(self._entries_write(segment, messages, offset))
+            contents = self._contents(segment)
+            low = messages[0].header.op - segment.base
+            high = messages[-1].header.op - segment.base
+            for index in range(low, high + 1):
+                self._record(segment, contents, index)
+            witness_writes += self._witness_writes(segment, contents, low, high)
+        self._write_entries(token, range(first, self._head + 1), entry_writes, witness_writes)
+
+    def repair(self, token: int, entries: Sequence[Message]) -> None:
+        entry_writes, witness_writes = [], []
+        for message in entries:
+            header = message.header
+            segment, contents, index = self._locate(header.op)
+            offset = contents.place(index)
+            invariant(offset is not None, "the place of a repaired entry is known", op=header.op)
+            contents.headers[index] = header
+            contents.offsets[index] = offset
+            self._record(segment, contents, index)
+            entry_writes.append(self._entries_write(segment, [message], offset or 0))
+            witness_writes += self._witness_writes(segment, contents, index, index)
+        self._write_entries(token, [message.header.op for message in entries], entry_writes, witness_writes)
+
+    def _write_entries(
+        self, token: int, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write]
+    ) -> None:
+        def done() -> None:
+            for op in ops:
+                if self._in_flight.get(op) == disk_token:
+                    del self._in_flight[op]
+                    self._faulty.discard(op)
+
+        disk_token = self._submit([entry_writes, witness_writes], token, done)
+        for op in ops:
+            self._in_flight[op] = disk_token
+
+    def _entries_write(self, segment: Segment, messages: Sequence[Message], offset: int) -> Write:
+        """One write of consecutive entries: each copied once, into aligned zeroed memory."""
+        buffer = self._disk.aligned(sum(round_up(message.header.size) for message in messages))
+        at = 0
+        for message in messages:
+            header = message.header
+            buffer[at : at + HEADER_SIZE] = header.raw
+            if header.size > HEADER_SIZE:
+                buffer[at + HEADER_SIZE : at + header.size] = message.body
+            at += round_up(header.size)
+        self.bytes_written += len(buffer)
+        return Write(self._journal(segment), offset, buffer)
+
+    def _record(self, segment: Segment, contents: Contents, index: int) -> None:
+        """Enter an entry into the witness image."""
+        header, offset = contents.headers[index], contents.offsets[index]
+        if header is not None and offset is not None:
+            at = index * RECORD_BYTES
+            contents.image[at : at + RECORD_BYTES] = encode_record(header, offset, segment.number, index)
+
+    def _witness_writes(self, segment: Segment, contents: Contents, first: int, last: int) -> list[Write]:
+        """The witness sectors that hold the records first..last."""
+        start = first // RECORDS_PER_SECTOR * SECTOR
+        end = (last // RECORDS_PER_SECTOR + 1) * SECTOR
+        buffer = self._disk.aligned(end - start)
+        buffer[:] = contents.image[start:end]
+        self.bytes_written += end - start
+        return [Write(self._witness(segment), start, buffer)]
+
+    def truncate(self, op: int) -> None:
+        invariant(op <= self._head, "a journal is cut below its head", op=op, head=self._head)
+        while len(self._segments) > 1 and self._segments[-1].base > op:
+            segment = self._segments.pop()
+            segment.count = 0
+            self._loaded.pop(segment.number, None)
+            contents = self._contents(segment)
+            contents.headers.clear()
+            contents.offsets.clear()
+            self._spare.insert(0, segment)
+        segment = self._segments[-1]
+        contents = self._contents(segment)
+        self._loaded.pop(segment.number, None)
+        keep = op - segment.base + 1
+        del contents.headers[keep:]
+        del contents.offsets[keep:]
+        segment.count = keep
+        self._head = op
+        self._faulty = {number for number in self._faulty if number <= op}
+
+    def set_view_state(self, token: int, state: ViewState) -> None:
+        block, phases = self._superblock.update(state)
+        self._submit(phases, token, lambda: self._superblock.confirm(block))
+
+    def _submit(self, phases: Sequence[Sequence[Write]], token: int | None, done: Callable[[], None] | None) -> int:
+        disk_token = self._next_token
+        self._next_token += 1
+        self._pending[disk_token] = (token, done)
+        self._disk.submit(disk_token, phases)
+        return disk_token
+
+    def completions(self) -> list[int]:
+        tokens = []
+        for disk_token in self._disk.completions():
+            token, done = self._pending.pop(disk_token)
+            if done is not None:
+                done()
+            if token is not None:
+                tokens.append(token)
+        return tokens
+
+    # Segments
+
+    def _journal(self, segment: Segment) -> int:
+        if segment.journal is None:
+            segment.journal = self._disk.open(journal_name(segment.number))
+        return segment.journal
+
+    def _witness(self, segment: Segment) -> int:
+        if segment.witness is None:
+            segment.witness = self._disk.open(witness_name(segment.number))
+        return segment.witness
+
+    def _active(self) -> tuple[Segment, Contents]:
+        segment = self._segments[-1]
+        return segment, self._contents(segment)
+
+    def _next_segment(self, header: Header) -> tuple[Segment, Contents]:
+        """Begin the next segment with the entry of `header`: a spare one, or a new one."""
+        number = self._segments[-1].number + 1
+        if self._spare:
+            segment = self._spare.pop(0)
+            segment.base, segment.position, segment.count = header.op, header.position, 0
+            self._contents(segment)
+        else:
+            journal = self._disk.create(journal_name(number), self.segment_bytes)
+            witness = self._disk.create(witness_name(number), witness_bytes(self.segment_bytes))
+            image = bytearray(witness_bytes(self.segment_bytes))
+            segment = Segment(number, header.op, 0, header.position, journal, witness, Contents(image))
+        self._segments.append(segment)
+        if len(self._segments) > HOT_SEGMENTS + 1:
+            self._cool(self._segments[-HOT_SEGMENTS - 2])
+        return segment, self._contents(segment)
+
+    def _cool(self, segment: Segment) -> None:
+        """Keep a segment that is no longer written only as long as it is used."""
+        if segment.contents is None:
+            return
+        if any(segment.base <= op <= segment.last for op in self._in_flight):
+            return
+        self._loaded[segment.number] = segment
+        self._loaded.move_to_end(segment.number)
+        for number in list(self._loaded)[: max(len(self._loaded) - LOADED_MAX, 0)]:
+            cold = self._loaded[number]
+            if not any(cold.base <= op <= cold.last for op in self._in_flight):
+                del self._loaded[number]
+                release(cold, self._disk)
+
+    def _contents(self, segment: Segment) -> Contents:
+        """What a segment holds; read back from its witness file when it is cold."""
+        if segment.contents is None:
+            image = read_image(self._disk, self._witness(segment), witness_bytes(self.segment_bytes))
+            contents = segment.contents = Contents(image)
+            records = records_of(image, segment.number)
+            for index in range(segment.count):
+                record = records[index] if index < len(records) else None
+                if record is not None and record.header.op == segment.base + index:
+                    contents.headers.append(record.header)
+                    contents.offsets.append(record.offset)
+                else:
+                    self._read_without_witness(segment, contents)
+            self._cool(segment)
+        elif segment.number in self._loaded:
+            self._loaded.move_to_end(segment.number)
+        return segment.contents
+
+    def _read_without_witness(self, segment: Segment, contents: Contents) -> None:
+        """The next entry of a cold segment whose witness is damaged: from the entry itself."""
+        op = segment.base + len(contents.headers)
+        offset = contents.end()
+        header: Header | None = None
+        if offset is not None:
+            _, message = read_entry(self._disk, self._journal(segment), offset, self.segment_bytes)
+            if message is not None and message.header.op == op:
+                header = message.header
+        if header is None:
+            self._faulty.add(op)
+        contents.headers.append(header)
+        contents.offsets.append(offset)
+
+    def _locate(self, op: int) -> tuple[Segment, Contents, int]:
+        segment = self._segments[bisect_right(self._segments, op, key=lambda segment: segment.base) - 1]
+        return segment, self._contents(segment), op - segment.base
+
+    # Reading
+
+    def header(self, op: int) -> Header | None:
+        if op == 0:
+            return self._root
+        if not 1 <= op <= self._head:
+            return None
+        _, contents, index = self._locate(op)
+        return contents.headers[index]
+
+    def headers(self, first: int, last: int) -> list[Header]:
+        result: list[Header] = []
+        for op in range(min(last, self._head), first - 1, -1):
+            header = self.header(op)
+            if header is None or (result and header.checksum != result[-1].parent):
+                break
+            result.append(header)
+        return result[::-1]
+
+    def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
+        if not 1 <= op <= self._head or op in self._in_flight or op in self._faulty:
+            return None
+        segment, contents, index = self._locate(op)
+        expected = contents.headers[index]
+        offset = contents.place(index)
+        if expected is not None and checksum is not None and expected.checksum != checksum:
+            return None
+        entry, message = Entry.DAMAGED, None
+        if offset is not None:
+            entry, message = read_entry(self._disk, self._journal(segment), offset, self.segment_bytes)
+        wanted = expected.checksum if expected is not None else checksum
+        if entry is not Entry.GOOD or message is None or message.header.checksum != wanted:
+            self._faulty.add(op)
+            return None
+        return message
+
+    def find(self, position: int) -> int | None:
+        if position < 0:
+            return None
+        at = bisect_right(self._segments, position, key=lambda segment: segment.position) - 1
+        while at >= 0 and self._segments[at].count == 0:
+            at -= 1
+        if at < 0:
+            return None
+        segment = self._segments[at]
+        contents = self._contents(segment)
+        low, high = 0, len(contents.headers) - 1
+        while low < high:  # the last header whose position is not above
+            middle = (low + high + 1) // 2
+            header = contents.headers[middle]
+            probe = middle
+            while header is None and probe > low:
+                probe -= 1
+                header = contents.headers[probe]
+            if header is not None and header.position <= position:
+                low = middle
+            else:
+                high = middle - 1
+        found = contents.headers[low]
+        if found is None or not found.position <= position < found.position + found.count:
+            return None
+        return segment.base + low
+
+    def close(self) -> None:
+        self._disk.flush()
+        self._disk.close()

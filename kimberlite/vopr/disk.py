@@ -1,0 +1,221 @@
+"""A simulated disk: what is durable, what is under way, and what a crash or a fault does to it.
+
+Implements storage.interface.Disk over byte arrays. Writes complete only when the world lets
+time pass (`complete_until`), phase by phase and submission by submission, like the
+production disk. A crash tears what was under way in units of 512 bytes. Every random
+decision comes from the generator handed in: one seed, one run.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from kimberlite.errors import WriteFailedError
+from kimberlite.storage.interface import SECTOR, Write
+
+UNIT = 512  # what a torn write leaves whole
+
+
+@dataclass(slots=True)
+class TearPolicy:
+    """What a crash leaves of each 512-byte unit under way: the weights of old, new, garbage."""
+
+    old: float = 0.45
+    new: float = 0.45
+    garbage: float = 0.1
+
+
+@dataclass(slots=True)
+class Submission:
+    token: int
+    phases: list[list[Write]]
+    done_at: list[int]  # when each phase is durable
+    applied: int = 0  # phases already durable
+
+
+@dataclass(slots=True)
+class Files:
+    """What survives a crash: the durable bytes of every file by name."""
+
+    durable: dict[str, bytearray] = field(default_factory=dict)
+    unreadable: dict[str, set[int]] = field(default_factory=dict)  # name -> sector numbers
+
+
+class SimDisk:
+    """One incarnation of a replica's disk. `files` outlives it."""
+
+    mode = "simulated"
+
+    def __init__(
+        self,
+        files: Files,
+        clock: Callable[[], int],
+        latency: Callable[[], int],
+        wake: Callable[[int], None] = lambda at: None,
+    ) -> None:
+        """clock: now in nanoseconds. latency: duration of the next phase. wake: called with the
+        time at which a submission will have completed."""
+        self.files = files
+        self._clock = clock
+        self._latency = latency
+        self._wake = wake
+        self._handles: list[str] = []
+        self._queue: deque[Submission] = deque()
+        self._completed: list[int] = []
+        self._free_at = 0
+        self._failure: WriteFailedError | None = None
+        self.fail_next_write: int | None = None  # an errno: the next phase fails with it
+        self.writes = 0
+        self.write_bytes = 0
+
+    # Files
+
+    def exists(self, name: str) -> bool:
+        return name in self.files.durable
+
+    def names(self) -> list[str]:
+        return sorted(self.files.durable)
+
+    def create(self, name: str, size: int) -> int:
+        if name in self.files.durable:
+            raise FileExistsError(errno.EEXIST, "exists", name)
+        self.files.durable[name] = bytearray(size)
+        return self.open(name)
+
+    def open(self, name: str) -> int:
+        if name not in self.files.durable:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+        self._handles.append(name)
+        return len(self._handles) - 1
+
+    def release(self, file: int) -> None:
+        """Handles cost nothing here."""
+
+    def size(self, file: int) -> int:
+        return len(self.files.durable[self._handles[file]])
+
+    def remove(self, name: str) -> None:
+        del self.files.durable[name]
+
+    def rename(self, old: str, new: str) -> None:
+        self.files.durable[new] = self.files.durable.pop(old)
+
+    def read(self, file: int, offset: int, length: int) -> memoryview:
+        name = self._handles[file]
+        bad = self.files.unreadable.get(name)
+        if bad and any(sector in bad for sector in range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
+            raise OSError(errno.EIO, "unreadable sector", name)
+        return memoryview(bytes(self.files.durable[name][offset : offset + length]))
+
+    def aligned(self, length: int) -> memoryview:
+        return memoryview(bytearray(length))
+
+    # Writes
+
+    def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None:
+        if self._failure is not None:
+            return
+        start = max(self._clock(), self._free_at)
+        done_at = []
+        for phase in phases:
+            for write in phase:
+                if write.offset % SECTOR or len(write.buffer) % SECTOR:
+                    raise ValueError(f"unaligned write: offset {write.offset}, length {len(write.buffer)}")
+                self.writes += 1
+                self.write_bytes += len(write.buffer)
+            start += self._latency()
+            done_at.append(start)
+        self._free_at = start
+        kept = [[Write(write.file, write.offset, bytes(write.buffer)) for write in phase] for phase in phases]
+        self._queue.append(Submission(token, kept, done_at))
+        self._wake(start)
+
+    def complete_until(self, now: int) -> None:
+        """Make durable what is durable by `now`."""
+        while self._queue and self._failure is None:
+            submission = self._queue[0]
+            while submission.applied < len(submission.phases) and submission.done_at[submission.applied] <= now:
+                if self.fail_next_write is not None:
+                    self._fail(submission)
+                    return
+                for write in submission.phases[submission.applied]:
+                    self._put(write.file, write.offset, write.buffer)
+                submission.applied += 1
+            if submission.applied < len(submission.phases):
+                return
+            self._queue.popleft()
+            self._completed.append(submission.token)
+
+    def _fail(self, submission: Submission) -> None:
+        number = self.fail_next_write or errno.EIO
+        write = submission.phases[submission.applied][0]
+        name = self._handles[write.file]
+        self._failure = WriteFailedError(
+            f"write of {len(write.buffer)} bytes at offset {write.offset} of {name} failed: errno {number}",
+            file=name,
+            offset=write.offset,
+            errno=number,
+        )
+
+    def completions(self) -> list[int]:
+        self.complete_until(self._clock())
+        if self._failure is not None:
+            raise self._failure
+        done, self._completed = self._completed, []
+        return done
+
+    def flush(self) -> None:
+        if self._queue:
+            self.complete_until(self._queue[-1].done_at[-1])
+
+    def close(self) -> None:
+        self._queue.clear()
+
+    def _put(self, file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        name = self._handles[file]
+        content = self.files.durable[name]
+        content[offset : offset + len(data)] = data
+        bad = self.files.unreadable.get(name)
+        if bad:  # writing a sector makes it readable again
+            bad.difference_update(range(offset // SECTOR, (offset + len(data)) // SECTOR))
+
+    # Faults
+
+    def crash(self, rng: random.Random, policy: TearPolicy | None = None) -> None:
+        """Lose power: the phase under way is torn, what comes after it never happened."""
+        policy = policy or TearPolicy()
+        self.complete_until(self._clock())
+        if self._queue:
+            submission = self._queue[0]
+            for write in submission.phases[submission.applied]:
+                self._tear(write, rng, policy)
+        self._queue.clear()
+        self._completed.clear()
+
+    def _tear(self, write: Write, rng: random.Random, policy: TearPolicy) -> None:
+        units = len(write.buffer) // UNIT
+        weights = (policy.old, policy.new, policy.garbage)
+        for unit in range(units):
+            fate = rng.choices((0, 1, 2), weights)[0]
+            if fate == 0:
+                continue
+            start = unit * UNIT
+            data = write.buffer[start : start + UNIT] if fate == 1 else rng.randbytes(UNIT)
+            content = self.files.durable[self._handles[write.file]]
+            content[write.offset + start : write.offset + start + UNIT] = data
+
+
+def corrupt(files: Files, name: str, offset: int, length: int, rng: random.Random) -> None:
+    """Silently replace durable bytes by other ones."""
+    content = files.durable[name]
+    for at in range(offset, min(offset + length, len(content))):
+        content[at] ^= rng.randrange(1, 256)
+
+
+def make_unreadable(files: Files, name: str, sector: int) -> None:
+    """Reads of that 4 KiB sector give EIO until it is written again."""
+    files.unreadable.setdefault(name, set()).add(sector)
