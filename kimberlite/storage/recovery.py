@@ -44,8 +44,10 @@ class Place(IntEnum):
     """Where the op stands in the log."""
 
     CANONICAL = 0  # its identity is known: from the superblock, the chain, or its own evidence
-    UNKNOWN = 1  # below witnessed entries or the head of the superblock, identity unknown
+    UNKNOWN = 1  # below witnessed entries, identity unknown
     TAIL = 2  # above everything ever witnessed
+    HOLE = 3  # between base and suffix of the superblock, not reached by the chain: committed elsewhere,
+    # never written here, and never to be spoken of before its identity is learned
 
 
 class Decision(IntEnum):
@@ -99,6 +101,7 @@ TABLE: tuple[Row, ...] = (
         {Witness.OTHER, Witness.ZERO, Witness.DAMAGED},
         Decision.FAULTY,
     ),
+    _row("not here yet", {Place.HOLE}, set(Entry), set(Witness), Decision.ABSENT),
     _row("end of the log", {Place.TAIL}, {Entry.OTHER, Entry.ZERO}, _UNWITNESSED, Decision.END),
     _row("torn entry", {Place.TAIL}, {Entry.DAMAGED}, _UNWITNESSED, Decision.TORN),
     # The witness is written after the entry: without an entry it can only have been damaged

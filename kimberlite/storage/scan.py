@@ -170,9 +170,11 @@ class _Walk:
 
     def look(self, op: int, before: Header | None, at: int, index: int, end: int | None) -> _Found:
         """Find the place and the evidence of `op`: next in this segment, or first in the following."""
-        places = [(at, index, end)]
+        places = [(at, index, end)] if index < self.segment_bytes // SECTOR else []
         if at + 1 < len(self.segments) and index > 0:
             places.append((at + 1, 0, 0))
+        if not places:
+            return _Found(at, index, None, self.identities.get(op), Entry.ZERO)
         found: list[_Found] = []
         for place, position, offset in places:
             witness, record = self._witness_at(place, position, op, before)
@@ -217,7 +219,9 @@ class _Walk:
                 found.entry = Entry.GOOD if same else Entry.OTHER
         if found.header is not None:
             place = Place.CANONICAL
-        elif op <= max(self.witnessed, self.state.suffix_head, self.state.base):
+        elif self.state.base < op <= self.state.suffix_head:
+            place = Place.HOLE
+        elif op <= max(self.witnessed, self.state.base):
             place = Place.UNKNOWN
         else:
             place = Place.TAIL

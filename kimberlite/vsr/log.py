@@ -155,19 +155,38 @@ class Log:
         writes: list[Message] = []
         bodies = self.bodies
         if self.durable < self.journal_head or self.faulty:
-            wanted = set(range(self.durable + 1, min(self.journal_head, self.linked) + 1)) - self.on_disk
-            for op in sorted(wanted | self.faulty):
-                message = bodies.get(op)
-                if message is not None and op not in self.writing and op <= self.linked:
-                    writes.append(message)
-        following = self.journal_head + 1
+            self._in_place(writes)
+        head = self.journal_head
+        settled = head <= self.durable or head in self.on_disk or head in self.writing
+        if not settled and not any(message.header.op == head for message in writes):
+            return self._begin(writes)  # the place of what follows may depend on its repair
+        following = head + 1
         while following <= self.linked and following in bodies:
             writes.append(bodies[following])
             self.journal_head = following
             following += 1
+        return self._begin(writes)
+
+    def _begin(self, writes: list[Message]) -> list[Message]:
         for message in writes:
             self.writing[message.header.op] = message.header.checksum
         return writes
+
+    def _in_place(self, writes: list[Message]) -> None:
+        """Rewrites at or below the journal's head. Ascending: the place of an entry whose
+        neighbour below is unknown follows only when that one is rewritten."""
+        last = min(self.journal_head, self.linked)
+        above = [op for op in range(self.durable + 1, last + 1) if op not in self.on_disk]
+        below = sorted(op for op in self.faulty if op <= self.durable) if self.faulty else []
+        blocked = -1
+        for op in (*below, *above):
+            if op in self.writing:
+                continue
+            message = self.bodies.get(op)
+            if message is None or blocked == op - 1:
+                blocked = op
+            else:
+                writes.append(message)
 
     # View changes
 
