@@ -1,0 +1,268 @@
+# cython: language_level=3
+"""The journal's write path: aligned memory and the write engine of c/km_append.c.
+
+`Writer` takes submissions (ordered phases of writes), holds their buffers until they are
+durable, and hands their tokens back in order. All waiting happens without the GIL.
+Thread rules: one thread calls a Writer; its disk thread is inside.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t, UINT64_MAX
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+import os
+
+from kimberlite.errors import UsageError, WriteFailedError
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **memptr, size_t alignment, size_t size)
+
+cdef extern from "km_append.h" nogil:
+    ctypedef struct km_write:
+        int fd
+        uint64_t offset
+        const void *data
+        size_t length
+
+    ctypedef struct km_submission:
+        int64_t token
+        uint32_t phase_count
+        uint32_t *phase_ends
+        km_write *writes
+        uint64_t duration_ns
+        km_submission *next
+
+    ctypedef struct km_engine:
+        pass
+
+    ctypedef struct km_failure:
+        int error
+        int fd
+        uint64_t offset
+
+    ctypedef struct km_engine_stats:
+        uint64_t writes
+        uint64_t bytes
+        uint64_t submissions
+        uint64_t groups
+        uint64_t switches
+        uint64_t latency_ns
+        uint64_t queued
+        int inline_now
+
+    km_engine *km_engine_new(int sync_each, uint64_t inline_below_ns)
+    void km_engine_free(km_engine *engine)
+    int km_engine_eventfd(const km_engine *engine)
+    void km_engine_submit(km_engine *engine, km_submission *submission)
+    km_submission *km_engine_collect(km_engine *engine)
+    void km_engine_flush(km_engine *engine)
+    km_failure km_engine_failure(km_engine *engine)
+    km_engine_stats km_engine_read_stats(km_engine *engine)
+    uint64_t km_append_calibrate(int fd, uint64_t offset, const void *data, size_t size, uint32_t count)
+
+cdef size_t ALIGNMENT = 4096
+INLINE_ALWAYS = UINT64_MAX
+
+# Freed aligned memory, kept for the next buffer of the same size: fresh pages cost a fault each.
+cdef dict _pool = {}
+cdef size_t _pool_bytes = 0
+cdef size_t POOL_BYTES_MAX = 32 << 20
+
+
+cdef class AlignedBuffer:
+    """`length` bytes at an address that is a multiple of 4096, writable, zeroed.
+
+    memoryview(buffer) gives access; the memory returns to a bounded pool when the last
+    reference is gone.
+    """
+
+    cdef void *data
+    cdef readonly Py_ssize_t length
+
+    def __cinit__(self, Py_ssize_t length, bint zero=True):
+        global _pool_bytes
+        cdef list free_list
+        if length <= 0 or length % <Py_ssize_t> ALIGNMENT:
+            raise UsageError(f"an aligned buffer has a positive multiple of {ALIGNMENT} bytes, not {length}")
+        self.length = length
+        free_list = _pool.get(length)
+        if free_list:
+            self.data = <void *> <size_t> free_list.pop()
+            _pool_bytes -= length
+        elif posix_memalign(&self.data, ALIGNMENT, length) != 0:
+            self.data = NULL
+            raise MemoryError(f"no memory for an aligned buffer of {length} bytes")
+        else:
+            zero = True
+        if zero:
+            memset(self.data, 0, length)
+
+    def __dealloc__(self):
+        global _pool_bytes
+        if self.data == NULL:
+            return
+        if _pool_bytes + self.length <= POOL_BYTES_MAX:
+            _pool.setdefault(self.length, []).append(<size_t> self.data)
+            _pool_bytes += self.length
+        else:
+            free(self.data)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.length, 0, flags)
+
+    def __len__(self):
+        return self.length
+
+
+cdef class _Held:
+    """A submission and the buffers it needs."""
+
+    cdef km_submission submission
+    cdef Py_buffer *views
+    cdef Py_ssize_t view_count
+
+    def __cinit__(self):
+        self.views = NULL
+        self.view_count = 0
+
+    def __dealloc__(self):
+        self.release()
+        PyMem_Free(self.submission.phase_ends)
+        PyMem_Free(self.submission.writes)
+        PyMem_Free(self.views)
+
+    cdef void release(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.view_count):
+            PyBuffer_Release(&self.views[i])
+        self.view_count = 0
+
+
+cdef class Writer:
+    """The write engine: see c/km_append.h.
+
+    sync_each: files lack O_DSYNC, so every phase ends with fdatasync.
+    inline_below_ns: write in the caller while the latency is below this; 0 never, INLINE_ALWAYS always.
+    """
+
+    cdef km_engine *engine
+    cdef dict held  # token -> _Held
+    cdef list latencies
+
+    def __cinit__(self, *, bint sync_each=False, uint64_t inline_below_ns=0):
+        self.held = {}
+        self.latencies = []
+        self.engine = km_engine_new(sync_each, inline_below_ns)
+        if self.engine == NULL:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        cdef km_engine *engine = self.engine
+        if engine != NULL:
+            with nogil:
+                km_engine_free(engine)
+
+    def fileno(self):
+        """A descriptor that is readable when the disk thread has completed something."""
+        return km_engine_eventfd(self.engine)
+
+    def submit(self, int64_t token, object phases):
+        """Carry out `phases`, a sequence of sequences of (fd, offset, buffer), in order.
+
+        Buffers can not be resized until completion; their content must not be changed.
+        Raises UsageError for an unaligned offset, length or address, before anything is written.
+        """
+        cdef _Held held = _Held.__new__(_Held)
+        cdef km_submission *submission = &held.submission
+        cdef Py_ssize_t total = 0, i = 0, p = 0
+        cdef km_engine *engine = self.engine
+        cdef Py_buffer *view
+        if token in self.held:
+            raise UsageError(f"token {token} is in use")
+        for phase in phases:
+            total += len(phase)
+        submission.token = token
+        submission.phase_count = <uint32_t> len(phases)
+        submission.phase_ends = <uint32_t *> PyMem_Malloc(max(1, len(phases)) * sizeof(uint32_t))
+        submission.writes = <km_write *> PyMem_Malloc(max(1, total) * sizeof(km_write))
+        held.views = <Py_buffer *> PyMem_Malloc(max(1, total) * sizeof(Py_buffer))
+        if submission.phase_ends == NULL or submission.writes == NULL or held.views == NULL:
+            raise MemoryError("no memory for a submission")
+        for phase in phases:
+            for fd, offset, buffer in phase:
+                view = &held.views[i]
+                PyObject_GetBuffer(buffer, view, PyBUF_SIMPLE)
+                held.view_count += 1
+                submission.writes[i].fd = fd
+                submission.writes[i].offset = offset
+                submission.writes[i].data = view.buf
+                submission.writes[i].length = view.len
+                if (submission.writes[i].offset | <size_t> view.len | <size_t> view.buf) % ALIGNMENT:
+                    raise UsageError(
+                        f"a write of {view.len} bytes at offset {offset} from address {<size_t> view.buf:#x} "
+                        f"is not aligned to {ALIGNMENT}"
+                    )
+                i += 1
+            submission.phase_ends[p] = <uint32_t> i
+            p += 1
+        self.held[token] = held
+        with nogil:
+            km_engine_submit(engine, submission)
+
+    def completions(self):
+        """Tokens that became durable, in order. Raises WriteFailedError (errno, fd, offset) once
+        anything failed; nothing submitted after that is carried out."""
+        cdef km_engine *engine = self.engine
+        cdef km_submission *done = km_engine_collect(engine)
+        cdef km_submission *following
+        cdef km_failure failure
+        cdef list tokens = []
+        cdef _Held held
+        while done != NULL:
+            following = done.next
+            tokens.append(done.token)
+            self.latencies.append(done.duration_ns)
+            held = self.held.pop(done.token)
+            held.release()
+            done = following
+        if not tokens:
+            failure = km_engine_failure(engine)
+            if failure.error:
+                raise WriteFailedError(
+                    f"a write at offset {failure.offset} failed: {os.strerror(failure.error)}",
+                    errno=failure.error, fd=failure.fd, offset=failure.offset,
+                )
+        return tokens
+
+    def take_latencies(self):
+        """Nanoseconds from submission to durability of what completed since the last call."""
+        latencies, self.latencies = self.latencies, []
+        return latencies
+
+    def flush(self):
+        """Block until nothing is under way, or something failed."""
+        cdef km_engine *engine = self.engine
+        with nogil:
+            km_engine_flush(engine)
+
+    def stats(self):
+        """Counters since the start: see km_engine_stats in c/km_append.h."""
+        return km_engine_read_stats(self.engine)
+
+
+def calibrate(int fd, uint64_t offset, object buffer, uint32_t count):
+    """Nanoseconds that a plain C loop takes for `count` writes of `buffer`: the yardstick of benches."""
+    cdef Py_buffer view
+    cdef uint64_t took
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        with nogil:
+            took = km_append_calibrate(fd, offset, view.buf, view.len, count)
+        if not took:
+            raise OSError(errno, os.strerror(errno))
+        return took
+    finally:
+        PyBuffer_Release(&view)
