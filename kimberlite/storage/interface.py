@@ -11,8 +11,7 @@ May import: errors, types. Nothing here blocks for a write: completions come lat
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kimberlite.types import (
     SUFFIX_MAX,
@@ -41,8 +40,7 @@ __all__ = [
 SECTOR = 4096  # alignment of every write: offset, length and memory
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One write: `buffer` (length a multiple of SECTOR, built by Disk.aligned) at `offset`."""
 
     file: int

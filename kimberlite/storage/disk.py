@@ -1,0 +1,307 @@
+"""The production disk: files of one directory, written by the compiled engine.
+
+Implements storage.interface.Disk. Two modes:
+
+- `direct`: O_DIRECT and O_DSYNC. Nothing of ours is ever in the page cache, and the error
+  of a write is reported by that very write.
+- `buffered`: through the page cache, fdatasync at the end of each phase; reads drop the
+  cached range first, so that they come from the disk. Weaker: after a failed sync the kernel
+  reports success for bytes it has lost, which is why any failure is final here.
+  Chosen by `auto` only where direct I/O is impossible.
+
+Thread rules: one thread uses a FileDisk; segments are prepared on a background thread.
+May import: errors, types, _fast, _sys, storage.interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from kimberlite import _sys
+from kimberlite._fast import append
+from kimberlite.errors import DataLockedError, DataMissingError, UnsafeFileSystemError, UsageError, WriteFailedError
+from kimberlite.storage.interface import SECTOR, Write
+
+ZERO_CHUNK = 1 << 20
+LOCK_NAME = "lock"
+NEW = ".new"  # suffix of a file that is not whole yet
+MODES = ("auto", "direct", "buffered")
+
+
+class FileDisk:
+    """Files of `directory`. Raises DataMissingError, DataLockedError, UnsafeFileSystemError.
+
+    unsafe: allow file systems that cannot keep a promise. readonly: no lock is taken and
+    nothing is written (offline inspection). inline_threshold_us: see `_fast.append.Writer`.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        mode: str = "auto",
+        unsafe: bool = False,
+        inline_threshold_us: int = 400,
+        readonly: bool = False,
+    ) -> None:
+        if mode not in MODES:
+            raise UsageError(f"storage mode {mode!r}: use one of {', '.join(MODES)}")
+        self.directory = Path(directory)
+        self.readonly = readonly
+        self._files: dict[int, str] = {}  # descriptor -> name
+        self._preparing: dict[str, _Preparation] = {}
+        try:
+            self._dir = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DataMissingError(f"{self.directory} does not exist", path=str(self.directory)) from None
+        self._lock = -1
+        try:
+            why = _sys.why_volatile(self._dir)
+            if why and not unsafe and not readonly:
+                raise UnsafeFileSystemError(
+                    f"{self.directory} is on {why}; use a disk, or storage.unsafe=true (--unsafe) for a trial "
+                    "that may lose everything",
+                    path=str(self.directory),
+                )
+            if not readonly:
+                self._lock = self._take_lock()
+                self._remove_unfinished()
+            self.mode = self._choose_mode(mode)
+            self._writer = append.Writer(sync_each=self.mode == "buffered", inline_below_ns=inline_threshold_us * 1000)
+        except BaseException:
+            self._close_descriptors()
+            raise
+
+    def _take_lock(self) -> int:
+        lock = os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._dir)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise DataLockedError(
+                f"{self.directory} is in use by process {holder or 'unknown'}; stop that one first",
+                path=str(self.directory),
+                pid=int(holder) if holder.isdigit() else None,
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        return lock
+
+    def _remove_unfinished(self) -> None:
+        """Files whose creation a crash interrupted: nothing refers to them."""
+        for name in self.names():
+            if name.endswith(NEW):
+                os.unlink(name, dir_fd=self._dir)
+
+    def _choose_mode(self, mode: str) -> str:
+        if mode == "buffered":
+            return mode
+        possible = self._direct_is_possible()
+        if mode == "direct" and not possible:
+            raise UnsafeFileSystemError(
+                f"{self.directory} does not support O_DIRECT with {SECTOR}-byte alignment; use storage.mode=auto",
+                path=str(self.directory),
+            )
+        return "direct" if possible else "buffered"
+
+    def _direct_is_possible(self) -> bool:
+        """Ask by doing: open a file of ours with O_DIRECT, or a probe where there is none."""
+        names = [name for name in self.names() if name != LOCK_NAME]
+        name = names[0] if names else LOCK_NAME
+        try:
+            probe = os.open(name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._dir)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+        try:
+            alignment = _sys.direct_alignment(probe)
+        finally:
+            os.close(probe)
+        return alignment is None or (alignment.offset != 0 and SECTOR % alignment.offset == 0)
+
+    # Files
+
+    def exists(self, name: str) -> bool:
+        return name in self.names()
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self._dir))
+
+    def create(self, name: str, size: int) -> int:
+        """A zeroed durable file; at once when `prepare` has made it."""
+        preparation = self._preparing.pop(name, None)
+        if preparation is not None and preparation.size == size:
+            preparation.wait()
+        else:
+            _make_zeroed(self._dir, name, size)
+        # Linked under its name only when whole: a crash leaves no half-made file behind.
+        if self.exists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        os.rename(name + NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        os.fsync(self._dir)
+        return self._open(name)
+
+    def prepare(self, name: str, size: int) -> None:
+        """Begin to make a file in the background, for a later `create` of the same name and size."""
+        if name not in self._preparing and not self.exists(name):
+            self._preparing[name] = _Preparation(self._dir, name, size)
+
+    def open(self, name: str) -> int:
+        """Open, after making sure that what is there is durable: decide nothing on less."""
+        fd = self._open(name)
+        if not self.readonly:
+            os.fsync(fd)
+        return fd
+
+    def _open(self, name: str) -> int:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDONLY if self.readonly else os.O_RDWR)
+        if self.mode == "direct":
+            flags |= os.O_DIRECT | os.O_DSYNC
+        fd = os.open(name, flags, dir_fd=self._dir)
+        self._files[fd] = name
+        return fd
+
+    def release(self, file: int) -> None:
+        del self._files[file]
+        os.close(file)
+
+    def size(self, file: int) -> int:
+        return os.fstat(file).st_size
+
+    def remove(self, name: str) -> None:
+        os.unlink(name, dir_fd=self._dir)
+        os.fsync(self._dir)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        os.fsync(self._dir)
+        for fd, name in self._files.items():
+            if name == old:
+                self._files[fd] = new
+
+    def read(self, file: int, offset: int, length: int) -> memoryview:
+        start = offset // SECTOR * SECTOR
+        span = (offset + length + SECTOR - 1) // SECTOR * SECTOR - start
+        buffer = memoryview(append.AlignedBuffer(max(span, SECTOR), False))
+        if self.mode == "buffered":
+            os.posix_fadvise(file, start, span, os.POSIX_FADV_DONTNEED)
+        got = 0
+        while got < span:
+            count = os.preadv(file, [buffer[got:span]], start + got)
+            if count == 0:
+                break
+            got += count
+        return buffer[offset - start : max(min(got, offset - start + length), offset - start)].toreadonly()
+
+    def aligned(self, length: int) -> memoryview:
+        return memoryview(append.AlignedBuffer(length))
+
+    # Writes
+
+    def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None:
+        self._writer.submit(token, phases)
+
+    def completions(self) -> list[int]:
+        try:
+            return self._writer.completions()
+        except WriteFailedError as error:
+            name = self._files.get(error.details.get("fd"), "?")  # type: ignore[call-overload]
+            number = error.details.get("errno", 0)
+            raise WriteFailedError(
+                f"{self.directory / name}: a write at offset {error.details.get('offset')} failed: "
+                f"{os.strerror(int(str(number)))}; nothing was acknowledged after it. Check the disk, then restart: "
+                "the replica repairs itself from its peers",
+                file=name,
+                offset=error.details.get("offset"),
+                errno=number,
+            ) from None
+
+    def fileno(self) -> int:
+        """Readable when the disk thread has completed something."""
+        return self._writer.fileno()
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def stats(self) -> append.Stats:
+        return self._writer.stats()
+
+    def take_latencies(self) -> list[int]:
+        """Nanoseconds from submission to durability, of what completed since the last call."""
+        return self._writer.take_latencies()
+
+    def free_bytes(self) -> int:
+        """What the file system has left for us."""
+        info = os.fstatvfs(self._dir)
+        return info.f_bavail * info.f_frsize
+
+    def close(self) -> None:
+        self._writer.flush()
+        for preparation in self._preparing.values():
+            preparation.wait()
+        self._preparing.clear()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        for fd in (*self._files, self._lock, self._dir):
+            if fd >= 0:
+                os.close(fd)
+        self._files.clear()
+        self._lock = self._dir = -1
+
+
+class _Preparation:
+    """A zeroed file in the making on its own thread."""
+
+    def __init__(self, directory: int, name: str, size: int) -> None:
+        self.size = size
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, args=(directory, name, size), name="km-prepare", daemon=True)
+        self._thread.start()
+
+    def _run(self, directory: int, name: str, size: int) -> None:
+        try:
+            _make_zeroed(directory, name, size)
+        except OSError as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Raises what went wrong."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _make_zeroed(directory: int, name: str, size: int) -> None:
+    """name.new: `size` bytes of zeros that are really on the disk, so that later writes change no metadata."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name + NEW, dir_fd=directory)
+    fd = os.open(name + NEW, flags, 0o600, dir_fd=directory)
+    try:
+        _sys.allocate(fd, size)
+        zeros = bytes(min(ZERO_CHUNK, size))
+        for offset in range(0, size, ZERO_CHUNK):
+            chunk = memoryview(zeros)[: min(ZERO_CHUNK, size - offset)]
+            while chunk:
+                written = os.pwrite(fd, chunk, offset)
+                chunk, offset = chunk[written:], offset + written
+        os.fsync(fd)
+        # Out of the page cache: direct reads and writes follow.
+        os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)
+    except BaseException:
+        os.unlink(name + NEW, dir_fd=directory)
+        raise
+    finally:
+        os.close(fd)
+    os.fsync(directory)
