@@ -1,0 +1,271 @@
+"""The mesh between replicas.
+
+Every replica dials every other one and sends on the connection it dialled; it receives on the
+connections it accepted. So there is no race over who keeps a connection when both dial, and
+a link that is cut one way looks like what it is. Host names are resolved again on every
+attempt; attempts back off with jitter. What cannot be sent is dropped and counted: the
+protocol repairs, no queue grows.
+
+Identity: the first frame is HELLO with cluster and replica index; until it has come a
+connection is read for HELLO_BYTES_MAX bytes and HELLO_SECONDS at most.
+May import: errors, types, _fast, net.transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from random import Random
+
+from kimberlite.errors import AddressInUseError, NetworkError
+from kimberlite.net.transport import Counters, FrameConnection, NullCounters
+from kimberlite.types import ClusterId, Command, Header, HeaderFactory, Message, Reason
+
+HELLO_SECONDS = 3.0
+HELLO_BYTES_MAX = 32 << 10
+SEND_QUEUE_MAX = 16 << 20  # bytes queued for a peer that does not read
+DIAL_FIRST_S = 0.02
+DIAL_MAX_S = 1.0
+CONNECT_TIMEOUT_S = 2.0
+CONNECTIONS_MAX = 64  # accepted on the peer port
+
+
+def keep_alive(connection: FrameConnection) -> None:
+    """No delay; a peer that vanished without a word is noticed within about 10 s."""
+    sock = connection.transport.get_extra_info("socket") if connection.transport is not None else None
+    if sock is None:
+        return
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    ):
+        sock.setsockopt(level, option, value)
+
+
+async def listen(factory: Callable[[], FrameConnection], host: str, port: int, what: str) -> asyncio.Server:
+    """A listening server. Raises AddressInUseError naming the address, NetworkError otherwise."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(factory, host, port, reuse_address=True, backlog=256)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUseError(
+                f"{host}:{port} is in use: nothing was started; stop what listens there, or give this replica "
+                f"another address ({what})",
+                host=host,
+                port=port,
+            ) from error
+        raise NetworkError(f"{host}:{port} can not be listened on: {error} ({what})", host=host, port=port) from error
+
+
+class PeerNetwork:
+    """Connections of one replica to all others. `on_messages` gets every frame that a peer sent."""
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        addresses: Sequence[tuple[str, int]],
+        listen_on: tuple[str, int],
+        cluster: ClusterId,
+        make_header: HeaderFactory,
+        view: Callable[[], int],
+        on_messages: Callable[[list[Message]], None],
+        frame_max: int = 4 << 20,
+        counters: Counters | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.index = index
+        self._addresses = addresses
+        self._listen_on = listen_on
+        self._cluster = cluster
+        self._make_header = make_header
+        self._view = view
+        self._on_messages = on_messages
+        self._frame_max = frame_max
+        self._counters = counters or NullCounters()
+        self._random = Random(seed)
+        self._outgoing: dict[int, FrameConnection] = {}
+        self._incoming: dict[FrameConnection, int | None] = {}  # -> replica, None before HELLO
+        self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}
+        self._server: asyncio.Server | None = None
+        self._dialers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listen and begin to dial. Raises AddressInUseError before anything is sent."""
+        if len(self._addresses) > 1:
+            self._server = await listen(self._accepting, *self._listen_on, "for peers")
+        self._dialers = [
+            asyncio.create_task(self._dial(replica), name=f"dial-{replica}")
+            for replica in range(len(self._addresses))
+            if replica != self.index
+        ]
+
+    async def stop(self) -> None:
+        for task in self._dialers:
+            task.cancel()
+        await asyncio.gather(*self._dialers, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+        for connection in (*self._outgoing.values(), *self._incoming):
+            connection.close()
+
+    def send(self, replica: int, message: Message) -> None:
+        connection = self._outgoing.get(replica)
+        if connection is None:
+            self._counters.message_dropped("not_connected")
+        elif connection.queued_bytes > SEND_QUEUE_MAX:
+            self._counters.message_dropped("queue_full")
+        else:
+            connection.send(message)
+
+    @property
+    def connected(self) -> set[int]:
+        """Replicas that we can send to."""
+        return set(self._outgoing)
+
+    # Dialling
+
+    async def _dial(self, replica: int) -> None:
+        loop = asyncio.get_running_loop()
+        delay = DIAL_FIRST_S
+        while True:
+            closed: asyncio.Future[None] = loop.create_future()
+            host, port = self._addresses[replica]
+            try:
+                _, connection = await asyncio.wait_for(
+                    loop.create_connection(lambda closed=closed: self._dialled(closed), host, port),  # type: ignore[misc]
+                    CONNECT_TIMEOUT_S,
+                )
+            except (TimeoutError, OSError):
+                pass
+            else:
+                began = loop.time()
+                self._outgoing[replica] = connection
+                connection.send(self._hello())
+                await closed
+                if self._outgoing.get(replica) is connection:
+                    del self._outgoing[replica]
+                if loop.time() - began > DIAL_MAX_S:
+                    delay = DIAL_FIRST_S
+            await asyncio.sleep(delay * (0.5 + self._random.random()))
+            delay = min(delay * 2, DIAL_MAX_S)
+
+    def _dialled(self, closed: asyncio.Future[None]) -> FrameConnection:
+        def finish(_: FrameConnection, error: Exception | None) -> None:
+            if not closed.done():
+                closed.set_result(None)
+
+        return FrameConnection(
+            on_frames=self._on_answer,
+            on_open=keep_alive,
+            on_closed=finish,
+            cluster=self._cluster,
+            frame_max=self._frame_max,
+            counters=self._counters,
+        )
+
+    def _on_answer(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
+        """On a connection that we dialled a peer only says HELLO, or why it refuses us."""
+        for header, _ in frames:
+            if header.command == Command.REJECT:
+                self._counters.message_dropped(Reason(header.reason).name.lower())
+                connection.close()
+
+    def _hello(self) -> Message:
+        return Message(
+            self._make_header(
+                cluster=self._cluster,
+                command=Command.HELLO,
+                replica=self.index,
+                view=self._view(),
+                count=len(self._addresses),
+            )
+        )
+
+    # Accepting
+
+    def _accepting(self) -> FrameConnection:
+        return FrameConnection(
+            on_frames=self._on_frames,
+            on_open=self._on_open,
+            on_closed=self._on_lost,
+            frame_max=HELLO_BYTES_MAX,
+            counters=self._counters,
+        )
+
+    def _on_open(self, connection: FrameConnection) -> None:
+        if len(self._incoming) >= CONNECTIONS_MAX:
+            connection.abort()
+            return
+        keep_alive(connection)
+        self._incoming[connection] = None
+        self._deadlines[connection] = asyncio.get_running_loop().call_later(HELLO_SECONDS, connection.abort)
+
+    def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
+        self._incoming.pop(connection, None)
+        deadline = self._deadlines.pop(connection, None)
+        if deadline is not None:
+            deadline.cancel()
+        if error is not None and hasattr(error, "reason"):
+            self._counters.message_dropped("malformed")
+
+    def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
+        peer = self._incoming.get(connection)
+        start = 0
+        if peer is None:
+            if not self._greet(connection, frames[0][0]):
+                return
+            peer = frames[0][0].replica
+            start = 1
+        messages = []
+        for header, body in frames[start:]:
+            if header.replica == peer or header.command == Command.PREPARE:
+                messages.append(Message(header, body))
+            else:
+                self._counters.message_dropped("impostor")
+        if messages:
+            self._on_messages(messages)
+
+    def _greet(self, connection: FrameConnection, hello: Header) -> bool:
+        """Let a peer in by its first frame, or say why not and close."""
+        if connection not in self._incoming:
+            return False
+        reason = Reason.NONE
+        if hello.command != Command.HELLO:
+            reason = Reason.MALFORMED
+        elif hello.cluster != self._cluster:
+            reason = Reason.WRONG_CLUSTER
+        elif not 0 <= hello.replica < len(self._addresses) or hello.replica == self.index:
+            reason = Reason.MALFORMED
+        elif hello.count != len(self._addresses):
+            reason = Reason.VERSION
+        if reason is not Reason.NONE:
+            self._counters.message_dropped(reason.name.lower())
+            connection.send(
+                Message(
+                    self._make_header(
+                        cluster=self._cluster,
+                        command=Command.REJECT,
+                        replica=self.index,
+                        reason=reason,
+                        context=hello.checksum,
+                    )
+                )
+            )
+            connection.close()
+            return False
+        self._deadlines.pop(connection).cancel()
+        connection.cluster = self._cluster
+        connection.frame_max = self._frame_max
+        for other, replica in list(self._incoming.items()):
+            if replica == hello.replica and other is not connection:
+                other.close()  # the peer has dialled anew
+        self._incoming[connection] = hello.replica
+        connection.send(self._hello())
+        return True

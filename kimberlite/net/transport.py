@@ -1,0 +1,208 @@
+"""One TCP connection that carries frames: bytes in, verified frames out, and back.
+
+Receiving: the socket writes straight into a chunk; one call parses and verifies every whole frame
+in it; bodies are views of the chunk, so nothing is copied. A chunk is used again only when
+no view of it is left. Sending: frames are written at once while the socket takes them, and
+queued by the transport when it does not; the queue is bounded by the caller's choice.
+
+Thread rules: one event loop. May import: errors, types, _fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from kimberlite._fast import framing
+from kimberlite.errors import FrameError
+from kimberlite.types import HEADER_SIZE, Bytes, ClusterId, Header, Message
+
+CHUNK_BYTES = 256 << 10
+CHUNK_BYTES_MAX = 8 << 20
+POOL_CHUNKS = 4
+READ_MIN = 16 << 10  # room below which the socket gets another chunk
+# References to a chunk that nobody views: the pool's list, the loop variable, getrefcount's argument.
+_UNSHARED = 3
+
+
+class Counters(Protocol):
+    """Where a connection counts; see telemetry. Numbers are exact, calls are cheap."""
+
+    def message_received(self, command: int, size: int) -> None: ...
+    def message_sent(self, command: int, size: int) -> None: ...
+    def message_dropped(self, reason: str) -> None: ...
+
+
+class NullCounters:
+    """Counts nothing: clients, tests."""
+
+    def message_received(self, command: int, size: int) -> None:
+        return None
+
+    def message_sent(self, command: int, size: int) -> None:
+        return None
+
+    def message_dropped(self, reason: str) -> None:
+        return None
+
+
+class ChunkPool:
+    """Receive buffers of one connection. Retired chunks wait until their views are gone."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytearray] = []
+
+    def take(self, size: int) -> bytearray:
+        """A chunk of at least `size` bytes; its content is arbitrary."""
+        for index, chunk in enumerate(self._chunks):
+            if len(chunk) >= size and sys.getrefcount(chunk) <= _UNSHARED:
+                return self._chunks.pop(index)
+        return bytearray(size)
+
+    def retire(self, chunk: bytearray) -> None:
+        self._chunks.append(chunk)
+        if len(self._chunks) > POOL_CHUNKS:
+            self._chunks.pop(0)  # freed when its last view goes
+
+
+class FrameConnection(asyncio.BufferedProtocol):
+    """See the module docstring.
+
+    on_frames(connection, frames): all frames of one wake-up, verified.
+    on_closed(connection, error): once, with the FrameError when the peer broke the protocol.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_frames: Callable[[FrameConnection, Sequence[tuple[Header, memoryview]]], None],
+        on_open: Callable[[FrameConnection], None] | None = None,
+        on_closed: Callable[[FrameConnection, Exception | None], None] | None = None,
+        cluster: ClusterId | None = None,
+        frame_max: int = 4 << 20,
+        counters: Counters | None = None,
+    ) -> None:
+        self._on_frames = on_frames
+        self._on_open = on_open
+        self._on_closed = on_closed
+        self.cluster = cluster
+        self.frame_max = frame_max
+        self.counters = counters or NullCounters()
+        self.transport: asyncio.Transport | None = None
+        self.peer = "?"
+        self._fd = -1
+        self._error: Exception | None = None
+        self._pool = ChunkPool()
+        self._chunk = bytearray(CHUNK_BYTES)
+        self._view = memoryview(self._chunk)
+        self._start = 0  # of the first frame not yet parsed
+        self._end = 0  # of what has been received
+        self._need = 0  # size of the incomplete frame at _start, 0 when unknown
+        self.received_bytes = 0
+
+    # Receiving
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        socket = transport.get_extra_info("socket")
+        if socket is not None:
+            self._fd = socket.fileno()
+        name = transport.get_extra_info("peername")
+        if isinstance(name, tuple):
+            self.peer = f"{name[0]}:{name[1]}"
+        if self._on_open is not None:
+            self._on_open(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = len(self._chunk) - self._end
+        if room < READ_MIN or (self._need and self._start + self._need > len(self._chunk)):
+            self._next_chunk()
+        return self._view[self._end :]
+
+    def _next_chunk(self) -> None:
+        """Move the incomplete frame to the head of another chunk."""
+        partial = self._end - self._start
+        size = max(CHUNK_BYTES, min(4 * self._need, CHUNK_BYTES_MAX), self._need + READ_MIN, len(self._chunk))
+        old = self._view[self._start : self._end]
+        chunk = self._pool.take(size)
+        view = memoryview(chunk)
+        view[:partial] = old
+        retired, self._chunk, self._view = self._chunk, chunk, view
+        del old
+        self._pool.retire(retired)
+        self._start, self._end = 0, partial
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end += nbytes
+        self.received_bytes += nbytes
+        if self._end - self._start < max(self._need, HEADER_SIZE):
+            return
+        try:
+            frames, self._start, self._need = framing.parse(
+                self._chunk, self._start, self._end, self.frame_max, self.cluster
+            )
+        except FrameError as error:
+            frames = cast("list[tuple[framing.Header, memoryview]]", error.details["frames"])
+            self._error = error
+        for header, _ in frames:
+            self.counters.message_received(header.command, header.size)
+        if frames:
+            self._on_frames(self, frames)
+        if self._error is not None:
+            self.close()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._fd = -1
+        if self._on_closed is not None:
+            self._on_closed(self, self._error or exc)
+
+    # Sending
+
+    @property
+    def is_open(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
+
+    def send(self, message: Message) -> None:
+        """Send a frame. The body must not change until it has left."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        header, body = message.header, message.body
+        self.counters.message_sent(header.command, header.size)
+        parts: list[Bytes] = [header.raw, body] if len(body) else [header.raw]
+        if transport.get_write_buffer_size() == 0 and self._fd >= 0:
+            # Straight to the socket: it leaves now, before whatever this turn of the loop still does.
+            try:
+                written = os.writev(self._fd, parts)
+            except BlockingIOError:
+                written = 0
+            except OSError:
+                self.abort()
+                return
+            if written == header.size:
+                return
+            if written:
+                rest = memoryview(header.raw + bytes(body))[written:] if written < HEADER_SIZE else None
+                parts = [rest] if rest is not None else [memoryview(body)[written - HEADER_SIZE :]]
+        transport.writelines(parts)
+
+    def close(self) -> None:
+        """Close when what is queued has left."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()

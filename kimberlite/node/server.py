@@ -1,0 +1,303 @@
+"""The client side of a node: HELLO, requests, reads, status.
+
+Requests are checked (event batch, limits) before the core sees them, and handed on together,
+all of one wake-up. Replies go to the connection a client used last. Reads are answered here,
+from what this replica has applied; a read that waits for new events is parked until
+they come or its time is over: one for each connection.
+
+May import: errors, types, _fast, net, node.reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+
+from kimberlite._fast import events
+from kimberlite.errors import CorruptEntryError, EventTooLargeError, FrameError, PositionError
+from kimberlite.net import READ_WAIT
+from kimberlite.net.peers import HELLO_BYTES_MAX, HELLO_SECONDS, keep_alive, listen
+from kimberlite.net.transport import Counters, FrameConnection, NullCounters
+from kimberlite.node.reader import LogReader
+from kimberlite.types import (
+    NO_REPLICA,
+    ZERO16,
+    ClientId,
+    ClusterId,
+    Command,
+    Header,
+    HeaderFactory,
+    Message,
+    Operation,
+    Reason,
+)
+
+REPLY_QUEUE_MAX = 32 << 20  # bytes queued for a client that does not read: then it is disconnected
+READ_BYTES_MAX = 2 << 20
+READ_WAIT_MAX_NS = 60_000_000_000
+
+
+class Client:
+    """A connection and what is known of it."""
+
+    __slots__ = ("connection", "deadline", "identity", "parked", "parked_until")
+
+    def __init__(self, connection: FrameConnection) -> None:
+        self.connection = connection
+        self.identity: ClientId | None = None  # None before HELLO
+        self.deadline: asyncio.TimerHandle | None = None
+        self.parked: Header | None = None  # a READ that waits for events
+        self.parked_until: asyncio.TimerHandle | None = None
+
+
+class ClientServer:
+    """Listens for clients. on_requests gets valid REQUEST frames; status gives the JSON document."""
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        replica_count: int,
+        listen_on: tuple[str, int],
+        cluster: ClusterId,
+        make_header: HeaderFactory,
+        view: Callable[[], int],
+        on_requests: Callable[[list[Message]], None],
+        status: Callable[[], dict[str, object]],
+        reader: LogReader,
+        event_bytes_max: int = 1 << 20,
+        request_bytes_max: int = 2 << 20,
+        events_max: int = 65_536,
+        frame_max: int = 4 << 20,
+        connections_max: int = 1024,
+        counters: Counters | None = None,
+    ) -> None:
+        self._index = index
+        self._replica_count = replica_count
+        self._listen_on = listen_on
+        self._cluster = cluster
+        self._make_header = make_header
+        self._view = view
+        self._on_requests = on_requests
+        self._status = status
+        self._reader = reader
+        self._event_bytes_max = event_bytes_max
+        self._request_bytes_max = request_bytes_max
+        self._events_max = events_max
+        self._frame_max = frame_max
+        self._connections_max = connections_max
+        self._counters = counters or NullCounters()
+        self._clients: dict[FrameConnection, Client] = {}
+        self._routes: dict[ClientId, FrameConnection] = {}
+        self._parked: set[Client] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises AddressInUseError."""
+        self._server = await listen(self._accepting, *self._listen_on, "for clients")
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._clients):
+            connection.close()
+
+    @property
+    def connections(self) -> int:
+        return len(self._clients)
+
+    def send_client(self, client: ClientId, message: Message) -> None:
+        """To the connection that this client used last; dropped when it has none here."""
+        connection = self._routes.get(client)
+        if connection is None:
+            self._counters.message_dropped("no_client")
+        elif connection.queued_bytes > REPLY_QUEUE_MAX:
+            self._counters.message_dropped("slow_client")
+            connection.abort()
+        else:
+            connection.send(message)
+
+    # Connections
+
+    def _accepting(self) -> FrameConnection:
+        return FrameConnection(
+            on_frames=self._on_frames,
+            on_open=self._on_open,
+            on_closed=self._on_lost,
+            frame_max=HELLO_BYTES_MAX,
+            counters=self._counters,
+        )
+
+    def _on_open(self, connection: FrameConnection) -> None:
+        if len(self._clients) >= self._connections_max:
+            self._counters.message_dropped("connection_limit")
+            connection.abort()
+            return
+        keep_alive(connection)
+        client = self._clients[connection] = Client(connection)
+        client.deadline = asyncio.get_running_loop().call_later(HELLO_SECONDS, connection.abort)
+
+    def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
+        client = self._clients.pop(connection, None)
+        if isinstance(error, FrameError):
+            self._counters.message_dropped("malformed")
+        if client is None:
+            return
+        self._unpark(client)
+        if client.deadline is not None:
+            client.deadline.cancel()
+        if client.identity is not None and self._routes.get(client.identity) is connection:
+            del self._routes[client.identity]
+
+    # Frames
+
+    def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
+        client = self._clients.get(connection)
+        if client is None:
+            return
+        requests: list[Message] = []
+        for header, body in frames:
+            if client.identity is None:
+                if not self._greet(client, header):
+                    return
+            elif header.replica != NO_REPLICA:
+                self._reject(client, header, Reason.MALFORMED)
+            elif header.cluster not in (self._cluster, ZERO16):
+                self._reject(client, header, Reason.WRONG_CLUSTER)
+                connection.close()
+                return
+            elif header.command == Command.REQUEST:
+                reason = self._why_not(header, body)
+                if reason is Reason.NONE:
+                    self._routes[header.client] = connection
+                    requests.append(Message(header, body))
+                else:
+                    self._reject(client, header, reason)
+            elif header.command == Command.READ:
+                self._read(client, header)
+            elif header.command == Command.STATUS:
+                document = json.dumps(self._status(), separators=(",", ":")).encode()
+                self._answer(client, Command.STATUS_REPLY, header, document)
+            else:
+                self._reject(client, header, Reason.MALFORMED)
+        if requests:
+            self._on_requests(requests)
+
+    def _greet(self, client: Client, header: Header) -> bool:
+        if header.command != Command.HELLO or header.replica != NO_REPLICA:
+            self._reject(client, header, Reason.MALFORMED)
+            client.connection.close()
+            return False
+        if header.cluster not in (self._cluster, ZERO16):
+            self._reject(client, header, Reason.WRONG_CLUSTER)
+            client.connection.close()
+            return False
+        client.identity = header.client
+        if client.deadline is not None:
+            client.deadline.cancel()
+        client.connection.frame_max = self._frame_max
+        self._routes[header.client] = client.connection
+        self._answer(client, Command.HELLO, header, count=self._replica_count)
+        return True
+
+    def _why_not(self, header: Header, body: memoryview) -> Reason:
+        """Why a request can not enter the log; NONE when it can."""
+        if header.cluster != self._cluster:
+            return Reason.WRONG_CLUSTER
+        if header.operation == Operation.REGISTER:
+            return Reason.NONE if not len(body) and not header.count else Reason.MALFORMED
+        if header.operation != Operation.APPLY:
+            return Reason.MALFORMED
+        if len(body) > self._request_bytes_max or header.count > self._events_max:
+            return Reason.TOO_LARGE
+        try:
+            count = events.validate(body, self._event_bytes_max)
+        except EventTooLargeError:
+            return Reason.TOO_LARGE
+        except FrameError:
+            return Reason.MALFORMED
+        return Reason.NONE if count == header.count and count > 0 else Reason.MALFORMED
+
+    def _answer(self, client: Client, command: Command, about: Header, body: bytes = b"", **fields: int) -> None:
+        header = self._make_header(
+            body,
+            cluster=self._cluster,
+            command=command,
+            replica=self._index,
+            view=self._view(),
+            client=about.client,
+            request=about.request,
+            context=about.checksum,
+            **fields,
+        )
+        if client.connection.queued_bytes > REPLY_QUEUE_MAX:
+            self._counters.message_dropped("slow_client")
+            client.connection.abort()
+        else:
+            client.connection.send(Message(header, body))
+
+    def _reject(self, client: Client, about: Header, reason: Reason) -> None:
+        self._counters.message_dropped(reason.name.lower())
+        self._answer(client, Command.REJECT, about, reason=reason, position=self._reader.end)
+
+    # Reads
+
+    def _read(self, client: Client, header: Header) -> None:
+        end = self._reader.end
+        if header.position >= end and header.flags & READ_WAIT and header.position == end:
+            self._park(client, header)
+            return
+        bytes_max = min(header.session or READ_BYTES_MAX, READ_BYTES_MAX)
+        try:
+            body, count = self._reader.read(header.position, header.count or 1 << 31, bytes_max)
+        except PositionError:
+            self._reject(client, header, Reason.POSITION_BEYOND_END)
+        except CorruptEntryError:
+            self._reject(client, header, Reason.CORRUPT)
+        else:
+            self._answer_read(client, header, body, count)
+
+    def _answer_read(self, client: Client, header: Header, body: bytes, count: int) -> None:
+        self._answer(
+            client,
+            Command.READ_REPLY,
+            header,
+            body,
+            position=header.position,
+            count=count,
+            timestamp=self._reader.end,
+            op=self._reader.applied,
+        )
+
+    def _park(self, client: Client, header: Header) -> None:
+        """Wait for events. A second READ on the connection takes the place of the first."""
+        self._unpark(client)
+        wait = min(header.timestamp, READ_WAIT_MAX_NS) / 1e9
+        client.parked = header
+        client.parked_until = asyncio.get_running_loop().call_later(wait, self._on_parked_too_long, client)
+        self._parked.add(client)
+
+    def _unpark(self, client: Client) -> Header | None:
+        header, client.parked = client.parked, None
+        if client.parked_until is not None:
+            client.parked_until.cancel()
+            client.parked_until = None
+        self._parked.discard(client)
+        return header
+
+    def _on_parked_too_long(self, client: Client) -> None:
+        header = self._unpark(client)
+        if header is not None:
+            self._answer_read(client, header, b"", 0)
+
+    def on_applied(self) -> None:
+        """The log may have grown: answer the reads that waited for it."""
+        if not self._parked:
+            return
+        end = self._reader.end
+        for client in list(self._parked):
+            if client.parked is not None and client.parked.position < end:
+                header = self._unpark(client)
+                if header is not None:
+                    self._read(client, header)
