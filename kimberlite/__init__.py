@@ -1,0 +1,60 @@
+"""Kimberlite: a durable, replicated append-only log for Python.
+
+    async with kimberlite.connect(["127.0.0.1:7100", "127.0.0.1:7101", "127.0.0.1:7102"]) as log:
+        position = await log.append([b"hello"], timeout=2.0)
+        async for event in log.read(start=position): ...
+
+`kimberlite.sync.connect` is the same without asyncio; `kimberlite.Node` runs a replica in your
+own process with your own state machine. Names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kimberlite import errors, events, sync
+    from kimberlite.client.aio import Log, connect
+    from kimberlite.config import Config
+    from kimberlite.node.node import Node
+    from kimberlite.state_machine import Batch, EventLog, StateMachine
+
+__all__ = [
+    "Batch",
+    "Config",
+    "EventLog",
+    "Log",
+    "Node",
+    "StateMachine",
+    "__version__",
+    "connect",
+    "errors",
+    "events",
+    "sync",
+]
+
+_HOMES = {
+    "Batch": "kimberlite.state_machine",
+    "Config": "kimberlite.config",
+    "EventLog": "kimberlite.state_machine",
+    "Log": "kimberlite.client.aio",
+    "Node": "kimberlite.node.node",
+    "StateMachine": "kimberlite.state_machine",
+    "connect": "kimberlite.client.aio",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in ("errors", "events", "sync"):
+        return import_module(f"kimberlite.{name}")
+    raise AttributeError(f"module 'kimberlite' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,8 +5,8 @@ input method runs the core until it asks for nothing more, or for ROUNDS_MAX rou
 long replay must not keep the caller from its sockets. Then `behind` is true and the
 caller calls `on_tick` again as soon as it has looked at everything else.
 
-Order within a round: superblock and journal writes are submitted first, then messages
-leave (they may travel while the disk writes), then committed operations are applied.
+Order within a round: messages leave, then superblock and journal writes are submitted (the
+messages travel meanwhile), then committed operations are applied.
 
 May import: errors, types, state_machine, vsr, _fast, storage.interface.
 """
@@ -20,7 +20,7 @@ from kimberlite._fast import events, framing
 from kimberlite.errors import InvariantError, invariant
 from kimberlite.state_machine import Batch, StateMachine
 from kimberlite.storage.interface import LogStore
-from kimberlite.types import Bytes, ClientId, Header, HeaderFactory, Message, Operation, ViewState
+from kimberlite.types import Bytes, ClientId, Header, HeaderFactory, Message, Operation, Recovered, ViewState
 from kimberlite.vsr.codec import ClientRequest
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result
@@ -61,6 +61,11 @@ class Recorder(Protocol):
     """Where the core's events go (telemetry, or a simulator's checker)."""
 
     def record(self, events: list[Event]) -> None: ...
+
+
+def known_headers(store: LogStore, recovered: Recovered) -> list[Header]:
+    """What Replica wants to know of the settled log: headers from the commit number up."""
+    return store.headers(min(recovered.commit, recovered.settled), recovered.settled - 1)
 
 
 class Driver:
@@ -106,6 +111,27 @@ class Driver:
     def on_request(self, message: Message, now: int) -> None:
         self.on_requests((message,), now)
 
+    def on_input(self, messages: Sequence[Message], requests: Sequence[Message], now: int) -> None:
+        """Everything that came within one turn of the caller's loop; one round for all."""
+        self._now = now
+        for message in messages:
+            self.core.step(message, now)
+        for request in requests:
+            self.core.propose(request, now)
+        self._run()
+
+    def on_damage(self, op: int, now: int) -> None:
+        """A reader could not read `op`: have it repaired."""
+        self._now = now
+        self._note_damage(op)
+        self._run()
+
+    def step_down(self, now: int) -> None:
+        """As primary: ask the others to take over."""
+        self._now = now
+        self.core.step_down(now)
+        self._run()
+
     def on_disk(self, now: int) -> None:
         """Writes may have completed. Raises WriteFailedError: the process must end."""
         self._now = now
@@ -114,6 +140,7 @@ class Driver:
 
     def on_tick(self, now: int) -> None:
         self._now = now
+        self._collect(now)
         self.core.tick(now)
         self._run()
 
@@ -129,13 +156,15 @@ class Driver:
             if not work:
                 self.behind = False
                 return
-            for persist in work.persist:
-                self._persist(persist)
+            # Messages first: they travel while the disk writes. None of them depends on what this
+            # round writes; those that do come out of `durable`.
             for destination in work.send:
                 if isinstance(destination, ToReplica):
                     self.network.send(destination.replica, destination.message)
                 else:
                     self.network.send_client(destination.client, destination.message)
+            for persist in work.persist:
+                self._persist(persist)
             for request in work.serve:
                 self._serve(request)
             for apply in work.apply:

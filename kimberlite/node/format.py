@@ -24,6 +24,7 @@ def format_replica(config: Config, data: Path) -> None:
     target = data / CONFIG_NAME
     if target.exists():
         raise DataExistsError(f"{target} exists: this is a replica already; nothing was changed", path=str(data))
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk = FileDisk(data, mode=config.storage.mode, unsafe=config.storage.unsafe)
     try:
         format_store(

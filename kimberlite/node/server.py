@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from kimberlite._fast import events
 from kimberlite.errors import CorruptEntryError, EventTooLargeError, FrameError, PositionError
@@ -219,7 +220,7 @@ class ClientServer:
             return Reason.MALFORMED
         return Reason.NONE if count == header.count and count > 0 else Reason.MALFORMED
 
-    def _answer(self, client: Client, command: Command, about: Header, body: bytes = b"", **fields: int) -> None:
+    def _answer(self, client: Client, command: Command, about: Header, body: bytes = b"", **fields: Any) -> None:
         header = self._make_header(
             body,
             cluster=self._cluster,

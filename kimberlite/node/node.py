@@ -1,0 +1,380 @@
+"""The composition root: one replica of a cluster as an asyncio object.
+
+Owns the event loop side of everything: disk, store, core, driver, listeners, the tick, the
+telemetry process. Data flows one way:
+
+    sockets -> frames -> (one round per loop turn) -> driver -> core
+    core -> driver -> disk, sockets, state machine, recorder
+
+Frames that arrive within one turn of the loop are handed to the driver together, so
+that requests share a prepare and acknowledgements share a frame. A failed write or a
+broken invariant ends the process at once, with the exit code of its error and nothing
+further sent: see `Node.fatal`.
+
+May import everything below it; nothing imports it but the command line and users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from kimberlite import __version__
+from kimberlite._fast import framing
+from kimberlite.config import Config
+from kimberlite.errors import ConfigError, KimberliteError
+from kimberlite.net.peers import PeerNetwork
+from kimberlite.node import notify
+from kimberlite.node.driver import Driver, FastCodec, known_headers
+from kimberlite.node.reader import LogReader
+from kimberlite.node.server import ClientServer
+from kimberlite.state_machine import EventLog, StateMachine
+from kimberlite.storage.disk import FileDisk
+from kimberlite.storage.store import Store
+from kimberlite.types import ClientId, Message, Status
+from kimberlite.vsr.config import MS, CoreConfig
+from kimberlite.vsr.replica import Replica
+
+TICK_S = 0.01
+DRAIN_S = 2.0
+
+
+class NullRecorder:
+    """Records nothing."""
+
+    def record(self, events: object) -> None:
+        return None
+
+    def message_received(self, command: int, size: int) -> None:
+        return None
+
+    def message_sent(self, command: int, size: int) -> None:
+        return None
+
+    def message_dropped(self, reason: str) -> None:
+        return None
+
+
+def core_config(config: Config) -> CoreConfig:
+    """The core's bounds and timeouts out of the user's configuration."""
+    timing, limits = config.timing, config.limits
+    return CoreConfig(
+        cluster=config.cluster_id,
+        replica=config.cluster.replica,
+        replica_count=config.replica_count,
+        pipeline_max=limits.pipeline_max,
+        queue_max=limits.queue_max,
+        queue_bytes_max=limits.queue_bytes_max,
+        prepare_bytes_max=limits.prepare_bytes_max,
+        prepare_requests_max=limits.prepare_requests_max,
+        request_bytes_max=limits.request_bytes_max,
+        sessions_max=limits.sessions_max,
+        repairs_max=limits.repairs_max,
+        repairs_per_peer_max=limits.repairs_per_peer_max,
+        heartbeat_ns=timing.heartbeat_ms * MS,
+        commit_linger_ns=timing.commit_linger_ms * MS,
+        suspect_min_ns=timing.suspect_min_ms * MS,
+        suspect_max_ns=timing.suspect_max_ms * MS,
+        vote_resend_ns=timing.vote_resend_ms * MS,
+        vote_window_ns=timing.vote_window_ms * MS,
+        view_change_ns=timing.view_change_ms * MS,
+        view_change_max_ns=timing.view_change_max_ms * MS,
+        do_view_change_resend_ns=timing.do_view_change_resend_ms * MS,
+        prepare_resend_ns=timing.prepare_resend_ms * MS,
+        repair_ns=timing.repair_ms * MS,
+        repair_expiry_ns=timing.repair_expiry_ms * MS,
+        abdicate_ns=timing.abdicate_ms * MS,
+    )
+
+
+def end_process(error: KimberliteError) -> None:
+    """Say what happened and leave at once: no finaliser runs, nothing more is sent or written."""
+    sys.stderr.write(f"kimberlite: {type(error).__name__}: {error}\n")
+    sys.stderr.flush()
+    os._exit(error.exit_code)
+
+
+class Node:
+    """One replica. `async with Node(config, directory) as node:` constructed means ready to run.
+
+    machine: the replicated state machine, the built-in EventLog when None. on_fatal: called
+    with the error after which this replica must not go on; the default ends the process.
+
+    Raises, before anything is listened on: StorageError and its kinds, ConfigError,
+    AddressInUseError. Thread rules: everything runs on the event loop that entered it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path | str,
+        machine: StateMachine | None = None,
+        *,
+        on_fatal: Callable[[KimberliteError], None] = end_process,
+    ) -> None:
+        self.config = config
+        self.directory = Path(directory)
+        self.machine: StateMachine = machine if machine is not None else EventLog()
+        self._on_fatal = on_fatal
+        self._failed = False
+        self._messages: list[Message] = []
+        self._requests: list[Message] = []
+        self._round_scheduled = False
+        self._applied_seen = 0
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    # Life
+
+    async def __aenter__(self) -> Node:
+        self._loop = asyncio.get_running_loop()
+        storage = self.config.storage
+        self._disk = FileDisk(
+            self.directory,
+            mode=storage.mode,
+            unsafe=storage.unsafe,
+            inline_threshold_us=storage.inline_threshold_us,
+        )
+        try:
+            self._store = Store(self._disk, framing.make_header)
+            self._check_identity()
+            self.recovered = self._store.recover()
+            self._build()
+            await self._server.start()
+            await self._peers.start()
+        except BaseException:
+            self._disk.close()
+            raise
+        self._loop.add_reader(self._disk.fileno(), self._on_disk)
+        # What is alive now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._run(self.driver.start)
+        self._tick()
+        return self
+
+    def _check_identity(self) -> None:
+        """The data must be of the replica that the configuration speaks of."""
+        cluster, store = self.config.cluster, self._store
+        for name, configured, found in (
+            ("cluster.id", self.config.cluster_id.hex(), store.cluster.hex()),
+            ("cluster.replica", cluster.replica, store.replica),
+            ("the number of cluster.addresses", self.config.replica_count, store.replica_count),
+        ):
+            if configured != found:
+                raise ConfigError(
+                    f"{name} is {configured}, but the data in {self.directory} is of {found}: nothing was started; "
+                    "correct the configuration, or the directory",
+                    configured=configured,
+                    found=found,
+                )
+
+    def _build(self) -> None:
+        config = self.config
+        now = time.monotonic_ns()
+        core = Replica(
+            config=core_config(config),
+            codec=FastCodec(),
+            recovered=self.recovered,
+            headers=known_headers(self._store, self.recovered),
+            seed=secrets.randbits(64),
+            now=now,
+        )
+        core.set_clock_offset(time.time_ns() - now)
+        self.recorder = NullRecorder()
+        self.driver = Driver(core, self._store, self.machine, self, self.recorder)
+        self._peers = PeerNetwork(
+            index=core.index,
+            addresses=config.peer_addresses,
+            listen_on=config.peer_address,
+            cluster=config.cluster_id,
+            make_header=framing.make_header,
+            view=lambda: core.view,
+            on_messages=self._on_peer_messages,
+            frame_max=config.limits.frame_bytes_max,
+            counters=self.recorder,
+            seed=secrets.randbits(64),
+        )
+        reader = LogReader(
+            self._store,
+            end=lambda: core.positions,
+            applied=lambda: core.applied,
+            damaged=self._on_damaged,
+        )
+        self._server = ClientServer(
+            index=core.index,
+            replica_count=config.replica_count,
+            listen_on=config.client_address,
+            cluster=config.cluster_id,
+            make_header=framing.make_header,
+            view=lambda: core.view,
+            on_requests=self._on_client_requests,
+            status=self.status,
+            reader=reader,
+            event_bytes_max=config.limits.event_bytes_max,
+            request_bytes_max=config.limits.request_bytes_max,
+            events_max=config.limits.events_per_request_max,
+            frame_max=config.limits.frame_bytes_max,
+            connections_max=config.limits.connections_max,
+            counters=self.recorder,
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self._loop.remove_reader(self._disk.fileno())
+        await self._server.stop()
+        await self._peers.stop()
+        if not self._failed:
+            self._store.close()
+
+    async def drain(self) -> None:
+        """Refuse new requests, hand over as primary, and let what is under way end: at most DRAIN_S."""
+        core = self.driver.core
+        core.drain()
+        deadline = self._loop.time() + DRAIN_S
+        while core.pipeline and self._loop.time() < deadline:
+            await asyncio.sleep(TICK_S)
+        if core.peers and core.is_primary and core.status == Status.NORMAL:
+            view = core.view
+            self._run(self.driver.step_down)
+            while core.view == view and self._loop.time() < deadline:
+                await asyncio.sleep(TICK_S)
+
+    # The driver's network
+
+    def send(self, replica: int, message: Message) -> None:
+        self._peers.send(replica, message)
+
+    def send_client(self, client: ClientId, message: Message) -> None:
+        self._server.send_client(client, message)
+
+    # Inputs
+
+    def _on_peer_messages(self, messages: list[Message]) -> None:
+        self._messages += messages
+        self._schedule_round()
+
+    def _on_client_requests(self, messages: list[Message]) -> None:
+        self._requests += messages
+        self._schedule_round()
+
+    def _schedule_round(self) -> None:
+        if not self._round_scheduled:
+            self._round_scheduled = True
+            self._loop.call_soon(self._round)
+
+    def _round(self) -> None:
+        """Everything that came within this turn of the loop."""
+        self._round_scheduled = False
+        messages, self._messages = self._messages, []
+        requests, self._requests = self._requests, []
+        self._run(lambda now: self.driver.on_input(messages, requests, now))
+
+    def _on_disk(self) -> None:
+        self._run(self.driver.on_disk)
+
+    def _on_damaged(self, op: int) -> None:
+        self._run(lambda now: self.driver.on_damage(op, now))
+
+    def _tick(self) -> None:
+        self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+        self.driver.core.set_clock_offset(time.time_ns() - time.monotonic_ns())
+        self._run(self.driver.on_tick)
+
+    def _run(self, action: Callable[[int], None]) -> None:
+        """Let the driver act. What it cannot survive ends this replica at once."""
+        if self._failed or self._stopping:
+            return
+        try:
+            action(time.monotonic_ns())
+        except KimberliteError as error:
+            self._failed = True
+            self._on_fatal(error)
+            return
+        if self.driver.behind:
+            self._schedule_round()
+        applied = self.driver.core.applied
+        if applied != self._applied_seen:
+            self._applied_seen = applied
+            self._server.on_applied()
+
+    # Status
+
+    def status(self) -> dict[str, object]:
+        """What `kimberlite status` shows of this replica."""
+        now = time.monotonic_ns()
+        core = self.driver.core
+        core.now = now
+        snapshot = core.snapshot()
+        stats = self._disk.stats()
+        return {
+            "replica": snapshot.replica,
+            "cluster": self.config.cluster.id,
+            "version": __version__,
+            "pid": os.getpid(),
+            "status": Status(snapshot.status).name.lower(),
+            "role": "primary" if snapshot.is_primary else "backup",
+            "primary": snapshot.primary,
+            "view": snapshot.view,
+            "log_view": snapshot.log_view,
+            "op": snapshot.op,
+            "commit": snapshot.commit,
+            "applied": snapshot.applied,
+            "positions": snapshot.positions,
+            "replica_count": snapshot.replica_count,
+            "quorum": snapshot.quorum,
+            "pipeline": {"depth": snapshot.pipeline_depth, "limit": snapshot.pipeline_limit},
+            "queue": {"depth": snapshot.queue_depth, "limit": snapshot.queue_limit},
+            "sessions": {"active": snapshot.sessions, "limit": snapshot.sessions_limit},
+            "faulty": snapshot.faulty,
+            "repairs_in_flight": snapshot.repairs_in_flight,
+            "storage": {
+                "mode": self._disk.mode,
+                "inline": bool(stats["inline_now"]),
+                "write_latency_us": stats["latency_ns"] // 1000,
+                "bytes": self._store.bytes_used,
+                "free_bytes": self._disk.free_bytes(),
+            },
+            "peers": [
+                {
+                    "replica": peer.replica,
+                    "last_heard_s": round((now - peer.last_heard) / 1e9, 3) if peer.last_heard else None,
+                    "op": peer.op,
+                    "round_trip_us": peer.round_trip // 1000,
+                }
+                for peer in snapshot.peers
+            ],
+            "unhealthy": snapshot.unhealthy,
+        }
+
+
+async def _serve(config: Config, directory: Path) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Node(config, directory) as node:
+        notify.send(f"READY=1\nSTATUS=replica {config.cluster.replica} runs")
+        await stop.wait()
+        notify.send("STOPPING=1")
+        await node.drain()
+    return 0
+
+
+def run_node(config: Config, directory: Path) -> int:
+    """Run one replica until SIGTERM or SIGINT; returns the exit code. Errors at the start are raised."""
+    import uvloop
+
+    return uvloop.run(_serve(config, directory))
