@@ -55,7 +55,7 @@ class Log:
         *,
         cluster: str | None = None,
         timeout: float = TIMEOUT_S,
-        request_bytes_max: int = 1 << 20,
+        request_bytes_max: int = 2 << 20,
         events_max: int = 65_536,
     ) -> None:
         if not addresses:
@@ -451,7 +451,7 @@ def connect(
     *,
     cluster: str | None = None,
     timeout: float = TIMEOUT_S,
-    request_bytes_max: int = 1 << 20,
+    request_bytes_max: int = 2 << 20,
     events_max: int = 65_536,
 ) -> Log:
     """A client of the cluster whose client addresses these are (any number of them).

@@ -95,7 +95,7 @@ class Session:
         client_id: ClientId,
         replica_count: int,
         seed: int,
-        request_bytes_max: int = 1 << 20,
+        request_bytes_max: int = 2 << 20,
         events_max: int = 65_536,
         new_client_id: Callable[[], ClientId] | None = None,
     ) -> None:
