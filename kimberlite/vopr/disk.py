@@ -43,6 +43,7 @@ class Files:
 
     durable: dict[str, bytearray] = field(default_factory=dict)
     unreadable: dict[str, set[int]] = field(default_factory=dict)  # name -> sector numbers
+    versions: dict[str, int] = field(default_factory=dict)  # counts the changes of a file
 
 
 class SimDisk:
@@ -179,6 +180,7 @@ class SimDisk:
         name = self._handles[file]
         content = self.files.durable[name]
         content[offset : offset + len(data)] = data
+        self.files.versions[name] = self.files.versions.get(name, 0) + 1
         bad = self.files.unreadable.get(name)
         if bad:  # writing a sector makes it readable again
             bad.difference_update(range(offset // SECTOR, (offset + len(data)) // SECTOR))
@@ -205,13 +207,16 @@ class SimDisk:
                 continue
             start = unit * UNIT
             data = write.buffer[start : start + UNIT] if fate == 1 else rng.randbytes(UNIT)
-            content = self.files.durable[self._handles[write.file]]
+            name = self._handles[write.file]
+            content = self.files.durable[name]
+            self.files.versions[name] = self.files.versions.get(name, 0) + 1
             content[write.offset + start : write.offset + start + UNIT] = data
 
 
 def corrupt(files: Files, name: str, offset: int, length: int, rng: random.Random) -> None:
     """Silently replace durable bytes by other ones."""
     content = files.durable[name]
+    files.versions[name] = files.versions.get(name, 0) + 1
     for at in range(offset, min(offset + length, len(content))):
         content[at] ^= rng.randrange(1, 256)
 

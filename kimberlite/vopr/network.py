@@ -1,0 +1,97 @@
+"""The simulated network: loss, duplication, reordering, corruption, cuts and clogs.
+
+Messages travel as encoded bytes and are parsed again by the production decoder on arrival,
+so that a flipped bit meets the real check: it must be refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from kimberlite._fast import framing
+from kimberlite.errors import FrameError
+from kimberlite.types import Message
+from kimberlite.vopr.plan import MS, Plan
+
+FRAME_MAX = 4 << 20
+Address = int | bytes  # a replica's index, or a client's name
+
+
+class SimNetwork:
+    """Delivers messages through the world's event queue.
+
+    schedule(at, action): run later. deliver(source, destination, message): hand over.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        random: Random,
+        now: Callable[[], int],
+        schedule: Callable[[int, Callable[[], None]], None],
+        deliver: Callable[[Address, Address, Message], None],
+    ) -> None:
+        self._plan = plan
+        self._random = random
+        self._now = now
+        self._schedule = schedule
+        self._deliver = deliver
+        self.cuts: set[tuple[Address, Address]] = set()
+        self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
+        self.faults_on = True
+        self.sent = self.received = self.dropped = self.corrupted = self.in_flight = 0
+
+    def send(self, source: Address, destination: Address, message: Message) -> None:
+        self.sent += 1
+        random, plan = self._random, self._plan
+        if (source, destination) in self.cuts:
+            self.dropped += 1
+            return
+        copies = 1
+        if self.faults_on:
+            if random.random() < plan.loss:
+                self.dropped += 1
+                return
+            if random.random() < plan.duplication:
+                copies = 2
+                self.sent += 1
+        data = message.header.raw + bytes(message.body)
+        for _ in range(copies):
+            damaged = data
+            if self.faults_on and plan.corruption and random.random() < plan.corruption:
+                damaged = self._flip(data)
+            self._launch(source, destination, damaged)
+
+    def _flip(self, data: bytes) -> bytes:
+        at = self._random.randrange(len(data) * 8)
+        damaged = bytearray(data)
+        damaged[at // 8] ^= 1 << (at % 8)
+        return bytes(damaged)
+
+    def _launch(self, source: Address, destination: Address, data: bytes) -> None:
+        random, plan = self._random, self._plan
+        delay = plan.latency_ns // 2 + random.randrange(plan.latency_ns)
+        if self.faults_on and random.random() < plan.reorder:
+            delay += random.randrange(20 * plan.latency_ns + MS)
+        at = max(self._now() + delay, self.clogs.get((source, destination), 0) + delay)
+        self.in_flight += 1
+        self._schedule(at, lambda: self._arrive(source, destination, data))
+
+    def _arrive(self, source: Address, destination: Address, data: bytes) -> None:
+        self.in_flight -= 1
+        if (source, destination) in self.cuts:
+            self.dropped += 1
+            return
+        try:
+            frames, _, _ = framing.parse(data, 0, len(data), FRAME_MAX)
+        except FrameError:
+            self.corrupted += 1
+            return
+        self.received += 1
+        for header, body in frames:
+            self._deliver(source, destination, Message(header, body))
+
+    def heal(self) -> None:
+        self.cuts.clear()
+        self.clogs.clear()

@@ -1,0 +1,603 @@
+"""The world of one run: replicas, clients, network, disks, and the faults that befall them.
+
+A discrete-event simulation: a queue of (time, sequence, action). Replicas are the production
+Driver over the production Store over a SimDisk; clients are the production Session. Nothing
+here reads a clock or an entropy source but the seed's three streams.
+
+    safety phase    anything may fail; I-checks at every step
+    liveness phase  faults end; first a core quorum alone must finish what is pending, then all
+                    replicas come back and must converge; E-checks at the end
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import BinaryIO
+
+import xxhash
+
+from kimberlite._fast import events as event_batches
+from kimberlite._fast import framing
+from kimberlite.client.session import Session
+from kimberlite.errors import KimberliteError, OutcomeUnknownError, WriteFailedError
+from kimberlite.node.driver import Driver, FastCodec, known_headers
+from kimberlite.state_machine import Batch
+from kimberlite.storage.store import Store, format_store
+from kimberlite.types import Header, Message, Operation
+from kimberlite.vopr.checkers import Acknowledged, Checkers, Violation, durable_view
+from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, make_unreadable
+from kimberlite.vopr.network import Address, SimNetwork
+from kimberlite.vopr.plan import MS, Plan, streams
+from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.work import Event, EventKind
+
+TICK_NS = 10 * MS
+SAFETY_NS_MAX = 120_000 * MS
+CORE_NS_MAX = 60_000 * MS
+CONVERGE_NS_MAX = 60_000 * MS
+TRACE_TAIL = 40
+APPEND_DEADLINE_NS = 1500 * MS
+SERVE_DELAY_NS = 20_000
+VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
+
+
+class DigestMachine:
+    """A state machine whose state is a digest of everything applied: any divergence shows."""
+
+    version = 1
+    needs_body = True
+
+    def __init__(self) -> None:
+        self.digest = bytes(16)
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        for batch in batches:
+            for event in event_batches.slice(batch.body, 0, batch.count):
+                self.digest = xxhash.xxh3_128_digest(self.digest + event)
+        return [self.digest[:8] for _ in batches]
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        writer.write(self.digest)
+
+    def restore(self, reader: BinaryIO) -> None:
+        self.digest = reader.read()
+
+
+class Trace:
+    """Hashes what happens, in order; keeps the tail for people."""
+
+    def __init__(self, keep_all: bool = False) -> None:
+        self._hash = xxhash.xxh3_64()
+        self.tail: deque[tuple[object, ...]] = deque(maxlen=None if keep_all else TRACE_TAIL)
+        self.lines = 0
+
+    def add(self, now: int, kind: str, *values: object) -> None:
+        self.lines += 1
+        self.tail.append((now, kind, *values))
+        self._hash.update(b"%d %s %s\n" % (now, kind.encode(), b" ".join(_canonical(value) for value in values)))
+
+    def text(self) -> str:
+        return "\n".join(
+            f"{entry[0]!s:>14} {entry[1]!s:10} {' '.join(map(_readable, entry[2:]))}" for entry in self.tail
+        )
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _canonical(value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return value.header.checksum if isinstance(value, Message) else str(value).encode()
+
+
+def _readable(value: object) -> str:
+    return value.hex()[:8] if isinstance(value, bytes) else str(value)
+
+
+class Observer:
+    """The recorder of a simulated replica: hears the core's events."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self._world = world
+        self._index = index
+
+    def record(self, events: list[Event]) -> None:
+        world = self._world
+        for event in events:
+            world.counts[event.kind.name] = world.counts.get(event.kind.name, 0) + 1
+            if event.kind is EventKind.PREPARE_ACKED:
+                world.checkers.on_commit(world, self._index, event.a)
+
+
+class ObservedDriver(Driver):
+    """The production driver; tells the checkers what it executes."""
+
+    world: World
+    index: int
+
+    def _execute(self, header: Header, message: Message | None) -> None:
+        world = self.world
+        requests: list[tuple[bytes, int, int]] = []
+        if header.operation == Operation.APPLY:
+            requests = [(header.client, header.session, header.request)]
+        elif header.operation == Operation.BATCH and message is not None:
+            requests = [
+                (request.client, request.session, request.request)
+                for request in event_batches.unpack_requests(message.body)
+                if request.operation == Operation.APPLY
+            ]
+        world.checkers.on_applied(self.index, header, requests)
+        super()._execute(header, message)
+        digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
+        if world.checkers.digests.setdefault(header.op, digest) != digest:
+            raise Violation("I11 state", f"replica {self.index} reaches another state at op {header.op}")
+
+
+@dataclass(slots=True)
+class SimNode:
+    """A replica: what is lost in a crash."""
+
+    index: int
+    driver: ObservedDriver
+    store: Store
+    disk: SimDisk
+    life: int
+    up: bool = True
+    paused_until: int = 0
+    tick_at: int = 0
+    backlog: list[Callable[[], None]] = field(default_factory=list)
+
+
+class SimClient:
+    """A client: appends one batch after another, and remembers what it saw."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world = world
+        self.index = index
+        self.name = b"client %d" % index
+        self.session = self._new_session()
+        self.history: list[Acknowledged] = []
+        self.waiting: dict[int, Acknowledged] = {}
+        self.timer_at: int | None = None
+        self.quota = 0
+        self.life = 0
+
+    def _new_session(self) -> Session:
+        world = self.world
+        return Session(
+            make_header=framing.make_header,
+            cluster=world.cluster,
+            client_id=world.workload.randbytes(16),
+            replica_count=world.plan.replica_count,
+            seed=world.workload.getrandbits(64),
+        )
+
+    def begin(self) -> None:
+        for node in self.world.nodes:
+            if node.up:
+                self.session.connected(node.index, self.world.now)
+        self.append()
+
+    def restart(self) -> None:
+        """The client dies: what it waited for has no outcome; another session begins."""
+        self.waiting.clear()
+        self.life += 1
+        self.session = self._new_session()
+        self.begin()
+
+    def append(self) -> None:
+        world = self.world
+        if self.quota <= 0 or self.waiting:
+            return
+        self.quota -= 1
+        number = len(self.history)
+        random = world.workload
+        stem = b"%d-%d-" % (self.index, number)
+        events = tuple(
+            stem + b"%d-" % i + b"x" * random.randrange(world.plan.event_bytes) for i in range(random.choice((1, 1, 2, 7)))
+        )
+        record = Acknowledged(self.index, number, events, world.now)
+        self.history.append(record)
+        handle = self.session.append(events, world.now, world.now + APPEND_DEADLINE_NS)
+        self.waiting[handle] = record
+        self.session.flush(world.now)
+        self.pump()
+
+    def step(self, message: Message) -> None:
+        self.session.step(message, self.world.now)
+        self.pump()
+
+    def pump(self) -> None:
+        world = self.world
+        sends, done = self.session.take_output()
+        for replica, message in sends:
+            world.network.send(self.name, replica, message)
+        for outcome in done:
+            record = self.waiting.pop(outcome.handle, None)
+            if record is None:
+                continue
+            record.returned_at = world.now
+            if outcome.error is None:
+                record.position = outcome.position
+            elif not isinstance(outcome.error, OutcomeUnknownError):
+                record.refused = True
+            world.trace.add(world.now, "outcome", self.name, record.number, outcome.position)
+        deadline = self.session.next_deadline()
+        if deadline is not None and (self.timer_at is None or deadline < self.timer_at):
+            self.timer_at = deadline
+            life = self.life
+            world.at(max(deadline, world.now), lambda: self._on_timer(life, deadline))
+        if done:
+            world.at(world.now + 1000, self.append)
+
+    def _on_timer(self, life: int, deadline: int) -> None:
+        if self.timer_at == deadline:
+            self.timer_at = None
+        if life == self.life:
+            self.session.tick(self.world.now)
+            self.pump()
+
+    @property
+    def busy(self) -> bool:
+        return self.quota > 0 or bool(self.waiting) or not self.session.idle
+
+
+class World:
+    """See the module docstring. `run` raises Violation; everything else is a bug of ours."""
+
+    def __init__(self, plan: Plan, *, keep_trace: bool = False, faults: Sequence[tuple[int, str, int]] | None = None):
+        """faults: (time, kind, argument) to inject instead of drawing them, for replays and minimizing."""
+        self.plan = plan
+        self.schedule, self.faults, self.workload = streams(plan.seed)
+        self.cluster = xxhash.xxh3_128_digest(b"cluster %d" % plan.seed)
+        self.now = 1_000_000
+        self.trace = Trace(keep_trace)
+        self.counts: dict[str, int] = {}
+        self.checkers = Checkers(plan.replica_count)
+        self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
+        self.files = [Files() for _ in range(plan.replica_count)]
+        self.injected: list[tuple[int, str, int]] = []
+        self._scripted = deque(faults) if faults is not None else None
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._view_cache: dict[int, tuple[int, tuple[int, int]]] = {}
+        self._rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
+        self._rotten = False
+        self.nodes: list[SimNode] = []
+        for index in range(plan.replica_count):
+            disk = SimDisk(self.files[index], lambda: self.now, lambda: 1)
+            format_store(
+                disk,
+                framing.make_header,
+                cluster=self.cluster,
+                replica=index,
+                replica_count=plan.replica_count,
+                segment_bytes=plan.segment_bytes,
+            )
+        for index in range(plan.replica_count):
+            self.nodes.append(self._boot(index, 0))
+        self.clients = [SimClient(self, index) for index in range(plan.client_count)]
+        for number in range(plan.requests):
+            self.clients[number % plan.client_count].quota += 1
+
+    # Time
+
+    def at(self, when: int, action: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._queue, (when, self._sequence, action))
+
+    def run_until(self, deadline: int, done: Callable[[], bool]) -> bool:
+        """Run events until `done` or the deadline; whether it is done."""
+        queue = self._queue
+        steps = 0
+        while queue and queue[0][0] <= deadline:
+            self.now, _, action = heapq.heappop(queue)
+            action()
+            steps += 1
+            if steps % 32 == 0 and done():
+                return True
+        self.now = max(self.now, deadline)
+        return done()
+
+    # Replicas
+
+    def _boot(self, index: int, life: int) -> SimNode:
+        plan = self.plan
+
+        def wake(when: int) -> None:
+            self.at(when, lambda: self._on_disk(index, life))
+
+        latency = self.schedule
+
+        def duration() -> int:
+            return plan.disk_latency_ns // 2 + latency.randrange(plan.disk_latency_ns)
+
+        disk = SimDisk(self.files[index], lambda: self.now, duration, wake)
+        store = Store(disk, framing.make_header)
+        recovered = store.recover()
+        core = Replica(
+            config=CoreConfig(
+                self.cluster, index, plan.replica_count, pipeline_max=plan.pipeline_max, sessions_max=plan.sessions_max
+            ),
+            codec=FastCodec(),
+            recovered=recovered,
+            headers=known_headers(store, recovered),
+            seed=self.schedule.getrandbits(64),
+            now=self.now,
+        )
+        driver = ObservedDriver(core, store, DigestMachine(), _Port(self, index), Observer(self, index))
+        driver.world, driver.index = self, index
+        self.counts["torn"] = self.counts.get("torn", 0) + recovered.torn
+        self.counts["faulty"] = self.counts.get("faulty", 0) + recovered.faulty
+        node = SimNode(index, driver, store, disk, life)
+        self.trace.add(self.now, "boot", index, recovered.head, recovered.settled, core.view)
+        if life:
+            self.nodes[index] = node
+            self.checkers.on_restart(self, index)
+        self.at(self.now + self.schedule.randrange(TICK_NS), lambda: self._tick(index, life))
+        self.at(self.now, lambda: self._act(index, life, driver.start))
+        return node
+
+    def _act(self, index: int, life: int, action: Callable[[int], None]) -> None:
+        """Give an input to a replica, unless it has died since; then check it."""
+        node = self.nodes[index]
+        if node.life != life or not node.up:
+            return
+        if self.now < node.paused_until:
+            node.backlog.append(lambda: self._act(index, life, action))
+            return
+        try:
+            action(self.now)
+        except WriteFailedError:
+            self.crash(index)
+            return
+        except KimberliteError as error:
+            raise Violation("own invariant", f"replica {index}: {error}") from error
+        self.checkers.on_step(self, index)
+        if node.driver.behind:
+            self.at(self.now + SERVE_DELAY_NS, lambda: self._act(index, life, node.driver.on_tick))
+
+    def _on_disk(self, index: int, life: int) -> None:
+        self._act(index, life, self.nodes[index].driver.on_disk)
+
+    def _tick(self, index: int, life: int) -> None:
+        node = self.nodes[index]
+        if node.life != life or not node.up:
+            return
+        self.at(self.now + TICK_NS, lambda: self._tick(index, life))
+        deadline = node.driver.core.next_deadline()
+        if self.now < node.paused_until or (deadline is not None and deadline <= self.now):
+            if self.now >= node.paused_until:
+                self._act(index, life, node.driver.on_tick)
+
+    def _deliver(self, source: Address, destination: Address, message: Message) -> None:
+        self.trace.add(self.now, "deliver", source, destination, message)
+        if isinstance(destination, int):
+            node = self.nodes[destination]
+            if isinstance(source, int):
+                self._act(destination, node.life, lambda now: node.driver.on_message(message, now))
+            else:
+                self._act(destination, node.life, lambda now: node.driver.on_request(message, now))
+        else:
+            self.clients[int(destination.split()[1])].step(message)
+
+    def client_of(self, identity: bytes) -> SimClient | None:
+        return next((client for client in self.clients if client.session.client_id == identity), None)
+
+    def durable_views(self, index: int) -> tuple[int, int]:
+        files = self.files[index]
+        version = files.versions.get("superblock", 0)
+        cached = self._view_cache.get(index)
+        if cached is None or cached[0] != version:
+            cached = self._view_cache[index] = (version, durable_view(files))
+        return cached[1]
+
+    # Faults
+
+    def crash(self, index: int) -> None:
+        node = self.nodes[index]
+        if not node.up:
+            return
+        node.up = False
+        node.disk.crash(self.faults, TearPolicy(garbage=self.plan.garbage))
+        for client in self.clients:
+            client.session.disconnected(index, self.now)
+            client.pump()
+
+    def restart(self, index: int) -> None:
+        node = self.nodes[index]
+        if node.up:
+            return
+        self._boot(index, node.life + 1)
+        for client in self.clients:
+            client.session.connected(index, self.now)
+            client.pump()
+
+    def _fault_step(self) -> None:
+        """Inject one fault and plan the next."""
+        if not self.network.faults_on:
+            return
+        if self._scripted is None:
+            kinds = list(self.plan.weights)
+            kind = self.faults.choices(kinds, [self.plan.weights[kind] for kind in kinds])[0]
+            self.inject(kind, self.faults.randrange(1 << 16))
+            self.at(self.now + self.faults.randrange(2 * self.plan.fault_gap_ns) + MS, self._fault_step)
+
+    def inject(self, kind: str, argument: int) -> None:
+        """Carry out a fault; `argument` says on whom."""
+        self.injected.append((self.now, kind, argument))
+        self.trace.add(self.now, "fault", kind, argument)
+        count = self.plan.replica_count
+        target = argument % count
+        other = (target + 1 + argument // count % max(count - 1, 1)) % count
+        node = self.nodes[target]
+        if kind == "crash":
+            self.crash(target)
+        elif kind == "crash_all":
+            for index in range(count):
+                self.crash(index)
+        elif kind == "restart":
+            for index in range(count):
+                self.restart(index)
+        elif kind == "pause" and node.up:
+            node.paused_until = self.now + (argument % 1500) * MS
+            life = node.life
+            self.at(node.paused_until, lambda: self._resume(target, life))
+        elif kind in ("partition", "isolate"):
+            side = {target} if kind == "isolate" else {index for index in range(count) if argument >> index & 1}
+            for a in range(count):
+                for b in range(count):
+                    if (a in side) != (b in side):
+                        self.network.cuts.add((a, b))
+        elif kind == "one_way" and target != other:
+            self.network.cuts.add((target, other))
+        elif kind == "heal":
+            self.network.heal()
+        elif kind == "clog" and target != other:
+            self.network.clogs[(target, other)] = self.now + (argument % 400) * MS
+        elif kind == "bit_rot":
+            self._rot(argument)
+        elif kind == "evict" and self.clients:
+            self.clients[argument % len(self.clients)].restart()
+
+    def _resume(self, index: int, life: int) -> None:
+        node = self.nodes[index]
+        if node.life == life and self.now >= node.paused_until:
+            backlog, node.backlog = node.backlog, []
+            for action in backlog:
+                action()
+
+    def _rot(self, argument: int) -> None:
+        """Damage a little of one replica's disk: always the same one, so that good copies remain."""
+        if self._rot_victim is None:
+            return
+        self._rotten = True
+        random = Random(argument)
+        files = self.files[self._rot_victim]
+        name = random.choice(sorted(name for name in files.durable if name.startswith(("journal", "witness"))))
+        used = len(bytes(files.durable[name]).rstrip(b"\0"))
+        if not used:
+            return
+        at = random.randrange(used)
+        if random.random() < 0.3:
+            make_unreadable(files, name, at // 4096)
+        else:
+            corrupt(files, name, at, random.choice((1, 16, 512)), random)
+
+    # The run
+
+    def run(self) -> None:
+        """Both phases and the final checks. Raises Violation."""
+        for client in self.clients:
+            self.at(self.now, client.begin)
+        if self._scripted is None:
+            self.at(self.now + self.faults.randrange(self.plan.fault_gap_ns), self._fault_step)
+        else:
+            for when, kind, argument in self._scripted:
+                self.at(when, lambda kind=kind, argument=argument: self.inject(kind, argument))  # type: ignore[misc]
+        begun = self.now
+        self.run_until(begun + SAFETY_NS_MAX, lambda: not any(client.busy for client in self.clients))
+        self._liveness()
+        self.checkers.check_end(self, [record for client in self.clients for record in client.history])
+
+    def _liveness(self) -> None:
+        """Faults end. A core quorum must do with what it has; then everybody comes back."""
+        count = self.plan.replica_count
+        self.network.faults_on = False
+        self.network.heal()
+        for node in self.nodes:
+            if node.paused_until > self.now:
+                node.paused_until = self.now
+                self._resume(node.index, node.life)
+        core = set(range(count))
+        if not self._rotten and not self.plan.garbage:
+            core = set(self.faults.sample(range(count), VIEW_CHANGE_QUORUM[count]))
+        for index in range(count):
+            if index not in core:
+                self.crash(index)
+        for index in sorted(core):
+            self.restart(index)
+        self._demand(CORE_NS_MAX, f"replicas {sorted(core)} of {count}", sorted(core))
+        for index in range(count):
+            self.restart(index)
+        self._demand(CONVERGE_NS_MAX, "all replicas", list(range(count)))
+        # Damage that nobody has read yet is found by reading everything, and repaired.
+        for node in self.nodes:
+            self._read_all(node)
+        self._demand(CONVERGE_NS_MAX, "all replicas after reading their logs", list(range(count)))
+
+    def _demand(self, limit: int, who: str, indices: list[int]) -> None:
+        def done() -> bool:
+            if any(client.busy for client in self.clients):
+                return False
+            heads = {self.nodes[index].driver.core.applied for index in indices}
+            cores = [self.nodes[index].driver.core for index in indices]
+            return len(heads) == 1 and all(
+                core.applied == core.log.op and not core.log.faulty and core.log.durable == core.log.op for core in cores
+            )
+
+        if not self.run_until(self.now + limit, done):
+            states = "; ".join(
+                f"{index}: {core.status.name.lower()} view {core.view}/{core.log_view} op {core.log.op} linked {core.log.linked} "
+                f"durable {core.log.durable} commit {core.commit_max} applied {core.applied} faulty {len(core.log.faulty)}"
+                for index in indices
+                for core in [self.nodes[index].driver.core]
+            )
+            busy = [client.index for client in self.clients if client.busy]
+            raise Violation("E1 liveness", f"{who} did not finish in {limit // MS} ms: clients {busy} wait; {states}")
+
+    def _read_all(self, node: SimNode) -> None:
+        for op in range(1, node.driver.core.applied + 1):
+            if node.store.read(op) is None:
+                life = node.life
+                self._act(node.index, life, lambda now, op=op: node.driver.on_damage(op, now))  # type: ignore[misc]
+
+    def read_log(self) -> list[bytes]:
+        """All events, read from every replica's journal; they must be the same."""
+        logs = [self._events_of(node) for node in self.nodes]
+        for index, log in enumerate(logs):
+            if log != logs[0]:
+                raise Violation("E2 same log", f"replica {index} has {len(log)} events, replica 0 {len(logs[0])}, or others")
+        return logs[0]
+
+    def _events_of(self, node: SimNode) -> list[bytes]:
+        log: list[bytes] = []
+        for op in range(1, node.driver.core.applied + 1):
+            message = node.store.read(op)
+            if message is None:
+                raise Violation("E2 readable", f"replica {node.index} cannot read op {op}")
+            header = message.header
+            if header.position != len(log):
+                raise Violation("E2 positions", f"op {op} begins at {header.position}, the log has {len(log)} events")
+            if header.operation == Operation.APPLY:
+                log += event_batches.slice(message.body, 0, header.count)
+            elif header.operation == Operation.BATCH:
+                for request in event_batches.unpack_requests(message.body):
+                    if request.operation == Operation.APPLY:
+                        log += event_batches.slice(request.body, 0, request.events)
+        return log
+
+
+class _Port:
+    """A replica's network."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self._world = world
+        self._index = index
+
+    def send(self, replica: int, message: Message) -> None:
+        self._world.checkers.on_send(self._world, self._index, message)
+        self._world.network.send(self._index, replica, message)
+
+    def send_client(self, client: bytes, message: Message) -> None:
+        target = self._world.client_of(client)
+        if target is not None:
+            self._world.network.send(self._index, target.name, message)
+
+
