@@ -102,6 +102,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._end = 0  # of what has been received
         self._need = 0  # size of the incomplete frame at _start, 0 when unknown
         self.received_bytes = 0
+        self._deferred = False  # bytes were given to the transport in this turn of the loop
 
     # Receiving
 
@@ -182,7 +183,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         header, body = message.header, message.body
         self.counters.message_sent(header.command, header.size)
         parts: list[Bytes] = [header.raw, body] if len(body) else [header.raw]
-        if transport.get_write_buffer_size() == 0 and self._fd >= 0:
+        if not self._deferred and transport.get_write_buffer_size() == 0 and self._fd >= 0:
             # Straight to the socket: it leaves now, before whatever this turn of the loop still does.
             try:
                 written = os.writev(self._fd, parts)
@@ -196,7 +197,15 @@ class FrameConnection(asyncio.BufferedProtocol):
             if written:
                 rest = memoryview(header.raw + bytes(body))[written:] if written < HEADER_SIZE else None
                 parts = [rest] if rest is not None else [memoryview(body)[written - HEADER_SIZE :]]
+        # The transport writes at the end of this turn of the loop, and until then its buffer size
+        # does not count these bytes: what follows must queue behind them.
+        if not self._deferred:
+            self._deferred = True
+            asyncio.get_running_loop().call_soon(self._undefer)
         transport.writelines(parts)
+
+    def _undefer(self) -> None:
+        self._deferred = False
 
     def close(self) -> None:
         """Close when what is queued has left."""

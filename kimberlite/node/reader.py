@@ -80,7 +80,8 @@ class LogReader:
                     parts.append(part)
                     count += take
                     size += len(part)
-                if take == 0 or size >= bytes_max:
+                if skip + take < events_here or size >= bytes_max:
+                    # The next batch would leave a gap behind what did not fit.
                     return events.concat(parts), count
             op += 1
         if not parts:

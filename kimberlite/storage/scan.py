@@ -79,6 +79,13 @@ class _Walk:
             segment.witness = self.disk.open(witness_name(segment.number))
             image = read_image(self.disk, segment.witness, witness_bytes(self.segment_bytes))
             segment.contents = Contents(image)
+            # Walked before and let go since: what it holds was decided, and is on record.
+            for record in records_of(image, segment.number)[: segment.count]:
+                segment.contents.headers.append(record.header if record is not None else None)
+                segment.contents.offsets.append(record.offset if record is not None else None)
+            missing = segment.count - len(segment.contents.headers)
+            segment.contents.headers += [None] * missing
+            segment.contents.offsets += [None] * missing
         return segment.contents
 
     def records(self, at: int) -> list[Record | None]:

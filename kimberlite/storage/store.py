@@ -173,6 +173,12 @@ class Store:
         runs: list[tuple[Segment, list[Message], int]] = []  # segment, entries, offset of the first
         for message in entries:
             size = round_up(message.header.size)
+            invariant(
+                size <= self.segment_bytes,
+                "an entry fits a segment: segments must be larger than the largest frame",
+                entry=size,
+                segment=self.segment_bytes,
+            )
             segment, contents = self._active()
             end = contents.end()
             invariant(end is not None, "the place of the next entry is known", op=message.header.op)

@@ -43,6 +43,7 @@ CONVERGE_NS_MAX = 60_000 * MS
 TRACE_TAIL = 40
 APPEND_DEADLINE_NS = 1500 * MS
 SERVE_DELAY_NS = 20_000
+PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
 VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
 
 
@@ -323,7 +324,12 @@ class World:
         recovered = store.recover()
         core = Replica(
             config=CoreConfig(
-                self.cluster, index, plan.replica_count, pipeline_max=plan.pipeline_max, sessions_max=plan.sessions_max
+                self.cluster,
+                index,
+                plan.replica_count,
+                pipeline_max=plan.pipeline_max,
+                sessions_max=plan.sessions_max,
+                prepare_bytes_max=PREPARE_BYTES_MAX,
             ),
             codec=FastCodec(),
             recovered=recovered,
