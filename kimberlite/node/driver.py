@@ -120,10 +120,10 @@ class Driver:
             self.core.propose(request, now)
         self._run()
 
-    def on_damage(self, op: int, now: int) -> None:
-        """A reader could not read `op`: have it repaired."""
+    def on_damage(self, now: int) -> None:
+        """A reader could not read an entry: have it repaired."""
         self._now = now
-        self._note_damage(op)
+        self._note_damage()
         self._run()
 
     def step_down(self, now: int) -> None:
@@ -141,6 +141,7 @@ class Driver:
     def on_tick(self, now: int) -> None:
         self._now = now
         self._collect(now)
+        self._note_damage()
         self.core.tick(now)
         self._run()
 
@@ -218,14 +219,18 @@ class Driver:
             if message is not None:
                 self.network.send(request.replica, message)
             else:
-                self._note_damage(request.op)
+                self._note_damage()
             return
         answer = self.core.headers_message(self.store.headers(request.first, request.last))
         if answer is not None:
             self.network.send(request.replica, answer)
 
-    def _note_damage(self, op: int) -> None:
-        if op in self.store.faulty and op not in self.core.log.faulty:
+    def _note_damage(self) -> None:
+        """Tell the core of all damage that the store has come across."""
+        known = self.core.log.faulty
+        if self.store.faulty <= known:
+            return
+        for op in sorted(self.store.faulty - known):
             self.core.entry_faulty(op, self.store.header(op), self._now)
 
     # Applying

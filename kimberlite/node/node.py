@@ -286,7 +286,7 @@ class Node:
         self._run(self.driver.on_disk)
 
     def _on_damaged(self, op: int) -> None:
-        self._run(lambda now: self.driver.on_damage(op, now))
+        self._run(self.driver.on_damage)
 
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)

@@ -130,6 +130,12 @@ class Checkers:
                 if earlier != header.op:
                     raise Violation("I10 exactly once", f"request {request[2]} committed in ops {earlier} and {header.op}")
 
+    def _holds(self, world: World, replica: int, header: Header) -> bool:
+        """Whether a replica has made an entry durable; of silent damage since only it can tell."""
+        if has_durable_entry(world.files[replica], header, self.hints[replica]):
+            return True
+        return world.rotten and replica == world.rot_victim and header.checksum in self.hints[replica]
+
     # I3, I4, I7: what one replica says of itself
 
     def on_step(self, world: World, replica: int) -> None:
@@ -154,7 +160,7 @@ class Checkers:
             return
         self.quorum_audits += 1
         holders = [
-            other for other in range(self.replica_count) if has_durable_entry(world.files[other], header, self.hints[other])
+            other for other in range(self.replica_count) if self._holds(world, other, header)
         ]
         if len(holders) < COMMIT_QUORUM[self.replica_count]:
             raise Violation("I8 quorum audit", f"op {op} committed by replica {replica} but durable only on {holders}")
@@ -197,7 +203,7 @@ class Checkers:
         if header.command == Command.PREPARE_OK and header.op:
             core = world.nodes[replica].driver.core
             entry = core.log.headers.get(header.op)
-            if entry is not None and not has_durable_entry(world.files[replica], entry, self.hints[replica]):
+            if entry is not None and not self._holds(world, replica, entry):
                 if header.op not in core.log.faulty:
                     raise Violation("I9 durable promises", f"replica {replica} acknowledges op {header.op} before it is durable")
 

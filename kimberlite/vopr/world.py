@@ -268,8 +268,10 @@ class World:
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
         self._view_cache: dict[int, tuple[int, tuple[int, int]]] = {}
-        self._rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
-        self._rotten = False
+        # Silent damage strikes one replica only, so that a good copy of everything remains; checks that
+        # look at a disk take this replica's word while damage is about.
+        self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
+        self.rotten = False
         self.nodes: list[SimNode] = []
         for index in range(plan.replica_count):
             disk = SimDisk(self.files[index], lambda: self.now, lambda: 1)
@@ -481,11 +483,11 @@ class World:
 
     def _rot(self, argument: int) -> None:
         """Damage a little of one replica's disk: always the same one, so that good copies remain."""
-        if self._rot_victim is None:
+        if self.rot_victim is None:
             return
-        self._rotten = True
+        self.rotten = True
         random = Random(argument)
-        files = self.files[self._rot_victim]
+        files = self.files[self.rot_victim]
         name = random.choice(sorted(name for name in files.durable if name.startswith(("journal", "witness"))))
         used = len(bytes(files.durable[name]).rstrip(b"\0"))
         if not used:
@@ -522,7 +524,7 @@ class World:
                 node.paused_until = self.now
                 self._resume(node.index, node.life)
         core = set(range(count))
-        if not self._rotten and not self.plan.garbage:
+        if not self.rotten and not self.plan.garbage:
             core = set(self.faults.sample(range(count), VIEW_CHANGE_QUORUM[count]))
         for index in range(count):
             if index not in core:
@@ -562,7 +564,7 @@ class World:
         for op in range(1, node.driver.core.applied + 1):
             if node.store.read(op) is None:
                 life = node.life
-                self._act(node.index, life, lambda now, op=op: node.driver.on_damage(op, now))  # type: ignore[misc]
+                self._act(node.index, life, node.driver.on_damage)
 
     def read_log(self) -> list[bytes]:
         """All events, read from every replica's journal; they must be the same."""

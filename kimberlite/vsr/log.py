@@ -200,16 +200,17 @@ class Log:
         """
         head = suffix[-1].op
         first = suffix[0].op
+        # The same identity means the same history: it suffices to find one, whatever is missing below.
         match = canonical
         for header in suffix:
             own = self.headers.get(header.op)
-            if own is not None and own.checksum == header.checksum and header.op <= self.linked:
+            if own is not None and own.checksum == header.checksum:
                 match = max(match, header.op)
         old_head = self.journal_head
         if match >= first or old_head <= match:
             # Everything up to `match` is canonical by the chain; the rest is not.
             truncate_to = min(match, old_head)
-            candidates: dict[int, Header] = {}
+            candidates = {op: header for op, header in self.candidates.items() if op <= truncate_to}
         else:
             # A hole: own entries between `match` and `first` are kept until headers tell.
             # Writes still under way count: they end before the superblock write that follows.
@@ -219,6 +220,7 @@ class Log:
                 for op in range(match + 1, truncate_to + 1)
                 if op in self.headers and (op in self.faulty or op in self.writing or self.holds(op))
             }
+            candidates.update((op, header) for op, header in self.candidates.items() if op <= truncate_to)
         for op in [op for op in self.headers if op > match]:
             del self.headers[op]
         identities = {header.op: header.checksum for header in suffix}

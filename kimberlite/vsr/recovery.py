@@ -58,4 +58,4 @@ def _fill_log(r: Replica, recovered: Recovered) -> None:
             log.journal_head = entry.op
     log.op = recovered.head
     log.link()
-    log.committed = min(r.commit_max, log.linked)
+    log.committed = max(recovered.view_state.base, min(r.commit_max, log.linked))

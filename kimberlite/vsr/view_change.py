@@ -381,7 +381,7 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     truncate_to = r.log.install(suffix, max(canonical, r.log.committed))
     r.apply_emitted = r.applied
     r.log_view = r.view
-    r.log_state = LogState(min(r.log.committed, r.log.durable), suffix[-1].op, suffix)
+    r.log_state = LogState(min(r.log.committed, truncate_to), suffix[-1].op, suffix)
     r.persist_view(truncate_to=truncate_to)
 
 

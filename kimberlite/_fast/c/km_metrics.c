@@ -1,0 +1,336 @@
+#define _GNU_SOURCE
+#include "km_metrics.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "km_xxh3.h"
+
+#define PAGE 4096u
+#define COPY_TRIES 1000
+
+static uint64_t round_up(uint64_t value, uint64_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+static uint64_t cell_words(uint8_t kind, uint32_t bound_count)
+{
+    return kind == KM_METRICS_HISTOGRAM ? 1 + bound_count + 1 + KM_METRICS_BINS : 1;
+}
+
+static uint64_t realtime_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+uint64_t km_metrics_clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Of the constant part of the header and of everything between it and the cells. */
+static void digest(const uint8_t *base, uint8_t out[16])
+{
+    const km_metrics_header *header = (const km_metrics_header *)base;
+    uint8_t parts[32];
+
+    km_xxh3_128(base, offsetof(km_metrics_header, checksum), parts);
+    km_xxh3_128(base + sizeof *header, header->cells_offset - sizeof *header, parts + 16);
+    km_xxh3_128(parts, sizeof parts, out);
+}
+
+/* Give every row its cells, group by group. Returns the size of the file. */
+static uint64_t place_cells(const km_metrics_row *rows, uint32_t count, uint64_t cells_offset, km_metrics_slot *slots)
+{
+    uint64_t end = cells_offset;
+
+    for (unsigned group = 0; group < 256; group++) {
+        int any = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            if (rows[i].group != group)
+                continue;
+            if (!any || rows[i].kind == KM_METRICS_HISTOGRAM)
+                end = round_up(end, any ? 64 : KM_METRICS_APART);
+            any = 1;
+            slots[i].cell_offset = end;
+            end += 8 * cell_words(rows[i].kind, rows[i].bound_count);
+        }
+        if (any)
+            end += KM_METRICS_APART;
+    }
+    return round_up(end, PAGE);
+}
+
+static void fill(uint8_t *base, const km_metrics_header *header, const km_metrics_slot *slots,
+                 const km_metrics_row *rows, const char *info)
+{
+    km_metrics_header *head = (km_metrics_header *)base;
+
+    memcpy(head, header, sizeof *header);
+    memcpy(base + sizeof *header, slots, header->slot_count * sizeof *slots);
+    for (uint32_t i = 0; i < header->slot_count; i++) {
+        memcpy(base + slots[i].name_offset, rows[i].name, rows[i].name_size);
+        if (rows[i].kind == KM_METRICS_HISTOGRAM) {
+            int64_t end = INT64_MAX;
+            memcpy(base + slots[i].bounds_offset, rows[i].bounds, 8 * (size_t)rows[i].bound_count);
+            memcpy(base + slots[i].bounds_offset + 8 * (size_t)rows[i].bound_count, &end, sizeof end);
+        }
+    }
+    if (header->info_size)
+        memcpy(base + header->info_offset, info, header->info_size);
+    digest(base, head->checksum);
+    km_atomic_store_release(&head->state, KM_METRICS_LIVE);
+}
+
+int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
+                      const char *info, size_t info_size, km_metrics_map *map)
+{
+    km_metrics_header header = {.magic = KM_METRICS_MAGIC, .layout = KM_METRICS_LAYOUT, .slot_count = count};
+    km_metrics_slot *slots = calloc(count ? count : 1, sizeof *slots);
+    struct stat status;
+    uint64_t end;
+    int fd, error;
+
+    if (!slots)
+        return -ENOMEM;
+    end = sizeof header + count * sizeof *slots;
+    for (uint32_t i = 0; i < count; i++) {
+        slots[i].kind = rows[i].kind;
+        slots[i].value = rows[i].value;
+        slots[i].shared = rows[i].shared;
+        slots[i].group = rows[i].group;
+        slots[i].bound_count = rows[i].bound_count;
+        if (rows[i].kind == KM_METRICS_HISTOGRAM) {
+            slots[i].bounds_offset = end;
+            end += 8 * ((uint64_t)rows[i].bound_count + 1);
+        }
+    }
+    header.text_offset = end;
+    for (uint32_t i = 0; i < count; i++) {
+        slots[i].name_offset = end;
+        slots[i].name_size = rows[i].name_size;
+        end += rows[i].name_size;
+    }
+    header.info_offset = end;
+    header.info_size = info_size;
+    header.cells_offset = round_up(end + info_size, PAGE);
+    header.file_size = place_cells(rows, count, header.cells_offset, slots);
+    header.pid = (uint64_t)getpid();
+    header.started_unix_ns = realtime_ns();
+    header.started_monotonic_ns = km_metrics_clock_ns();
+
+    fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) {
+        error = -errno;
+        free(slots);
+        return error;
+    }
+    map->base = MAP_FAILED;
+    map->size = header.file_size;
+    error = -posix_fallocate(fd, 0, (off_t)header.file_size);
+    if (!error && fstat(fd, &status) != 0)
+        error = -errno;
+    if (!error) {
+        map->device = (uint64_t)status.st_dev;
+        map->inode = (uint64_t)status.st_ino;
+        map->base = mmap(NULL, map->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (map->base == MAP_FAILED)
+            error = -errno;
+    }
+    if (!error) {
+        fill(map->base, &header, slots, rows, info);
+        if (rename(temporary, path) != 0)
+            error = -errno;
+    }
+    close(fd);
+    free(slots);
+    if (error) {
+        unlink(temporary);
+        if (map->base != MAP_FAILED)
+            munmap(map->base, map->size);
+        map->base = NULL;
+    }
+    return error;
+}
+
+static int inside(uint64_t offset, uint64_t size, uint64_t from, uint64_t to)
+{
+    return offset >= from && offset <= to && size <= to - offset;
+}
+
+static int check(const km_metrics_map *map)
+{
+    const km_metrics_header *header = km_metrics_head(map);
+    const km_metrics_slot *slots = km_metrics_slots(map);
+    uint64_t slots_end, cells = header->cells_offset;
+    uint8_t found[16];
+
+    if (header->magic != KM_METRICS_MAGIC)
+        return KM_METRICS_BAD_MAGIC;
+    if (header->layout != KM_METRICS_LAYOUT)
+        return KM_METRICS_BAD_LAYOUT_VERSION;
+    slots_end = sizeof *header + (uint64_t)header->slot_count * sizeof *slots;
+    if (header->file_size != map->size)
+        return KM_METRICS_TOO_SHORT;
+    if (cells % PAGE || cells > map->size || slots_end > cells)
+        return KM_METRICS_BAD_BOUNDS;
+    digest(map->base, found);
+    if (memcmp(found, header->checksum, sizeof found) != 0)
+        return KM_METRICS_BAD_CHECKSUM;
+    if (!inside(header->info_offset, header->info_size, slots_end, cells))
+        return KM_METRICS_BAD_BOUNDS;
+    for (uint32_t i = 0; i < header->slot_count; i++) {
+        const km_metrics_slot *slot = &slots[i];
+        if (slot->bound_count > 255 || slot->kind < KM_METRICS_COUNTER || slot->kind > KM_METRICS_HISTOGRAM ||
+            slot->cell_offset % 8 || !inside(slot->name_offset, slot->name_size, slots_end, cells) ||
+            !inside(slot->cell_offset, 8 * cell_words(slot->kind, slot->bound_count), cells, map->size))
+            return KM_METRICS_BAD_BOUNDS;
+        if (slot->kind == KM_METRICS_HISTOGRAM &&
+            (slot->bounds_offset % 8 || !inside(slot->bounds_offset, 8 * (uint64_t)slot->bound_count, slots_end, cells)))
+            return KM_METRICS_BAD_BOUNDS;
+    }
+    return KM_METRICS_OK;
+}
+
+int km_metrics_open(const char *path, km_metrics_map *map)
+{
+    struct stat status;
+    int result, fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    map->base = NULL;
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &status) != 0) {
+        result = -errno;
+        close(fd);
+        return result;
+    }
+    if (status.st_size < (off_t)sizeof(km_metrics_header)) {
+        close(fd);
+        return KM_METRICS_TOO_SHORT;
+    }
+    map->size = (size_t)status.st_size;
+    map->device = (uint64_t)status.st_dev;
+    map->inode = (uint64_t)status.st_ino;
+    map->base = mmap(NULL, map->size, PROT_READ, MAP_SHARED, fd, 0);
+    result = map->base == MAP_FAILED ? -errno : 0;
+    close(fd);
+    if (result) {
+        map->base = NULL;
+        return result;
+    }
+    result = check(map);
+    if (result)
+        km_metrics_close(map);
+    return result;
+}
+
+void km_metrics_close(km_metrics_map *map)
+{
+    if (map->base)
+        munmap(map->base, map->size);
+    map->base = NULL;
+}
+
+void km_metrics_reset(km_metrics_map *map)
+{
+    km_metrics_header *header = (km_metrics_header *)map->base;
+    uint64_t generation = km_atomic_load_relaxed(&header->generation);
+    km_atomic_u64 *cells = (km_atomic_u64 *)(map->base + header->cells_offset);
+
+    km_atomic_store_relaxed(&header->generation, generation + 1);
+    km_atomic_fence_release();
+    for (size_t i = 0; i < (map->size - header->cells_offset) / 8; i++)
+        km_atomic_store_relaxed(&cells[i], 0);
+    km_atomic_store_release(&header->generation, generation + 2);
+}
+
+int km_metrics_copy(const km_metrics_map *map, uint64_t *out)
+{
+    const km_metrics_header *header = km_metrics_head(map);
+    const km_atomic_u64 *cells = (const km_atomic_u64 *)(map->base + header->cells_offset);
+    size_t words = (map->size - header->cells_offset) / 8;
+
+    for (int i = 0; i < COPY_TRIES; i++) {
+        uint64_t before = km_atomic_load_acquire(&header->generation);
+        if (before & 1)
+            continue;
+        for (size_t w = 0; w < words; w++)
+            out[w] = km_atomic_load_relaxed(&cells[w]);
+        km_atomic_fence_acquire();
+        if (km_atomic_load_relaxed(&header->generation) == before)
+            return 1;
+    }
+    return 0;
+}
+
+void km_metrics_bin_bounds(uint64_t *out)
+{
+    for (uint32_t bin = 0; bin <= KM_METRICS_BINS; bin++) {
+        uint32_t octave = bin >> KM_METRICS_OCTAVE_BITS;
+        uint64_t step = bin & ((1u << KM_METRICS_OCTAVE_BITS) - 1);
+        out[bin] = octave ? (step + (1u << KM_METRICS_OCTAVE_BITS)) << (octave - 1) : step;
+    }
+}
+
+void km_histogram_hints(const int64_t *bounds, uint8_t *hints)
+{
+    uint64_t lower[KM_METRICS_BINS + 1];
+    uint8_t bucket = 0;
+
+    km_metrics_bin_bounds(lower);
+    for (uint32_t bin = 0; bin < KM_METRICS_BINS; bin++) {
+        while ((int64_t)lower[bin] > bounds[bucket])
+            bucket++;
+        hints[bin] = bucket;
+    }
+}
+
+/* Not inlined into each other, and the argument is not known when compiled: the loop must happen. */
+__attribute__((noinline)) uint64_t km_metrics_calibrate(int what, uint64_t n)
+{
+    static const int64_t bounds[] = {100000,   500000,   1000000,  2000000,   5000000,
+                                     10000000, 25000000, 50000000, 100000000, INT64_MAX};
+    static km_atomic_u64 cells[KM_METRICS_BINS + 16];
+    uint8_t hints[KM_METRICS_BINS];
+    km_histogram histogram = {cells, cells + 1, cells + 11, bounds, hints, 0};
+    uint64_t began, value = 88172645463325252ull;
+
+    km_histogram_hints(bounds, hints);
+    began = km_metrics_clock_ns();
+    switch (what) {
+    case 0:
+        for (uint64_t i = 0; i < n; i++)
+            km_metrics_add(&cells[i & 7], 0, i);
+        break;
+    case 1:
+        for (uint64_t i = 0; i < n; i++)
+            km_metrics_add(&cells[i & 7], 1, i);
+        break;
+    case 2:
+        for (uint64_t i = 0; i < n; i++) {
+            value ^= value << 13; /* xorshift: values that no predictor learns */
+            value ^= value >> 7;
+            value ^= value << 17;
+            km_histogram_observe(&histogram, (int64_t)(value >> 36));
+        }
+        break;
+    default:
+        for (uint64_t i = 0; i < n; i++)
+            km_atomic_store_relaxed(&cells[i & 7], km_atomic_load_relaxed(&cells[i & 7]) + i);
+        break;
+    }
+    return km_metrics_clock_ns() - began;
+}
