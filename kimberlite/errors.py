@@ -25,6 +25,7 @@ KimberliteError                    1   root; never raised itself
 |   `-- PositionError             33   a read outside what the log holds
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
 |-- InvariantError                50   an internal rule was broken: the process must end
+|-- MetricsFileError              55   a metrics file is damaged, or of another release
 `-- ExtensionError                60   (also ImportError) a compiled module cannot be used
     |-- ExtensionMissingError     61   it is not there, or does not load
     |-- SelfTestError             62   its digests differ from the second implementation's
@@ -199,6 +200,12 @@ class InvariantError(KimberliteError):
     """An internal invariant was broken. The process must end: going on could lose data."""
 
     exit_code = 50
+
+
+class MetricsFileError(KimberliteError):
+    """A file of metrics is not one, or is damaged. Attributes: path, reason (a _fast.metrics.Refusal)."""
+
+    exit_code = 55
 
 
 class ExtensionError(KimberliteError, ImportError):

@@ -1,0 +1,137 @@
+"""Typed surface of the compiled metrics module: see metrics.pyx."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+BIN_BOUNDS: tuple[int, ...]
+"""Lower bound of every log-linear bin and, last, the end of the range (2**40). Bin i holds
+BIN_BOUNDS[i] <= value < BIN_BOUNDS[i + 1]; the last bin also everything longer."""
+
+class Kind(IntEnum):
+    COUNTER = 1
+    GAUGE = 2
+    HISTOGRAM = 3
+
+class Refusal(IntEnum):
+    """Why a file is not read (MetricsFileError.reason)."""
+
+    TOO_SHORT = 1
+    BAD_MAGIC = 2
+    BAD_LAYOUT_VERSION = 3
+    BAD_CHECKSUM = 4
+    BAD_BOUNDS = 5
+
+class Series(NamedTuple):
+    """One series of a region. `name` is any text that identifies it to the reader, labels included."""
+
+    name: str
+    kind: Kind
+    floating: bool = False
+    """Counters and gauges: the value is a float. Integer counters are 0 .. 2**64 - 1 and wrap,
+    integer gauges are signed 64-bit."""
+    shared: bool = False
+    """Threads that do not hold the GIL write it too. What Python alone writes needs no sharing."""
+    group: int = 0
+    """0 .. 255: series of one writer. Two groups never share a cache line."""
+    bounds_ns: tuple[int, ...] = ()
+    """Histograms: upper bounds of the classic buckets, ascending, at most 254, without the +Inf."""
+
+class HistogramValue(NamedTuple):
+    count: int  # the sum of `buckets`
+    sum_ns: int
+    buckets: tuple[int, ...]  # not cumulative, one more than bounds_ns: the last has no bound
+    bins: dict[int, int]  # log-linear bins that are not 0, ascending: index into BIN_BOUNDS -> count
+
+class Counter:
+    index: int
+    def add(self, amount: float = 1, /) -> None:
+        """Add 0 or more. A float only where the series is floating."""
+
+    def advance_to(self, total: float, /) -> None:
+        """Set to a total that is counted elsewhere; a total below the present one changes nothing."""
+
+    def value(self) -> float: ...
+
+class Gauge:
+    index: int
+    def set(self, value: float, /) -> None: ...
+    def add(self, amount: float, /) -> None: ...
+    def value(self) -> float: ...
+
+class Histogram:
+    index: int
+    def record(self, duration_ns: int, /) -> None:
+        """Count one duration; below 0 counts as 0."""
+
+    def record_many(self, durations_ns: Sequence[int], /) -> None:
+        """Count each duration, in one call."""
+
+class StageClock:
+    """Where the time of one thread goes: at every moment exactly one stage is charged."""
+
+    def switch(self, stage: int, /) -> int:
+        """Charge the time since the last switch to the present stage and enter `stage` (a
+        position in `stages`); returns the stage left. Reads the monotonic clock once."""
+
+class Region:
+    """A set of series in memory that other processes may map: see Region.create, Region.open."""
+
+    path: str | None
+    series: tuple[Series, ...]
+    info: bytes
+    pid: int
+    started_unix_ns: int
+    started_monotonic_ns: int
+    writable: bool
+    size: int  # bytes of the file
+    @classmethod
+    def create(cls, path: str | os.PathLike[str] | None, series: Sequence[Series], info: bytes = b"") -> Region:
+        """A new region with all cells 0. `path` None: memory of this process alone. A file that
+        stands at `path` is replaced, and keeps its content for whoever has it open. `info` is
+        what the reader may know of the writer; the region does not interpret it."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Region:
+        """Another process's region, to read. Raises MetricsFileError (reason, path), OSError."""
+
+    def counter(self, index: int) -> Counter: ...
+    def gauge(self, index: int) -> Gauge: ...
+    def histogram(self, index: int) -> Histogram: ...
+    def stage_clock(self, stages: Sequence[int], *, turn: int, turned_at: int) -> StageClock:
+        """stages: up to 16 counters of nanoseconds, the first one is waiting. turn: histogram of what
+        lies between two waits. turned_at: gauge, monotonic clock at the end of the last turn."""
+
+    def read(self) -> list[int | float | HistogramValue]:
+        """The values of all series, in their order, each cell read once."""
+
+    def is_current(self) -> bool:
+        """Whether `path` still names this file: False after a restart of the writer."""
+
+    @property
+    def generation(self) -> int:
+        """Changes with every reset; odd while one is under way."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the writer said that it has ended in order. A killed writer says nothing: look at `pid`."""
+
+    def end(self) -> None:
+        """Writer: say that nothing will be written from here on."""
+
+    def reset(self) -> None:
+        """Writer: all cells to 0, for tests. Nothing may be recorded meanwhile."""
+
+def quantile(bins: dict[int, int], q: float) -> float:
+    """The q-quantile (0 .. 1) of log-linear bins in ns, within 1/32 (3.2 %) of the truth (above 16 ns and
+    below 2**40 ns); 0.0 when they are empty."""
+
+def now_ns() -> int:
+    """The monotonic clock."""
+
+def calibrate(what: str, rounds: int) -> int:
+    """Nanoseconds for `rounds` rounds in C, for benches: "bare" (a relaxed load and store),
+    "counter", "shared_counter", "histogram"."""
