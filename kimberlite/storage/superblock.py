@@ -22,7 +22,7 @@ May import: errors, types, _fast.framing, xxhash, storage.interface.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import xxhash
@@ -166,10 +166,10 @@ def read_copies(disk: Disk, file: int) -> list[Superblock | None]:
     return copies
 
 
-def phases(disk: Disk, file: int, block: Superblock) -> list[list[Write]]:
-    """The write of all copies, one after another."""
+def phases(disk: Disk, file: int, block: Superblock, copies: Iterable[int] = range(COPIES)) -> list[list[Write]]:
+    """The write of these copies, one after another."""
     result = []
-    for copy in range(COPIES):
+    for copy in copies:
         buffer = disk.aligned(COPY_BYTES)
         buffer[:] = encode(block, copy)
         result.append([Write(file, copy * COPY_BYTES, buffer)])
@@ -187,12 +187,18 @@ class SuperblockFile:
         self._file = disk.open(NAME)
         copies = read_copies(disk, self._file)
         self.current = choose(copies)
-        self.damaged_copies = sum(copy is None or copy.checksum != self.current.checksum for copy in copies)
+        self._damaged = [
+            index for index, copy in enumerate(copies) if copy is None or copy.checksum != self.current.checksum
+        ]
+        self.damaged_copies = len(self._damaged)
         self._last = self.current  # submitted last
 
     def repair(self) -> list[list[Write]]:
-        """Writes that bring every copy to what is in force; empty when all are."""
-        return phases(self._disk, self._file, self.current) if self.damaged_copies else []
+        """Writes that bring every copy to what is in force; empty when all are.
+
+        Intact copies are left alone: there may be only two, and a crash must not tear one of them.
+        """
+        return phases(self._disk, self._file, self.current, self._damaged)
 
     def update(self, state: ViewState) -> tuple[Superblock, list[list[Write]]]:
         """The next content and its writes. View and log_view never go back."""
