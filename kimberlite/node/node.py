@@ -23,6 +23,7 @@ import secrets
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from types import TracebackType
 from kimberlite import __version__
 from kimberlite._fast import framing
 from kimberlite.config import Config
-from kimberlite.errors import ConfigError, KimberliteError
+from kimberlite.errors import ConfigError, InvariantError, KimberliteError
 from kimberlite.net.peers import PeerNetwork
 from kimberlite.node import notify
 from kimberlite.node.driver import Driver, FastCodec, known_headers
@@ -300,8 +301,12 @@ class Node:
         try:
             action(time.monotonic_ns())
         except KimberliteError as error:
-            self._failed = True
-            self._on_fatal(error)
+            self._fail(error)
+            return
+        except Exception as error:
+            # Whatever it is, a step was left half-way: state in memory can not be trusted any more, the disk can.
+            traceback.print_exception(error)
+            self._fail(InvariantError(f"unexpected {type(error).__name__}: {error}; this is a bug, please report it"))
             return
         if self.driver.behind:
             self._schedule_round()
@@ -309,6 +314,10 @@ class Node:
         if applied != self._applied_seen:
             self._applied_seen = applied
             self._server.on_applied()
+
+    def _fail(self, error: KimberliteError) -> None:
+        self._failed = True
+        self._on_fatal(error)
 
     # Status
 

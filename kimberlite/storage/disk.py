@@ -140,10 +140,19 @@ class FileDisk:
     def create(self, name: str, size: int) -> int:
         """A zeroed durable file; at once when `prepare` has made it."""
         preparation = self._preparing.pop(name, None)
-        if preparation is not None and preparation.size == size:
-            preparation.wait()
-        else:
-            _make_zeroed(self._dir, name, size)
+        try:
+            if preparation is not None and preparation.size == size:
+                preparation.wait()
+            else:
+                _make_zeroed(self._dir, name, size, self.mode == "direct")
+        except OSError as error:
+            raise WriteFailedError(
+                f"{self.directory / name}: {size} bytes could not be reserved: {os.strerror(error.errno or 0)}; "
+                "nothing was acknowledged after it. Make room, then restart: the replica repairs itself from its peers",
+                file=name,
+                offset=0,
+                errno=error.errno,
+            ) from error
         # Linked under its name only when whole: a crash leaves no half-made file behind.
         if self.exists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
@@ -154,7 +163,7 @@ class FileDisk:
     def prepare(self, name: str, size: int) -> None:
         """Begin to make a file in the background, for a later `create` of the same name and size."""
         if name not in self._preparing and not self.exists(name):
-            self._preparing[name] = _Preparation(self._dir, name, size)
+            self._preparing[name] = _Preparation(self._dir, name, size, self.mode == "direct")
 
     def open(self, name: str) -> int:
         """Open, after making sure that what is there is durable: decide nothing on less."""
@@ -263,15 +272,16 @@ class FileDisk:
 class _Preparation:
     """A zeroed file in the making on its own thread."""
 
-    def __init__(self, directory: int, name: str, size: int) -> None:
+    def __init__(self, directory: int, name: str, size: int, direct: bool) -> None:
         self.size = size
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, args=(directory, name, size), name="km-prepare", daemon=True)
+        arguments = (directory, name, size, direct)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="km-prepare", daemon=True)
         self._thread.start()
 
-    def _run(self, directory: int, name: str, size: int) -> None:
+    def _run(self, directory: int, name: str, size: int, direct: bool) -> None:
         try:
-            _make_zeroed(directory, name, size)
+            _make_zeroed(directory, name, size, direct)
         except OSError as error:
             self._error = error
 
@@ -282,20 +292,22 @@ class _Preparation:
             raise self._error
 
 
-def _make_zeroed(directory: int, name: str, size: int) -> None:
-    """name.new: `size` bytes of zeros that are really on the disk, so that later writes change no metadata."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+def _make_zeroed(directory: int, name: str, size: int, direct: bool) -> None:
+    """name.new: `size` bytes of zeros that are really on the disk, so that later writes change no metadata.
+
+    direct: past the page cache, one chunk after another. A flood of dirty pages written back at
+    once would hold up the writes that commits wait for.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_DIRECT if direct else 0)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name + NEW, dir_fd=directory)
     fd = os.open(name + NEW, flags, 0o600, dir_fd=directory)
     try:
         _sys.allocate(fd, size)
-        zeros = bytes(min(ZERO_CHUNK, size))
-        for offset in range(0, size, ZERO_CHUNK):
-            chunk = memoryview(zeros)[: min(ZERO_CHUNK, size - offset)]
-            while chunk:
-                written = os.pwrite(fd, chunk, offset)
-                chunk, offset = chunk[written:], offset + written
+        zeros = memoryview(append.AlignedBuffer(min(ZERO_CHUNK, size)))
+        offset = 0
+        while offset < size:
+            offset += os.pwrite(fd, zeros[: size - offset], offset)
         os.fsync(fd)
         # Out of the page cache: direct reads and writes follow.
         os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)

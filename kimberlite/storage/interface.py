@@ -63,6 +63,9 @@ class Disk(Protocol):
     def create(self, name: str, size: int) -> int:
         """A new file (O_EXCL, 0600), zeroed to `size` and durable, with its directory."""
 
+    def prepare(self, name: str, size: int) -> None:
+        """A `create` of that name and size will follow: whoever can may begin, without blocking."""
+
     def open(self, name: str) -> int: ...
     def release(self, file: int) -> None:
         """Close the handle of a file that is not needed now; nothing of it may be under way."""

@@ -312,7 +312,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
 
 def _find_segments(disk: Disk) -> list[Segment]:
     names = set(disk.names())
-    numbers = sorted(int(name.removeprefix("journal-")) for name in names if name.startswith("journal-"))
+    numbers = sorted(int(name[8:]) for name in names if name.startswith("journal-") and name[8:].isdigit())
     segments = []
     for expected, number in enumerate(numbers or [0]):
         for name in (journal_name(expected), witness_name(expected)):

@@ -50,6 +50,7 @@ from kimberlite.types import (
 SEGMENT_BYTES = 64 << 20
 SEGMENT_BYTES_MIN = 64 << 10
 LOADED_MAX = 4  # cold segments kept in memory
+PREPARE_AT = 4  # the next segment is made ready when one part of so many of this one is used
 
 
 def format_store(
@@ -204,6 +205,14 @@ class Store:
                 self._record(segment, contents, index)
             witness_writes += self._witness_writes(segment, contents, low, high)
         self._write_entries(token, range(first, self._head + 1), entry_writes, witness_writes)
+        self._prepare_next()
+
+    def _prepare_next(self) -> None:
+        """Have the next segment made in time: zeroing it takes longer than a commit may wait."""
+        segment, contents = self._active()
+        if not self._spare and PREPARE_AT * (contents.end() or 0) > self.segment_bytes:
+            self._disk.prepare(journal_name(segment.number + 1), self.segment_bytes)
+            self._disk.prepare(witness_name(segment.number + 1), witness_bytes(self.segment_bytes))
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
         entry_writes, witness_writes = [], []
