@@ -41,7 +41,7 @@ KERNELS = {
     "framing": ["km_frame.c", "km_xxh3.c"],
     "events": ["km_events.c"],
     "append": ["km_append.c"],
-    "metrics": ["km_metrics.c"],
+    "metrics": ["km_metrics.c", "km_xxh3.c"],
 }
 extensions = [
     Extension(

@@ -19,11 +19,13 @@ class Kind(IntEnum):
 class Refusal(IntEnum):
     """Why a file is not read (MetricsFileError.reason)."""
 
-    TOO_SHORT = 1
+    BAD_SIZE = 1
     BAD_MAGIC = 2
     BAD_LAYOUT_VERSION = 3
     BAD_CHECKSUM = 4
     BAD_BOUNDS = 5
+    BAD_RESERVED = 6
+    RESET_CUT_SHORT = 7
 
 class Series(NamedTuple):
     """One series of a region. `name` is any text that identifies it to the reader, labels included."""
@@ -38,7 +40,7 @@ class Series(NamedTuple):
     group: int = 0
     """0 .. 255: series of one writer. Two groups never share a cache line."""
     bounds_ns: tuple[int, ...] = ()
-    """Histograms: upper bounds of the classic buckets, ascending, at most 254, without the +Inf."""
+    """Histograms: upper bounds of the classic buckets, ascending, at most 255, without the +Inf."""
 
 class HistogramValue(NamedTuple):
     count: int  # the sum of `buckets`
@@ -133,5 +135,5 @@ def now_ns() -> int:
     """The monotonic clock."""
 
 def calibrate(what: str, rounds: int) -> int:
-    """Nanoseconds for `rounds` rounds in C, for benches: "bare" (a relaxed load and store),
-    "counter", "shared_counter", "histogram"."""
+    """Nanoseconds for `rounds` rounds of a loop in C, for benches: "store" and "locked" are the
+    yardsticks, "counter", "shared_counter" and "histogram" are measured by them."""

@@ -14,7 +14,6 @@
 #include "km_xxh3.h"
 
 #define PAGE 4096u
-#define COPY_TRIES 1000
 
 static uint64_t round_up(uint64_t value, uint64_t multiple)
 {
@@ -94,18 +93,12 @@ static void fill(uint8_t *base, const km_metrics_header *header, const km_metric
     km_atomic_store_release(&head->state, KM_METRICS_LIVE);
 }
 
-int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
-                      const char *info, size_t info_size, km_metrics_map *map)
+/* Lay out everything before the cells. Fills `slots` and all of the header but the checksum. */
+static void plan(const km_metrics_row *rows, uint32_t count, size_t info_size, km_metrics_header *header,
+                 km_metrics_slot *slots)
 {
-    km_metrics_header header = {.magic = KM_METRICS_MAGIC, .layout = KM_METRICS_LAYOUT, .slot_count = count};
-    km_metrics_slot *slots = calloc(count ? count : 1, sizeof *slots);
-    struct stat status;
-    uint64_t end;
-    int fd, error;
+    uint64_t end = sizeof *header + count * sizeof *slots;
 
-    if (!slots)
-        return -ENOMEM;
-    end = sizeof header + count * sizeof *slots;
     for (uint32_t i = 0; i < count; i++) {
         slots[i].kind = rows[i].kind;
         slots[i].value = rows[i].value;
@@ -117,51 +110,96 @@ int km_metrics_create(const char *path, const char *temporary, const km_metrics_
             end += 8 * ((uint64_t)rows[i].bound_count + 1);
         }
     }
-    header.text_offset = end;
+    header->magic = KM_METRICS_MAGIC;
+    header->layout = KM_METRICS_LAYOUT;
+    header->slot_count = count;
+    header->text_offset = end;
     for (uint32_t i = 0; i < count; i++) {
         slots[i].name_offset = end;
         slots[i].name_size = rows[i].name_size;
         end += rows[i].name_size;
     }
-    header.info_offset = end;
-    header.info_size = info_size;
-    header.cells_offset = round_up(end + info_size, PAGE);
-    header.file_size = place_cells(rows, count, header.cells_offset, slots);
-    header.pid = (uint64_t)getpid();
-    header.started_unix_ns = realtime_ns();
-    header.started_monotonic_ns = km_metrics_clock_ns();
+    header->info_offset = end;
+    header->info_size = info_size;
+    header->cells_offset = round_up(end + info_size, PAGE);
+    header->file_size = place_cells(rows, count, header->cells_offset, slots);
+    header->pid = (uint64_t)getpid();
+    header->started_unix_ns = realtime_ns();
+    header->started_monotonic_ns = km_metrics_clock_ns();
+}
 
-    fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) {
-        error = -errno;
-        free(slots);
-        return error;
+/* A new file of map->size zeros, mapped. On an error the file may be there: the caller removes it. */
+static int map_new_file(int fd, km_metrics_map *map)
+{
+    struct stat status;
+    int error;
+
+    do
+        error = posix_fallocate(fd, 0, (off_t)map->size);
+    while (error == EINTR);
+    if (error)
+        return -error;
+    if (fstat(fd, &status) != 0)
+        return -errno;
+    map->device = (uint64_t)status.st_dev;
+    map->inode = (uint64_t)status.st_ino;
+    map->base = mmap(NULL, map->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map->base == MAP_FAILED) {
+        map->base = NULL;
+        return -errno;
     }
-    map->base = MAP_FAILED;
-    map->size = header.file_size;
-    error = -posix_fallocate(fd, 0, (off_t)header.file_size);
-    if (!error && fstat(fd, &status) != 0)
-        error = -errno;
-    if (!error) {
-        map->device = (uint64_t)status.st_dev;
-        map->inode = (uint64_t)status.st_ino;
-        map->base = mmap(NULL, map->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (map->base == MAP_FAILED)
-            error = -errno;
+    return 0;
+}
+
+static int create_anonymous(const km_metrics_header *header, const km_metrics_slot *slots, const km_metrics_row *rows,
+                            const char *info, km_metrics_map *map)
+{
+    map->base = mmap(NULL, map->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map->base == MAP_FAILED) {
+        map->base = NULL;
+        return -errno;
     }
+    fill(map->base, header, slots, rows, info);
+    return 0;
+}
+
+static int create_file(const char *path, const char *temporary, const km_metrics_header *header,
+                       const km_metrics_slot *slots, const km_metrics_row *rows, const char *info, km_metrics_map *map)
+{
+    int error, fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+    if (fd < 0)
+        return -errno;
+    error = map_new_file(fd, map);
+    close(fd);
     if (!error) {
-        fill(map->base, &header, slots, rows, info);
+        fill(map->base, header, slots, rows, info);
         if (rename(temporary, path) != 0)
             error = -errno;
     }
-    close(fd);
-    free(slots);
     if (error) {
         unlink(temporary);
-        if (map->base != MAP_FAILED)
-            munmap(map->base, map->size);
-        map->base = NULL;
+        km_metrics_close(map);
     }
+    return error;
+}
+
+int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
+                      const char *info, size_t info_size, km_metrics_map *map)
+{
+    km_metrics_header header = {0};
+    km_metrics_slot *slots = calloc(count ? count : 1, sizeof *slots);
+    int error;
+
+    if (!slots)
+        return -ENOMEM;
+    plan(rows, count, info_size, &header, slots);
+    *map = (km_metrics_map){.size = header.file_size};
+    if (path)
+        error = create_file(path, temporary, &header, slots, rows, info, map);
+    else
+        error = create_anonymous(&header, slots, rows, info, map);
+    free(slots);
     return error;
 }
 
@@ -170,11 +208,47 @@ static int inside(uint64_t offset, uint64_t size, uint64_t from, uint64_t to)
     return offset >= from && offset <= to && size <= to - offset;
 }
 
+static int is_zero(const uint8_t *bytes, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        if (bytes[i])
+            return 0;
+    return 1;
+}
+
+/* Upper bounds that ascend from 0 or more and end with INT64_MAX, all before the cells. */
+static int check_bounds(const uint8_t *base, const km_metrics_slot *slot, uint64_t from, uint64_t to)
+{
+    const int64_t *bounds = (const int64_t *)(base + slot->bounds_offset);
+
+    if (slot->bounds_offset % 8 || !inside(slot->bounds_offset, 8 * ((uint64_t)slot->bound_count + 1), from, to))
+        return 0;
+    for (uint32_t i = 0; i < slot->bound_count; i++)
+        if (bounds[i] < 0 || bounds[i] >= bounds[i + 1])
+            return 0;
+    return bounds[slot->bound_count] == INT64_MAX;
+}
+
+static int check_slot(const km_metrics_map *map, const km_metrics_slot *slot, uint64_t slots_end, uint64_t cells)
+{
+    if (slot->kind < KM_METRICS_COUNTER || slot->kind > KM_METRICS_HISTOGRAM || slot->value > KM_METRICS_FLOAT ||
+        slot->shared > 1 || slot->bound_count > KM_METRICS_BOUNDS_MAX)
+        return 0;
+    if (!inside(slot->name_offset, slot->name_size, slots_end, cells))
+        return 0;
+    if (slot->cell_offset % 8 ||
+        !inside(slot->cell_offset, 8 * cell_words(slot->kind, slot->bound_count), cells, map->size))
+        return 0;
+    return slot->kind != KM_METRICS_HISTOGRAM || check_bounds(map->base, slot, slots_end, cells);
+}
+
+/* Nothing is read through an offset before it is known to lead inside, nothing is believed before
+ * the checksum has been compared. */
 static int check(const km_metrics_map *map)
 {
     const km_metrics_header *header = km_metrics_head(map);
     const km_metrics_slot *slots = km_metrics_slots(map);
-    uint64_t slots_end, cells = header->cells_offset;
+    uint64_t slots_end, state, cells = header->cells_offset;
     uint8_t found[16];
 
     if (header->magic != KM_METRICS_MAGIC)
@@ -183,31 +257,28 @@ static int check(const km_metrics_map *map)
         return KM_METRICS_BAD_LAYOUT_VERSION;
     slots_end = sizeof *header + (uint64_t)header->slot_count * sizeof *slots;
     if (header->file_size != map->size)
-        return KM_METRICS_TOO_SHORT;
+        return KM_METRICS_BAD_SIZE;
     if (cells % PAGE || cells > map->size || slots_end > cells)
         return KM_METRICS_BAD_BOUNDS;
     digest(map->base, found);
     if (memcmp(found, header->checksum, sizeof found) != 0)
         return KM_METRICS_BAD_CHECKSUM;
+    state = km_atomic_load_relaxed(&header->state);
+    if ((state != KM_METRICS_LIVE && state != KM_METRICS_ENDED) || !is_zero(header->reserved, sizeof header->reserved))
+        return KM_METRICS_BAD_RESERVED;
     if (!inside(header->info_offset, header->info_size, slots_end, cells))
         return KM_METRICS_BAD_BOUNDS;
-    for (uint32_t i = 0; i < header->slot_count; i++) {
-        const km_metrics_slot *slot = &slots[i];
-        if (slot->bound_count > 255 || slot->kind < KM_METRICS_COUNTER || slot->kind > KM_METRICS_HISTOGRAM ||
-            slot->cell_offset % 8 || !inside(slot->name_offset, slot->name_size, slots_end, cells) ||
-            !inside(slot->cell_offset, 8 * cell_words(slot->kind, slot->bound_count), cells, map->size))
+    for (uint32_t i = 0; i < header->slot_count; i++)
+        if (!check_slot(map, &slots[i], slots_end, cells))
             return KM_METRICS_BAD_BOUNDS;
-        if (slot->kind == KM_METRICS_HISTOGRAM &&
-            (slot->bounds_offset % 8 || !inside(slot->bounds_offset, 8 * (uint64_t)slot->bound_count, slots_end, cells)))
-            return KM_METRICS_BAD_BOUNDS;
-    }
     return KM_METRICS_OK;
 }
 
 int km_metrics_open(const char *path, km_metrics_map *map)
 {
     struct stat status;
-    int result, fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Without waiting: the name may be that of a FIFO. */
+    int result, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
     map->base = NULL;
     if (fd < 0)
@@ -219,7 +290,7 @@ int km_metrics_open(const char *path, km_metrics_map *map)
     }
     if (status.st_size < (off_t)sizeof(km_metrics_header)) {
         close(fd);
-        return KM_METRICS_TOO_SHORT;
+        return KM_METRICS_BAD_SIZE;
     }
     map->size = (size_t)status.st_size;
     map->device = (uint64_t)status.st_dev;
@@ -257,14 +328,18 @@ void km_metrics_reset(km_metrics_map *map)
     km_atomic_store_release(&header->generation, generation + 2);
 }
 
-int km_metrics_copy(const km_metrics_map *map, uint64_t *out)
+int km_metrics_copy(const km_metrics_map *map, uint64_t *out, int tries)
 {
+    static const struct timespec pause = {.tv_nsec = 1000000};
     const km_metrics_header *header = km_metrics_head(map);
     const km_atomic_u64 *cells = (const km_atomic_u64 *)(map->base + header->cells_offset);
     size_t words = (map->size - header->cells_offset) / 8;
 
-    for (int i = 0; i < COPY_TRIES; i++) {
-        uint64_t before = km_atomic_load_acquire(&header->generation);
+    for (int i = 0; i < tries; i++) {
+        uint64_t before;
+        if (i > 0)
+            nanosleep(&pause, NULL);
+        before = km_atomic_load_acquire(&header->generation);
         if (before & 1)
             continue;
         for (size_t w = 0; w < words; w++)
@@ -274,6 +349,13 @@ int km_metrics_copy(const km_metrics_map *map, uint64_t *out)
             return 1;
     }
     return 0;
+}
+
+int km_metrics_is_current(const km_metrics_map *map, const char *path)
+{
+    struct stat status;
+
+    return stat(path, &status) == 0 && (uint64_t)status.st_dev == map->device && (uint64_t)status.st_ino == map->inode;
 }
 
 void km_metrics_bin_bounds(uint64_t *out)
@@ -298,38 +380,55 @@ void km_histogram_hints(const int64_t *bounds, uint8_t *hints)
     }
 }
 
-/* Not inlined into each other, and the argument is not known when compiled: the loop must happen. */
-__attribute__((noinline)) uint64_t km_metrics_calibrate(int what, uint64_t n)
+/* The compiler must not know what it points to: it would leave out what a region can not do without. */
+#define OPAQUE(pointer) __asm__ volatile("" : "+r"(pointer) : : "memory")
+
+static void time_histogram(const km_histogram *histogram, uint64_t n)
+{
+    uint64_t random = 88172645463325252ull;
+
+    for (uint64_t i = 0; i < n; i++) {
+        random ^= random << 13; /* xorshift: durations that no predictor learns */
+        random ^= random >> 7;
+        random ^= random << 17;
+        km_histogram_observe(histogram, (int64_t)(random >> (36 + (random & 15))));
+    }
+}
+
+uint64_t km_metrics_calibrate(int what, uint64_t n)
 {
     static const int64_t bounds[] = {100000,   500000,   1000000,  2000000,   5000000,
                                      10000000, 25000000, 50000000, 100000000, INT64_MAX};
-    static km_atomic_u64 cells[KM_METRICS_BINS + 16];
+    km_atomic_u64 memory[KM_METRICS_BINS + 16] = {0};
     uint8_t hints[KM_METRICS_BINS];
-    km_histogram histogram = {cells, cells + 1, cells + 11, bounds, hints, 0};
-    uint64_t began, value = 88172645463325252ull;
+    km_atomic_u64 *cells = memory;
+    km_histogram scratch = {memory, memory + 1, memory + 11, bounds, hints, 0};
+    const km_histogram *histogram = &scratch;
+    int shared = what == KM_METRICS_TIME_SHARED_COUNTER;
+    uint64_t began;
 
     km_histogram_hints(bounds, hints);
+    OPAQUE(cells);
+    OPAQUE(histogram);
+    OPAQUE(shared);
     began = km_metrics_clock_ns();
     switch (what) {
-    case 0:
-        for (uint64_t i = 0; i < n; i++)
-            km_metrics_add(&cells[i & 7], 0, i);
-        break;
-    case 1:
-        for (uint64_t i = 0; i < n; i++)
-            km_metrics_add(&cells[i & 7], 1, i);
-        break;
-    case 2:
+    case KM_METRICS_TIME_STORE:
         for (uint64_t i = 0; i < n; i++) {
-            value ^= value << 13; /* xorshift: values that no predictor learns */
-            value ^= value >> 7;
-            value ^= value << 17;
-            km_histogram_observe(&histogram, (int64_t)(value >> 36));
+            _Atomic uint64_t *word = &cells[i & 7].opaque;
+            atomic_store_explicit(word, atomic_load_explicit(word, memory_order_relaxed) + i, memory_order_relaxed);
         }
+        break;
+    case KM_METRICS_TIME_LOCKED:
+        for (uint64_t i = 0; i < n; i++)
+            atomic_fetch_add_explicit(&cells[i & 7].opaque, i, memory_order_relaxed);
+        break;
+    case KM_METRICS_TIME_HISTOGRAM:
+        time_histogram(histogram, n);
         break;
     default:
         for (uint64_t i = 0; i < n; i++)
-            km_atomic_store_relaxed(&cells[i & 7], km_atomic_load_relaxed(&cells[i & 7]) + i);
+            km_metrics_add(&cells[i & 7], shared, i);
         break;
     }
     return km_metrics_clock_ns() - began;

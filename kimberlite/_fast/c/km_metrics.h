@@ -30,6 +30,8 @@
 #define KM_METRICS_LAYOUT 1u
 #define KM_METRICS_APART 128u /* two lines: processors fetch neighbours in pairs */
 
+#define KM_METRICS_BOUNDS_MAX 255u /* a bucket's number fits one byte */
+
 enum { KM_METRICS_COUNTER = 1, KM_METRICS_GAUGE = 2, KM_METRICS_HISTOGRAM = 3 };
 enum { KM_METRICS_INTEGER = 0, KM_METRICS_FLOAT = 1 };
 enum { KM_METRICS_LIVE = 1, KM_METRICS_ENDED = 2 };
@@ -37,11 +39,12 @@ enum { KM_METRICS_LIVE = 1, KM_METRICS_ENDED = 2 };
 /* Why a file cannot be opened; negative errno values stand beside these. */
 enum {
     KM_METRICS_OK = 0,
-    KM_METRICS_TOO_SHORT = 1,
+    KM_METRICS_BAD_SIZE = 1, /* shorter than a header, or not as long as the header says */
     KM_METRICS_BAD_MAGIC = 2,
     KM_METRICS_BAD_LAYOUT_VERSION = 3,
     KM_METRICS_BAD_CHECKSUM = 4,
-    KM_METRICS_BAD_BOUNDS = 5, /* an offset leads outside of the file */
+    KM_METRICS_BAD_BOUNDS = 5,   /* an offset leads outside of the file, or a bound is out of order */
+    KM_METRICS_BAD_RESERVED = 6, /* a state that is none, or reserved bytes that are not zero */
 };
 
 typedef struct {
@@ -85,7 +88,7 @@ typedef struct {
     const char *name;
     uint32_t name_size;
     uint8_t kind, value, shared, group;
-    const int64_t *bounds; /* ascending */
+    const int64_t *bounds; /* ascending from 0 or more, below INT64_MAX */
     uint32_t bound_count;
 } km_metrics_row;
 
@@ -97,11 +100,13 @@ typedef struct {
 
 /* Create the file under `path`: written under `temporary` (same directory, mode 0600, must not
  * exist) and renamed. Blocks are reserved, so that adding to a cell never meets a full file
- * system. 0 or a negative errno, and then nothing is left behind. */
+ * system. path NULL: memory of this process without a file. 0 or a negative errno, and then nothing
+ * is left behind. */
 int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
                       const char *info, size_t info_size, km_metrics_map *map);
 
-/* Map an existing file for reading and verify all but the cells. */
+/* Map an existing file for reading and verify all but the cells. Whoever cuts the file short
+ * afterwards kills its readers by SIGBUS; writers never do: a new file takes the name. */
 int km_metrics_open(const char *path, km_metrics_map *map);
 
 void km_metrics_close(km_metrics_map *map);
@@ -109,15 +114,26 @@ void km_metrics_close(km_metrics_map *map);
 /* Zero all cells: for tests. No other thread may write meanwhile. */
 void km_metrics_reset(km_metrics_map *map);
 
-/* Copy the cells, each read once, into `out` (of map size - cells_offset bytes). 1, or 0 when a
- * reset stood in the way every time: a writer died inside of one. */
-int km_metrics_copy(const km_metrics_map *map, uint64_t *out);
+/* Copy the cells, each read once, into `out` (of map size - cells_offset bytes). Tries again,
+ * after a millisecond, while a reset is under way. 1, or 0 when none of the tries came through:
+ * with many tries, a writer died inside of a reset. */
+int km_metrics_copy(const km_metrics_map *map, uint64_t *out, int tries);
+
+/* 1 when `path` names the file of the map, 0 when another or none. */
+int km_metrics_is_current(const km_metrics_map *map, const char *path);
 
 /* Write the lower bound of every bin and, behind the last, the end of the range. */
 void km_metrics_bin_bounds(uint64_t *out);
 
-/* Nanoseconds for `n` rounds of: what = 0 counter, 1 shared counter, 2 histogram, 3 a bare
- * relaxed load and store of one word: the yardstick. */
+/* Nanoseconds for `n` rounds of one of these, round robin over eight words. The first two are the
+ * yardsticks, written without the functions of this file. */
+enum {
+    KM_METRICS_TIME_STORE = 0,  /* relaxed load and store */
+    KM_METRICS_TIME_LOCKED = 1, /* relaxed fetch_add */
+    KM_METRICS_TIME_COUNTER = 2,
+    KM_METRICS_TIME_SHARED_COUNTER = 3,
+    KM_METRICS_TIME_HISTOGRAM = 4, /* durations of 0 to 2^28 ns, each octave as often as the next */
+};
 uint64_t km_metrics_calibrate(int what, uint64_t n);
 
 uint64_t km_metrics_clock_ns(void);
@@ -197,7 +213,7 @@ static inline uint32_t km_metrics_bin(uint64_t value)
     return (exponent << KM_METRICS_OCTAVE_BITS) + (uint32_t)(value >> exponent);
 }
 
-/* Fill `hints` (KM_METRICS_BINS bytes) for a list of bounds; at most 255 of them. */
+/* Fill `hints` (KM_METRICS_BINS bytes) for a list of bounds; at most KM_METRICS_BOUNDS_MAX. */
 void km_histogram_hints(const int64_t *bounds, uint8_t *hints);
 
 static inline void km_histogram_observe(const km_histogram *histogram, int64_t value)
