@@ -174,7 +174,7 @@ class Session:
         """A connection to that replica is ready."""
         self._connected.add(replica)
         request = self._request
-        if request is not None and (request.first_sent_at is None or self._target not in self._connected):
+        if request is not None and (request.first_sent_at is None or self._retry_at is None):
             self._send(now)
 
     def disconnected(self, replica: int, now: int) -> None:
