@@ -254,7 +254,7 @@ class Driver:
         return header.operation == Operation.BATCH or (header.operation == Operation.APPLY and self.machine.needs_body)
 
     def _execute(self, header: Header, message: Message | None) -> None:
-        requests = _requests_of(header, message)
+        requests = requests_of(header, message)
         batches: list[Batch] = []
         position = header.position
         for request in requests:
@@ -282,7 +282,7 @@ class Driver:
         self.core.applied_op(header.op, results, self._now)
 
 
-def _requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
+def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
     """The client requests that a committed prepare holds, in order."""
     if header.operation == Operation.BATCH:
         if message is None:

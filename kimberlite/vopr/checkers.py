@@ -2,29 +2,41 @@
 
 The checkers trust nothing that the core says about itself where the disk or the messages can
 be asked: durability is read from the simulated disk's durable image by a parser of its own
-(`durable_view`, `has_durable_entry`), quorums are counted from the table below.
+(`durable_promises`, `has_durable_entry`), quorums are counted from the table below.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from kimberlite.types import Checksum, Command, Header, Message
+from kimberlite.node.driver import FastCodec
+from kimberlite.types import HEADER_SIZE, Checksum, ClientId, Command, Header, Message, Operation
 from kimberlite.vopr.disk import Files
+from kimberlite.vsr.codec import ClientRequest, decode_evidence
 
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
 
 # Replicas that must hold an op before it is committed, by cluster size.
 COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
+# Replicas that must have voted before a view is left, and must be heard before one begins.
+VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
+VOTED_OUT = 2  # causes of VIEW_CHANGE_STARTED below this are a count of votes, the others hearsay
 COPY_BYTES = 16 * 1024
 VIEW_FRAMES = frozenset(
-    {Command.PREPARE_OK, Command.COMMIT, Command.START_VIEW_CHANGE, Command.DO_VIEW_CHANGE, Command.START_VIEW, Command.PING}
+    {
+        Command.PREPARE_OK,
+        Command.COMMIT,
+        Command.START_VIEW_CHANGE,
+        Command.DO_VIEW_CHANGE,
+        Command.START_VIEW,
+        Command.PING,
+    }
 )
 
 
@@ -36,21 +48,44 @@ class Violation(Exception):
         self.name = name
 
 
-def durable_view(files: Files) -> tuple[int, int]:
-    """(view, log_view) that a restart would find: the highest sequence on two intact copies."""
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What a superblock says: the views, and which entries are void. See types.ViewState."""
+
+    view: int = 0
+    log_view: int = 0
+    suffix_head: int = 0
+    suffix: dict[int, Checksum] = field(default_factory=dict)
+
+    def is_void(self, header: Header) -> bool:
+        """Whether an entry, though on the disk, was cut off or replaced by a view change."""
+        if header.op > self.suffix_head:
+            return header.view != self.log_view
+        return header.op in self.suffix and self.suffix[header.op] != header.checksum
+
+
+def durable_promises(files: Files) -> Promises:
+    """What a restart would find: the highest sequence on two intact copies."""
     content = files.durable.get("superblock")
-    found: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
+    found: dict[tuple[int, bytes], list[bytes]] = {}
     if content is None:
-        return 0, 0
+        return Promises()
     for copy in range(4):
         data = bytes(content[copy * COPY_BYTES : (copy + 1) * COPY_BYTES])
         if xxhash.xxh3_128_digest(data[32:]) != data[:16]:
             continue
         (sequence,) = struct.unpack_from("<Q", data, 48)
-        view, log_view = struct.unpack_from("<QQ", data, 104)
-        found.setdefault((sequence, data[:16]), []).append((view, log_view))
-    agreed = {key: views for key, views in found.items() if len(views) >= 2}
-    return agreed[max(agreed)][0] if agreed else (0, 0)
+        found.setdefault((sequence, data[:16]), []).append(data)
+    agreed = {key: copies for key, copies in found.items() if len(copies) >= 2}
+    if not agreed:
+        return Promises()
+    data = agreed[max(agreed)][0]
+    view, log_view, _, _, suffix_head, count = struct.unpack_from("<QQQQQI", data, 104)
+    suffix = {}
+    for index in range(count):
+        raw = data[152 + index * HEADER_SIZE : 152 + (index + 1) * HEADER_SIZE]
+        suffix[suffix_head - count + 1 + index] = xxhash.xxh3_128_digest(raw[16:])
+    return Promises(view, log_view, suffix_head, suffix)
 
 
 def has_durable_entry(files: Files, header: Header, hint: dict[Checksum, tuple[str, int]]) -> bool:
@@ -95,43 +130,116 @@ class Acknowledged:
     refused: bool = False  # certainly not executed
 
 
+class SessionOracle:
+    """The session table as it should be: bounded, in the order of last commit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._table: dict[ClientId, int] = {}
+        self.after: dict[int, list[ClientId]] = {}  # op -> clients, next to be evicted first
+
+    def commit(self, op: int, requests: Sequence[ClientRequest]) -> None:
+        table = self._table
+        for request in requests:
+            number = table.get(request.client)
+            if request.operation == Operation.REGISTER and number is None:
+                if len(table) >= self._limit:
+                    del table[next(iter(table))]
+                table[request.client] = op
+            elif request.operation == Operation.APPLY and number == request.session:
+                table[request.client] = table.pop(request.client)
+        self.after[op] = list(table)
+
+
 @dataclass(slots=True)
 class Checkers:
     """Incremental state of all checks of one run."""
 
     replica_count: int
+    sessions_max: int = 1024
     committed: dict[int, Header] = field(default_factory=dict)  # I1
-    parents: dict[tuple[int, Checksum], Checksum] = field(default_factory=dict)  # I2
     commit_floor: dict[int, int] = field(default_factory=dict)  # I3: replica -> highest commit in this life
     views: dict[int, tuple[int, int]] = field(default_factory=dict)  # I4: replica -> durable (view, log_view)
     primaries: dict[int, int] = field(default_factory=dict)  # I5: view -> replica that led it
+    voters: dict[int, set[int]] = field(default_factory=dict)  # view -> replicas that asked to leave it
     requests: dict[tuple[bytes, int, int], int] = field(default_factory=dict)  # I10: request -> op
+    replies: dict[tuple[bytes, int, int], tuple[int, int, int]] = field(default_factory=dict)  # I10
     digests: dict[int, bytes] = field(default_factory=dict)  # I11
+    acknowledged: dict[int, dict[int, Checksum]] = field(default_factory=dict)  # I12: replica -> op -> identity
+    log_views: dict[int, int] = field(default_factory=dict)
     hints: list[dict[Checksum, tuple[str, int]]] = field(default_factory=list)
+    sessions: SessionOracle = field(init=False)
     quorum_audits: int = 0
+    agreements: int = 0  # times an op of one replica was compared with that of another
 
     def __post_init__(self) -> None:
         self.hints = [{} for _ in range(self.replica_count)]
+        self.acknowledged = {replica: {} for replica in range(self.replica_count)}
+        self.sessions = SessionOracle(self.sessions_max)
 
-    # I1, I2, I16: agreement and ancestry, at every op that a replica applies
+    # I1, I2, I10, I16: agreement and ancestry, at every op that a replica applies
 
-    def on_applied(self, replica: int, header: Header, requests: Iterable[tuple[bytes, int, int]]) -> None:
-        known = self.committed.setdefault(header.op, header)
+    def on_applied(self, replica: int, header: Header, requests: Sequence[ClientRequest]) -> None:
+        known = self.committed.get(header.op)
+        if known is None:
+            self._on_first_applied(replica, header, requests)
+            return
+        self.agreements += 1
         if known.checksum != header.checksum:
             raise Violation(
-                "I1 agreement", f"op {header.op} is {header.checksum.hex()} on replica {replica}, was {known.checksum.hex()}"
+                "I1 agreement",
+                f"op {header.op} is {header.checksum.hex()} on replica {replica}, was {known.checksum.hex()}",
             )
-        before = self.committed.get(header.op - 1)
-        if before is not None and (header.parent != before.checksum or header.timestamp <= before.timestamp):
-            raise Violation("I2 ancestry", f"op {header.op} on replica {replica} does not continue op {header.op - 1}")
-        if known is header:  # first replica to apply it
-            for request in requests:
-                earlier = self.requests.setdefault(request, header.op)
-                if earlier != header.op:
-                    raise Violation("I10 exactly once", f"request {request[2]} committed in ops {earlier} and {header.op}")
 
-    def _holds(self, world: World, replica: int, header: Header) -> bool:
-        """Whether a replica has made an entry durable; of silent damage since only it can tell."""
+    def _on_first_applied(self, replica: int, header: Header, requests: Sequence[ClientRequest]) -> None:
+        self.committed[header.op] = header
+        before = self.committed.get(header.op - 1)
+        if before is not None and header.parent != before.checksum:
+            raise Violation("I2 ancestry", f"op {header.op} on replica {replica} does not continue op {header.op - 1}")
+        if before is not None and header.timestamp <= before.timestamp:
+            raise Violation(
+                "I16 timestamps",
+                f"op {header.op} on replica {replica} has {header.timestamp}, the op before {before.timestamp}",
+            )
+        for request in requests:
+            if request.operation != Operation.APPLY:
+                continue
+            key = (request.client, request.session, request.request)
+            earlier = self.requests.setdefault(key, header.op)
+            if earlier != header.op:
+                raise Violation(
+                    "I10 exactly once", f"request {request.request} committed in ops {earlier} and {header.op}"
+                )
+        self.sessions.commit(header.op, requests)
+
+    def on_executed(self, replica: int, op: int, digest: bytes, clients: Sequence[ClientId]) -> None:
+        """I11: the same state and the same sessions after each op, on every replica, every time."""
+        if self.digests.setdefault(op, digest) != digest:
+            raise Violation("I11 state", f"replica {replica} reaches another state at op {op}")
+        if list(clients) != self.sessions.after[op]:
+            raise Violation(
+                "I11 sessions",
+                f"after op {op} replica {replica} has {len(clients)} sessions, in an order of eviction that is not "
+                "that of their last commit",
+            )
+
+    def on_reply(self, replica: int, header: Header) -> None:
+        """I6, I10: what a client is told is committed, and the same each time."""
+        if header.op not in self.committed:
+            raise Violation(
+                "I6 acknowledged", f"replica {replica} answers for op {header.op}, which nobody has applied"
+            )
+        key = (header.client, header.session, header.request)
+        reply = (header.op, header.position, header.count)
+        earlier = self.replies.setdefault(key, reply)
+        if header.operation == Operation.APPLY and earlier != reply:
+            raise Violation("I10 same reply", f"request {header.request} was answered {earlier}, now {reply}")
+
+    def holds(self, world: World, replica: int, header: Header) -> bool:
+        """Whether a replica has made an entry durable in the log it promises to keep; of silent
+        damage since only the replica itself can tell."""
+        if world.promises(replica).is_void(header):
+            return False
         if has_durable_entry(world.files[replica], header, self.hints[replica]):
             return True
         return world.rotten and replica == world.rot_victim and header.checksum in self.hints[replica]
@@ -141,9 +249,10 @@ class Checkers:
     def on_step(self, world: World, replica: int) -> None:
         node = world.nodes[replica]
         core = node.driver.core
-        if not core.log.durable <= core.log.linked <= core.log.op:
-            raise Violation("I7 order", f"replica {replica}: durable {core.log.durable}, linked {core.log.linked}, op {core.log.op}")
-        if core.applied > min(core.commit_max, core.log.durable):
+        log = core.log
+        if not log.durable <= log.linked <= log.op:
+            raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
+        if core.applied > min(core.commit_max, log.durable):
             raise Violation("I7 order", f"replica {replica}: applied {core.applied} above commit {core.commit_max}")
         floor = self.commit_floor.get(replica, 0)
         if core.commit_max < floor:
@@ -151,6 +260,20 @@ class Checkers:
         self.commit_floor[replica] = core.commit_max
         if core.log_view > core.view:
             raise Violation("I4 monotone views", f"replica {replica}: log_view {core.log_view} above view {core.view}")
+        if core.log_view != self.log_views.get(replica):
+            self.log_views[replica] = core.log_view
+            # The log of another view may rightly lack what was acknowledged and never committed.
+            acknowledged = self.acknowledged[replica]
+            for op in [op for op in acknowledged if op > log.committed]:
+                header = log.headers.get(op)
+                if op > log.op or (header is not None and header.checksum != acknowledged[op]):
+                    del acknowledged[op]
+
+    def on_view_left(self, replica: int, view: int, cause: int) -> None:
+        """I5: a view is left only when a quorum asks for it."""
+        voters = self.voters.get(view - 1, set()) | {replica}
+        if cause < VOTED_OUT and len(voters) < VIEW_CHANGE_QUORUM[self.replica_count]:
+            raise Violation("I5 votes", f"replica {replica} leaves view {view - 1}, only {sorted(voters)} voted for it")
 
     def on_commit(self, world: World, replica: int, op: int) -> None:
         """I8: a primary has just counted `op` as committed. Ask the disks, not the messages."""
@@ -159,8 +282,11 @@ class Checkers:
         if header is None:
             return
         self.quorum_audits += 1
+        # An acknowledgement is given in the view of the primary, with that view's log.
         holders = [
-            other for other in range(self.replica_count) if self._holds(world, other, header)
+            other
+            for other in range(self.replica_count)
+            if world.promises(other).log_view >= core.view and self.holds(world, other, header)
         ]
         if len(holders) < COMMIT_QUORUM[self.replica_count]:
             raise Violation("I8 quorum audit", f"op {op} committed by replica {replica} but durable only on {holders}")
@@ -169,43 +295,87 @@ class Checkers:
             raise Violation("I5 one primary", f"replicas {leader} and {replica} both commit in view {core.view}")
 
     def on_restart(self, world: World, replica: int) -> None:
-        """I3 and I4 across restarts: nothing durable is forgotten."""
-        views = durable_view(world.files[replica])
+        """I3, I4 and I12 across restarts: nothing durable is forgotten."""
+        promises = world.promises(replica)
+        views = (promises.view, promises.log_view)
         before = self.views.get(replica, (0, 0))
         if views[0] < before[0] or views[1] < before[1]:
             raise Violation("I4 monotone views", f"replica {replica}: durable views {views} after {before}")
         self.views[replica] = views
         core = world.nodes[replica].driver.core
-        if (core.view, core.log_view) < views or core.view < views[0]:
-            raise Violation("I4 monotone views", f"replica {replica} starts in {core.view}, its disk says {views}")
+        if core.view < views[0] or core.log_view < views[1]:
+            raise Violation(
+                "I4 monotone views",
+                f"replica {replica} starts in {(core.view, core.log_view)}, its disk says {views}",
+            )
         self.commit_floor[replica] = 0
+        acknowledged = max(self.acknowledged[replica], default=0)
+        if core.log.op < acknowledged:
+            raise Violation(
+                "I12 no forgetting",
+                f"replica {replica} starts with a log up to op {core.log.op}, it has acknowledged op {acknowledged}",
+            )
 
-    # I9: promises are durable before they are made
+    # I9, I12: promises are durable before they are made, and kept
 
     def on_send(self, world: World, replica: int, message: Message) -> None:
         header = message.header
         if header.command not in VIEW_FRAMES:
             return
-        view, log_view = world.durable_views(replica)
-        if header.view > view:
+        promises = world.promises(replica)
+        name = Command(header.command).name
+        if header.view > promises.view:
             raise Violation(
                 "I9 durable promises",
-                f"replica {replica} sends {Command(header.command).name} of view {header.view}, its disk says {view}",
+                f"replica {replica} sends {name} of view {header.view}, its disk says {promises.view}",
             )
-        if header.command in (Command.START_VIEW, Command.PREPARE_OK, Command.COMMIT) and header.view > log_view:
-            if header.op or header.command != Command.PREPARE_OK:
-                raise Violation(
-                    "I9 durable promises",
-                    f"replica {replica} acts in view {header.view}, the log_view on its disk is {log_view}",
-                )
-        if header.command == Command.DO_VIEW_CHANGE and header.log_view > log_view:
-            raise Violation("I9 durable promises", f"replica {replica} claims log_view {header.log_view}, has {log_view}")
-        if header.command == Command.PREPARE_OK and header.op:
-            core = world.nodes[replica].driver.core
-            entry = core.log.headers.get(header.op)
-            if entry is not None and not self._holds(world, replica, entry):
-                if header.op not in core.log.faulty:
-                    raise Violation("I9 durable promises", f"replica {replica} acknowledges op {header.op} before it is durable")
+        if (
+            header.command in (Command.START_VIEW, Command.PREPARE_OK, Command.COMMIT)
+            and header.view > promises.log_view
+            and (header.op or header.command != Command.PREPARE_OK)
+        ):
+            raise Violation(
+                "I9 durable promises",
+                f"replica {replica} acts in view {header.view}, the log_view on its disk is {promises.log_view}",
+            )
+        if header.command == Command.START_VIEW_CHANGE:
+            self.voters.setdefault(header.view, set()).add(replica)
+        elif header.command == Command.DO_VIEW_CHANGE:
+            self._on_evidence(replica, message, promises)
+        elif header.command == Command.PREPARE_OK and header.op:
+            self._on_acknowledgement(world, replica, header.op)
+
+    def _on_evidence(self, replica: int, message: Message, promises: Promises) -> None:
+        header = message.header
+        if header.log_view > promises.log_view:
+            raise Violation(
+                "I9 durable promises",
+                f"replica {replica} claims log_view {header.log_view}, has {promises.log_view}",
+            )
+        acknowledged = self.acknowledged[replica]
+        highest = max(acknowledged, default=0)
+        if header.op < highest:
+            raise Violation(
+                "I12 no forgetting", f"replica {replica} claims a log up to op {header.op}, has acknowledged {highest}"
+            )
+        evidence = decode_evidence(FastCodec(), message.body)
+        for known in evidence.headers:
+            nacked = evidence.nack >> (known.op - evidence.first) & 1
+            if nacked and acknowledged.get(known.op) == known.checksum:
+                raise Violation("I12 true nacks", f"replica {replica} nacks op {known.op}, which it has acknowledged")
+
+    def _on_acknowledgement(self, world: World, replica: int, op: int) -> None:
+        """It speaks for everything up to `op`: all of that must be on the disk."""
+        core = world.nodes[replica].driver.core
+        acknowledged = self.acknowledged[replica]
+        while op:
+            entry = core.log.headers.get(op)
+            if entry is None or acknowledged.get(op) == entry.checksum:
+                return
+            if op not in core.log.faulty and not self.holds(world, replica, entry):
+                raise Violation("I9 durable promises", f"replica {replica} acknowledges op {op} before it is durable")
+            acknowledged[op] = entry.checksum
+            op -= 1
 
     # E1, E2
 
@@ -215,7 +385,8 @@ class Checkers:
             core = world.nodes[replica].driver.core
             if core.applied != max(self.committed, default=0):
                 raise Violation(
-                    "E1 convergence", f"replica {replica} has applied {core.applied} of {max(self.committed, default=0)} ops"
+                    "E1 convergence",
+                    f"replica {replica} has applied {core.applied} of {max(self.committed, default=0)} ops",
                 )
 
 
@@ -234,14 +405,17 @@ def check_history(history: Sequence[Acknowledged], log: Sequence[bytes]) -> None
     for append in history:
         positions = [where.get(event, []) for event in append.events]
         if any(len(found) > 1 for found in positions):
-            raise Violation("E2 exactly once", f"an event of append {append.number} of client {append.client} is twice in the log")
+            raise Violation(
+                "E2 exactly once", f"an event of append {append.number} of client {append.client} is twice in the log"
+            )
         present = [found[0] for found in positions if found]
         if append.position is not None:
             wanted = list(range(append.position, append.position + len(append.events)))
             if present != wanted:
                 raise Violation(
                     "E2 acknowledged is there",
-                    f"append {append.number} of client {append.client} was acknowledged at {append.position}, found at {present}",
+                    f"append {append.number} of client {append.client} was acknowledged at {append.position}, "
+                    f"found at {present}",
                 )
         elif append.refused and present:
             raise Violation("E2 refused is not there", f"append {append.number} of client {append.client} was refused")
@@ -259,10 +433,10 @@ def check_history(history: Sequence[Acknowledged], log: Sequence[bytes]) -> None
         if earliest_return is not None and earliest_return < append.called_at:
             raise Violation(
                 "E2 real-time order",
-                f"append {append.number} of client {append.client} was called at {append.called_at}, after a later one in "
-                f"the log had returned at {earliest_return}",
+                f"append {append.number} of client {append.client} was called at {append.called_at}, after a later "
+                f"one in the log had returned at {earliest_return}",
             )
         if append.returned_at is not None and append.position is not None:
-            earliest_return = append.returned_at if earliest_return is None else min(earliest_return, append.returned_at)
-
-
+            earliest_return = (
+                append.returned_at if earliest_return is None else min(earliest_return, append.returned_at)
+            )

@@ -6,6 +6,7 @@ so that a flipped bit meets the real check: it must be refused.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 
@@ -15,6 +16,8 @@ from kimberlite.types import Message
 from kimberlite.vopr.plan import MS, Plan
 
 FRAME_MAX = 4 << 20
+KEPT = 128  # old frames that may arrive again
+KEEP_EVERY = 8
 Address = int | bytes  # a replica's index, or a client's name
 
 
@@ -39,6 +42,7 @@ class SimNetwork:
         self._deliver = deliver
         self.cuts: set[tuple[Address, Address]] = set()
         self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
+        self.kept: deque[tuple[Address, Address, bytes]] = deque(maxlen=KEPT)
         self.faults_on = True
         self.sent = self.received = self.dropped = self.corrupted = self.in_flight = 0
 
@@ -48,20 +52,28 @@ class SimNetwork:
         if (source, destination) in self.cuts:
             self.dropped += 1
             return
+        among_replicas = isinstance(source, int) and isinstance(destination, int)
         copies = 1
         if self.faults_on:
             if random.random() < plan.loss:
                 self.dropped += 1
                 return
-            if random.random() < plan.duplication:
+            # A client's connection carries what was sent once at most once.
+            if among_replicas and random.random() < plan.duplication:
                 copies = 2
                 self.sent += 1
         data = message.header.raw + bytes(message.body)
+        if self.faults_on and among_replicas:
+            if self.sent % KEEP_EVERY == 0:
+                self.kept.append((source, destination, data))
+            if plan.replay and self.kept and random.random() < plan.replay:
+                self.sent += 1
+                self.launch(*self.kept[random.randrange(len(self.kept))])
         for _ in range(copies):
             damaged = data
             if self.faults_on and plan.corruption and random.random() < plan.corruption:
                 damaged = self._flip(data)
-            self._launch(source, destination, damaged)
+            self.launch(source, destination, damaged)
 
     def _flip(self, data: bytes) -> bytes:
         at = self._random.randrange(len(data) * 8)
@@ -69,7 +81,8 @@ class SimNetwork:
         damaged[at // 8] ^= 1 << (at % 8)
         return bytes(damaged)
 
-    def _launch(self, source: Address, destination: Address, data: bytes) -> None:
+    def launch(self, source: Address, destination: Address, data: bytes) -> None:
+        """Put bytes on a link; they arrive after its delay."""
         random, plan = self._random, self._plan
         delay = plan.latency_ns // 2 + random.randrange(plan.latency_ns)
         if self.faults_on and random.random() < plan.reorder:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 MS = 1_000_000
+REQUESTS = 100  # appends of a run unless told otherwise
 
 
 def streams(seed: int) -> tuple[Random, Random, Random]:
@@ -38,13 +39,30 @@ class Plan:
     weights: dict[str, float] = field(default_factory=dict)  # of the kinds of fault
     garbage: float = 0.0  # share of torn units that become garbage
     event_bytes: int = 64
-    codec_share: float = 1.0  # share of messages that are encoded and parsed again
+    replay: float = 0.0  # a frame sent long ago arrives again
+    clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
 
 
-FAULTS = ("crash", "crash_all", "restart", "pause", "partition", "one_way", "isolate", "heal", "clog", "bit_rot", "evict")
+FAULTS = (
+    "crash",
+    "crash_writing",
+    "crash_all",
+    "restart",
+    "pause",
+    "partition",
+    "one_way",
+    "isolate",
+    "heal",
+    "clog",
+    "bit_rot",
+    "sync_error",
+    "clock_jump",
+    "foreign",
+    "evict",
+)
 
 
-def draw(seed: int, requests: int = 300) -> Plan:
+def draw(seed: int, requests: int = REQUESTS) -> Plan:
     """The plan of a seed."""
     random = Random(f"plan {seed}")
 
@@ -73,4 +91,6 @@ def draw(seed: int, requests: int = 300) -> Plan:
         weights=weights,
         garbage=random.choice((0.0, 0.0, 0.05)),
         event_bytes=random.choice((8, 64, 2000, 9000)),
+        replay=some(0.02),
+        clock_skew_ns=random.choice((0, 20, 2000)) * MS,
     )

@@ -11,6 +11,7 @@ here reads a clock or an entropy source but the seed's three streams.
 
 from __future__ import annotations
 
+import errno
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,17 +25,17 @@ from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.client.session import Session
 from kimberlite.errors import KimberliteError, OutcomeUnknownError, WriteFailedError
-from kimberlite.node.driver import Driver, FastCodec, known_headers
+from kimberlite.node.driver import Driver, FastCodec, known_headers, requests_of
 from kimberlite.state_machine import Batch
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Header, Message, Operation
-from kimberlite.vopr.checkers import Acknowledged, Checkers, Violation, durable_view
+from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation
+from kimberlite.vopr.checkers import VIEW_CHANGE_QUORUM, Acknowledged, Checkers, Promises, Violation, durable_promises
 from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, make_unreadable
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.plan import MS, Plan, streams
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Event, EventKind
+from kimberlite.vsr.work import DropReason, Event, EventKind
 
 TICK_NS = 10 * MS
 SAFETY_NS_MAX = 120_000 * MS
@@ -44,7 +45,8 @@ TRACE_TAIL = 40
 APPEND_DEADLINE_NS = 1500 * MS
 SERVE_DELAY_NS = 20_000
 PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
-VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
+EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
+FAULT_ORDER = -(1 << 62)  # faults come before anything else of the same instant
 
 
 class DigestMachine:
@@ -111,9 +113,14 @@ class Observer:
     def record(self, events: list[Event]) -> None:
         world = self._world
         for event in events:
-            world.counts[event.kind.name] = world.counts.get(event.kind.name, 0) + 1
+            label = event.kind.name
+            if event.kind is EventKind.DROPPED:
+                label = f"DROPPED_{DropReason(event.b).name}"
+            world.counts[label] = world.counts.get(label, 0) + 1
             if event.kind is EventKind.PREPARE_ACKED:
                 world.checkers.on_commit(world, self._index, event.a)
+            elif event.kind is EventKind.VIEW_CHANGE_STARTED:
+                world.checkers.on_view_left(self._index, event.a, event.b)
 
 
 class ObservedDriver(Driver):
@@ -124,20 +131,10 @@ class ObservedDriver(Driver):
 
     def _execute(self, header: Header, message: Message | None) -> None:
         world = self.world
-        requests: list[tuple[bytes, int, int]] = []
-        if header.operation == Operation.APPLY:
-            requests = [(header.client, header.session, header.request)]
-        elif header.operation == Operation.BATCH and message is not None:
-            requests = [
-                (request.client, request.session, request.request)
-                for request in event_batches.unpack_requests(message.body)
-                if request.operation == Operation.APPLY
-            ]
-        world.checkers.on_applied(self.index, header, requests)
+        world.checkers.on_applied(self.index, header, requests_of(header, message))
         super()._execute(header, message)
         digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
-        if world.checkers.digests.setdefault(header.op, digest) != digest:
-            raise Violation("I11 state", f"replica {self.index} reaches another state at op {header.op}")
+        world.checkers.on_executed(self.index, header.op, digest, self.core.sessions.clients)
 
 
 @dataclass(slots=True)
@@ -151,7 +148,6 @@ class SimNode:
     life: int
     up: bool = True
     paused_until: int = 0
-    tick_at: int = 0
     backlog: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -201,7 +197,8 @@ class SimClient:
         random = world.workload
         stem = b"%d-%d-" % (self.index, number)
         events = tuple(
-            stem + b"%d-" % i + b"x" * random.randrange(world.plan.event_bytes) for i in range(random.choice((1, 1, 2, 7)))
+            stem + b"%d-" % i + b"x" * random.randrange(world.plan.event_bytes)
+            for i in range(random.choice((1, 1, 2, 7)))
         )
         record = Acknowledged(self.index, number, events, world.now)
         self.history.append(record)
@@ -260,18 +257,20 @@ class World:
         self.now = 1_000_000
         self.trace = Trace(keep_trace)
         self.counts: dict[str, int] = {}
-        self.checkers = Checkers(plan.replica_count)
+        self.checkers = Checkers(plan.replica_count, plan.sessions_max)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
         self.files = [Files() for _ in range(plan.replica_count)]
         self.injected: list[tuple[int, str, int]] = []
         self._scripted = deque(faults) if faults is not None else None
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
-        self._view_cache: dict[int, tuple[int, tuple[int, int]]] = {}
+        self._fault_sequence = FAULT_ORDER
+        self._promises: dict[int, tuple[int, Promises]] = {}
         # Silent damage strikes one replica only, so that a good copy of everything remains; checks that
         # look at a disk take this replica's word while damage is about.
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
         self.rotten = False
+        self.doomed = [False] * plan.replica_count  # crashes in the middle of its next write
         self.nodes: list[SimNode] = []
         for index in range(plan.replica_count):
             disk = SimDisk(self.files[index], lambda: self.now, lambda: 1)
@@ -295,13 +294,21 @@ class World:
         self._sequence += 1
         heapq.heappush(self._queue, (when, self._sequence, action))
 
+    def _at_fault(self, when: int, action: Callable[[], None]) -> None:
+        """Like `at`, in an order that does not depend on what else was scheduled: a run whose faults are
+        given is the same as the one that drew them."""
+        self._fault_sequence += 1
+        heapq.heappush(self._queue, (when, self._fault_sequence, action))
+
     def run_until(self, deadline: int, done: Callable[[], bool]) -> bool:
         """Run events until `done` or the deadline; whether it is done."""
         queue = self._queue
         steps = 0
         while queue and queue[0][0] <= deadline:
-            self.now, _, action = heapq.heappop(queue)
+            self.now, sequence, action = heapq.heappop(queue)
             action()
+            if sequence < 0:
+                continue
             steps += 1
             if steps % 32 == 0 and done():
                 return True
@@ -315,6 +322,10 @@ class World:
 
         def wake(when: int) -> None:
             self.at(when, lambda: self._on_disk(index, life))
+            if self.doomed[index]:
+                self.doomed[index] = False
+                instant = self.now + self.schedule.randrange(max(when - self.now, 1))
+                self.at(instant, lambda: self._crash_life(index, life))
 
         latency = self.schedule
 
@@ -322,8 +333,11 @@ class World:
             return plan.disk_latency_ns // 2 + latency.randrange(plan.disk_latency_ns)
 
         disk = SimDisk(self.files[index], lambda: self.now, duration, wake)
-        store = Store(disk, framing.make_header)
-        recovered = store.recover()
+        try:
+            store = Store(disk, framing.make_header)
+            recovered = store.recover()
+        except KimberliteError as error:
+            raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
         core = Replica(
             config=CoreConfig(
                 self.cluster,
@@ -341,6 +355,8 @@ class World:
         )
         driver = ObservedDriver(core, store, DigestMachine(), _Port(self, index), Observer(self, index))
         driver.world, driver.index = self, index
+        skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)
+        core.set_clock_offset(EPOCH_NS + skew)
         self.counts["torn"] = self.counts.get("torn", 0) + recovered.torn
         self.counts["faulty"] = self.counts.get("faulty", 0) + recovered.faulty
         node = SimNode(index, driver, store, disk, life)
@@ -380,9 +396,8 @@ class World:
             return
         self.at(self.now + TICK_NS, lambda: self._tick(index, life))
         deadline = node.driver.core.next_deadline()
-        if self.now < node.paused_until or (deadline is not None and deadline <= self.now):
-            if self.now >= node.paused_until:
-                self._act(index, life, node.driver.on_tick)
+        if self.now >= node.paused_until and deadline is not None and deadline <= self.now:
+            self._act(index, life, node.driver.on_tick)
 
     def _deliver(self, source: Address, destination: Address, message: Message) -> None:
         self.trace.add(self.now, "deliver", source, destination, message)
@@ -398,12 +413,13 @@ class World:
     def client_of(self, identity: bytes) -> SimClient | None:
         return next((client for client in self.clients if client.session.client_id == identity), None)
 
-    def durable_views(self, index: int) -> tuple[int, int]:
+    def promises(self, index: int) -> Promises:
+        """What the superblock on that replica's disk says now."""
         files = self.files[index]
         version = files.versions.get("superblock", 0)
-        cached = self._view_cache.get(index)
+        cached = self._promises.get(index)
         if cached is None or cached[0] != version:
-            cached = self._view_cache[index] = (version, durable_view(files))
+            cached = self._promises[index] = (version, durable_promises(files))
         return cached[1]
 
     # Faults
@@ -413,10 +429,16 @@ class World:
         if not node.up:
             return
         node.up = False
-        node.disk.crash(self.faults, TearPolicy(garbage=self.plan.garbage))
+        self.doomed[index] = False
+        tear = Random(f"tear {self.plan.seed} {index} {self.now}")
+        node.disk.crash(tear, TearPolicy(garbage=self.plan.garbage))
         for client in self.clients:
             client.session.disconnected(index, self.now)
             client.pump()
+
+    def _crash_life(self, index: int, life: int) -> None:
+        if self.nodes[index].life == life:
+            self.crash(index)
 
     def restart(self, index: int) -> None:
         node = self.nodes[index]
@@ -434,11 +456,14 @@ class World:
         if self._scripted is None:
             kinds = list(self.plan.weights)
             kind = self.faults.choices(kinds, [self.plan.weights[kind] for kind in kinds])[0]
-            self.inject(kind, self.faults.randrange(1 << 16))
-            self.at(self.now + self.faults.randrange(2 * self.plan.fault_gap_ns) + MS, self._fault_step)
+            self.inject(kind, self.faults.randrange(1 << 32))
+            self._at_fault(self.now + self.faults.randrange(2 * self.plan.fault_gap_ns) + MS, self._fault_step)
 
     def inject(self, kind: str, argument: int) -> None:
         """Carry out a fault; `argument` says on whom."""
+        if not self.network.faults_on:
+            return
+        self.counts[f"FAULT_{kind}"] = self.counts.get(f"FAULT_{kind}", 0) + 1
         self.injected.append((self.now, kind, argument))
         self.trace.add(self.now, "fault", kind, argument)
         count = self.plan.replica_count
@@ -471,6 +496,14 @@ class World:
             self.network.clogs[(target, other)] = self.now + (argument % 400) * MS
         elif kind == "bit_rot":
             self._rot(argument)
+        elif kind == "crash_writing" and node.up:
+            self.doomed[target] = True
+        elif kind == "sync_error" and node.up:
+            node.disk.fail_next_write = errno.EIO
+        elif kind == "clock_jump" and node.up:
+            node.driver.core.set_clock_offset(EPOCH_NS + (argument % 10_000 - 5_000) * MS)
+        elif kind == "foreign":
+            self._foreign(argument)
         elif kind == "evict" and self.clients:
             self.clients[argument % len(self.clients)].restart()
 
@@ -480,6 +513,33 @@ class World:
             backlog, node.backlog = node.backlog, []
             for action in backlog:
                 action()
+
+    def _foreign(self, argument: int) -> None:
+        """A frame of another cluster strays in: like one of ours, but for its cluster and its numbers."""
+        random = Random(argument)
+        kept = [frame for frame in self.network.kept if isinstance(frame[0], int) and isinstance(frame[1], int)]
+        if not kept:
+            return
+        source, destination, data = random.choice(kept)
+        header = framing.decode_header(data)
+        body = data[HEADER_SIZE:]
+        stray = framing.make_header(
+            body,
+            cluster=xxhash.xxh3_128_digest(self.cluster),
+            command=header.command,
+            replica=header.replica,
+            operation=header.operation,
+            view=header.view + random.randrange(2),
+            op=header.op + random.randrange(3),
+            commit=header.commit + random.randrange(4),
+            parent=header.parent,
+            timestamp=header.timestamp,
+            position=header.position,
+            count=header.count,
+            context=header.context,
+            log_view=header.log_view,
+        )
+        self.network.launch(source, destination, stray.raw + body)
 
     def _rot(self, argument: int) -> None:
         """Damage a little of one replica's disk: always the same one, so that good copies remain."""
@@ -505,10 +565,10 @@ class World:
         for client in self.clients:
             self.at(self.now, client.begin)
         if self._scripted is None:
-            self.at(self.now + self.faults.randrange(self.plan.fault_gap_ns), self._fault_step)
+            self._at_fault(self.now + self.faults.randrange(self.plan.fault_gap_ns), self._fault_step)
         else:
             for when, kind, argument in self._scripted:
-                self.at(when, lambda kind=kind, argument=argument: self.inject(kind, argument))  # type: ignore[misc]
+                self._at_fault(when, lambda kind=kind, argument=argument: self.inject(kind, argument))  # type: ignore[misc]
         begun = self.now
         self.run_until(begun + SAFETY_NS_MAX, lambda: not any(client.busy for client in self.clients))
         self._liveness()
@@ -519,13 +579,15 @@ class World:
         count = self.plan.replica_count
         self.network.faults_on = False
         self.network.heal()
+        self.doomed = [False] * count
         for node in self.nodes:
+            node.disk.fail_next_write = None
             if node.paused_until > self.now:
                 node.paused_until = self.now
                 self._resume(node.index, node.life)
         core = set(range(count))
         if not self.rotten and not self.plan.garbage:
-            core = set(self.faults.sample(range(count), VIEW_CHANGE_QUORUM[count]))
+            core = set(Random(f"core {self.plan.seed}").sample(range(count), VIEW_CHANGE_QUORUM[count]))
         for index in range(count):
             if index not in core:
                 self.crash(index)
@@ -547,13 +609,15 @@ class World:
             heads = {self.nodes[index].driver.core.applied for index in indices}
             cores = [self.nodes[index].driver.core for index in indices]
             return len(heads) == 1 and all(
-                core.applied == core.log.op and not core.log.faulty and core.log.durable == core.log.op for core in cores
+                core.applied == core.log.op and not core.log.faulty and core.log.durable == core.log.op
+                for core in cores
             )
 
         if not self.run_until(self.now + limit, done):
             states = "; ".join(
-                f"{index}: {core.status.name.lower()} view {core.view}/{core.log_view} op {core.log.op} linked {core.log.linked} "
-                f"durable {core.log.durable} commit {core.commit_max} applied {core.applied} faulty {len(core.log.faulty)}"
+                f"{index}: {core.status.name.lower()} view {core.view}/{core.log_view} op {core.log.op} "
+                f"linked {core.log.linked} durable {core.log.durable} commit {core.commit_max} "
+                f"applied {core.applied} faulty {len(core.log.faulty)}"
                 for index in indices
                 for core in [self.nodes[index].driver.core]
             )
@@ -571,7 +635,9 @@ class World:
         logs = [self._events_of(node) for node in self.nodes]
         for index, log in enumerate(logs):
             if log != logs[0]:
-                raise Violation("E2 same log", f"replica {index} has {len(log)} events, replica 0 {len(logs[0])}, or others")
+                raise Violation(
+                    "E2 same log", f"replica {index} has {len(log)} events, replica 0 {len(logs[0])}, or others"
+                )
         return logs[0]
 
     def _events_of(self, node: SimNode) -> list[bytes]:
@@ -604,8 +670,8 @@ class _Port:
         self._world.network.send(self._index, replica, message)
 
     def send_client(self, client: bytes, message: Message) -> None:
+        if message.header.command == Command.REPLY:
+            self._world.checkers.on_reply(self._index, message.header)
         target = self._world.client_of(client)
         if target is not None:
             self._world.network.send(self._index, target.name, message)
-
-

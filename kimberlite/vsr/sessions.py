@@ -51,6 +51,11 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def clients(self) -> list[ClientId]:
+        """Who has a session, the next to be evicted first."""
+        return list(self._table)
+
     def get(self, client: ClientId) -> Session | None:
         return self._table.get(client)
 
