@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 BIN_BOUNDS: tuple[int, ...]
 """Lower bound of every log-linear bin and, last, the end of the range (2**40). Bin i holds
@@ -42,12 +43,14 @@ class Series(NamedTuple):
     bounds_ns: tuple[int, ...] = ()
     """Histograms: upper bounds of the classic buckets, ascending, at most 255, without the +Inf."""
 
-class HistogramValue(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HistogramValue:
     count: int  # the sum of `buckets`
     sum_ns: int
     buckets: tuple[int, ...]  # not cumulative, one more than bounds_ns: the last has no bound
     bins: dict[int, int]  # log-linear bins that are not 0, ascending: index into BIN_BOUNDS -> count
 
+@final
 class Counter:
     index: int
     def add(self, amount: float = 1, /) -> None:
@@ -58,12 +61,14 @@ class Counter:
 
     def value(self) -> float: ...
 
+@final
 class Gauge:
     index: int
     def set(self, value: float, /) -> None: ...
     def add(self, amount: float, /) -> None: ...
     def value(self) -> float: ...
 
+@final
 class Histogram:
     index: int
     def record(self, duration_ns: int, /) -> None:
@@ -72,6 +77,7 @@ class Histogram:
     def record_many(self, durations_ns: Sequence[int], /) -> None:
         """Count each duration, in one call."""
 
+@final
 class StageClock:
     """Where the time of one thread goes: at every moment exactly one stage is charged."""
 
@@ -79,6 +85,7 @@ class StageClock:
         """Charge the time since the last switch to the present stage and enter `stage` (a
         position in `stages`); returns the stage left. Reads the monotonic clock once."""
 
+@final
 class Region:
     """A set of series in memory that other processes may map: see Region.create, Region.open."""
 

@@ -12,11 +12,13 @@ Thread rules: what holds the GIL may call anything here. A series that threads w
 GIL write as well must be `shared`. After a fork only one of the processes may record.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 import os
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -175,7 +177,8 @@ class Series(NamedTuple):
     bounds_ns: tuple[int, ...] = ()
 
 
-class HistogramValue(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HistogramValue:
     """What a histogram held in one pass. `count` is the sum of `buckets`; `bins` maps an index into
     BIN_BOUNDS to its count, where that is not 0."""
 
@@ -239,6 +242,7 @@ cdef object _checked(object series):
     return one
 
 
+@cython.final
 cdef class _Rows:
     """The kernel's form of a list of series, with the memory that it points to."""
 
@@ -277,6 +281,7 @@ cdef class _Rows:
         PyMem_Free(self.bounds)
 
 
+@cython.final
 cdef class Region:
     """A set of series: Region.create makes one to write, Region.open maps one to read."""
 
@@ -592,6 +597,7 @@ cdef double _amount(object value) except? -1.0:
     return amount
 
 
+@cython.final
 cdef class Counter:
     """Adds to one series. Made by Region.counter."""
 
@@ -637,6 +643,7 @@ cdef class Counter:
         return _value(km_atomic_load_relaxed(self.cell), KM_METRICS_COUNTER, self.floating)
 
 
+@cython.final
 cdef class Gauge:
     """Sets one series. Made by Region.gauge."""
 
@@ -671,6 +678,7 @@ cdef class Gauge:
         return _value(km_atomic_load_relaxed(self.cell), KM_METRICS_GAUGE, self.floating)
 
 
+@cython.final
 cdef class Histogram:
     """Records durations into one series. Made by Region.histogram."""
 
@@ -696,6 +704,7 @@ cdef class Histogram:
             km_histogram_observe(&self.histogram, duration)
 
 
+@cython.final
 cdef class StageClock:
     """Where the time of one thread goes: at every moment exactly one stage is charged, so the
     stages add up to the time that has passed. Made by Region.stage_clock."""

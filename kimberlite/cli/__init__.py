@@ -50,10 +50,11 @@ Exit codes
    15  unknown format version           32  session evicted
    16  unsafe file system               33  position not in the log
    17  a write or sync failed           40  timed out, outcome unknown
-   60  compiled module unusable         50  internal invariant broken
-   61  compiled module missing          63  KIMBERLITE_KERNEL: no such kernel
-   62  checksum self-test failed        64  KIMBERLITE_KERNEL: not built
-  130  interrupted                      65  KIMBERLITE_KERNEL: not supported
+   55  file of metrics unusable         50  internal invariant broken
+   60  compiled module unusable         63  KIMBERLITE_KERNEL: no such kernel
+   61  compiled module missing          64  KIMBERLITE_KERNEL: not built
+   62  checksum self-test failed        65  KIMBERLITE_KERNEL: not supported
+  130  interrupted
 """
 
 
