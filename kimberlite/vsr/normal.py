@@ -182,6 +182,7 @@ def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
     message = Message(header, body)
     r.log.append(message)
     r.pipeline.append(Prepared(header, r.now, 0, batch))
+    r.entered[header.op] = r.now
     r.broadcast(message)
     r.emit(EventKind.QUEUED, r.now - batch[0][1])
     r.emit(EventKind.PREPARED, header.op, count, header.size)
@@ -249,6 +250,7 @@ def _accept(r: Replica, message: Message) -> None:
         own=before.checksum.hex(),
     )
     r.log.append(message)
+    r.entered[header.op] = r.now
     r.learn_commit(header.commit)
 
 
@@ -337,7 +339,7 @@ def _count(r: Replica, replica: int, op: int) -> None:
         prepared = r.pipeline.popleft()
         r.commit_max = max(r.commit_max, prepared.header.op)
         r.committing[prepared.header.op] = prepared
-        r.emit(EventKind.PREPARE_ACKED, prepared.header.op, r.now - prepared.prepared_at)
+        r.emit(EventKind.PREPARE_ACKED, prepared.header.op, r.now - prepared.prepared_at, replica)
     if r.commit_max > before:
         if r.abdicated:
             r.abdicated = r.suspecting = False
@@ -365,8 +367,8 @@ def on_applied(r: Replica, op: int, results: Sequence[Result]) -> None:
     header = r.log.headers.get(op)
     events = sum(result.events for result in results)
     r.positions += events
-    own = prepared is not None and bool(prepared.requests)
-    r.emit(EventKind.COMMITTED, op, events, r.now - prepared.prepared_at if prepared is not None and own else 0)
+    entered = r.entered.pop(op, None)
+    r.emit(EventKind.COMMITTED, op, events, r.now - entered if entered is not None else 0)
     if prepared is None:
         return
     invariant(
@@ -381,7 +383,7 @@ def on_applied(r: Replica, op: int, results: Sequence[Result]) -> None:
             session = r.sessions.get(result.client)
             number = session.number if session is not None else op
         _send_reply(r, request, number, op, result.position, result.events, result.body)
-        r.emit(EventKind.REPLIED, op, r.now - received_at)
+        r.emit(EventKind.REPLIED, op, r.now - received_at, 1000 * request.header.latency_us)
 
 
 # Heartbeats

@@ -103,6 +103,7 @@ class Replica:
         self.draining = False
         self.abdicated = False
         self.last_timestamp = 0
+        self.entered: dict[int, int] = {}  # op not yet applied -> when its prepare entered this log
 
         # Backup
         self.stash: dict[int, Message] = {}
@@ -138,6 +139,7 @@ class Replica:
         self._pending: dict[int, tuple[int, Persist, Sequence[ToReplica]]] = {}
         self.view_token: int | None = None  # a superblock write is under way: the journal waits
         recovery.begin(self, recovered)
+        self.recover_to: int | None = self.commit_max  # None once it has recovered
 
     # Inputs
 
@@ -187,6 +189,9 @@ class Replica:
             for entry in persist.entries:
                 if self.log.mark_durable(entry.header):
                     repair.on_durable(self, entry.header)
+                entered = self.entered.get(entry.header.op)
+                if entered is not None and view == self.view:
+                    self.emit(EventKind.JOURNALED, entry.header.op, now - entered, int(self.is_primary))
             if view == self.view:
                 normal.on_entries_durable(self)
         else:
@@ -236,6 +241,9 @@ class Replica:
         self._write_entries()
         normal.acknowledge(self)
         self._emit_applies()
+        if self.recover_to is not None and self.status == Status.NORMAL and self.applied >= self.recover_to:
+            self.recover_to = None
+            self.emit(EventKind.RECOVERED, self.now - self.started_at)
         work = self._work
         if not work:
             return work
@@ -287,8 +295,12 @@ class Replica:
             repairs_in_flight=len(self.repairs),
             repair_budget=self.config.repairs_max - len(self.repairs),
             oldest_uncommitted_votes=self.pipeline[0].acks.bit_count() if self.pipeline else 0,
+            oldest_uncommitted_at=self.pipeline[0].prepared_at if self.pipeline else 0,
+            known_commit=self.commit_max,
+            known_head=max(self.known_head, self.log.op),
+            draining=self.draining,
             peers=tuple(
-                PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip)
+                PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip, peer.repair_latency)
                 for replica, peer in self.peers.items()
             ),
             unhealthy=self._unhealthy(),

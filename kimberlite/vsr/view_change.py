@@ -248,6 +248,9 @@ def _start_view_change_timer(r: Replica) -> None:
 
 def _stop_leading(r: Replica) -> None:
     """Send waiting clients to the next primary: they resend under the same request number."""
+    if r.pipeline:
+        r.emit(EventKind.ABANDONED, r.pipeline[0].header.op, len(r.pipeline))
+    r.entered.clear()
     for prepared in [*r.pipeline, *r.committing.values()]:
         for request, _ in prepared.requests:
             r.reject(request, Reason.NOT_PRIMARY)

@@ -85,13 +85,15 @@ class EventKind(IntEnum):
     """What happened, for telemetry and logs. `a`, `b`, `c` are given beside each."""
 
     PREPARED = auto()  # op, events, bytes
-    PREPARE_ACKED = auto()  # op, nanoseconds since it was prepared (quorum reached)
-    COMMITTED = auto()  # op, events, nanoseconds since prepared (0 when not the primary's own)
+    PREPARE_ACKED = auto()  # op, nanoseconds since it was prepared (quorum reached), replica whose ack decided
+    JOURNALED = auto()  # op, nanoseconds from entering this replica's log to durable here, 1 when primary
+    COMMITTED = auto()  # op, events, nanoseconds since it entered this replica's log (0 when it came by repair)
     QUEUED = auto()  # nanoseconds the oldest request of a batch waited
-    REPLIED = auto()  # op, nanoseconds between receipt of the request and reply
+    REPLIED = auto()  # op, nanoseconds between receipt and reply, those its client saw for the request before (or 0)
     REJECTED = auto()  # reason
     DUPLICATE = auto()  # request number
     DROPPED = auto()  # command, drop reason
+    ABANDONED = auto()  # first op, number of ops: prepared here, uncommitted when this primary left its view
     STATUS = auto()  # new status, view
     VIEW_CHANGE_STARTED = auto()  # view, cause
     VIEW_CHANGED = auto()  # view, nanoseconds since the replica left the old view
@@ -104,7 +106,7 @@ class EventKind(IntEnum):
     SESSION_REGISTERED = auto()  # session
     SESSION_EVICTED = auto()  # session
     ABDICATED = auto()  # view
-    RECOVERED = auto()  # nanoseconds since start
+    RECOVERED = auto()  # nanoseconds since start: in normal status, and all applied that was known to be committed then
     STUCK = auto()  # op: neither a copy nor a nack quorum; b = replicas heard
     PEER_ROUND_TRIP = auto()  # peer, nanoseconds
 
@@ -152,6 +154,7 @@ class PeerSnapshot(NamedTuple):
     op: int  # highest op it acknowledged in this view (primary only)
     commit: int
     round_trip: int
+    repair_latency: int  # average of its answers to repair requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,10 @@ class Snapshot:
     repairs_in_flight: int
     repair_budget: int
     oldest_uncommitted_votes: int
+    oldest_uncommitted_at: int  # when the primary prepared it; 0 when nothing waits
+    known_commit: int  # highest commit number heard of, may be above the own log
+    known_head: int  # backup: head of the primary's log as last heard
+    draining: bool
     peers: tuple[PeerSnapshot, ...]
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
 
