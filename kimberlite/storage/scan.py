@@ -237,7 +237,7 @@ class _Walk:
 
 def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan:
     """Read the journal back. Raises DataMissingError when a segment's file is gone."""
-    segments = _find_segments(disk)
+    segments = _find_segments(disk, segment_bytes)
     walk = _Walk(disk, state, segment_bytes, segments)
     walk.prepare()
 
@@ -310,7 +310,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
     return Scan(recovered, segments[: at + 1], segments[at + 1 :], fixes, faulty)
 
 
-def _find_segments(disk: Disk) -> list[Segment]:
+def _find_segments(disk: Disk, segment_bytes: int) -> list[Segment]:
     names = set(disk.names())
     numbers = sorted(int(name[8:]) for name in names if name.startswith("journal-") and name[8:].isdigit())
     segments = []
@@ -319,18 +319,28 @@ def _find_segments(disk: Disk) -> list[Segment]:
             if name not in names or number != expected:
                 raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
         segments.append(Segment(number, base=0))
+    following = len(segments)
+    if witness_name(following) in names:
+        # A crash between the creation of the two files of a segment leaves an empty witness. Any other
+        # content says that there was a journal.
+        file = disk.open(witness_name(following))
+        image = read_image(disk, file, witness_bytes(segment_bytes))
+        disk.release(file)
+        if any(image):
+            name = journal_name(following)
+            raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
     return segments
 
 
 def read_image(disk: Disk, file: int, size: int) -> bytearray:
-    """The witness file; what can not be read is filled with ones, which is no valid record."""
+    """The witness file; what is not there or can not be read is filled with ones, which is no valid record."""
     try:
-        return bytearray(disk.read(file, 0, size))
+        return bytearray(disk.read(file, 0, size)).ljust(size, b"\xff")
     except OSError:
         image = bytearray()
         for offset in range(0, size, SECTOR):
             try:
-                image += disk.read(file, offset, SECTOR)
+                image += bytes(disk.read(file, offset, SECTOR)).ljust(SECTOR, b"\xff")
             except OSError:
                 image += b"\xff" * SECTOR
         return image

@@ -335,8 +335,12 @@ class Store:
             segment.base, segment.position, segment.count = header.op, header.position, 0
             self._contents(segment)
         else:
+            # The witness first: with the journal the segment exists. One that a crash left alone is empty.
+            if self._disk.exists(witness_name(number)):
+                witness = self._disk.open(witness_name(number))
+            else:
+                witness = self._disk.create(witness_name(number), witness_bytes(self.segment_bytes))
             journal = self._disk.create(journal_name(number), self.segment_bytes)
-            witness = self._disk.create(witness_name(number), witness_bytes(self.segment_bytes))
             image = bytearray(witness_bytes(self.segment_bytes))
             segment = Segment(number, header.op, 0, header.position, journal, witness, Contents(image))
         self._segments.append(segment)
