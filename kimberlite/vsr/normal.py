@@ -136,6 +136,11 @@ def _take_batch(r: Replica) -> list[tuple[Message, int]]:
     return batch
 
 
+def next_timestamp(r: Replica, previous: int) -> int:
+    """Strictly increasing along the log, whatever the clock does."""
+    return max(r.now + r.clock_offset, previous + 1, r.last_timestamp + 1)
+
+
 def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
     """Make the next prepare, send it to all backups and to the journal."""
     previous = r.log.headers[r.log.op]
@@ -157,9 +162,7 @@ def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
         operation, client, session, request = int(Operation.BATCH), ZERO16, 0, 0
         context, checksum_body = ZERO16, None
         count = sum(m.header.count for m, _ in batch)
-    # Strictly increasing along the log, whatever the clock does.
-    timestamp = max(r.now + r.clock_offset, previous.timestamp + 1, r.last_timestamp + 1)
-    r.last_timestamp = timestamp
+    timestamp = r.last_timestamp = next_timestamp(r, previous.timestamp)
     header = r.codec.make_header(
         body,
         cluster=r.config.cluster,
