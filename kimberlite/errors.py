@@ -25,6 +25,8 @@ KimberliteError                    1   root; never raised itself
 |   `-- PositionError             33   a read outside what the log holds
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
 |-- InvariantError                50   an internal rule was broken: the process must end
+|-- ViolationError                51   the simulator found a broken invariant
+|   `-- CanaryMissedError          52   the simulator did not find a bug that was planted
 |-- MetricsFileError              55   a metrics file is damaged, or of another release
 `-- ExtensionError                60   (also ImportError) a compiled module cannot be used
     |-- ExtensionMissingError     61   it is not there, or does not load
@@ -206,6 +208,18 @@ class MetricsFileError(KimberliteError):
     """A file of metrics is not one, or is damaged. Attributes: path, reason (a _fast.metrics.Refusal)."""
 
     exit_code = 55
+
+
+class ViolationError(KimberliteError):
+    """The simulator found a broken invariant. Attribute: seeds, those that break it."""
+
+    exit_code = 51
+
+
+class CanaryMissedError(ViolationError):
+    """The simulator did not find a bug that was planted for it. Attribute: names."""
+
+    exit_code = 52
 
 
 class ExtensionError(KimberliteError, ImportError):

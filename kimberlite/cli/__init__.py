@@ -50,11 +50,12 @@ Exit codes
    15  unknown format version           32  session evicted
    16  unsafe file system               33  position not in the log
    17  a write or sync failed           40  timed out, outcome unknown
-   55  file of metrics unusable         50  internal invariant broken
-   60  compiled module unusable         63  KIMBERLITE_KERNEL: no such kernel
-   61  compiled module missing          64  KIMBERLITE_KERNEL: not built
-   62  checksum self-test failed        65  KIMBERLITE_KERNEL: not supported
-  130  interrupted
+   50  internal invariant broken        55  file of metrics unusable
+   51  vopr: a violation was found      63  KIMBERLITE_KERNEL: no such kernel
+   52  vopr: a planted bug missed       64  KIMBERLITE_KERNEL: not built
+   60  compiled module unusable         65  KIMBERLITE_KERNEL: not supported
+   61  compiled module missing         130  interrupted
+   62  checksum self-test failed
 """
 
 
