@@ -1,0 +1,272 @@
+"""`vopr`: campaigns of the simulator, one run again, a failing run made small, planted bugs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kimberlite.cli.common import json_option, note, print_json
+from kimberlite.errors import CanaryMissedError, UsageError, ViolationError
+from kimberlite.vopr import canaries as planted
+from kimberlite.vopr import minimize as minimizer
+from kimberlite.vopr import run as runs
+from kimberlite.vopr.plan import REQUESTS
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def seed_range(text: str) -> tuple[int, int]:
+    """A:B: from seed A up to seed B, not including B."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise click.BadParameter(f"{text!r} is no range of seeds: 0:100 means seeds 0 to 99")
+    return int(match[1]), int(match[2])
+
+
+requests_option = click.option(
+    "--requests",
+    type=click.IntRange(1),
+    default=REQUESTS,
+    show_default=True,
+    metavar="N",
+    help="Appends that the clients of a run make together.",
+)
+
+canary_option = click.option("--canary", metavar="NAME", help="With that planted bug, to see how it fails.")
+
+
+class Bar:
+    """A progress bar on standard error when that is a terminal; gives a function to advance it."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Callable[[], None]:
+        if not sys.stderr.isatty():
+            return lambda: None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        progress = Progress(
+            TextColumn(self._what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = progress.add_task(self._what, total=self._total)
+        progress.start()
+        self._progress = progress
+        return lambda: progress.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+@click.group("vopr", short_help="Run the simulator.")
+def vopr() -> None:
+    """Run the simulator: the replica code of production under a virtual clock, network and disk.
+
+    One seed is one run, byte for byte, on every machine.
+    """
+
+
+@vopr.command("run", short_help="Run a range of seeds.")
+@click.option("--seeds", type=seed_range, default="0:100", show_default=True, metavar="A:B", help="A up to B-1.")
+@requests_option
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that share the seeds; the result does not depend on it.",
+)
+@json_option
+def run_command(seeds: tuple[int, int], requests: int, jobs: int, as_json: bool) -> None:
+    """Run a range of seeds and report every broken invariant with the command that replays it.
+
+    Ends with exit code 0 when nothing was broken, else with 51. With --json the last line, the only
+    one on standard output, has seeds, violations, trace_hash, messages, messages_per_s, wall_s and labels (how
+    often each rare event was reached); violations go to standard error.
+    """
+    show = note if as_json else click.echo
+    campaign = runs.Campaign()
+    first_outcome = None
+    with Bar("seeds", seeds[1] - seeds[0]) as advance:
+        for outcome in runs.outcomes(*seeds, requests, jobs):
+            campaign.add(outcome)
+            first_outcome = first_outcome or outcome
+            if outcome.check:
+                show(violation_text(outcome, requests))
+            advance()
+    if first_outcome is not None and (differs := runs.check_determinism(first_outcome, requests)) is not None:
+        campaign.violations.append(differs)
+        show(violation_text(differs, requests))
+    unreached = campaign.unreached()
+    summary = campaign.summary()
+    if as_json:
+        print_json(summary)
+    else:
+        click.echo(
+            f"{campaign.seeds} seeds, {len(campaign.violations)} violations, trace hash {campaign.trace_hash}, "
+            f"{campaign.messages} messages, {summary['messages_per_s']} messages/s, {campaign.wall_s:.1f} s"
+        )
+    if campaign.violations:
+        bad = [outcome.seed for outcome in campaign.violations]
+        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise ViolationError(
+            f"{len(bad)} violations in {campaign.seeds} seeds ({shown}); look at one with "
+            f"`{runs.replay_command(campaign.violations[0], requests)}`, make it small with `kimberlite vopr minimize`",
+            seeds=bad,
+        )
+    if unreached:
+        raise ViolationError(
+            f"E4 coverage: in {campaign.seeds} seeds nothing reached {', '.join(unreached)}: the faults are too weak",
+            seeds=[],
+        )
+
+
+def violation_text(outcome: runs.Outcome, requests: int) -> str:
+    lines = [
+        f"seed {outcome.seed}: {outcome.violation}",
+        f"  replay: {runs.replay_command(outcome, requests)}",
+        f"  {len(outcome.faults)} faults; the end of the trace (nanoseconds, what, where):",
+    ]
+    return "\n".join([*lines, *(f"    {line}" for line in outcome.tail.splitlines())])
+
+
+@vopr.command("replay", short_help="Run one seed again.")
+@click.argument("seed", type=click.IntRange(0))
+@requests_option
+@click.option(
+    "--script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A run as written by `vopr minimize`; its own numbers are used.",
+)
+@click.option(
+    "--trace", type=click.Path(dir_okay=False, path_type=Path), help="Write the full trace there; - prints it."
+)
+@canary_option
+@json_option
+def replay(
+    seed: int, requests: int, script: Path | None, trace: Path | None, canary: str | None, as_json: bool
+) -> None:
+    """Run one seed again, exactly: the trace hash is the same every time, in every process.
+
+    Ends with exit code 51 when the run breaks an invariant.
+    """
+    wanted = runs.Script(seed, requests)
+    if script is not None:
+        wanted = runs.Script.parse(script.read_text(encoding="utf-8"))
+        if wanted.seed != seed:
+            raise UsageError(f"{script} is a run of seed {wanted.seed}, not {seed}")
+    with planted.planted(canary):
+        outcome = runs.run(wanted, full_trace=trace is not None)
+    if trace is not None and str(trace) == "-":
+        click.echo(outcome.tail)
+    elif trace is not None:
+        trace.write_text(outcome.tail + "\n", encoding="utf-8")
+    elif outcome.check and not as_json:
+        click.echo(outcome.tail)
+    if as_json:
+        row = asdict(outcome)
+        del row["tail"]
+        print_json(row)
+    else:
+        click.echo(
+            f"seed {seed}, trace hash {outcome.trace_hash}, {outcome.messages} messages, {len(outcome.faults)} faults"
+        )
+    if outcome.check:
+        raise ViolationError(outcome.violation, seeds=[seed])
+
+
+@vopr.command("minimize", short_help="Make a failing run small.")
+@click.argument("seed", type=click.IntRange(0))
+@requests_option
+@canary_option
+@click.option(
+    "--runs-max", type=click.IntRange(1), default=minimizer.RUNS_MAX, show_default=True, help="Runs to try at most."
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the small run; vopr-SEED.json when not given.",
+)
+@json_option
+def minimize(seed: int, requests: int, canary: str | None, runs_max: int, output: Path | None, as_json: bool) -> None:
+    """Shrink the faults of a failing run by delta debugging and write the small run to a file.
+
+    The same invariant must break. The file is for `vopr replay SEED --script FILE`.
+    """
+    with Bar("runs", runs_max) as advance, planted.planted(canary):
+        small = minimizer.minimize(
+            runs.Script(seed, requests), runs_max=runs_max, progress=lambda tried, faults: advance()
+        )
+    path = output or Path(f"vopr-{seed}.json")
+    path.write_text(small.script.to_json(), encoding="utf-8")
+    faults = small.script.faults or ()
+    if as_json:
+        print_json(
+            {
+                "seed": seed,
+                "check": small.outcome.check,
+                "faults_before": small.before,
+                "faults": [list(fault) for fault in faults],
+                "requests": small.script.requests,
+                "overrides": dict(small.script.overrides),
+                "runs": small.runs,
+                "script": str(path),
+            }
+        )
+        return
+    click.echo(f"seed {seed}: {small.outcome.violation}")
+    click.echo(
+        f"{len(faults)} of {small.before} faults are needed, {small.script.requests} requests ({small.runs} runs):"
+    )
+    for when, kind, argument in faults:
+        click.echo(f"  {when:>14} {kind} {argument}")
+    click.echo(f"replay: kimberlite vopr replay {seed} --script {path}" + (f" --canary {canary}" if canary else ""))
+
+
+@vopr.command("canaries", short_help="Check that planted bugs are found.")
+@click.option(
+    "--seeds-max", type=click.IntRange(1), default=planted.SEEDS_MAX, show_default=True, help="Seeds to try for each."
+)
+@click.option("--only", metavar="NAME", multiple=True, help="That planted bug only; may be given several times.")
+@requests_option
+@json_option
+def canaries(seeds_max: int, only: tuple[str, ...], requests: int, as_json: bool) -> None:
+    """Plant each known bug in turn and run seeds until a check finds it.
+
+    Prints how many seeds it took and which check it was. A seed that fails without the bug as well is
+    not counted as finding it. Ends with exit code 52 when one is not found.
+    """
+    names = planted.select(only)
+    found: list[planted.Hunt] = []
+    with Bar("bugs", len(names)) as advance:
+        for name in names:
+            hunt = planted.hunt(name, seeds_max, requests)
+            found.append(hunt)
+            if as_json:
+                print_json(asdict(hunt))
+            else:
+                text = f"{hunt.seeds:>5} seeds  {hunt.check}" if hunt.check else f"not found in {hunt.seeds} seeds"
+                click.echo(f"{name:40} {text}")
+            advance()
+    missed = [hunt.name for hunt in found if not hunt.check]
+    if not as_json:
+        click.echo(f"{len(found) - len(missed)} of {len(found)} planted bugs found")
+    if missed:
+        raise CanaryMissedError(f"planted bugs not found: {', '.join(missed)}", names=missed)

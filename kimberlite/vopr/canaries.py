@@ -1,0 +1,725 @@
+"""Planted bugs: the simulator must find each, or it proves nothing about the bugs nobody planted.
+
+A canary replaces decisions of the code under test, or of the checkers, at run time and puts
+them back afterwards (`planted`). The code itself holds no flag and pays nothing. Each is written as
+the mistake it stands for: what somebody could have written and what looks right at a glance.
+
+`hunt` runs the seeds of an ordinary campaign, nothing tuned, until a check fires. A seed that fails without
+the bug as well does not count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from random import Random
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from kimberlite._fast import framing
+from kimberlite.errors import FrameError, UsageError, WriteFailedError
+from kimberlite.storage import journal, scan, store, superblock
+from kimberlite.storage.interface import ViewState, Write
+from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
+from kimberlite.storage.recovery import decide as decide_as_written
+from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Status
+from kimberlite.vopr import checkers, network, plan, world
+from kimberlite.vopr.drill import drill
+from kimberlite.vopr.plan import REQUESTS, Plan
+from kimberlite.vopr.run import Campaign, Script, run
+from kimberlite.vsr import normal, quorum, recovery, repair, replica, view_change
+from kimberlite.vsr.log import Log
+from kimberlite.vsr.quorum import Quorums
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.sessions import Result, SessionTable
+from kimberlite.vsr.sessions import Session as SessionEntry
+from kimberlite.vsr.state import LogState, Prepared
+from kimberlite.vsr.view_change import Choice, DoViewChange
+from kimberlite.vsr.work import Admission, Apply
+
+SEEDS_MAX = 500
+
+# Owner, attribute (or key, when the owner is a dict), and what takes its place.
+Owner: TypeAlias = ModuleType | type | dict[int, Any]
+Patch: TypeAlias = tuple[Owner, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A planted bug. what: one line. patches: made anew each time, for some keep state.
+
+    twice: found by running each seed twice. labels: found by what a campaign does not reach.
+    """
+
+    name: str
+    what: str
+    patches: Callable[[], list[Patch]]
+    twice: bool = False
+    labels: bool = False
+
+
+CANARIES: dict[str, Canary] = {}
+
+
+def canary(what: str, *, twice: bool = False, labels: bool = False) -> Callable[[Callable[[], list[Patch]]], None]:
+    """Enter a function that makes patches into the list, under its own name."""
+
+    def enter(function: Callable[[], list[Patch]]) -> None:
+        name = function.__name__.strip("_").replace("_", "-")
+        CANARIES[name] = Canary(name, what, function, twice, labels)
+
+    return enter
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """With that bug inside; None plants nothing. Raises UsageError for an unknown name."""
+    if name is None:
+        yield
+        return
+    (name,) = select([name])
+    undo: list[Patch] = []
+    try:
+        for owner, key, value in CANARIES[name].patches():
+            if isinstance(owner, dict):
+                undo.append((owner, key, owner[key]))
+                owner[key] = value
+            else:
+                undo.append((owner, key, vars(owner)[key]))
+                setattr(owner, key, value)
+        yield
+    finally:
+        for owner, key, value in reversed(undo):
+            if isinstance(owner, dict):
+                owner[key] = value
+            else:
+                setattr(owner, key, value)
+
+
+def select(only: Sequence[str]) -> list[str]:
+    """The names asked for, all when none. Raises UsageError."""
+    for name in only:
+        if name not in CANARIES:
+            raise UsageError(f"no planted bug is called {name!r}; there are {', '.join(CANARIES)}")
+    return list(only) or list(CANARIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """How a planted bug was found: after how many seeds, by which check; check is empty when it was not."""
+
+    name: str
+    seeds: int
+    check: str
+    violation: str
+    seed: int | None = None
+
+
+def hunt(name: str, seeds_max: int = SEEDS_MAX, requests: int = REQUESTS, first: int = 0) -> Hunt:
+    """Run seeds from `first` on with the bug inside until a check finds it."""
+    kind = CANARIES[name]
+    with planted(name):
+        try:
+            drill()
+        except checkers.Violation as violation:
+            return Hunt(name, 0, violation.name, str(violation))
+    campaign = Campaign()
+    for count, seed in enumerate(range(first, first + seeds_max), 1):
+        script = Script(seed, requests)
+        with planted(name):
+            outcome = run(script)
+            check, text = outcome.check, outcome.violation
+            if kind.twice and not check and (again := run(script)).trace_hash != outcome.trace_hash:
+                check = "E0 determinism"
+                text = f"the trace of seed {seed} is {outcome.trace_hash}, then {again.trace_hash}"
+        campaign.add(outcome)
+        if kind.labels and not check and (unreached := campaign.unreached()):
+            return Hunt(name, count, "E4 coverage", f"never reached: {', '.join(unreached)}")
+        if check and not run(script).check:
+            return Hunt(name, count, check, text, seed)
+    return Hunt(name, seeds_max, "", "")
+
+
+# Quorums and acknowledgements
+
+
+@canary("a quorum is one replica too few")
+def _quorum_off_by_one() -> list[Patch]:
+    def may_commit(r: Replica, prepared: Prepared) -> bool:
+        return quorum.reached(prepared.acks, max(r.quorums.replication - 1, 1))
+
+    return [(normal, "may_commit", may_commit)]
+
+
+@canary("a second acknowledgement of the same replica counts as another one")
+def _replica_counted_twice() -> list[Patch]:
+    original = normal._count
+
+    def count(r: Replica, index: int, op: int) -> None:
+        for prepared in r.pipeline:
+            if prepared.header.op <= op and prepared.acks >> index & 1:
+                prepared.acks |= (prepared.acks + 1) & ~prepared.acks
+        original(r, index, op)
+
+    return [(normal, "_count", count)]
+
+
+@canary("an acknowledgement given in an older view counts in this one")
+def _old_view_ack_counted() -> list[Patch]:
+    original = normal.on_prepare_ok
+
+    def on_prepare_ok(r: Replica, message: Message) -> None:
+        header = message.header
+        known = r.log.headers.get(header.op)
+        if header.view < r.view and r.status == Status.NORMAL and r.is_primary and known is not None:
+            if known.checksum == header.context:
+                normal._count(r, header.replica, header.op)
+        else:
+            original(r, message)
+
+    return [(replica._HANDLERS, Command.PREPARE_OK, on_prepare_ok)]
+
+
+@canary("a backup acknowledges its highest entry, with gaps below it")
+def _ack_with_gap_below() -> list[Patch]:
+    def acknowledged_op(r: Replica) -> int:
+        return max(r.log.on_disk, default=r.log.durable)
+
+    return [(normal, "acknowledged_op", acknowledged_op)]
+
+
+@canary("the primary counts itself when it sends, not when it has written")
+def _primary_counts_itself_early() -> list[Patch]:
+    original = normal._prepare
+
+    def prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
+        original(r, batch)
+        normal._count(r, r.index, r.log.op)
+
+    return [(normal, "_prepare", prepare)]
+
+
+@canary("a backup acknowledges what it has received, not what it has written")
+def _ack_before_durable() -> list[Patch]:
+    return [(normal, "acknowledged_op", lambda r: r.log.linked)]
+
+
+@canary("a backup acknowledges in any status")
+def _ack_in_any_status() -> list[Patch]:
+    return [(normal, "may_acknowledge", lambda r: not r.is_primary)]
+
+
+@canary("the new primary commits old ops by what it heard in the view change")
+def _old_ops_committed_by_old_acks() -> list[Patch]:
+    original = view_change._lead
+
+    def lead(r: Replica) -> None:
+        evidence = list(r.evidence.values())
+        original(r)
+        for prepared in r.pipeline:
+            for message in evidence:
+                if view_change.has_copy(message, prepared.header.op, prepared.header):
+                    prepared.acks |= 1 << message.replica
+        normal._count(r, r.index, r.log.durable)
+
+    return [(view_change, "_lead", lead)]
+
+
+# Durability
+
+
+@canary("a failed write counts as done")
+def _sync_error_ignored() -> list[Patch]:
+    original = store.Store.completions
+
+    def completions(self: store.Store) -> list[int]:
+        try:
+            return original(self)
+        except WriteFailedError:
+            tokens = []
+            for token, done in self._pending.values():
+                if done is not None:
+                    done()
+                if token is not None:
+                    tokens.append(token)
+            self._pending.clear()
+            return tokens
+
+    return [(store.Store, "completions", completions)]
+
+
+@canary("do_view_change is sent before the view is on the disk")
+def _do_view_change_before_durable() -> list[Patch]:
+    original = view_change.enter
+
+    def enter(r: Replica, view: int, cause: int) -> None:
+        original(r, view, cause)
+        view_change._send_evidence(r)
+
+    return [(view_change, "enter", enter)]
+
+
+@canary("log_view is not written to the superblock")
+def _log_view_not_persisted() -> list[Patch]:
+    original = store.Store.set_view_state
+
+    def set_view_state(self: store.Store, token: int, state: ViewState) -> None:
+        original(self, token, replace(state, log_view=self.view_state.log_view))
+
+    return [(store.Store, "set_view_state", set_view_state)]
+
+
+@canary("the view is not written to the superblock when it is left")
+def _view_not_persisted() -> list[Patch]:
+    original = store.Store.set_view_state
+
+    def set_view_state(self: store.Store, token: int, state: ViewState) -> None:
+        original(self, token, replace(state, view=max(state.log_view, self.view_state.view)))
+
+    return [(store.Store, "set_view_state", set_view_state)]
+
+
+@canary("the newest single copy of the superblock wins")
+def _newest_superblock_copy_wins() -> list[Patch]:
+    return [(superblock, "READ_QUORUM", 1)]
+
+
+@canary("all copies of the superblock are written at once")
+def _superblock_copies_at_once() -> list[Patch]:
+    original = superblock.SuperblockFile.update
+
+    def update(self: superblock.SuperblockFile, state: ViewState) -> Any:
+        block, phases = original(self, state)
+        return block, [[write for phase in phases for write in phase]]
+
+    return [(superblock.SuperblockFile, "update", update)]
+
+
+@canary("an entry and its witness are written at once")
+def _witness_with_its_entry() -> list[Patch]:
+    original = store.Store._submit
+
+    def submit(self: store.Store, phases: Sequence[Sequence[Write]], token: int | None, done: Any) -> int:
+        if len(phases) == 2:
+            phases = [[*phases[0], *phases[1]]]
+        return original(self, phases, token, done)
+
+    return [(store.Store, "_submit", submit)]
+
+
+@canary("the journal grows before the superblock says what is void")
+def _journal_before_superblock() -> list[Patch]:
+    original = Replica._write_entries
+
+    def write_entries(self: Replica) -> None:
+        token, self.view_token = self.view_token, None
+        original(self)
+        self.view_token = token
+
+    return [(Replica, "_write_entries", write_entries)]
+
+
+# The view change
+
+
+@canary("a view is left on one vote")
+def _view_left_on_one_vote() -> list[Patch]:
+    return [(view_change, "enough_votes", lambda r, fresh: True)]
+
+
+@canary("a view begins after one message too few")
+def _view_begins_too_early() -> list[Patch]:
+    def enough_evidence(r: Replica) -> bool:
+        return len(r.evidence) >= max(r.quorums.view_change - 1, 1) and r.index in r.evidence
+
+    return [(view_change, "enough_evidence", enough_evidence)]
+
+
+@canary("the longest log wins, of whatever view")
+def _choice_by_op_only() -> list[Patch]:
+    original = view_change.choose
+
+    def choose(messages: list[DoViewChange], quorums: Quorums) -> Choice:
+        log_view = max(message.log_view for message in messages)
+        blind = [replace(message, log_view=0) for message in messages]
+        return replace(original(blind, quorums), log_view=log_view)
+
+    return [(view_change, "choose", choose)]
+
+
+@canary("the first log of the newest view wins, however short")
+def _choice_by_view_only() -> list[Patch]:
+    original = view_change.choose
+
+    def choose(messages: list[DoViewChange], quorums: Quorums) -> Choice:
+        choice = original(messages, quorums)
+        head = next(message.op for message in messages if message.log_view == choice.log_view)
+        if not choice.suffix:
+            return choice
+        return replace(choice, suffix=tuple(known for known in choice.suffix if known.op <= head) or choice.suffix[:1])
+
+    return [(view_change, "choose", choose)]
+
+
+@canary("everything in the winner's log counts as committed")
+def _whole_tail_committed() -> list[Patch]:
+    return [(view_change, "highest_commit", lambda messages: max(message.op for message in messages))]
+
+
+@canary("one replica too few says that it never had an op, and it is dropped")
+def _nack_quorum_off_by_one() -> list[Patch]:
+    original = view_change.choose
+
+    def choose(messages: list[DoViewChange], quorums: Quorums) -> Choice:
+        return original(messages, quorums._replace(nack=max(quorums.nack - 1, 1)))
+
+    return [(view_change, "choose", choose)]
+
+
+@canary("evidence for an older view is kept for the next one")
+def _old_evidence_kept() -> list[Patch]:
+    entered, settled = view_change.enter, view_change._become_normal
+
+    def enter(r: Replica, view: int, cause: int) -> None:
+        kept = dict(r.evidence)
+        entered(r, view, cause)
+        r.evidence.update(kept)
+
+    def become_normal(r: Replica) -> None:
+        kept = dict(r.evidence)
+        settled(r)
+        r.evidence.update(kept)
+
+    return [(view_change, "enter", enter), (view_change, "_become_normal", become_normal)]
+
+
+@canary("a late start_view of this view is installed again")
+def _stale_start_view_accepted() -> list[Patch]:
+    def is_start_view_wanted(r: Replica, message: Message) -> bool:
+        return message.header.view >= r.view and not r.is_primary
+
+    return [(view_change, "is_start_view_wanted", is_start_view_wanted)]
+
+
+@canary("a prepare of an older view is appended when its number is next")
+def _stale_prepare_accepted() -> list[Patch]:
+    original = normal.on_prepare
+
+    def on_prepare(r: Replica, message: Message) -> None:
+        header = message.header
+        head = r.log.headers.get(r.log.op)
+        normal_backup = r.status == Status.NORMAL and not r.is_primary and r.log.linked == r.log.op
+        if header.view < r.view and normal_backup and head is not None and header.parent == head.checksum:
+            r.log.append(message)
+            return
+        original(r, message)
+
+    return [(replica._HANDLERS, Command.PREPARE, on_prepare)]
+
+
+@canary("the uncommitted log is cut on hearing of a newer view")
+def _truncation_on_rumour() -> list[Patch]:
+    original = view_change.on_newer_view
+
+    def on_newer_view(r: Replica, view: int) -> None:
+        original(r, view)
+        head = r.log.headers.get(r.log.committed)
+        if head is not None and head.op < r.log.op and r.log.linked >= head.op:
+            cut = r.log.install((head,), head.op)
+            r.log_state = LogState(min(r.log.committed, cut), head.op, (head,))
+            r.persist_view(truncate_to=cut)
+
+    return [(view_change, "on_newer_view", on_newer_view)]
+
+
+@canary("a primary goes on as primary of its view after a restart")
+def _primary_resumes_after_restart() -> list[Patch]:
+    original = recovery.begin
+
+    def begin(r: Replica, recovered: Any) -> None:
+        original(r, recovered)
+        if r.is_primary and r.log_view == r.view and r.status == Status.RECOVERING:
+            r.view_change_timer.stop()
+            view_change._lead(r)
+
+    return [(recovery, "begin", begin)]
+
+
+@canary("the timer of a view change that takes too long is never armed")
+def _view_change_timer_never_armed() -> list[Patch]:
+    return [(view_change, "_start_view_change_timer", lambda r: r.view_change_timer.stop())]
+
+
+# Recovery and repair
+
+
+def _rows(decision: Decision) -> Row:
+    return next(row for row in TABLE if row.decision is decision)
+
+
+@canary("a damaged entry is the end of the log")
+def _torn_tail_without_proof() -> list[Patch]:
+    original = decide_as_written
+
+    def decide(place: Place, entry: Entry, witness: Witness) -> Row:
+        row = original(place, entry, witness)
+        return _rows(Decision.TORN) if entry is Entry.DAMAGED and row.decision is Decision.FAULTY else row
+
+    return [(scan, "decide", decide)]
+
+
+@canary("a damaged entry counts as one that was never there")
+def _faulty_treated_as_absent() -> list[Patch]:
+    def is_certainly_absent(r: Replica, op: int) -> bool:
+        return op in r.log.headers and not r.log.holds(op)
+
+    return [(view_change, "is_certainly_absent", is_certainly_absent)]
+
+
+@canary("recovery reports damaged entries as absent")
+def _recovery_reports_faulty_as_absent() -> list[Patch]:
+    original = decide_as_written
+
+    def decide(place: Place, entry: Entry, witness: Witness) -> Row:
+        row = original(place, entry, witness)
+        if row.decision is Decision.FAULTY and place is Place.CANONICAL:
+            return _rows(Decision.ABSENT)
+        return row
+
+    return [(scan, "decide", decide)]
+
+
+class _Unverified:
+    """framing, with decisions replaced."""
+
+    def __init__(self, **replaced: Any) -> None:
+        self._replaced = replaced
+
+    def __getattr__(self, name: str) -> Any:
+        return self._replaced[name] if name in self._replaced else getattr(framing, name)
+
+
+@canary("the body of an entry is not verified when it is read")
+def _entry_body_unverified() -> list[Patch]:
+    return [(journal, "framing", _Unverified(verify_body=lambda header, body: True))]
+
+
+@canary("the body of a frame is not verified when it arrives")
+def _frame_body_unverified() -> list[Patch]:
+    def parse(buffer: bytes, start: int, end: int, limit: int) -> Any:
+        try:
+            return framing.parse(buffer, start, end, limit)
+        except FrameError:
+            header = framing.decode_header(buffer)
+            return [(header, buffer[HEADER_SIZE : header.size])], 0, 0
+
+    return [(network, "framing", _Unverified(parse=parse))]
+
+
+@canary("a repair takes any entry of that number")
+def _repair_by_number_alone() -> list[Patch]:
+    original = normal.on_prepare
+
+    def on_prepare(r: Replica, message: Message) -> None:
+        header = message.header
+        known = r.log.headers.get(header.op)
+        if known is not None and known.checksum != header.checksum and header.op in r.repairs:
+            repair.on_body(r, message)
+        else:
+            original(r, message)
+
+    return [(replica._HANDLERS, Command.PREPARE, on_prepare)]
+
+
+@canary("the parent of a header is not verified in repair")
+def _parent_unverified_in_repair() -> list[Patch]:
+    def extend(self: Log, header: Header) -> bool:
+        self.headers[header.op] = header
+        self.op = max(self.op, header.op)
+        self.link()
+        return True
+
+    return [(Log, "extend", extend)]
+
+
+@canary("a repair that is never answered is never asked again")
+def _repair_never_expires() -> list[Patch]:
+    original = repair._plan
+
+    def plan_repairs(r: Replica) -> None:
+        for request in r.repairs.values():
+            request.sent_at = r.now
+        original(r)
+
+    return [(repair, "_plan", plan_repairs)]
+
+
+# Requests, sessions, time
+
+
+@canary("a request that is under way is prepared a second time")
+def _in_flight_prepared_twice() -> list[Patch]:
+    return [(normal, "is_in_flight", lambda r, message: False)]
+
+
+@canary("a request that is committed is prepared again")
+def _session_dedupe_off() -> list[Patch]:
+    original = normal.propose
+
+    def propose(r: Replica, message: Message) -> Admission:
+        header = message.header
+        session = r.sessions.get(header.client)
+        known = session is not None and session.number == header.session and header.request == session.request
+        if known and header.operation == Operation.APPLY and r.is_primary and r.ready and r.status == Status.NORMAL:
+            r.queue.append((message, r.now))
+            r.queue_bytes += len(message.body)
+            return Admission.ACCEPTED
+        return original(r, message)
+
+    return [(normal, "propose", propose)]
+
+
+@canary("a repeated request is answered with the reply of another client")
+def _reply_of_another_request() -> list[Patch]:
+    original = normal._resend_reply
+
+    def resend_reply(r: Replica, message: Message, session: SessionEntry) -> None:
+        newest = r.sessions.get(r.sessions.clients[-1])
+        original(r, message, newest if newest is not None else session)
+
+    return [(normal, "_resend_reply", resend_reply)]
+
+
+@canary("the session evicted is the one registered first, not the one idle longest")
+def _eviction_by_registration() -> list[Patch]:
+    def commit(self: SessionTable, op: int, result: Result) -> int:
+        session = self._table.get(result.client)
+        if result.operation == Operation.REGISTER or session is None or session.number != result.session:
+            return original(self, op, result)
+        order = list(self._table)
+        evicted = original(self, op, result)
+        self._table = {client: self._table[client] for client in order}
+        return evicted
+
+    original = SessionTable.commit
+    return [(SessionTable, "commit", commit)]
+
+
+@canary("each replica evicts as its own table happens to be ordered")
+def _eviction_by_hash_order() -> list[Patch]:
+    original = SessionTable.commit
+
+    def commit(self: SessionTable, op: int, result: Result) -> int:
+        full = len(self._table) >= self.limit
+        if full and result.operation == Operation.REGISTER and result.client not in self._table:
+            # What iterating a set gives in one process and not in another.
+            self._table = dict(sorted(self._table.items(), key=lambda item: (id(self) >> 4) ^ item[0][0]))
+        return original(self, op, result)
+
+    return [(SessionTable, "commit", commit)]
+
+
+@canary("timestamps are what the clock says")
+def _timestamp_repeats() -> list[Patch]:
+    return [(normal, "next_timestamp", lambda r, previous: r.now + r.clock_offset)]
+
+
+@canary("a client is answered before its request is committed")
+def _reply_before_commit() -> list[Patch]:
+    original = normal._prepare
+
+    def prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
+        original(r, batch)
+        head = r.log.headers[r.log.op]
+        position = head.position
+        for request, _ in batch:
+            header = request.header
+            if header.operation == Operation.APPLY:
+                normal._send_reply(r, request, header.session, head.op, position, header.count, b"")
+            position += header.count
+
+    return [(normal, "_prepare", prepare)]
+
+
+@canary("what is durable here is executed, committed or not")
+def _executed_before_commit() -> list[Patch]:
+    def emit_applies(self: Replica) -> None:
+        for op in range(self.apply_emitted + 1, self.log.durable + 1):
+            if op in self.log.faulty:
+                break
+            self._work.apply.append(Apply(op, self.log.headers.get(op), self.log.bodies.get(op)))
+            self.apply_emitted = op
+
+    return [(Replica, "_emit_applies", emit_applies)]
+
+
+@canary("frames of another cluster are accepted")
+def _wrong_cluster_accepted() -> list[Patch]:
+    original = Replica.step
+
+    def step(self: Replica, message: Message, now: int) -> None:
+        header = message.header
+        handler = replica._HANDLERS.get(header.command)
+        if header.cluster != self.config.cluster and handler is not None and header.replica != self.index:
+            self.now = now
+            try:
+                handler(self, message)
+            except FrameError:
+                return
+        else:
+            original(self, message, now)
+
+    return [(Replica, "step", step)]
+
+
+# The simulator itself
+
+
+@canary("agreement is compared with itself")
+def _agreement_with_itself() -> list[Patch]:
+    original = checkers.Checkers.on_applied
+
+    def on_applied(self: checkers.Checkers, index: int, header: Header, requests: Any) -> None:
+        if header.op in self.committed:
+            self.committed[header.op] = header
+        original(self, index, header, requests)
+
+    return [(checkers.Checkers, "on_applied", on_applied)]
+
+
+@canary("liveness is asserted too early")
+def _liveness_too_early() -> list[Patch]:
+    return [(world, "CORE_NS_MAX", plan.MS), (world, "CONVERGE_NS_MAX", plan.MS)]
+
+
+@canary("the probability of faults is zero", labels=True)
+def _faults_silently_zero() -> list[Patch]:
+    original = plan.draw
+
+    def draw(seed: int, requests: int = REQUESTS) -> Plan:
+        return replace(original(seed, requests), weights={"heal": 1.0}, loss=0.0, corruption=0.0)
+
+    from kimberlite.vopr import run as runs
+
+    return [(runs, "draw", draw)]
+
+
+@canary("an append whose outcome is unknown counts as refused")
+def _unknown_outcome_is_refused() -> list[Patch]:
+    original = checkers.check_history
+
+    def check_history(history: Any, log: Any) -> None:
+        original([replace(record, refused=record.position is None) for record in history], log)
+
+    return [(checkers, "check_history", check_history)]
+
+
+@canary("a second source of entropy", twice=True)
+def _second_source_of_entropy() -> list[Patch]:
+    class Impure(Random):
+        def __init__(self, seed: Any) -> None:
+            super().__init__(int.from_bytes(os.urandom(8)) if str(seed).startswith("tear") else seed)
+
+    return [(world, "Random", Impure)]

@@ -1,0 +1,248 @@
+"""Runs of the simulator: one seed, a range of seeds on several processes, and what came of them.
+
+A `Script` says which run; an `Outcome` says what happened. The combined trace hash of a
+campaign is that of its seeds in order, whatever number of processes shared them.
+
+`python -m kimberlite.vopr.run FIRST LAST STEP REQUESTS` prints one outcome a line, as JSON: the
+workers of a campaign.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import xxhash
+
+from kimberlite.errors import UsageError
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.drill import drill
+from kimberlite.vopr.plan import REQUESTS, Plan, draw
+from kimberlite.vopr.world import World
+
+Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, on whom
+
+# E4: what a campaign of that many seeds must have reached, or it proves less than it seems to.
+LABELS_SEEDS_MIN = 100
+LABELS_WANTED = (
+    "DROPPED_BROKEN_CHAIN",
+    "DROPPED_OLD_VIEW",
+    "DROPPED_WRONG_CLUSTER",
+    "DUPLICATE",
+    "FAULTY",
+    "REPAIRED",
+    "REPAIR_EXPIRED",
+    "SESSION_EVICTED",
+    "SUFFIX_DROPPED",
+    "agreements",
+    "corrupted",
+    "quorum_audits",
+    "torn",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Which run. overrides: fields of the plan that differ from what the seed draws.
+    faults: instead of those that the seed draws; None keeps them."""
+
+    seed: int
+    requests: int = REQUESTS
+    overrides: Mapping[str, int | float] = field(default_factory=dict)
+    faults: tuple[Fault, ...] | None = None
+
+    def plan(self) -> Plan:
+        # The overrides come from this program or from a file that `parse` has checked.
+        return dataclasses.replace(draw(self.seed, self.requests), **self.overrides)  # type: ignore[arg-type]
+
+    def to_json(self) -> str:
+        lines = [json.dumps(list(fault)) for fault in self.faults or ()]
+        faults = "null" if self.faults is None else "[\n    " + ",\n    ".join(lines) + "\n  ]" if lines else "[]"
+        return (
+            f'{{\n  "seed": {self.seed},\n  "requests": {self.requests},\n'
+            f'  "overrides": {json.dumps(dict(self.overrides))},\n  "faults": {faults}\n}}\n'
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Script:
+        """The inverse of to_json. Raises UsageError."""
+        try:
+            value = json.loads(text)
+            script = cls(
+                int(value["seed"]),
+                int(value["requests"]),
+                {str(name): number for name, number in value["overrides"].items()},
+                None
+                if value["faults"] is None
+                else tuple((int(when), str(kind), int(argument)) for when, kind, argument in value["faults"]),
+            )
+            script.plan()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"no script of a run: {error!r}; make one with `kimberlite vopr minimize`") from error
+        return script
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run. check: the name of the broken invariant, empty when all held."""
+
+    seed: int
+    trace_hash: str
+    messages: int
+    check: str
+    violation: str
+    tail: str
+    labels: dict[str, int]
+    faults: tuple[Fault, ...]
+
+
+def run(script: Script, *, full_trace: bool = False) -> Outcome:
+    """Carry out one run. Cost: some tenths of a second for a hundred requests."""
+    world: World | None = None
+    check = text = ""
+    try:
+        world = World(script.plan(), keep_trace=full_trace, faults=script.faults)
+        world.run()
+    except Violation as violation:
+        check, text = violation.name, str(violation)
+    except Exception as error:
+        # Whatever stops the code under test is a finding of that seed, to be reported with it.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        check = "exception"
+        text = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno} of {where.filename})"
+    if world is None:
+        return Outcome(script.seed, "", 0, check, text, "", {}, ())
+    labels = dict(world.counts)
+    labels["agreements"] = world.checkers.agreements
+    labels["quorum_audits"] = world.checkers.quorum_audits
+    labels["corrupted"] = world.network.corrupted
+    return Outcome(
+        script.seed,
+        world.trace.digest(),
+        world.network.sent,
+        check,
+        text,
+        world.trace.text(),
+        labels,
+        tuple(world.injected),
+    )
+
+
+@dataclass(slots=True)
+class Campaign:
+    """Totals of the runs added so far; every field is a function of the runs, wall_s apart."""
+
+    seeds: int = 0
+    messages: int = 0
+    violations: list[Outcome] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.monotonic)
+    wall_s: float = 0.0
+    _hash: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.messages += outcome.messages
+        self.labels.update({name: count for name, count in outcome.labels.items() if count})
+        self._hash.update(f"{outcome.seed} {outcome.trace_hash} {outcome.check}\n".encode())
+        if outcome.check:
+            self.violations.append(outcome)
+        self.wall_s = time.monotonic() - self.started
+
+    def unreached(self) -> list[str]:
+        """Labels that a campaign of this size must have reached and has not."""
+        if self.seeds < LABELS_SEEDS_MIN:
+            return []
+        return [label for label in LABELS_WANTED if not self.labels[label]]
+
+    @property
+    def trace_hash(self) -> str:
+        return self._hash.hexdigest()
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "seeds": self.seeds,
+            "violations": len(self.violations),
+            "trace_hash": self.trace_hash,
+            "messages": self.messages,
+            "messages_per_s": round(self.messages / self.wall_s) if self.wall_s else 0,
+            "wall_s": round(self.wall_s, 3),
+            "labels": dict(sorted(self.labels.items())),
+        }
+
+
+def outcomes(first: int, last: int, requests: int, jobs: int = 1) -> Iterator[Outcome]:
+    """The runs of seeds first..last-1, in order. With several jobs, that many processes share them.
+
+    Begins with the drill of the checkers: a checker that does not fire proves nothing.
+    """
+    drill()
+    if jobs <= 1:
+        for seed in range(first, last):
+            yield run(Script(seed, requests))
+        return
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "kimberlite.vopr.run", *map(str, (first + index, last, jobs, requests))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(min(jobs, last - first))
+    ]
+    try:
+        for seed in range(first, last):
+            stream = workers[(seed - first) % len(workers)].stdout
+            line = stream.readline() if stream is not None else ""
+            if not line:
+                raise RuntimeError(f"the process that runs seed {seed} has died")
+            yield decode(line)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+            if worker.stdout is not None:
+                worker.stdout.close()
+
+
+def encode(outcome: Outcome) -> str:
+    return json.dumps(dataclasses.asdict(outcome))
+
+
+def decode(line: str) -> Outcome:
+    value = json.loads(line)
+    value["faults"] = tuple((when, kind, argument) for when, kind, argument in value["faults"])
+    return Outcome(**value)
+
+
+def check_determinism(outcome: Outcome, requests: int) -> Outcome | None:
+    """Run a seed again: None when it is the same run, else an outcome that says so."""
+    again = run(Script(outcome.seed, requests))
+    if again.trace_hash == outcome.trace_hash:
+        return None
+    return dataclasses.replace(
+        again,
+        check="E0 determinism",
+        violation=f"E0 determinism: the trace of seed {outcome.seed} is {outcome.trace_hash}, then {again.trace_hash}",
+    )
+
+
+def replay_command(outcome: Outcome, requests: int) -> str:
+    return f"kimberlite vopr replay {outcome.seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
+
+
+def _worker(arguments: Sequence[str]) -> None:
+    first, last, step, requests = map(int, arguments)
+    for seed in range(first, last, step):
+        print(encode(run(Script(seed, requests))), flush=True)
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1:])
