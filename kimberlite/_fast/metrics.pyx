@@ -14,7 +14,9 @@ GIL write as well must be `shared`. After a fork only one of the processes may r
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_Check
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 import os
@@ -333,7 +335,7 @@ cdef class Region:
         status = km_metrics_create(name, PyBytes_AS_STRING(temporary), rows.rows, <uint32_t> len(checked),
                                    PyBytes_AS_STRING(info), PyBytes_GET_SIZE(info), &region.map)
         if status != 0:
-            raise _refuse(path, status)
+            raise _refuse(region.path, status)
         region.hints_of = {}
         region.series = tuple(checked)
         region.info = info
@@ -353,7 +355,7 @@ cdef class Region:
         region.encoded_path = _path_bytes(path)
         status = km_metrics_open(PyBytes_AS_STRING(region.encoded_path), &region.map)
         if status != 0:
-            raise _refuse(path, status)
+            raise _refuse(region.path, status)
         region.hints_of = {}
         region.series = region.read_series()
         region.info = PyBytes_FromStringAndSize(
@@ -566,6 +568,16 @@ cdef class Region:
             PyMem_Free(cells)
 
 
+# Cython's own conversions cut a float to an integer without a word.
+
+cdef inline int64_t _signed(object value) except? -1:
+    return <int64_t> value if PyLong_Check(value) else <int64_t> PyNumber_Index(value)
+
+
+cdef inline uint64_t _unsigned(object value) except? <uint64_t> -1:
+    return <uint64_t> value if PyLong_Check(value) else <uint64_t> PyNumber_Index(value)
+
+
 cdef object _value(uint64_t bits, int kind, bint floating):
     if floating:
         return km_metrics_float(bits)
@@ -619,7 +631,7 @@ cdef class Counter:
         if self.floating:
             km_metrics_add_float(self.cell, self.shared, _amount(amount))
         else:
-            km_metrics_add(self.cell, self.shared, <uint64_t> amount)
+            km_metrics_add(self.cell, self.shared, _unsigned(amount))
 
     def advance_to(self, object total, /):
         """Set the counter to a total that is counted elsewhere. A total below the present one changes nothing.
@@ -633,7 +645,7 @@ cdef class Counter:
             amount = _amount(total)
             bits = km_metrics_bits(amount)
         else:
-            bits = total
+            bits = _unsigned(total)
         while (amount > km_metrics_float(seen)) if self.floating else (bits > seen):
             if km_atomic_exchange_if_relaxed(self.cell, &seen, bits):
                 break
@@ -664,14 +676,14 @@ cdef class Gauge:
         if self.floating:
             km_atomic_store_relaxed(self.cell, km_metrics_bits(<double> value))
         else:
-            km_atomic_store_relaxed(self.cell, <uint64_t> <int64_t> value)
+            km_atomic_store_relaxed(self.cell, <uint64_t> _signed(value))
 
     def add(self, object amount, /):
         """Add `amount`, which may be negative. An integer gauge wraps at 64 bits. Errors and cost as of set."""
         if self.floating:
             km_metrics_add_float(self.cell, self.shared, <double> amount)
         else:
-            km_metrics_add(self.cell, self.shared, <uint64_t> <int64_t> amount)
+            km_metrics_add(self.cell, self.shared, <uint64_t> _signed(amount))
 
     def value(self):
         """What it is set to."""
@@ -689,19 +701,18 @@ cdef class Histogram:
     def __init__(self):
         raise TypeError("a Histogram is made by Region.histogram")
 
-    def record(self, int64_t duration_ns, /):
+    def record(self, object duration_ns, /):
         """Count one duration in nanoseconds; one below 0 counts as 0.
 
         Raises OverflowError beyond 64 bits, TypeError for what is no integer. Cost: some
         45 ns, 5 of them here.
         """
-        km_histogram_observe(&self.histogram, duration_ns)
+        km_histogram_observe(&self.histogram, _signed(duration_ns))
 
     def record_many(self, object durations_ns, /):
         """Count each duration of a sequence, at some 10 ns each. Errors as of record: those before the bad one count."""
-        cdef int64_t duration
         for duration in durations_ns if type(durations_ns) is list else list(durations_ns):
-            km_histogram_observe(&self.histogram, duration)
+            km_histogram_observe(&self.histogram, _signed(duration))
 
 
 @cython.final
@@ -715,15 +726,16 @@ cdef class StageClock:
     def __init__(self):
         raise TypeError("a StageClock is made by Region.stage_clock")
 
-    def switch(self, uint32_t stage, /):
+    def switch(self, object stage, /):
         """Charge the time since the last switch to the present stage and enter `stage`; returns the one left.
 
         stage: its position in `stages`. Leaving stage 0 begins a turn, entering it ends one. Raises
         UsageError. Cost: some 40 ns and a reading of the clock.
         """
-        if stage >= self.clock.stage_count:
+        cdef uint64_t entered = _unsigned(stage)
+        if entered >= self.clock.stage_count:
             raise UsageError(f"there is no stage {stage}, only 0 to {self.clock.stage_count - 1}")
-        return km_stage_switch(&self.clock, stage, km_metrics_clock_ns())
+        return km_stage_switch(&self.clock, <uint32_t> entered, km_metrics_clock_ns())
 
 
 def quantile(dict bins not None, double q):

@@ -24,7 +24,7 @@ def format_replica(config: Config, data: Path) -> None:
     target = data / CONFIG_NAME
     if target.exists():
         raise DataExistsError(f"{target} exists: this is a replica already; nothing was changed", path=str(data))
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(data)
     disk = FileDisk(data, mode=config.storage.mode, unsafe=config.storage.unsafe)
     try:
         format_store(
@@ -40,6 +40,22 @@ def format_replica(config: Config, data: Path) -> None:
     write_config(config, target)
 
 
+def make_directory(path: Path) -> None:
+    """The directory, 0700, and those above it: each durable as an entry of the one that holds it."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in missing:
+        sync_directory(directory.parent)
+
+
+def sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def write_config(config: Config, target: Path) -> None:
     """Write the file durably and at once: never half of it, readable by its owner only."""
     temporary = target.with_name(target.name + ".tmp")
@@ -49,8 +65,4 @@ def write_config(config: Config, target: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(target)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(target.parent)

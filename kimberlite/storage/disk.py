@@ -25,7 +25,14 @@ from pathlib import Path
 
 from kimberlite import _sys
 from kimberlite._fast import append
-from kimberlite.errors import DataLockedError, DataMissingError, UnsafeFileSystemError, UsageError, WriteFailedError
+from kimberlite.errors import (
+    DataLockedError,
+    DataMissingError,
+    StorageError,
+    UnsafeFileSystemError,
+    UsageError,
+    WriteFailedError,
+)
 from kimberlite.storage.interface import SECTOR, Write
 
 ZERO_CHUNK = 1 << 20
@@ -60,6 +67,8 @@ class FileDisk:
             self._dir = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise DataMissingError(f"{self.directory} does not exist", path=str(self.directory)) from None
+        except NotADirectoryError:
+            raise StorageError(f"{self.directory} is not a directory", path=str(self.directory)) from None
         self._lock = -1
         try:
             why = _sys.why_volatile(self._dir)
@@ -141,9 +150,9 @@ class FileDisk:
         """A zeroed durable file; at once when `prepare` has made it."""
         preparation = self._preparing.pop(name, None)
         try:
-            if preparation is not None and preparation.size == size:
-                preparation.wait()
-            else:
+            if preparation is not None:
+                preparation.wait()  # whatever its size: two must not make the same file
+            if preparation is None or preparation.size != size:
                 _make_zeroed(self._dir, name, size, self.mode == "direct")
         except OSError as error:
             raise WriteFailedError(
@@ -257,7 +266,8 @@ class FileDisk:
     def close(self) -> None:
         self._writer.flush()
         for preparation in self._preparing.values():
-            preparation.wait()
+            with contextlib.suppress(OSError):  # nobody needs the file
+                preparation.wait()
         self._preparing.clear()
         self._close_descriptors()
 

@@ -310,13 +310,14 @@ def partial_package(at: Path, *extensions: str) -> Path:
     return at
 
 
-@pytest.mark.parametrize("statement", ["from kimberlite._fast import append", "import kimberlite._fast.append"])
-def test_a_missing_extension_is_one_clear_error(statement: str, tmp_path: Path) -> None:
-    done = run(statement, partial_package(tmp_path, "checksum"))
+@pytest.mark.parametrize("statement", ["from kimberlite._fast import {}", "import kimberlite._fast.{}"])
+@pytest.mark.parametrize("name", [name for name in _fast.EXTENSIONS if name != "checksum"])
+def test_a_missing_extension_is_one_clear_error(name: str, statement: str, tmp_path: Path) -> None:
+    done = run(statement.format(name), partial_package(tmp_path, "checksum"))
     assert done.returncode == 1
-    assert "ModuleNotFoundError: No module named 'kimberlite._fast.append'" in done.stderr  # the original, chained
+    assert f"ModuleNotFoundError: No module named 'kimberlite._fast.{name}'" in done.stderr  # the original, chained
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("kimberlite.errors.ExtensionMissingError: the compiled module kimberlite._fast.append")
+    assert last.startswith(f"kimberlite.errors.ExtensionMissingError: the compiled module kimberlite._fast.{name}")
     assert "pip install" in last and ".so" in last
 
 
