@@ -208,7 +208,15 @@ def _ack_before_durable() -> list[Patch]:
 
 @canary("a backup acknowledges in any status")
 def _ack_in_any_status() -> list[Patch]:
-    return [(normal, "may_acknowledge", lambda r: not r.is_primary)]
+    def on_entries_durable(r: Replica) -> None:
+        r.ack_due = True
+        original(r)
+
+    original = normal.on_entries_durable
+    return [
+        (normal, "may_acknowledge", lambda r: not r.is_primary),
+        (normal, "on_entries_durable", on_entries_durable),
+    ]
 
 
 @canary("the new primary commits old ops by what it heard in the view change")

@@ -169,6 +169,7 @@ class Checkers:
     log_views: dict[int, int] = field(default_factory=dict)
     hints: list[dict[Checksum, tuple[str, int]]] = field(default_factory=list)
     sessions: SessionOracle = field(init=False)
+    decided: int = 0  # the highest op that a primary has counted as committed
     quorum_audits: int = 0
     agreements: int = 0  # times an op of one replica was compared with that of another
 
@@ -257,6 +258,11 @@ class Checkers:
         floor = self.commit_floor.get(replica, 0)
         if core.commit_max < floor:
             raise Violation("I3 monotone commit", f"replica {replica}: commit {core.commit_max} after {floor}")
+        if core.commit_max > self.decided:
+            raise Violation(
+                "I8 founded commits",
+                f"replica {replica} takes op {core.commit_max} for committed, no primary counted above {self.decided}",
+            )
         self.commit_floor[replica] = core.commit_max
         if core.log_view > core.view:
             raise Violation("I4 monotone views", f"replica {replica}: log_view {core.log_view} above view {core.view}")
@@ -278,6 +284,7 @@ class Checkers:
     def on_commit(self, world: World, replica: int, op: int) -> None:
         """I8: a primary has just counted `op` as committed. Ask the disks, not the messages."""
         core = world.nodes[replica].driver.core
+        self.decided = max(self.decided, op)
         header = core.log.headers.get(op)
         if header is None:
             return
@@ -372,7 +379,9 @@ class Checkers:
             entry = core.log.headers.get(op)
             if entry is None or acknowledged.get(op) == entry.checksum:
                 return
-            if op not in core.log.faulty and not self.holds(world, replica, entry):
+            # What was durable and was damaged since stays acknowledged; it is being repaired.
+            damaged = op in core.log.faulty and op <= core.log.durable
+            if not damaged and not self.holds(world, replica, entry):
                 raise Violation("I9 durable promises", f"replica {replica} acknowledges op {op} before it is durable")
             acknowledged[op] = entry.checksum
             op -= 1

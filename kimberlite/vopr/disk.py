@@ -138,6 +138,12 @@ class SimDisk:
         self._queue.append(Submission(token, kept, done_at))
         self._wake(start)
 
+    def is_writing(self, name: str) -> bool:
+        """Whether the submission made last goes to that file."""
+        return bool(self._queue) and any(
+            self._handles[write.file] == name for phase in self._queue[-1].phases for write in phase
+        )
+
     def complete_until(self, now: int) -> None:
         """Make durable what is durable by `now`."""
         while self._queue and self._failure is None:

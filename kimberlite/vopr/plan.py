@@ -46,6 +46,7 @@ class Plan:
 FAULTS = (
     "crash",
     "crash_writing",
+    "crash_promising",
     "crash_all",
     "restart",
     "pause",

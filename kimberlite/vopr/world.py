@@ -43,6 +43,7 @@ CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
 TRACE_TAIL = 40
 APPEND_DEADLINE_NS = 1500 * MS
+ROT_TAIL_BYTES = 8192
 SERVE_DELAY_NS = 20_000
 PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
 EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
@@ -270,7 +271,8 @@ class World:
         # look at a disk take this replica's word while damage is about.
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
         self.rotten = False
-        self.doomed = [False] * plan.replica_count  # crashes in the middle of its next write
+        # Crashes in the middle of its next write: to the file of that name, to any when empty.
+        self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
         for index in range(plan.replica_count):
             disk = SimDisk(self.files[index], lambda: self.now, lambda: 1)
@@ -322,8 +324,9 @@ class World:
 
         def wake(when: int) -> None:
             self.at(when, lambda: self._on_disk(index, life))
-            if self.doomed[index]:
-                self.doomed[index] = False
+            doom = self.doomed[index]
+            if doom is not None and (not doom or disk.is_writing(doom)):
+                self.doomed[index] = None
                 instant = self.now + self.schedule.randrange(max(when - self.now, 1))
                 self.at(instant, lambda: self._crash_life(index, life))
 
@@ -429,7 +432,7 @@ class World:
         if not node.up:
             return
         node.up = False
-        self.doomed[index] = False
+        self.doomed[index] = None
         tear = Random(f"tear {self.plan.seed} {index} {self.now}")
         node.disk.crash(tear, TearPolicy(garbage=self.plan.garbage))
         for client in self.clients:
@@ -497,7 +500,9 @@ class World:
         elif kind == "bit_rot":
             self._rot(argument)
         elif kind == "crash_writing" and node.up:
-            self.doomed[target] = True
+            self.doomed[target] = ""
+        elif kind == "crash_promising" and node.up:
+            self.doomed[target] = "superblock"
         elif kind == "sync_error" and node.up:
             node.disk.fail_next_write = errno.EIO
         elif kind == "clock_jump" and node.up:
@@ -552,7 +557,8 @@ class World:
         used = len(bytes(files.durable[name]).rstrip(b"\0"))
         if not used:
             return
-        at = random.randrange(used)
+        # Half of it at the end, where what is not committed yet stands.
+        at = random.randrange(used) if random.random() < 0.5 else used - 1 - random.randrange(min(used, ROT_TAIL_BYTES))
         if random.random() < 0.3:
             make_unreadable(files, name, at // 4096)
         else:
@@ -579,7 +585,7 @@ class World:
         count = self.plan.replica_count
         self.network.faults_on = False
         self.network.heal()
-        self.doomed = [False] * count
+        self.doomed = [None] * count
         for node in self.nodes:
             node.disk.fail_next_write = None
             if node.paused_until > self.now:
