@@ -67,7 +67,7 @@ cdef int refuse_strided(object data) except -1:
     )
 
 
-def xxh3_64(data, uint64_t seed=0):
+def xxh3_64(data, /, uint64_t seed=0):
     """XXH3-64 of `data` as an integer.
 
     data: any object with a contiguous buffer. seed: 0 .. 2**64 - 1; a seed other than 0
@@ -88,7 +88,7 @@ def xxh3_64(data, uint64_t seed=0):
     return digest
 
 
-def xxh3_128(data):
+def xxh3_128(data, /):
     """XXH3-128 of `data` with seed 0: 16 bytes in canonical order, most significant first.
 
     Arguments, errors and thread rules as of xxh3_64.

@@ -476,7 +476,8 @@ static TARGET_AVX2 void long_avx2(uint64_t acc[8], const uint8_t *data, size_t l
         state.words[i] = _mm256_setzero_si256();
     }
     for (; length > BLOCK; data += BLOCK, length -= BLOCK) {
-#pragma GCC unroll 16
+        /* All sixteen unrolled: 1.3 times slower on an AMD EPYC (family 25) from 4 to 64 KiB. */
+#pragma GCC unroll 2
         for (size_t n = 0; n < STRIPES_PER_BLOCK; n++)
             stripe_avx2(&state, data + STRIPE * n, keys->stripe[n]);
         exchange_avx2(&state);
