@@ -1,0 +1,357 @@
+"""The checkers: silent about what is right, and each shown to fire at what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from kimberlite._fast import framing
+from kimberlite.types import Command, Message
+from kimberlite.vopr import drill
+from kimberlite.vopr.checkers import Acknowledged, Promises, Violation, check_history, durable_promises
+from kimberlite.vopr.disk import corrupt
+from kimberlite.vopr.plan import draw
+from kimberlite.vopr.world import World
+from kimberlite.vsr.codec import Evidence, encode_evidence
+
+# E2 by brute force
+
+INTERVALS = ((0, 1), (0, 3), (1, 2), (2, 3))
+OUTCOMES: tuple[tuple[int | None, bool], ...] = ((0, False), (1, False), (2, False), (None, False), (None, True))
+
+
+def is_linearizable(history: Sequence[Acknowledged], log: Sequence[bytes]) -> bool:
+    """By the definition: some order of some of the appends explains the log."""
+    for size in range(len(history) + 1):
+        for chosen in itertools.permutations(history, size):
+            if explains(chosen, history, log):
+                return True
+    return False
+
+
+def explains(chosen: Sequence[Acknowledged], history: Sequence[Acknowledged], log: Sequence[bytes]) -> bool:
+    if [event for append in chosen for event in append.events] != list(log):
+        return False
+    if any(append.refused for append in chosen):
+        return False
+    if any(append.position is not None and append not in chosen for append in history):
+        return False
+    position = 0
+    for append in chosen:
+        if append.position not in (None, position):
+            return False
+        position += len(append.events)
+    return not any(
+        later.position is not None and later.returned_at is not None and later.returned_at < earlier.called_at
+        for index, earlier in enumerate(chosen)
+        for later in chosen[index + 1 :]
+    )
+
+
+def accepts(history: Sequence[Acknowledged], log: Sequence[bytes]) -> bool:
+    try:
+        check_history(history, log)
+    except Violation:
+        return False
+    return True
+
+
+def appends(client: int, events: tuple[bytes, ...]) -> list[Acknowledged]:
+    return [
+        Acknowledged(client, 0, events, called, returned, position, refused)
+        for (called, returned), (position, refused) in itertools.product(INTERVALS, OUTCOMES)
+    ]
+
+
+def compare(histories: Sequence[Sequence[Acknowledged]], logs: Sequence[Sequence[bytes]]) -> tuple[int, int]:
+    """Cases accepted and refused; fails where the checker and the definition differ."""
+    counts = [0, 0]
+    for history in itertools.product(*histories):
+        for log in logs:
+            expected = is_linearizable(history, log)
+            assert accepts(history, log) == expected, (history, log)
+            counts[not expected] += 1
+    return counts[0], counts[1]
+
+
+def test_history_checker_is_right_on_all_small_histories_of_three() -> None:
+    events = (b"a", b"b", b"c")
+    logs = [log for size in range(4) for log in itertools.permutations(events, size)]
+    # One append is always acknowledged: three free ones would be the same cases over and over.
+    first = [append for append in appends(0, (b"a",)) if append.position is not None][::2]
+    accepted, refused = compare([first, appends(1, (b"b",))[::2], appends(2, (b"c",))[::3]], logs)
+    assert accepted > 200 and refused > 5000
+
+
+def test_history_checker_is_right_on_all_logs_of_two_appends() -> None:
+    """Batches that are torn or interleaved, events twice, events of nobody."""
+    logs = [log for size in range(4) for log in itertools.product((b"a", b"A", b"b", b"x"), repeat=size)]
+    accepted, refused = compare([appends(0, (b"a", b"A")), appends(1, (b"b",))], logs)
+    assert accepted > 300 and refused > 10_000
+
+
+# The drill
+
+
+def test_the_drill_passes() -> None:
+    drill.drill()
+
+
+@pytest.mark.parametrize("what", drill.CASES)
+def test_the_drill_notices_a_silent_checker(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _ = drill.CASES[what]
+    monkeypatch.setitem(drill.CASES, what, (name, lambda: None))
+    with pytest.raises(Violation, match=f"{what}: {name} says nothing"):
+        drill.drill()
+
+
+def test_the_drill_notices_a_checker_that_refuses_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(history: Sequence[Acknowledged], log: Sequence[bytes]) -> None:
+        raise Violation("E2 anything", "no")
+
+    monkeypatch.setattr(drill, "check_history", refuse)
+    with pytest.raises(Violation, match="a good history is refused"):
+        drill.drill()
+
+
+# Checks that look at a world
+
+
+CALM = replace(
+    draw(0, 20),
+    replica_count=3,
+    client_count=2,
+    loss=0.0,
+    duplication=0.0,
+    reorder=0.0,
+    corruption=0.0,
+    replay=0.0,
+    clock_skew_ns=0,
+    sessions_max=64,
+    event_bytes=64,
+)
+
+
+def calm_world() -> World:
+    """Three replicas after twenty appends without any fault."""
+    world = World(CALM, faults=())
+    world.run()
+    return world
+
+
+@pytest.fixture(scope="module")
+def finished() -> World:
+    return calm_world()
+
+
+@pytest.fixture
+def world() -> World:
+    return calm_world()
+
+
+def head(world: World) -> int:
+    return world.nodes[0].driver.core.log.op
+
+
+def wipe_journal(world: World, replica: int) -> None:
+    for name, content in world.files[replica].durable.items():
+        if name.startswith("journal"):
+            content[:] = bytes(len(content))
+    world.checkers.hints[replica].clear()
+
+
+def message(command: Command, body: bytes = b"", **fields: int) -> Message:
+    return Message(framing.make_header(body, cluster=bytes(16), command=command, **fields), body)
+
+
+def promise(world: World, replica: int, promises: Promises) -> None:
+    """Let that replica's superblock seem to say that."""
+    world._promises[replica] = (world.files[replica].versions.get("superblock", 0), promises)
+
+
+def case_quorum_audit(world: World) -> None:
+    for replica in (1, 2):
+        wipe_journal(world, replica)
+    world.checkers.on_commit(world, 0, head(world))
+
+
+def case_quorum_of_an_older_log_view(world: World) -> None:
+    world.nodes[0].driver.core.view += 3
+    world.checkers.on_commit(world, 0, head(world))
+
+
+def case_two_primaries(world: World) -> None:
+    world.checkers.on_commit(world, 1, head(world))
+    world.checkers.on_commit(world, 2, head(world))
+
+
+def case_unfounded_commit(world: World) -> None:
+    world.nodes[1].driver.core.commit_max += 1
+    world.checkers.on_step(world, 1)
+
+
+def case_commit_goes_back(world: World) -> None:
+    world.checkers.commit_floor[1] += 1
+    world.checkers.on_step(world, 1)
+
+
+def case_applied_above_commit(world: World) -> None:
+    world.nodes[1].driver.core.applied += 1
+    world.checkers.on_step(world, 1)
+
+
+def case_log_view_above_view(world: World) -> None:
+    world.nodes[1].driver.core.log_view = world.nodes[1].driver.core.view + 1
+    world.checkers.on_step(world, 1)
+
+
+def case_view_not_on_disk(world: World) -> None:
+    world.checkers.on_send(world, 1, message(Command.PING, view=99))
+
+
+def case_log_view_not_on_disk(world: World) -> None:
+    promise(world, 1, Promises(view=9, log_view=8))
+    world.checkers.on_send(world, 1, message(Command.START_VIEW, view=9))
+
+
+def case_log_view_claimed(world: World) -> None:
+    promise(world, 1, Promises(view=9, log_view=2))
+    world.checkers.on_send(world, 1, message(Command.DO_VIEW_CHANGE, view=9, log_view=5))
+
+
+def case_acknowledged_before_durable(world: World) -> None:
+    wipe_journal(world, 2)
+    world.checkers.acknowledged[2].clear()
+    world.checkers.on_send(world, 2, message(Command.PREPARE_OK, op=5))
+
+
+def case_acknowledged_with_a_gap(world: World) -> None:
+    """Its own entry is there, one below it is not."""
+    world.checkers.acknowledged[2].clear()
+    header = world.nodes[2].driver.core.log.headers[3]
+    for name, content in world.files[2].durable.items():
+        at = content.find(header.raw)
+        if name.startswith("journal") and at >= 0:
+            content[at : at + 256] = bytes(256)
+    world.checkers.hints[2].clear()
+    world.checkers.on_send(world, 2, message(Command.PREPARE_OK, op=8))
+
+
+def case_nack_of_what_was_acknowledged(world: World) -> None:
+    core = world.nodes[1].driver.core
+    header = core.log.headers[core.log.op]
+    evidence = Evidence(header.op, known=1, present=0, nack=1, headers=(header,))
+    world.checkers.acknowledged[1] = {header.op: header.checksum}
+    world.checkers.on_send(world, 1, message(Command.DO_VIEW_CHANGE, encode_evidence(evidence), op=header.op))
+
+
+def case_shorter_log_in_evidence(world: World) -> None:
+    core = world.nodes[1].driver.core
+    header = core.log.headers[core.log.op]
+    world.checkers.acknowledged[1] = {header.op: header.checksum}
+    world.checkers.on_send(world, 1, message(Command.DO_VIEW_CHANGE, op=header.op - 1))
+
+
+def case_forgotten_at_restart(world: World) -> None:
+    world.checkers.acknowledged[1] = {world.nodes[1].driver.core.log.op + 1: bytes(16)}
+    world.checkers.on_restart(world, 1)
+
+
+def case_views_go_back_at_restart(world: World) -> None:
+    world.checkers.views[1] = (99, 0)
+    world.checkers.on_restart(world, 1)
+
+
+def case_starts_below_its_disk(world: World) -> None:
+    promise(world, 1, Promises(view=world.nodes[1].driver.core.view + 1))
+    world.checkers.on_restart(world, 1)
+
+
+def case_not_converged(world: World) -> None:
+    world.checkers.committed[head(world) + 1] = world.checkers.committed[head(world)]
+    world.checkers.check_end(world, [record for client in world.clients for record in client.history])
+
+
+def case_logs_differ(world: World) -> None:
+    world.nodes[2].driver.core.applied -= 1
+    world.read_log()
+
+
+def case_other_reply(world: World) -> None:
+    for position in (3, 4):
+        header = framing.make_header(
+            cluster=bytes(16), command=Command.REPLY, op=5, operation=128, request=1, position=position, count=1
+        )
+        world.checkers.on_reply(0, header)
+
+
+CASES: list[tuple[str, Callable[[World], None]]] = [
+    ("I8 quorum audit", case_quorum_audit),
+    ("I8 quorum audit", case_quorum_of_an_older_log_view),
+    ("I5 one primary", case_two_primaries),
+    ("I8 founded commits", case_unfounded_commit),
+    ("I3 monotone commit", case_commit_goes_back),
+    ("I7 order", case_applied_above_commit),
+    ("I4 monotone views", case_log_view_above_view),
+    ("I9 durable promises", case_view_not_on_disk),
+    ("I9 durable promises", case_log_view_not_on_disk),
+    ("I9 durable promises", case_log_view_claimed),
+    ("I9 durable promises", case_acknowledged_before_durable),
+    ("I9 durable promises", case_acknowledged_with_a_gap),
+    ("I12 true nacks", case_nack_of_what_was_acknowledged),
+    ("I12 no forgetting", case_shorter_log_in_evidence),
+    ("I12 no forgetting", case_forgotten_at_restart),
+    ("I4 monotone views", case_views_go_back_at_restart),
+    ("I4 monotone views", case_starts_below_its_disk),
+    ("E1 convergence", case_not_converged),
+    ("E2 same log", case_logs_differ),
+    ("I10 same reply", case_other_reply),
+]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_check_fires(world: World, name: str, case: Callable[[World], None]) -> None:
+    with pytest.raises(Violation) as caught:
+        case(world)
+    assert caught.value.name == name
+
+
+def test_the_same_inputs_unharmed_raise_nothing(finished: World) -> None:
+    checkers = finished.checkers
+    for replica in range(3):
+        checkers.on_step(finished, replica)
+        core = finished.nodes[replica].driver.core
+        checkers.acknowledged[replica].clear()
+        if not core.is_primary:
+            checkers.on_send(finished, replica, message(Command.PREPARE_OK, op=core.log.op, view=core.view))
+            assert core.log.op in checkers.acknowledged[replica]
+    checkers.check_end(finished, [record for client in finished.clients for record in client.history])
+    assert checkers.quorum_audits > 10 and checkers.agreements > 20
+
+
+# What the checkers read from a disk
+
+
+def test_promises_need_two_copies_that_agree(world: World) -> None:
+    files = world.files[0]
+    whole = durable_promises(files)
+    assert whole.suffix
+    for copy in (0, 1):
+        corrupt(files, "superblock", copy * 16384 + 200, 1, Random(1))
+        assert durable_promises(files) == whole
+    corrupt(files, "superblock", 2 * 16384 + 200, 1, Random(1))
+    assert durable_promises(files) == Promises()
+
+
+def test_entries_that_a_view_change_made_void_do_not_count(finished: World) -> None:
+    core = finished.nodes[0].driver.core
+    entry, other = core.log.headers[5], core.log.headers[6]
+    assert not Promises(log_view=entry.view).is_void(entry)
+    assert Promises(log_view=entry.view + 1).is_void(entry)
+    assert not Promises(log_view=9, suffix_head=7, suffix={5: entry.checksum}).is_void(entry)
+    assert Promises(log_view=9, suffix_head=7, suffix={5: other.checksum}).is_void(entry)
+    assert not Promises(log_view=9, suffix_head=7, suffix={7: other.checksum}).is_void(entry)
