@@ -6,6 +6,7 @@ durable, and hands their tokens back in order. All waiting happens without the G
 Thread rules: one thread calls a Writer; its disk thread is inside.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport errno
@@ -141,6 +142,9 @@ cdef class _Held:
         self.view_count = 0
 
 
+# Untracked: it can not be part of a cycle, but it can hang on one, and the collector would then clear `held`
+# while the disk thread still reads the buffers.
+@cython.no_gc
 cdef class Writer:
     """The write engine: see c/km_append.h.
 
@@ -166,7 +170,7 @@ cdef class Writer:
                 km_engine_free(engine)
 
     def fileno(self):
-        """A descriptor that is readable when the disk thread has completed something."""
+        """A descriptor that is readable when the disk thread has completed something, or anything failed."""
         return km_engine_eventfd(self.engine)
 
     def submit(self, int64_t token, object phases):

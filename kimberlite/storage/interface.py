@@ -53,7 +53,8 @@ class Disk(Protocol):
 
     A submission is a list of phases; the writes of a phase may reach the disk in any
     order, and a phase begins only when the phase before it is durable. Submissions are
-    carried out in the order they were submitted, one after another. A failed write
+    carried out in the order they were submitted, one after another; those that wait may
+    be carried out together, phase by phase, if no file is written in two phases of them. A failed write
     is fatal: it is reported by `completions` raising WriteFailedError naming file,
     offset and errno, and nothing submitted later is ever carried out.
     """

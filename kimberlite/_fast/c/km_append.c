@@ -164,6 +164,39 @@ static int run_group(km_engine *engine, km_submission **group, int count, km_eng
     return 0;
 }
 
+/* The files a group writes, each with the one phase in which it may be written. */
+typedef struct {
+    struct {
+        int fd;
+        uint32_t phase;
+    } seen[FILES_MAX];
+    int count;
+} phase_files;
+
+/* Whether a submission may share its phases with the group. They run phase by phase: were a file
+ * written in two phases, an older write could come after a newer one (a later copy of one superblock
+ * update after the first copy of the next). Then it is carried out alone, after the group. */
+static int may_share(phase_files *files, const km_submission *submission)
+{
+    for (uint32_t phase = 0, w = 0; phase < submission->phase_count; phase++) {
+        for (; w < submission->phase_ends[phase]; w++) {
+            int at = 0, fd = submission->writes[w].fd;
+            while (at < files->count && files->seen[at].fd != fd)
+                at++;
+            if (at == FILES_MAX)
+                return 0;
+            if (at == files->count) {
+                files->seen[at].fd = fd;
+                files->seen[at].phase = phase;
+                files->count++;
+            }
+            if (files->seen[at].phase != phase)
+                return 0;
+        }
+    }
+    return 1;
+}
+
 static void push_done(km_engine *engine, km_submission *submission)
 {
     submission->next = NULL;
@@ -188,7 +221,8 @@ static void *thread_main(void *argument)
 
     pthread_mutex_lock(&engine->lock);
     for (;;) {
-        int count = 0, result;
+        int count = 0, shared = 1, result;
+        phase_files files = {.count = 0};
         km_engine_stats stats;
         km_failure failure = {0, -1, 0};
 
@@ -196,10 +230,13 @@ static void *thread_main(void *argument)
             pthread_cond_wait(&engine->wake, &engine->lock);
         if (!engine->queue_head || engine->failure.error)
             break;
-        while (engine->queue_head && count < GROUP_MAX &&
-               (!count || engine->queue_head->phase_count == group[0]->phase_count)) {
-            group[count++] = engine->queue_head;
-            engine->queue_head = engine->queue_head->next;
+        while (engine->queue_head && count < GROUP_MAX && shared) {
+            km_submission *next = engine->queue_head;
+            shared = (!count || next->phase_count == group[0]->phase_count) && may_share(&files, next);
+            if (count && !shared)
+                break;
+            group[count++] = next;
+            engine->queue_head = next->next;
         }
         if (!engine->queue_head)
             engine->queue_tail = NULL;
@@ -312,8 +349,10 @@ void km_engine_submit(km_engine *engine, km_submission *submission)
         km_failure failure = {0, -1, 0};
         if (run_group(engine, &submission, 1, &engine->stats, &failure) == 0)
             push_done(engine, submission);
-        else
+        else {
             engine->failure = failure;
+            signal_done(engine);
+        }
     } else {
         if (engine->queue_tail)
             engine->queue_tail->next = submission;
@@ -336,6 +375,8 @@ km_submission *km_engine_collect(km_engine *engine)
     pthread_mutex_lock(&engine->lock);
     done = engine->done_head;
     engine->done_head = engine->done_tail = NULL;
+    if (engine->failure.error)
+        signal_done(engine); /* stays readable: whoever took completions this time learns of it the next */
     pthread_mutex_unlock(&engine->lock);
     return done;
 }

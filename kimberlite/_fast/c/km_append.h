@@ -7,7 +7,8 @@
  *   inline   in the caller's thread, while writes have been quick and nothing is queued:
  *            two context switches cost more than a write of 0.1 ms
  *   thread   on one disk thread, so that a slow disk keeps nobody from the network;
- *            what waits meanwhile is written together (group commit)
+ *            what waits meanwhile is written together, phase by phase (group commit), as
+ *            long as no file is written in two different phases of the group
  *
  * The first error is final: nothing is written after it, ever, and it is never retried.
  */
@@ -61,13 +62,14 @@ km_engine *km_engine_new(int sync_each, uint64_t inline_below_ns);
 /* Wait for everything queued, end the thread, free. Submissions not collected are lost. */
 void km_engine_free(km_engine *engine);
 
-/* Readable when completions wait to be collected. */
+/* Readable when completions of the thread wait to be collected, and for good after a failure. */
 int km_engine_eventfd(const km_engine *engine);
 
 /* The caller keeps the submission and its memory until it is collected. */
 void km_engine_submit(km_engine *engine, km_submission *submission);
 
-/* Durable submissions in order, as a list; NULL when there are none. Clears the eventfd. */
+/* Durable submissions in order, as a list; NULL when there are none. Clears the eventfd,
+ * unless something failed. */
 km_submission *km_engine_collect(km_engine *engine);
 
 /* Block until nothing is queued, or something failed. */
