@@ -58,6 +58,12 @@ class Replica:
     def pid(self) -> int | None:
         return self.process.pid if self.process is not None and self.process.poll() is None else None
 
+    def forget(self) -> None:
+        """Let go of a process that has ended."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process = None
+
     def last_log_line(self) -> str:
         """What the process said last."""
         try:
@@ -156,7 +162,7 @@ class LocalCluster:
                     *arguments,
                     str(replica.data),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # never written to: its end says that we have ended
                 stdout=log,
                 stderr=log,
             )
@@ -170,7 +176,7 @@ class LocalCluster:
         """Replicas whose process has ended since it was started, with its exit code; each once."""
         for replica in self.replicas:
             if replica.process is not None and (code := replica.process.poll()) is not None:
-                replica.process = None
+                replica.forget()
                 yield replica, code
 
     def wait_ready(
@@ -186,7 +192,12 @@ class LocalCluster:
             for replica, code in self.ended():
                 raise ReplicaEndedError(replica, code)
             answers = probe.fetch_all(self.addresses, 1.0)
-            statuses = [answer for answer in answers if not isinstance(answer, UnavailableError)]
+            # Another process may listen on an address of ours: then it is its pid that is told.
+            statuses = [
+                answer
+                for replica, answer in zip(self.replicas, answers, strict=True)
+                if not isinstance(answer, UnavailableError) and answer.get("pid") == replica.pid
+            ]
             normal = [status for status in statuses if status.get("status") == "normal"]
             if len(normal) >= wanted and any(status.get("role") == "primary" for status in normal):
                 return
@@ -204,7 +215,7 @@ class LocalCluster:
         if replica.process is not None:
             replica.process.send_signal(number)
             replica.process.wait()
-            replica.process = None
+            replica.forget()
 
     def stop(self) -> None:
         """End all processes: SIGTERM, and SIGKILL for what is still there ten seconds later."""
@@ -219,7 +230,7 @@ class LocalCluster:
                 process.kill()
                 process.wait()
         for replica in self.replicas:
-            replica.process = None
+            replica.forget()
 
     def cpu_seconds(self) -> float:
         """CPU time used so far by the replica processes and their children that still run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,11 +98,15 @@ def start(config_path: Path | None, settings: tuple[str, ...], exit_with_parent:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when the one that started it ends (prctl(2))."""
-    import ctypes
+    """Have this process get SIGTERM when its standard input ends.
 
-    parent = os.getppid()
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent or parent == 1:
-        raise SystemExit(0)  # it ended before the call above: there is nobody left to serve
+    The one that started it holds the other end of the pipe, and the kernel closes that however it
+    ends. (A parent-death signal would come as soon as the *thread* that started us has ended.)
+    """
+
+    def wait_for_end() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_end, name="parent", daemon=True).start()

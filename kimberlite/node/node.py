@@ -241,16 +241,24 @@ class Node:
             self._store.close()
 
     async def drain(self) -> None:
-        """Refuse new requests, hand over as primary, and let what is under way end: at most DRAIN_S."""
+        """Refuse new requests, let what is under way end, hand over as primary: at most DRAIN_S.
+
+        Waits only for what can still happen: a commit needs the replicas that we are connected to, and
+        a new primary needs a quorum of the others, without us.
+        """
         core = self.driver.core
         core.drain()
         deadline = self._loop.time() + DRAIN_S
-        while core.pipeline and self._loop.time() < deadline:
+
+        def others() -> int:
+            return len(self._peers.connected) if self._loop.time() < deadline else 0
+
+        while core.pipeline and others() + 1 >= core.quorums.replication:
             await asyncio.sleep(TICK_S)
-        if core.peers and core.is_primary and core.status == Status.NORMAL:
+        if core.is_primary and core.status == Status.NORMAL and others() >= core.quorums.view_change:
             view = core.view
             self._run(self.driver.step_down)
-            while core.view == view and self._loop.time() < deadline:
+            while core.view == view and others() >= core.quorums.view_change:
                 await asyncio.sleep(TICK_S)
 
     # The driver's network
