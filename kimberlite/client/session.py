@@ -60,6 +60,7 @@ class Append:
     count: int
     size: int  # bytes it adds to a request
     deadline: int | None
+    alone: bool = False  # a request that held it with others was above a limit of the cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,8 @@ class Session:
         count = 0
         while self._waiting:
             append = self._waiting[0]
+            if appends and (append.alone or appends[0].alone):
+                break
             if appends and (size + append.size > self._request_bytes_max or count + append.count > self._events_max):
                 break
             appends.append(self._waiting.popleft())
@@ -350,12 +353,37 @@ class Session:
         self._retry_at = None
         if reason == Reason.NO_SESSION:
             self._evicted(request)
+        elif reason == Reason.TOO_LARGE:
+            self._too_large(request)
         else:
             name = Reason(reason).name.lower().replace("_", " ")
             error = RejectedError(f"the cluster refused the request: {name}; nothing was appended", reason=reason)
             self._fail(request.appends, error)
             self._request_number -= 1  # it was not executed: its number is free
         self.flush(now)
+
+    def _too_large(self, request: Request) -> None:
+        """The cluster's limits are lower than ours. Which of the appends is above them shows when each
+        travels by itself."""
+        self._request_number -= 1  # it was not executed: its number is free
+        appends = [append for append in request.appends if append.handle != EXPIRED]
+        if len(request.appends) > 1:
+            for append in appends:
+                append.alone = True
+            self._waiting.extendleft(reversed(appends))
+            self._waiting_bytes += sum(append.size for append in appends)
+            return
+        for append in appends:
+            self._fail(
+                [append],
+                EventTooLargeError(
+                    f"the cluster refused an append of {append.count} events and {append.size} bytes: an event is "
+                    "above its limits.event_bytes_max, or the append above its limits.request_bytes_max or "
+                    "limits.events_per_request_max; nothing was appended",
+                    count=append.count,
+                    size=append.size,
+                ),
+            )
 
     def _evicted(self, request: Request) -> None:
         """The session is gone. Whether the request in flight was executed cannot be known if it was
