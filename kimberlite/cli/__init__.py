@@ -59,6 +59,10 @@ Exit codes
 """
 
 
+class OutputClosedError(Exception):
+    """The reader of standard output has gone. Not a BrokenPipeError: click would make exit code 1 of it."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are named in COMMANDS and imported when they are run."""
 
@@ -71,6 +75,12 @@ class LazyGroup(click.Group):
         module, attribute, _ = COMMANDS[name]
         command: click.Command = getattr(importlib.import_module(f"kimberlite.cli.{module}"), attribute)
         return command
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            raise OutputClosedError from None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -121,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except KimberliteError as error:
         return fail(str(error), error.exit_code)
-    except BrokenPipeError:
+    except (OutputClosedError, BrokenPipeError):
         # The reader of our output has gone (`kimberlite read | head`). Nothing is wrong;
         # the interpreter must not complain when it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ import click
 
 from kimberlite.config import parse_addresses
 
+CONNECT_TIMEOUT_S = 10.0  # for any replica to answer at all
 DEFAULT_PORT = 7100
 DEFAULT_ADDRESSES = f"127.0.0.1:{DEFAULT_PORT},{DEFAULT_PORT + 1},{DEFAULT_PORT + 2}"
 

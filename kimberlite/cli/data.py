@@ -26,6 +26,7 @@ import click
 import kimberlite
 from kimberlite._fast import events
 from kimberlite.cli.common import (
+    CONNECT_TIMEOUT_S,
     addresses_option,
     bytes_text,
     json_option,
@@ -35,6 +36,7 @@ from kimberlite.cli.common import (
     timeout_option,
 )
 from kimberlite.errors import EventTooLargeError, KimberliteError, UsageError
+from kimberlite.types import Bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -220,7 +222,7 @@ async def append_all(
     """Send all batches, a few at a time, and count what is acknowledged into `done`."""
     under_way: collections.deque[tuple[EncodedBatch, Awaitable[int]]] = collections.deque()
     with ProgressBar(total) as advance:
-        async with kimberlite.connect(list(addresses)) as log:
+        async with kimberlite.connect(addresses, timeout=min(timeout, CONNECT_TIMEOUT_S)) as log:
 
             async def settle() -> None:
                 batch, reply = under_way.popleft()
@@ -326,7 +328,7 @@ def read(
     sys.stdout.buffer.flush()
 
 
-Writer = Callable[[int, int, bytes], bytes]
+Writer = Callable[[int, int, Bytes], bytes]
 
 
 def choose_writer(binary: bool, no_trailing_newline: bool, as_json: bool) -> Writer:
@@ -340,7 +342,7 @@ def choose_writer(binary: bool, no_trailing_newline: bool, as_json: bool) -> Wri
     return write_lines
 
 
-def write_lines(position: int, count: int, body: bytes) -> bytes:
+def write_lines(position: int, count: int, body: Bytes) -> bytes:
     return events.join(body, b"\n")
 
 
@@ -350,17 +352,17 @@ class BetweenNewlines:
     def __init__(self) -> None:
         self._owed = b""
 
-    def __call__(self, position: int, count: int, body: bytes) -> bytes:
+    def __call__(self, position: int, count: int, body: Bytes) -> bytes:
         text = self._owed + events.join(body, b"\n")[:-1]
         self._owed = b"\n"
         return text
 
 
-def write_frames(position: int, count: int, body: bytes) -> bytes:
+def write_frames(position: int, count: int, body: Bytes) -> bytes:
     return b"".join(LENGTH.pack(len(event)) + event for event in events.slice(body, 0, count))
 
 
-def write_json(position: int, count: int, body: bytes) -> bytes:
+def write_json(position: int, count: int, body: Bytes) -> bytes:
     lines = []
     for index, event in enumerate(events.slice(body, 0, count)):
         try:
@@ -371,13 +373,21 @@ def write_json(position: int, count: int, body: bytes) -> bytes:
     return "".join(lines).encode()
 
 
+def write_all(out: BinaryIO, data: Bytes) -> None:
+    """Write everything. With PYTHONUNBUFFERED standard output is a bare file, whose `write` may stop half-way
+    (a signal, a reader that goes away) and only says so."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[out.write(rest) :]
+
+
 async def read_all(
     addresses: tuple[str, ...], start: int, limit: int | None, follow: bool, timeout: float, writer: Writer
 ) -> None:
     """Print batch by batch as they come from the cluster."""
     out = sys.stdout.buffer
-    async with kimberlite.connect(list(addresses)) as log:
+    async with kimberlite.connect(addresses, timeout=min(timeout, CONNECT_TIMEOUT_S)) as log:
         async for position, count, body in log.read_batches(start=start, limit=limit, follow=follow, timeout=timeout):
-            out.write(writer(position, count, body))
+            write_all(out, writer(position, count, body))
             if follow:
                 out.flush()

@@ -2,16 +2,16 @@
 
 How the fields of the common header are used between clients and replicas:
 
-| frame        | fields beside cluster and command |
-| ------------ | --- |
-| HELLO        | first frame each way. Replica: replica, view, count = size of the cluster. Client: client |
-| REQUEST      | client, session, request, operation, count = events, latency_us; body: event batch |
-| REPLY        | client, session, request, operation, view, op, position = of the first event, count, context = REQUEST |
-| REJECT       | reason, view, position = end of the log, context = checksum of the frame refused |
-| READ         | client, position = first wanted, count = most events, session = most bytes, flags = READ_WAIT or 0, timestamp = how long to wait, in nanoseconds |
-| READ_REPLY   | position = first, count = events (0: nothing came in time), timestamp = end of the log, op = applied, context = READ; body: event batch |
-| STATUS       | client |
-| STATUS_REPLY | context = STATUS; body: JSON object |
+HELLO         the first frame each way. Of a replica: replica, view, count = size of the cluster. Of a client: client
+REQUEST       client, session, request, operation, count = events, latency_us; body: event batch
+REPLY         client, session, request, operation, view, op, position = of the first event, count, context = REQUEST
+REJECT        reason, view, position = end of the log, context = checksum of the frame refused
+READ          client, position = first wanted, count = most events, session = most bytes, flags = READ_WAIT or 0,
+              timestamp = how long to wait, in nanoseconds
+READ_REPLY    position = first, count = events (0: nothing came in time), timestamp = end of the log, op = applied,
+              context = READ; body: event batch
+STATUS        client
+STATUS_REPLY  context = STATUS; body: JSON object
 
 May import: errors, types, _fast, _sys.
 """

@@ -19,6 +19,7 @@ import pytest
 LINES = 1_000_000
 LONG_LINES = 300
 LONG_BYTES = 64 << 10
+PIPE_BYTES = 64 << 10  # what a pipe holds
 
 
 def write_mixed_lines(path: Path, count: int, long_count: int, seed: int) -> None:
@@ -149,16 +150,25 @@ def test_read_into_a_pipe_that_closes(
     start_cluster: Any, kimberlite_command: Any, environment: dict[str, str], small_lines: Path, tmp_path: Path
 ) -> None:
     cluster = start_cluster(1)
-    for _ in range(20):
-        kimberlite_command("append", small_lines, addresses=cluster.addresses)
-    done = subprocess.run(
-        ["bash", "-c", '"$0" -P -m kimberlite read | head -n 1; exit ${PIPESTATUS[0]}', sys.executable],
-        env={**environment, "KIMBERLITE_ADDRESSES": ",".join(cluster.addresses)},
-        capture_output=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 141
-    assert done.stderr == b""
+    kimberlite_command("append", small_lines, addresses=cluster.addresses)
+    assert small_lines.stat().st_size > 2 * PIPE_BYTES  # it must block, and then find the pipe broken
+    for unbuffered in ("", "1"):
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "kimberlite", "read"],
+            env={
+                **environment,
+                "KIMBERLITE_ADDRESSES": ",".join(cluster.addresses),
+                "PYTHONUNBUFFERED": unbuffered,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        ) as reader:
+            assert reader.stdout is not None and reader.stderr is not None
+            os.read(reader.stdout.fileno(), 1)
+            reader.stdout.close()
+            assert reader.wait(timeout=60) == 141, f"PYTHONUNBUFFERED={unbuffered}"
+            assert reader.stderr.read() == b""
 
 
 def test_progress_bar_on_a_terminal_only(
