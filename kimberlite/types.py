@@ -89,6 +89,8 @@ class Reason(IntEnum):
     NOT_READY = 14  # no view with a working quorum yet
     DISK_FULL = 15
     CORRUPT = 16  # the data asked for is damaged here and under repair
+    WRONG_SIZE = 17  # a peer whose cluster has another number of replicas
+    WRONG_REPLICA = 18  # a peer that is not the replica whose address it has
 
 
 class FrameReason(IntEnum):

@@ -7,7 +7,8 @@ attempt; attempts back off with jitter. What cannot be sent is dropped and count
 protocol repairs, no queue grows.
 
 Identity: the first frame is HELLO with cluster and replica index; until it has come a
-connection is read for HELLO_BYTES_MAX bytes and HELLO_SECONDS at most.
+connection is read for HELLO_BYTES_MAX bytes and HELLO_SECONDS at most. A peer that is not the one
+that the configuration speaks of is refused, by either side, and the owner is told once.
 May import: errors, types, _fast, net.transport.
 """
 
@@ -17,6 +18,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from kimberlite.errors import AddressInUseError, NetworkError
@@ -63,6 +65,28 @@ async def listen(factory: Callable[[], FrameConnection], host: str, port: int, w
         raise NetworkError(f"{host}:{port} can not be listened on: {error} ({what})", host=host, port=port) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the process at the address of a replica is not that replica: what it said of itself."""
+
+    reason: Reason
+    host: str
+    port: int
+    cluster: ClusterId
+    replica: int
+    replica_count: int
+
+    def __str__(self) -> str:
+        where = f"{self.host}:{self.port}"
+        if self.reason == Reason.WRONG_CLUSTER:
+            return f"{where} belongs to cluster {self.cluster.hex()}"
+        if self.reason == Reason.WRONG_SIZE:
+            return f"{where} belongs to a cluster of {self.replica_count} replicas"
+        if self.reason == Reason.WRONG_REPLICA:
+            return f"{where} is replica {self.replica}"
+        return f"{where} refuses this replica: {self.reason.name.lower().replace('_', ' ')}"
+
+
 class PeerNetwork:
     """Connections of one replica to all others. `on_messages` gets every frame that a peer sent."""
 
@@ -76,10 +100,13 @@ class PeerNetwork:
         make_header: HeaderFactory,
         view: Callable[[], int],
         on_messages: Callable[[list[Message]], None],
+        on_refusal: Callable[[int, Refusal], None] | None = None,
         frame_max: int = 4 << 20,
         counters: Counters | None = None,
         seed: int = 0,
     ) -> None:
+        """on_refusal: told when the process at the address of a replica turns out to be another
+        one, once for each such replica until it has been the right one again."""
         self.index = index
         self._addresses = addresses
         self._listen_on = listen_on
@@ -87,6 +114,7 @@ class PeerNetwork:
         self._make_header = make_header
         self._view = view
         self._on_messages = on_messages
+        self._on_refusal = on_refusal
         self._frame_max = frame_max
         self._counters = counters or NullCounters()
         self._random = Random(seed)
@@ -95,6 +123,9 @@ class PeerNetwork:
         self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}
         self._server: asyncio.Server | None = None
         self._dialers: list[asyncio.Task[None]] = []
+        self._greeted: set[int] = set()  # replicas that have answered our HELLO on the present connection
+        self.refusals: dict[int, Refusal] = {}  # replica -> why the process at its address is not it
+        self.met = False  # whether a peer of this cluster has ever answered
 
     async def start(self) -> None:
         """Listen and begin to dial. Raises AddressInUseError before anything is sent."""
@@ -126,8 +157,8 @@ class PeerNetwork:
 
     @property
     def connected(self) -> set[int]:
-        """Replicas that we can send to."""
-        return set(self._outgoing)
+        """Replicas that we can send to and that have answered."""
+        return set(self._greeted)
 
     # Dialling
 
@@ -139,7 +170,7 @@ class PeerNetwork:
             host, port = self._addresses[replica]
             try:
                 _, connection = await asyncio.wait_for(
-                    loop.create_connection(lambda closed=closed: self._dialled(closed), host, port),  # type: ignore[misc]
+                    loop.create_connection(lambda closed=closed: self._dialled(replica, closed), host, port),  # type: ignore[misc]
                     CONNECT_TIMEOUT_S,
                 )
             except (TimeoutError, OSError):
@@ -151,31 +182,51 @@ class PeerNetwork:
                 await closed
                 if self._outgoing.get(replica) is connection:
                     del self._outgoing[replica]
+                    self._greeted.discard(replica)
                 if loop.time() - began > DIAL_MAX_S:
                     delay = DIAL_FIRST_S
             await asyncio.sleep(delay * (0.5 + self._random.random()))
             delay = min(delay * 2, DIAL_MAX_S)
 
-    def _dialled(self, closed: asyncio.Future[None]) -> FrameConnection:
+    def _dialled(self, replica: int, closed: asyncio.Future[None]) -> FrameConnection:
         def finish(_: FrameConnection, error: Exception | None) -> None:
             if not closed.done():
                 closed.set_result(None)
 
         return FrameConnection(
-            on_frames=self._on_answer,
+            on_frames=lambda connection, frames: self._on_answer(replica, connection, frames),
             on_open=keep_alive,
             on_closed=finish,
-            cluster=self._cluster,
-            frame_max=self._frame_max,
+            frame_max=HELLO_BYTES_MAX,
             counters=self._counters,
         )
 
-    def _on_answer(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
+    def _on_answer(
+        self, replica: int, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]
+    ) -> None:
         """On a connection that we dialled a peer only says HELLO, or why it refuses us."""
         for header, _ in frames:
-            if header.command == Command.REJECT:
-                self._counters.message_dropped(Reason(header.reason).name.lower())
-                connection.close()
+            reason = Reason.MALFORMED
+            if header.cluster != self._cluster:
+                reason = Reason.WRONG_CLUSTER
+            elif header.command == Command.REJECT:
+                reason = Reason(header.reason)
+            elif header.command == Command.HELLO and header.replica != replica:
+                reason = Reason.WRONG_REPLICA
+            elif header.command == Command.HELLO:
+                self.refusals.pop(replica, None)
+                self._greeted.add(replica)
+                self.met = True
+                continue
+            self._counters.message_dropped(reason.name.lower())
+            connection.close()
+            known = self.refusals.get(replica)
+            if known is None or known.reason != reason:
+                refusal = Refusal(reason, *self._addresses[replica], header.cluster, header.replica, header.count)
+                self.refusals[replica] = refusal
+                if self._on_refusal is not None:
+                    self._on_refusal(replica, refusal)
+            return
 
     def _hello(self) -> Message:
         return Message(
@@ -241,10 +292,10 @@ class PeerNetwork:
             reason = Reason.MALFORMED
         elif hello.cluster != self._cluster:
             reason = Reason.WRONG_CLUSTER
-        elif not 0 <= hello.replica < len(self._addresses) or hello.replica == self.index:
-            reason = Reason.MALFORMED
         elif hello.count != len(self._addresses):
-            reason = Reason.VERSION
+            reason = Reason.WRONG_SIZE
+        elif not 0 <= hello.replica < len(self._addresses) or hello.replica == self.index:
+            reason = Reason.WRONG_REPLICA
         if reason is not Reason.NONE:
             self._counters.message_dropped(reason.name.lower())
             connection.send(
@@ -254,6 +305,7 @@ class PeerNetwork:
                         command=Command.REJECT,
                         replica=self.index,
                         reason=reason,
+                        count=len(self._addresses),
                         context=hello.checksum,
                     )
                 )

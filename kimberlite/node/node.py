@@ -31,16 +31,17 @@ from types import TracebackType
 from kimberlite import __version__
 from kimberlite._fast import framing
 from kimberlite.config import Config
-from kimberlite.errors import ConfigError, InvariantError, KimberliteError
-from kimberlite.net.peers import PeerNetwork
+from kimberlite.errors import ConfigError, DataMissingError, InvariantError, KimberliteError, WrongClusterError
+from kimberlite.net.peers import PeerNetwork, Refusal
 from kimberlite.node import notify
 from kimberlite.node.driver import Driver, FastCodec, known_headers
 from kimberlite.node.reader import LogReader
 from kimberlite.node.server import ClientServer
 from kimberlite.state_machine import EventLog, StateMachine
+from kimberlite.storage import superblock
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.store import Store
-from kimberlite.types import ClientId, Message, Status
+from kimberlite.types import ClientId, Message, Reason, Status
 from kimberlite.vsr.config import MS, CoreConfig
 from kimberlite.vsr.replica import Replica
 
@@ -138,6 +139,12 @@ class Node:
     async def __aenter__(self) -> Node:
         self._loop = asyncio.get_running_loop()
         storage = self.config.storage
+        if self.directory.is_dir() and not (self.directory / superblock.NAME).exists():
+            raise DataMissingError(
+                f"{self.directory} holds no replica: nothing was started; create one with `kimberlite format`, or name "
+                "the directory that holds it",
+                path=str(self.directory),
+            )
         self._disk = FileDisk(
             self.directory,
             mode=storage.mode,
@@ -149,8 +156,13 @@ class Node:
             self._check_identity()
             self.recovered = self._store.recover()
             self._build()
-            await self._server.start()
-            await self._peers.start()
+            try:
+                await self._server.start()
+                await self._peers.start()
+            except BaseException:
+                await self._server.stop()
+                await self._peers.stop()
+                raise
         except BaseException:
             self._disk.close()
             raise
@@ -200,6 +212,7 @@ class Node:
             make_header=framing.make_header,
             view=lambda: core.view,
             on_messages=self._on_peer_messages,
+            on_refusal=self._on_peer_refusal,
             frame_max=config.limits.frame_bytes_max,
             counters=self.recorder,
             seed=secrets.randbits(64),
@@ -274,6 +287,25 @@ class Node:
     def _on_peer_messages(self, messages: list[Message]) -> None:
         self._messages += messages
         self._schedule_round()
+
+    def _on_peer_refusal(self, replica: int, refusal: Refusal) -> None:
+        """The process at a peer's address is another one. Ends this replica when the others at the
+        configured addresses can not make a quorum with it and none of them was ever the right one."""
+        core = self.driver.core
+        sys.stderr.write(f"kimberlite: replica {replica} can not be used: {refusal}\n")
+        sys.stderr.flush()
+        refusals = self._peers.refusals
+        if self._peers.met or core.config.replica_count - len(refusals) >= core.quorums.replication:
+            return
+        kind = WrongClusterError if all(r.reason == Reason.WRONG_CLUSTER for r in refusals.values()) else ConfigError
+        who = f"replica {core.index} of {core.config.replica_count} of cluster {self.config.cluster.id}"
+        self._fail(
+            kind(
+                f"this is {who}, but {'; '.join(map(str, refusals.values()))}: no quorum can be made, nothing was "
+                "changed. Correct cluster.addresses, or format a replica for that cluster in another directory",
+                refusals=dict(refusals),
+            )
+        )
 
     def _on_client_requests(self, messages: list[Message]) -> None:
         self._requests += messages
@@ -373,7 +405,12 @@ class Node:
                 }
                 for peer in snapshot.peers
             ],
-            "unhealthy": snapshot.unhealthy,
+            "unhealthy": "; ".join(
+                [
+                    *([snapshot.unhealthy] if snapshot.unhealthy else []),
+                    *(f"replica {index}: {refusal}" for index, refusal in sorted(self._peers.refusals.items())),
+                ]
+            ),
         }
 
 
