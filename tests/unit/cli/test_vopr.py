@@ -1,0 +1,161 @@
+"""`vopr run`, `replay`, `minimize`, `canaries`: output, files and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kimberlite.cli import main
+from kimberlite.errors import CanaryMissedError, ViolationError
+from kimberlite.vopr import run as runs
+from kimberlite.vopr.canaries import CANARIES, Hunt, planted
+from kimberlite.vopr.run import Outcome, Script
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds 1 and 2 break something."""
+    original = runs.run
+
+    def run(script: Script, *, full_trace: bool = False) -> Outcome:
+        if script.seed in (1, 2):
+            return Outcome(
+                script.seed, "abc", 5, "I1 agreement", "I1 agreement: two", "the tail", {}, ((1, "crash", 0),)
+            )
+        return original(script, full_trace=full_trace)
+
+    monkeypatch.setattr(runs, "run", run)
+
+
+def test_run_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "run", "--seeds", "0:2", "--requests", "5"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "", "no progress where nobody looks"
+    (line,) = captured.out.splitlines()
+    assert line.startswith("2 seeds, 0 violations, trace hash ")
+
+
+def test_run_json_is_one_line_with_the_fixed_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "run", "--seeds", "0:2", "--requests", "5", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    row = json.loads(line)
+    assert list(row) == ["seeds", "violations", "trace_hash", "messages", "messages_per_s", "wall_s", "labels"]
+    assert (row["seeds"], row["violations"]) == (2, 0)
+    assert row["messages"] > 0 and row["labels"]["PREPARED"] > 0
+
+
+@pytest.mark.usefixtures("failing")
+def test_run_reports_each_violation_with_its_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "run", "--seeds", "0:3", "--requests", "5"]) == ViolationError.exit_code == 51
+    captured = capsys.readouterr()
+    for seed in (1, 2):
+        assert f"seed {seed}: I1 agreement: two\n  replay: kimberlite vopr replay {seed} --requests 5\n" in captured.out
+    assert "    the tail" in captured.out
+    assert "3 seeds, 2 violations" in captured.out
+    assert "2 violations in 3 seeds (1, 2)" in captured.err
+
+
+@pytest.mark.usefixtures("failing")
+def test_run_json_keeps_violations_out_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "run", "--seeds", "0:3", "--requests", "5", "--json"]) == 51
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["violations"] == 2
+    assert "seed 1: I1 agreement" in captured.err
+
+
+def test_run_fails_when_it_proves_too_little(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "LABELS_SEEDS_MIN", 1)
+    monkeypatch.setattr(runs, "LABELS_WANTED", ("PREPARED", "never"))
+    assert main(["vopr", "run", "--seeds", "0:1", "--requests", "3"]) == 51
+    assert "E4 coverage: in 1 seeds nothing reached never:" in capsys.readouterr().err
+
+
+def test_run_fails_when_a_seed_is_not_one_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashes = iter("abc")
+    monkeypatch.setattr(runs, "run", lambda script: Outcome(0, next(hashes), 1, "", "", "", {}, ()))
+    assert main(["vopr", "run", "--seeds", "0:1"]) == 51
+    assert "E0 determinism: the trace of seed 0 is a, then b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seeds", ["5", "5:5", "6:5", "a:b", "-1:4", ""])
+def test_run_refuses_what_is_no_range(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "run", "--seeds", seeds]) == 2
+    assert "is no range of seeds" in capsys.readouterr().err
+
+
+def test_replay_is_exact_and_writes_the_whole_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = runs.run(Script(4, 10)).trace_hash
+    path = tmp_path / "trace"
+    assert main(["vopr", "replay", "4", "--requests", "10", "--trace", str(path)]) == 0
+    assert f"seed 4, trace hash {expected}," in capsys.readouterr().out
+    assert main(["vopr", "replay", "4", "--requests", "10", "--trace", "-"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert path.read_text().splitlines() == printed[:-1]
+    assert len(printed) > 100
+    assert main(["vopr", "replay", "4", "--requests", "10", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trace_hash"] == expected
+
+
+@pytest.mark.usefixtures("failing")
+def test_replay_of_a_failing_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "replay", "1"]) == 51
+    captured = capsys.readouterr()
+    assert captured.out.startswith("the tail\n")
+    assert captured.err == "kimberlite: I1 agreement: two\n"
+
+
+def test_minimize_writes_what_replay_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "small.json"
+    command = ["vopr", "minimize", "1", "--requests", "8", "--canary", "quorum-off-by-one", "--output", str(path)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "I8 quorum audit" in out
+    assert f"replay: kimberlite vopr replay 1 --script {path} --canary quorum-off-by-one" in out
+    with planted("quorum-off-by-one"):
+        assert runs.run(Script.parse(path.read_text())).check == "I8 quorum audit"
+    assert main(["vopr", "replay", "1", "--script", str(path), "--canary", "quorum-off-by-one"]) == 51
+    assert main(["vopr", "replay", "1", "--script", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["vopr", "replay", "2", "--script", str(path)]) == 2
+    assert "is a run of seed 1, not 2" in capsys.readouterr().err
+    assert main([*command, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["check"], row["faults"], row["script"]) == ("I8 quorum audit", [], str(path))
+
+
+def test_minimize_refuses_a_run_that_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "minimize", "4", "--requests", "2"]) == 2
+    assert "seed 4 breaks nothing" in capsys.readouterr().err
+
+
+def test_canaries_say_how_they_were_found(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["vopr", "canaries", "--only", "quorum-off-by-one", "--only", "agreement-with-itself"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["quorum-off-by-one", "1", "seeds", "I8", "quorum", "audit"]
+    assert lines[1].split() == ["agreement-with-itself", "0", "seeds", "drill"]
+    assert lines[2] == "2 of 2 planted bugs found"
+    assert main([*command, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["name"], row["seeds"], row["check"]) for row in rows] == [
+        ("quorum-off-by-one", 1, "I8 quorum audit"),
+        ("agreement-with-itself", 0, "drill"),
+    ]
+
+
+def test_canaries_fail_when_one_is_missed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def hunt(name: str, seeds_max: int, requests: int) -> Hunt:
+        return Hunt(name, seeds_max, "" if name == "quorum-off-by-one" else "I1", "")
+
+    monkeypatch.setattr("kimberlite.vopr.canaries.hunt", hunt)
+    assert main(["vopr", "canaries", "--seeds-max", "3"]) == CanaryMissedError.exit_code == 52
+    captured = capsys.readouterr()
+    assert "planted bugs not found: quorum-off-by-one" in captured.err
+    assert f"{len(CANARIES) - 1} of {len(CANARIES)} planted bugs found" in captured.out
+    assert main(["vopr", "canaries", "--only", "nonsense"]) == 2

@@ -1,0 +1,75 @@
+"""Planted bugs leave no trace behind, and the quick ones are found. `kimberlite vopr canaries` runs all."""
+
+from __future__ import annotations
+
+import pytest
+
+from kimberlite.errors import UsageError
+from kimberlite.vopr import canaries
+from kimberlite.vopr.canaries import CANARIES, hunt, planted, select
+from kimberlite.vopr.run import Outcome, Script
+
+# name -> (the first seed that finds it with so many requests, the check)
+QUICK = {
+    "quorum-off-by-one": (0, "I8 quorum audit"),
+    "ack-before-durable": (0, "I9 durable promises"),
+}
+
+
+@pytest.mark.parametrize("name", CANARIES)
+def test_a_planted_bug_is_gone_afterwards(name: str) -> None:
+    patches = CANARIES[name].patches()
+    assert patches
+    places = [(owner, key, owner[key] if isinstance(owner, dict) else vars(owner)[key]) for owner, key, _ in patches]
+    with planted(name):
+        for owner, key, before in places:
+            assert (owner[key] if isinstance(owner, dict) else vars(owner)[key]) is not before
+    for owner, key, before in places:
+        assert (owner[key] if isinstance(owner, dict) else vars(owner)[key]) is before
+
+
+def test_it_is_gone_after_an_error_too() -> None:
+    before = canaries.normal.may_commit
+    with pytest.raises(KeyError), planted("quorum-off-by-one"):
+        assert canaries.normal.may_commit is not before
+        raise KeyError
+    assert canaries.normal.may_commit is before
+
+
+def test_nothing_is_planted_without_a_name() -> None:
+    before = canaries.normal.may_commit
+    with planted(None):
+        assert canaries.normal.may_commit is before
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="no planted bug is called 'nonsense'; there are quorum-off-by-one"):
+        select(["nonsense"])
+    assert select([]) == list(CANARIES)
+
+
+def test_a_bug_that_changes_nothing_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = canaries.normal.may_commit
+    harmless = canaries.Canary("harmless", "", lambda: [(canaries.normal, "may_commit", same)])
+    monkeypatch.setitem(CANARIES, "harmless", harmless)
+    found = hunt("harmless", seeds_max=2, requests=5)
+    assert (found.check, found.seeds, found.seed) == ("", 2, None)
+
+
+def test_a_seed_that_fails_without_the_bug_as_well_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = canaries.normal.may_commit
+
+    def fake(script: Script) -> Outcome:
+        fails = script.seed == 3 or (script.seed == 5 and canaries.normal.may_commit is not original)
+        return Outcome(script.seed, "", 0, "I1" if fails else "", "I1: x", "", {}, ())
+
+    monkeypatch.setattr(canaries, "run", fake)
+    found = hunt("quorum-off-by-one", seeds_max=10)
+    assert (found.check, found.seed, found.seeds) == ("I1", 5, 6)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_bug_is_found(name: str) -> None:
+    seed, check = QUICK[name]
+    found = hunt(name, seeds_max=1, first=seed)
+    assert (found.check, found.seed) == (check, seed)

@@ -1,0 +1,135 @@
+"""One seed is one run: again, in another process, under another hash seed, with its faults given, shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kimberlite.errors import UsageError
+from kimberlite.vopr import run as runs
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.run import Campaign, Outcome, Script, run
+
+REQUESTS = 20
+
+
+def outcome(seed: int = 0, **fields: object) -> Outcome:
+    made = Outcome(seed, "hash", 10, "", "", "", {"torn": 1}, ())
+    return dataclasses.replace(made, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_the_trace_is_the_same_in_every_process_and_under_every_hash_seed(seed: int) -> None:
+    hashes = {run(Script(seed, REQUESTS)).trace_hash}
+    for hash_seed in ("0", "12345"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "kimberlite.vopr.run", str(seed), str(seed + 1), "1", str(REQUESTS)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        hashes.add(runs.decode(done.stdout).trace_hash)
+    assert len(hashes) == 1
+    assert run(Script(seed + 1, REQUESTS)).trace_hash not in hashes
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_with_its_faults_given_is_the_run_that_drew_them(seed: int) -> None:
+    drawn = run(Script(seed, REQUESTS))
+    given = run(Script(seed, REQUESTS, faults=drawn.faults))
+    assert given.trace_hash == drawn.trace_hash
+    assert given.faults == drawn.faults
+    if drawn.faults:
+        assert run(Script(seed, REQUESTS, faults=())).trace_hash != drawn.trace_hash
+
+
+def test_processes_share_a_campaign_without_changing_it() -> None:
+    alone, shared = Campaign(), Campaign()
+    for campaign, jobs in ((alone, 1), (shared, 3)):
+        for each in runs.outcomes(0, 4, 5, jobs):
+            campaign.add(each)
+    assert alone.trace_hash == shared.trace_hash
+    assert alone.labels == shared.labels
+    assert (alone.seeds, alone.messages) == (shared.seeds, shared.messages) == (4, alone.messages)
+
+
+def test_a_violation_keeps_its_name_and_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> None:
+        raise Violation("I1 agreement", "two of them")
+
+    monkeypatch.setattr(runs.World, "run", broken)
+    found = run(Script(0, REQUESTS))
+    assert (found.check, found.violation) == ("I1 agreement", "I1 agreement: two of them")
+
+
+def test_whatever_stops_the_code_under_test_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> None:
+        raise KeyError(17)
+
+    monkeypatch.setattr(runs.World, "run", broken)
+    found = run(Script(0, REQUESTS))
+    assert found.check == "exception"
+    assert "KeyError: 17 (broken, line" in found.violation
+
+
+def test_the_hash_of_a_campaign_depends_on_each_run_and_on_their_order() -> None:
+    hashes = set()
+    for seeds in ([1, 2], [2, 1], [1], [1, 2, 3]):
+        campaign = Campaign()
+        for seed in seeds:
+            campaign.add(outcome(seed))
+        hashes.add(campaign.trace_hash)
+    assert len(hashes) == 4
+
+
+def test_a_campaign_counts() -> None:
+    campaign = Campaign()
+    campaign.add(outcome(0))
+    campaign.add(outcome(1, check="I1 agreement", labels={"torn": 2, "FAULTY": 0}))
+    summary = campaign.summary()
+    assert list(summary) == ["seeds", "violations", "trace_hash", "messages", "messages_per_s", "wall_s", "labels"]
+    assert (summary["seeds"], summary["violations"], summary["messages"]) == (2, 1, 20)
+    assert summary["labels"] == {"torn": 3}
+    assert [each.seed for each in campaign.violations] == [1]
+
+
+def test_a_large_campaign_must_have_reached_the_rare_labels() -> None:
+    campaign = Campaign()
+    labels = dict.fromkeys(runs.LABELS_WANTED, 1)
+    for seed in range(runs.LABELS_SEEDS_MIN - 1):
+        campaign.add(outcome(seed))
+    assert campaign.unreached() == []
+    campaign.add(outcome(99))
+    assert campaign.unreached() == [label for label in runs.LABELS_WANTED if label != "torn"]
+    campaign.add(outcome(100, labels=labels))
+    assert campaign.unreached() == []
+
+
+def test_a_run_that_differs_the_second_time_is_found() -> None:
+    first = run(Script(0, 3))
+    assert runs.check_determinism(first, 3) is None
+    differs = runs.check_determinism(dataclasses.replace(first, trace_hash="other"), 3)
+    assert differs is not None and differs.check == "E0 determinism"
+
+
+def test_a_script_survives_its_file() -> None:
+    script = Script(7, 9, {"loss": 0.0, "clock_skew_ns": 0}, ((1, "crash", 2), (3, "heal", 4)))
+    assert Script.parse(script.to_json()) == script
+    assert Script.parse(Script(7, 9, {}, ()).to_json()) == Script(7, 9, {}, ())
+    assert Script.parse(Script(7).to_json()) == Script(7)
+    assert (script.plan().loss, script.plan().requests) == (0.0, 9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"seed": 1, "requests": 1, "overrides": {"nonsense": 1}, "faults": null}', '{"seed": "x"}'],
+)
+def test_a_file_that_is_no_script_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no script of a run"):
+        Script.parse(text)
