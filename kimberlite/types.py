@@ -274,6 +274,11 @@ class ViewState:
       other entry there is a stale one of an older view: void, whatever its view says.
     - op > suffix_head: canonical if and only if its view equals log_view and it chains
       forward, without a gap, from the header of suffix_head; otherwise void.
+
+    `doubt`: entries up to here may have been acknowledged by this replica although its
+    journal no longer proves it (they were damaged beyond recognition, and what stood there
+    was or will be overwritten). What is not intact at or below it is FAULTY, never ABSENT,
+    and the log is at least that long.
     """
 
     view: int = 0
@@ -282,6 +287,7 @@ class ViewState:
     base: int = 0
     suffix_head: int = 0  # head of the log when log_view was entered
     suffix: tuple[Header, ...] = ()
+    doubt: int = 0
 
 
 SUFFIX_MAX = 48
@@ -305,6 +311,7 @@ class Recovered:
     settled: int  # highest op such that it and everything below is PRESENT and chained
     settled_header: Header  # of op `settled` (the root when 0)
     head: int
+    written: int  # head of the journal; what is FAULTY above has lost its place and is appended anew
     entries: tuple[RecoveredEntry, ...] = ()
     commit: int = 0  # highest commit number any verified entry or the superblock knows
     torn: int = 0  # entries cut as torn, never acknowledged

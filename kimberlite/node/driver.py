@@ -201,6 +201,7 @@ class Driver:
                     base=persist.base,
                     suffix_head=persist.suffix_head,
                     suffix=persist.suffix,
+                    doubt=persist.doubt,
                 ),
             )
             return

@@ -33,8 +33,10 @@ RECORD_BYTES = 512
 RECORDS_PER_SECTOR = SECTOR // RECORD_BYTES
 _PLACE = struct.Struct("<QII")
 _SUM = RECORD_BYTES - 16
+_UNUSED = slice(HEADER_SIZE + _PLACE.size, _SUM)
 ZERO_RECORD = bytes(RECORD_BYTES)
 _ZERO_SECTOR = bytes(SECTOR)
+_ZERO_UNUSED = ZERO_RECORD[_UNUSED]
 
 
 def journal_name(number: int) -> str:
@@ -72,7 +74,7 @@ def decode_record(data: bytes | memoryview, segment: int, index: int) -> Record 
     if checksum.xxh3_128(data[:_SUM]) != data[_SUM:]:
         return None
     offset, number, position = _PLACE.unpack_from(data, HEADER_SIZE)
-    if number != segment or position != index or any(data[HEADER_SIZE + _PLACE.size : _SUM]):
+    if number != segment or position != index or bytes(data[_UNUSED]) != _ZERO_UNUSED:
         return None
     try:
         return Record(framing.decode_header(data[:HEADER_SIZE]), offset)
@@ -90,7 +92,7 @@ def read_entry(disk: Disk, file: int, offset: int, limit: int) -> tuple[Entry, M
         return Entry.ZERO, None
     try:
         head = disk.read(file, offset, SECTOR)
-        if head == _ZERO_SECTOR:
+        if bytes(head) == _ZERO_SECTOR:
             return Entry.ZERO, None
         header = framing.decode_header(head, 0, limit - offset)
         padded = round_up(header.size)
@@ -102,7 +104,7 @@ def read_entry(disk: Disk, file: int, offset: int, limit: int) -> tuple[Entry, M
     body = whole[HEADER_SIZE : header.size]
     if bytes(whole[:HEADER_SIZE]) != header.raw or not framing.verify_body(header, body):
         return Entry.DAMAGED, None
-    if any(whole[header.size : padded]):
+    if bytes(whole[header.size : padded]) != _ZERO_SECTOR[: padded - header.size]:
         return Entry.DAMAGED, None
     return Entry.GOOD, Message(header, body)
 
@@ -156,9 +158,10 @@ class Segment:
 def records_of(image: bytearray, number: int) -> list[Record | None]:
     """All records of a witness image up to the last that is not zero; None for damaged ones."""
     view = memoryview(image)
-    count = len(image) // RECORD_BYTES
-    end = len(bytes(image).rstrip(b"\0"))
-    used = min(count, (end + RECORD_BYTES - 1) // RECORD_BYTES)
+    used = len(image) // RECORD_BYTES
+    for unit, step in ((_ZERO_SECTOR, RECORDS_PER_SECTOR), (ZERO_RECORD, 1)):
+        while used >= step and image[(used - step) * RECORD_BYTES : used * RECORD_BYTES] == unit:
+            used -= step
     return [
         decode_record(view[index * RECORD_BYTES : (index + 1) * RECORD_BYTES], number, index) for index in range(used)
     ]

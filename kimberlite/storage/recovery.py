@@ -46,7 +46,8 @@ class Place(IntEnum):
     CANONICAL = 0  # its identity is known: from the superblock, the chain, or its own evidence
     UNKNOWN = 1  # below witnessed entries, identity unknown
     TAIL = 2  # above everything ever witnessed
-    HOLE = 3  # between base and suffix of the superblock, not reached by the chain: committed elsewhere,
+    DOUBTED = 3  # its identity is known, and the superblock says that it may have been acknowledged
+    HOLE = 4  # between base and suffix of the superblock, not reached by the chain: committed elsewhere,
     # never written here, and never to be spoken of before its identity is learned
 
 
@@ -73,27 +74,29 @@ def _row(name: str, places: set[Place], entries: set[Entry], witnesses: set[Witn
     return Row(name, frozenset(places), frozenset(entries), frozenset(witnesses), decision)
 
 
+_HERE = {Place.CANONICAL, Place.DOUBTED, Place.UNKNOWN, Place.TAIL}
 _BAD = {Entry.OTHER, Entry.ZERO, Entry.DAMAGED}
 _UNWITNESSED = {Witness.OTHER, Witness.ZERO}
 
 TABLE: tuple[Row, ...] = (
-    _row("clean", {Place.CANONICAL, Place.UNKNOWN, Place.TAIL}, {Entry.GOOD}, {Witness.MATCH}, Decision.PRESENT),
+    _row("clean", _HERE, {Entry.GOOD}, {Witness.MATCH}, Decision.PRESENT),
     _row(
         "entry without witness",
-        {Place.CANONICAL, Place.UNKNOWN, Place.TAIL},
+        _HERE,
         {Entry.GOOD},
         {Witness.OTHER, Witness.ZERO, Witness.DAMAGED},
         Decision.PRESENT_FIX_WITNESS,
     ),
     _row(
         "witnessed entry damaged",
-        {Place.CANONICAL, Place.UNKNOWN, Place.TAIL},
+        _HERE,
         _BAD,
         {Witness.MATCH},
         Decision.FAULTY,
     ),
     _row("never written under this identity", {Place.CANONICAL}, _BAD, _UNWITNESSED, Decision.ABSENT),
     _row("nothing known for certain", {Place.CANONICAL}, _BAD, {Witness.DAMAGED}, Decision.FAULTY),
+    _row("no longer provable", {Place.DOUBTED}, _BAD, {Witness.OTHER, Witness.ZERO, Witness.DAMAGED}, Decision.FAULTY),
     _row("identity lost", {Place.UNKNOWN}, _BAD, {Witness.OTHER, Witness.ZERO, Witness.DAMAGED}, Decision.FAULTY),
     _row("not here yet", {Place.HOLE}, set(Entry), set(Witness), Decision.ABSENT),
     _row("end of the log", {Place.TAIL}, {Entry.OTHER, Entry.ZERO}, _UNWITNESSED, Decision.END),

@@ -56,6 +56,7 @@ class _Found:
     header: Header | None  # an acceptable one
     entry: Entry | None = None  # None: not read yet
     witness: Witness = Witness.ZERO
+    sure: bool = True  # False: it may stand in this segment or in the next, and nothing tells
 
 
 @dataclass(slots=True)
@@ -66,6 +67,9 @@ class _Walk:
     segments: list[Segment]
     identities: dict[int, Header] = field(default_factory=dict)  # base < op <= suffix_head
     witnessed: int = 0  # highest op that was ever witnessed and is not void
+    bases: dict[int, int] = field(default_factory=dict)  # segment -> op of its first entry, from its witnesses
+    proven: set[Checksum] = field(default_factory=set)  # identities of the suffix that a witness proves
+    is_damaged: bool = False  # some witness can not be read: a missing one proves nothing
     commit: int = 0
     used: int = 0  # the last segment that holds any record
     _records: dict[int, list[Record | None]] = field(default_factory=dict)
@@ -107,13 +111,18 @@ class _Walk:
         state = self.state
         for header in state.suffix:
             self.identities[header.op] = header
+        suffix = {header.checksum for header in state.suffix}
         by_checksum: dict[Checksum, Header] = {}
         for at in range(len(self.segments)):
-            for record in self.records(at):
+            for index, record in enumerate(self.records(at)):
                 self.used = at
                 if record is None:
+                    self.is_damaged |= not is_zero_record(self.thaw(at).image, index)
                     continue
                 header = record.header
+                self.bases[at] = header.op - index  # the same for all: what was there before is wiped
+                if header.checksum in suffix:
+                    self.proven.add(header.checksum)
                 self.commit = max(self.commit, header.commit)
                 if state.base < header.op < state.suffix[0].op:
                     by_checksum[header.checksum] = header
@@ -181,7 +190,7 @@ class _Walk:
         if at + 1 < len(self.segments) and index > 0:
             places.append((at + 1, 0, 0))
         if not places:
-            return _Found(at, index, None, self.identities.get(op), Entry.ZERO)
+            return _Found(at, index, None, self.identities.get(op), Entry.ZERO, sure=False)
         found: list[_Found] = []
         for place, position, offset in places:
             witness, record = self._witness_at(place, position, op, before)
@@ -202,14 +211,27 @@ class _Walk:
                 candidate.entry = Entry.OTHER
         expected = self.identities.get(op)
         chosen = found[0]
-        if expected is not None and len(found) > 1 and end is not None:
-            fits = end + round_up(expected.size) <= self.segment_bytes
-            chosen = found[0] if fits else found[1]
-        elif len(found) > 1 and chosen.entry is Entry.ZERO and found[1].entry is not Entry.ZERO and end is not None:
-            # Nothing follows here; what is damaged at the head of the next segment may follow.
-            chosen = found[1] if op <= self.witnessed or found[1].witness is not Witness.OTHER else chosen
+        if len(found) > 1:
+            chosen = self._choose_place(found[0], found[1], op, expected, end)
         chosen.header = expected
         return chosen
+
+    def _choose_place(self, here: _Found, beyond: _Found, op: int, expected: Header | None, end: int | None) -> _Found:
+        """Where an op stands of which neither entry nor witness is left, at the end of a segment or not."""
+        first_beyond = self.bases.get(beyond.segment, 0)
+        if first_beyond > op:
+            return here
+        if first_beyond == op:
+            return beyond
+        if expected is not None and end is not None:
+            return here if end + round_up(expected.size) <= self.segment_bytes else beyond
+        if beyond.entry is Entry.ZERO and beyond.witness is Witness.ZERO:
+            return here
+        if here.entry is Entry.ZERO and end is not None:
+            # Nothing follows here; what is damaged at the head of the next segment may follow.
+            return beyond if op <= self.witnessed or beyond.witness is not Witness.OTHER else here
+        here.sure = False
+        return here
 
     def is_hot(self, found: _Found, op: int) -> bool:
         return found.segment > self.used - HOT_SEGMENTS or op > self.commit - HOT_OPS
@@ -225,14 +247,40 @@ class _Walk:
                 same = message.header.checksum == found.header.checksum
                 found.entry = Entry.GOOD if same else Entry.OTHER
         if found.header is not None:
-            place = Place.CANONICAL
+            place = Place.DOUBTED if self.is_doubted(op, found.header) else Place.CANONICAL
         elif self.state.base < op <= self.state.suffix_head:
             place = Place.HOLE
-        elif op <= max(self.witnessed, self.state.base):
+        elif op <= max(self.witnessed, self.state.base, self.state.doubt):
             place = Place.UNKNOWN
         else:
             place = Place.TAIL
         return decide(place, found.entry, found.witness).decision
+
+    def is_doubted(self, op: int, header: Header) -> bool:
+        """Whether this replica may have acknowledged an entry that its place does not prove."""
+        return op <= self.state.doubt or header.checksum in self.proven
+
+    def without_place(self, first: int, at: int, index: int) -> list[RecoveredEntry]:
+        """What is known of the ops from `first` on, whose place in the journal is lost: it would be at
+        (at, index) or behind."""
+        last = max(self.state.suffix_head, self.witnessed, self.state.base, self.state.doubt)
+        if self.is_damaged:
+            # Any damaged witness may have been one more of them.
+            damaged = sum(len(self.records(segment)) for segment in range(at, self.used + 1)) - index
+            last = max(last, first - 1 + damaged)
+        entries = []
+        for op in range(first, last + 1):
+            header = self.identities.get(op)
+            if header is None:
+                hole = self.state.base < op <= self.state.suffix_head
+                kind = EntryState.ABSENT if hole else EntryState.FAULTY
+            elif op < self.state.suffix[0].op:
+                kind = EntryState.ABSENT  # committed, and below all that a view change asks about
+            else:
+                doubted = self.is_damaged or self.is_doubted(op, header)
+                kind = EntryState.FAULTY if doubted else EntryState.ABSENT
+            entries.append(RecoveredEntry(op, kind, header))
+        return entries
 
 
 def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan:
@@ -258,6 +306,11 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
         decision = walk.judge(found, op)
         if decision in (Decision.END, Decision.TORN):
             torn = int(decision is Decision.TORN)
+            break
+        if not found.sure:
+            lost = walk.without_place(op, at, index)
+            entries += lost
+            op += len(lost)
             break
         if found.segment != at:
             walk.leave(at)
@@ -302,10 +355,11 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
         settled=settled,
         settled_header=settled_header,
         head=op - 1,
+        written=segments[at].last,
         entries=tuple(entries),
         commit=commit,
         torn=torn,
-        faulty=len(faulty),
+        faulty=sum(entry.state is EntryState.FAULTY for entry in entries),
     )
     return Scan(recovered, segments[: at + 1], segments[at + 1 :], fixes, faulty)
 

@@ -171,6 +171,7 @@ class Store:
             head=self._head,
         )
         first = self._head + 1
+        wipes: list[Write] = []
         runs: list[tuple[Segment, list[Message], int]] = []  # segment, entries, offset of the first
         for message in entries:
             size = round_up(message.header.size)
@@ -185,7 +186,9 @@ class Store:
             invariant(end is not None, "the place of the next entry is known", op=message.header.op)
             offset = end or 0
             if offset + size > self.segment_bytes:
-                segment, contents = self._next_segment(message.header)
+                wipes += self._wipe(segment, contents, offset)
+                segment, contents, stale = self._next_segment(message.header)
+                wipes += stale
                 offset = 0
             contents.headers.append(message.header)
             contents.offsets.append(offset)
@@ -195,7 +198,7 @@ class Store:
                 runs[-1][1].append(message)
             else:
                 runs.append((segment, [message], offset))
-        entry_writes, witness_writes = [], []
+        entry_writes, witness_writes = wipes, []
         for segment, messages, offset in runs:
             entry_writes.append(self._entries_write(segment, messages, offset))
             contents = self._contents(segment)
@@ -215,12 +218,33 @@ class Store:
             self._disk.prepare(witness_name(segment.number + 1), witness_bytes(self.segment_bytes))
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
+        *others, last = entries
+        if last.header.op == self._head and not self._fits(last.header):
+            # What stood there was damaged and unknown; what belongs there begins the next segment.
+            if others:
+                self._repair(None, others)
+            self.truncate(last.header.op - 1)
+            self.append(token, [last])
+        else:
+            self._repair(token, entries)
+
+    def _fits(self, header: Header) -> bool:
+        _, contents, index = self._locate(header.op)
+        offset = contents.place(index)
+        return offset is not None and offset + round_up(header.size) <= self.segment_bytes
+
+    def _repair(self, token: int | None, entries: Sequence[Message]) -> None:
         entry_writes, witness_writes = [], []
         for message in entries:
             header = message.header
             segment, contents, index = self._locate(header.op)
             offset = contents.place(index)
-            invariant(offset is not None, "the place of a repaired entry is known", op=header.op)
+            invariant(
+                offset is not None and offset + round_up(header.size) <= self.segment_bytes,
+                "the place of a repaired entry is known and holds it",
+                op=header.op,
+                offset=offset,
+            )
             contents.headers[index] = header
             contents.offsets[index] = offset
             self._record(segment, contents, index)
@@ -229,7 +253,7 @@ class Store:
         self._write_entries(token, [message.header.op for message in entries], entry_writes, witness_writes)
 
     def _write_entries(
-        self, token: int, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write]
+        self, token: int | None, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write]
     ) -> None:
         def done() -> None:
             for op in ops:
@@ -327,13 +351,36 @@ class Store:
         segment = self._segments[-1]
         return segment, self._contents(segment)
 
-    def _next_segment(self, header: Header) -> tuple[Segment, Contents]:
-        """Begin the next segment with the entry of `header`: a spare one, or a new one."""
+    def _wipe(self, segment: Segment, contents: Contents, end: int) -> list[Write]:
+        """Writes that leave nothing of an older log behind the last entry of a segment, which goes on
+        in the next: what stood there would be taken for what follows, for it too has its parent before it.
+        """
+        writes = []
+        used = len(contents.headers) * RECORD_BYTES
+        nothing = bytes(len(contents.image) - used)
+        if contents.image[used:] != nothing:
+            contents.image[used:] = nothing
+            start = used // SECTOR * SECTOR
+            buffer = self._disk.aligned(len(contents.image) - start)
+            buffer[:] = contents.image[start:]
+            writes.append(Write(self._witness(segment), start, buffer))
+        if end + SECTOR <= self.segment_bytes:
+            writes.append(Write(self._journal(segment), end, self._disk.aligned(SECTOR)))
+        return writes
+
+    def _next_segment(self, header: Header) -> tuple[Segment, Contents, list[Write]]:
+        """Begin the next segment with the entry of `header`: a spare one, or a new one. With the writes
+        that take old witnesses off it, so that all it holds agree on which op is its first."""
         number = self._segments[-1].number + 1
+        stale: list[Write] = []
         if self._spare:
             segment = self._spare.pop(0)
             segment.base, segment.position, segment.count = header.op, header.position, 0
-            self._contents(segment)
+            stale = [
+                write
+                for write in self._wipe(segment, self._contents(segment), self.segment_bytes)
+                if write.file == segment.witness
+            ]
         else:
             # The witness first: with the journal the segment exists. One that a crash left alone is empty.
             if self._disk.exists(witness_name(number)):
@@ -346,7 +393,7 @@ class Store:
         self._segments.append(segment)
         if len(self._segments) > HOT_SEGMENTS + 1:
             self._cool(self._segments[-HOT_SEGMENTS - 2])
-        return segment, self._contents(segment)
+        return segment, self._contents(segment), stale
 
     def _cool(self, segment: Segment) -> None:
         """Keep a segment that is no longer written only as long as it is used."""

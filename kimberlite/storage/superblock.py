@@ -13,8 +13,8 @@ rules R9 and R19 of the storage notes.
     48    8  sequence     | 56 16 parent: checksum of the sequence before
     72   16  cluster      | 88 u8 replica | 89 u8 replica_count | 90 6 zero | 96 u64 segment_bytes
     104   8  view | 112 u64 log_view | 120 u64 commit | 128 u64 base | 136 u64 suffix_head
-    144   4  suffix_count | 148 4 zero
-    152      suffix_count headers of 256 bytes, then zeros
+    144   4  suffix_count | 148 4 zero | 152 u64 doubt
+    160      suffix_count headers of 256 bytes, then zeros
 
 May import: errors, types, _fast.framing, xxhash, storage.interface.
 """
@@ -43,7 +43,7 @@ MAGIC = b"KMSB"
 
 _CHECKED = 32  # the checksum covers everything from here on
 _COPY = struct.Struct("<H")
-_FIXED = struct.Struct("<4sHHQ Q16s 16sBB6xQ QQQQQ I4x")
+_FIXED = struct.Struct("<4sHHQ Q16s 16sBB6xQ QQQQQ I4x Q")
 _HEADERS = _CHECKED + _FIXED.size
 
 
@@ -82,6 +82,7 @@ def encode(block: Superblock, copy: int) -> bytes:
         state.base,
         state.suffix_head,
         len(state.suffix),
+        state.doubt,
     )
     checked = (fixed + b"".join(header.raw for header in state.suffix)).ljust(COPY_BYTES - _CHECKED, b"\0")
     return (xxhash.xxh3_128_digest(checked) + _COPY.pack(copy)).ljust(_CHECKED, b"\0") + checked
@@ -107,15 +108,15 @@ def decode(data: bytes, copy: int) -> Superblock | None:
             version=version,
             features=features,
         )
-    cluster, replica, replica_count, segment_bytes, view, log_view, commit, base, suffix_head, count = rest
+    cluster, replica, replica_count, segment_bytes, view, log_view, commit, base, suffix_head, count, doubt = rest
     end = _FIXED.size + count * HEADER_SIZE
-    if count > SUFFIX_MAX or any(checked[end:]):
+    if count > SUFFIX_MAX or checked[end:] != bytes(len(checked) - end):
         return None
     try:
         suffix = tuple(framing.decode_headers(checked[_FIXED.size : end]))
     except FrameError:
         return None
-    state = ViewState(view, log_view, commit, base, suffix_head, suffix)
+    state = ViewState(view, log_view, commit, base, suffix_head, suffix, doubt)
     return Superblock(cluster, replica, replica_count, segment_bytes, state, sequence, parent, bytes(data[:16]))
 
 

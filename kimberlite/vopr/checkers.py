@@ -83,30 +83,15 @@ def durable_promises(files: Files) -> Promises:
     view, log_view, _, _, suffix_head, count = struct.unpack_from("<QQQQQI", data, 104)
     suffix = {}
     for index in range(count):
-        raw = data[152 + index * HEADER_SIZE : 152 + (index + 1) * HEADER_SIZE]
+        raw = data[160 + index * HEADER_SIZE : 160 + (index + 1) * HEADER_SIZE]
         suffix[suffix_head - count + 1 + index] = xxhash.xxh3_128_digest(raw[16:])
     return Promises(view, log_view, suffix_head, suffix)
 
 
-def has_durable_entry(files: Files, header: Header, hint: dict[Checksum, tuple[str, int]]) -> bool:
-    """Whether the durable image of a journal holds that entry, whole.
-
-    hint: where entries were seen before, by identity; it is checked, never believed.
-    """
-    where = hint.get(header.checksum)
-    if where is not None and _entry_at(files, *where, header):
-        return True
-    raw = header.raw
-    for name, content in files.durable.items():
-        if not name.startswith("journal-"):
-            continue
-        at = content.find(raw)
-        while at != -1:
-            if at % 4096 == 0 and _entry_at(files, name, at, header):
-                hint[header.checksum] = (name, at)
-                return True
-            at = content.find(raw, at + 1)
-    return False
+def has_durable_entry(files: Files, header: Header) -> bool:
+    """Whether the durable image of a journal holds that entry, whole. The disk remembers where
+    it was ever put; what stands there now is looked at."""
+    return any(_entry_at(files, *place, header) for place in files.places.get(header.checksum, ()))
 
 
 def _entry_at(files: Files, name: str, at: int, header: Header) -> bool:
@@ -167,14 +152,12 @@ class Checkers:
     digests: dict[int, bytes] = field(default_factory=dict)  # I11
     acknowledged: dict[int, dict[int, Checksum]] = field(default_factory=dict)  # I12: replica -> op -> identity
     log_views: dict[int, int] = field(default_factory=dict)
-    hints: list[dict[Checksum, tuple[str, int]]] = field(default_factory=list)
     sessions: SessionOracle = field(init=False)
     decided: int = 0  # the highest op that a primary has counted as committed
     quorum_audits: int = 0
     agreements: int = 0  # times an op of one replica was compared with that of another
 
     def __post_init__(self) -> None:
-        self.hints = [{} for _ in range(self.replica_count)]
         self.acknowledged = {replica: {} for replica in range(self.replica_count)}
         self.sessions = SessionOracle(self.sessions_max)
 
@@ -241,9 +224,10 @@ class Checkers:
         damage since only the replica itself can tell."""
         if world.promises(replica).is_void(header):
             return False
-        if has_durable_entry(world.files[replica], header, self.hints[replica]):
+        files = world.files[replica]
+        if has_durable_entry(files, header):
             return True
-        return world.rotten and replica == world.rot_victim and header.checksum in self.hints[replica]
+        return world.rotten and replica == world.rot_victim and files.ever_held(header.checksum)
 
     # I3, I4, I7: what one replica says of itself
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from kimberlite.errors import WriteFailedError
 from kimberlite.storage.interface import SECTOR, Write
+from kimberlite.types import Bytes
 
 UNIT = 512  # what a torn write leaves whole
 
@@ -44,6 +45,31 @@ class Files:
     durable: dict[str, bytearray] = field(default_factory=dict)
     unreadable: dict[str, set[int]] = field(default_factory=dict)  # name -> sector numbers
     versions: dict[str, int] = field(default_factory=dict)  # counts the changes of a file
+    used: dict[str, int] = field(default_factory=dict)  # bytes of a file up to the last that was ever written
+    # By the first 16 bytes of a sector of a journal (an entry's identity, where one begins): every place
+    # where it was ever put. Where to look, for checkers that search the journals; never what is there now.
+    places: dict[bytes, list[tuple[str, int]]] = field(default_factory=dict)
+    torn_places: set[tuple[bytes, str, int]] = field(default_factory=set)  # those of torn writes alone
+
+    def note(self, name: str, offset: int, data: Bytes, torn: bool = False) -> None:
+        """`data` has just been put at `offset`."""
+        self.versions[name] = self.versions.get(name, 0) + 1
+        self.used[name] = max(self.used.get(name, 0), offset + len(data))
+        if not name.startswith("journal-"):
+            return
+        for at in range(-offset % SECTOR, len(data), SECTOR):
+            identity, place = bytes(data[at : at + 16]), (name, offset + at)
+            known = self.places.setdefault(identity, [])
+            if place not in known:
+                known.append(place)
+                if torn:
+                    self.torn_places.add((identity, *place))
+            elif not torn:
+                self.torn_places.discard((identity, *place))
+
+    def ever_held(self, identity: bytes) -> bool:
+        """Whether an entry was once put whole, whatever has become of it."""
+        return any((identity, *place) not in self.torn_places for place in self.places.get(identity, ()))
 
 
 class SimDisk:
@@ -111,7 +137,7 @@ class SimDisk:
     def read(self, file: int, offset: int, length: int) -> memoryview:
         name = self._handles[file]
         bad = self.files.unreadable.get(name)
-        if bad and any(sector in bad for sector in range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
+        if bad and not bad.isdisjoint(range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
             raise OSError(errno.EIO, "unreadable sector", name)
         return memoryview(bytes(self.files.durable[name][offset : offset + length]))
 
@@ -189,7 +215,7 @@ class SimDisk:
         name = self._handles[file]
         content = self.files.durable[name]
         content[offset : offset + len(data)] = data
-        self.files.versions[name] = self.files.versions.get(name, 0) + 1
+        self.files.note(name, offset, data)
         bad = self.files.unreadable.get(name)
         if bad:  # writing a sector makes it readable again
             bad.difference_update(range(offset // SECTOR, (offset + len(data)) // SECTOR))
@@ -218,8 +244,8 @@ class SimDisk:
             data = write.buffer[start : start + UNIT] if fate == 1 else rng.randbytes(UNIT)
             name = self._handles[write.file]
             content = self.files.durable[name]
-            self.files.versions[name] = self.files.versions.get(name, 0) + 1
             content[write.offset + start : write.offset + start + UNIT] = data
+            self.files.note(name, write.offset + start, data, torn=True)
 
 
 def corrupt(files: Files, name: str, offset: int, length: int, rng: random.Random) -> None:

@@ -554,7 +554,7 @@ class World:
         random = Random(argument)
         files = self.files[self.rot_victim]
         name = random.choice(sorted(name for name in files.durable if name.startswith(("journal", "witness"))))
-        used = len(bytes(files.durable[name]).rstrip(b"\0"))
+        used = files.used.get(name, 0)
         if not used:
             return
         # Half of it at the end, where what is not committed yet stands.

@@ -203,9 +203,17 @@ class Log:
         # The same identity means the same history: it suffices to find one, whatever is missing below.
         match = canonical
         for header in suffix:
-            own = self.headers.get(header.op)
+            own = self.headers.get(header.op) or self.candidates.get(header.op)
             if own is not None and own.checksum == header.checksum:
                 match = max(match, header.op)
+        # Damaged beyond recognition, or damaged and known to be this very entry: it may have been
+        # acknowledged here. It stays faulty, wherever the journal is cut.
+        doubted = {
+            header.op
+            for header in suffix
+            if header.op in self.faulty
+            and ((own := self.headers.get(header.op)) is None or own.checksum == header.checksum)
+        }
         old_head = self.journal_head
         if match >= first or old_head <= match:
             # Everything up to `match` is canonical by the chain; the rest is not.
@@ -228,7 +236,7 @@ class Log:
             if identities.get(op) != self.bodies[op].header.checksum:
                 del self.bodies[op]
         self.on_disk = {op for op in self.on_disk if op <= match}
-        self.faulty = {op for op in self.faulty if op <= truncate_to}
+        self.faulty = {op for op in self.faulty if op <= truncate_to} | doubted
         self.writing = {op: checksum for op, checksum in self.writing.items() if op <= match}
         for header in suffix:
             self.headers[header.op] = header
@@ -236,6 +244,12 @@ class Log:
         self.linked = min(self.linked, match)
         self.durable = min(self.durable, match)
         self.journal_head = truncate_to
+        for header in suffix:  # identities of the suffix are known: nothing is left to be decided there
+            candidate = candidates.get(header.op)
+            if candidate is not None and candidate.checksum == header.checksum:
+                del candidates[header.op]
+                if header.op not in self.faulty:
+                    self.on_disk.add(header.op)
         self.candidates = candidates
         self.link()
         return truncate_to

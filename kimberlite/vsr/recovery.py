@@ -10,6 +10,7 @@ Imports types and vsr only.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kimberlite.types import EntryState, Recovered, Status
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
 def begin(r: Replica, recovered: Recovered) -> None:
     """Fill the state of a replica that has just been constructed."""
     state = recovered.view_state
-    r.log_state = LogState(state.base, state.suffix_head, state.suffix)
+    r.log_state = LogState(state.base, state.suffix_head, state.suffix, state.doubt)
     r.commit_max = max(state.commit, recovered.commit)
     r.view_left_at = r.now
     _fill_log(r, recovered)
     for op in sorted(r.log.faulty):
         r.emit(EventKind.FAULTY, op)
+    # What has lost its place is about to be written over: first remember that it may have been acknowledged.
+    doubt = max((op for op in r.log.faulty if op > recovered.written), default=0)
+    if doubt > state.doubt:
+        r.log_state = replace(r.log_state, doubt=doubt)
+        r.persist_view()
     if r.log_view < r.view:
         r.status = Status.VIEW_CHANGE
         r.do_view_change_timer.start(r.now)
@@ -54,8 +60,7 @@ def _fill_log(r: Replica, recovered: Recovered) -> None:
             log.on_disk.add(entry.op)
         elif entry.state == EntryState.FAULTY:
             log.faulty.add(entry.op)
-        if entry.state != EntryState.ABSENT:
-            log.journal_head = entry.op
+    log.journal_head = recovered.written
     log.op = recovered.head
     log.link()
     log.committed = max(recovered.view_state.base, min(r.commit_max, log.linked))

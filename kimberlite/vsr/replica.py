@@ -423,6 +423,7 @@ class Replica:
                 base=state.base,
                 suffix_head=state.suffix_head,
                 suffix=state.suffix,
+                doubt=state.doubt,
                 truncate_to=truncate_to,
             ),
             messages,

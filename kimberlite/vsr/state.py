@@ -36,6 +36,7 @@ class LogState:
     base: int
     suffix_head: int
     suffix: tuple[Header, ...]
+    doubt: int = 0
 
 
 @dataclass(slots=True)

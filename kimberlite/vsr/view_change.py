@@ -177,9 +177,10 @@ def on_start_view_change(r: Replica, message: Message) -> None:
     if header.view > r.view:
         on_newer_view(r, header.view)
     if header.view == r.view:
-        if header.replica == r.primary and r.status == Status.NORMAL:
-            suspect(r)  # the primary itself asks to be replaced
         _count_vote(r, header.replica)
+        # Each vote counts in the view it names: the first one may have been enough to leave it.
+        if r.view == header.view and header.replica == r.primary and r.status == Status.NORMAL:
+            suspect(r)  # the primary itself asks to be replaced
     else:
         r.drop(message, DropReason.OLD_VIEW)
         _inform(r, header.replica)
@@ -290,7 +291,8 @@ def own_evidence(r: Replica) -> Evidence:
 
 def is_certainly_absent(r: Replica, op: int) -> bool:
     """Its header is known, it was never written here, and nothing here is damaged."""
-    return op in r.log.headers and not r.log.holds(op) and op not in r.log.faulty
+    log = r.log
+    return op in log.headers and not log.holds(op) and op not in log.faulty and op not in log.candidates
 
 
 def _send_evidence(r: Replica) -> None:
@@ -314,7 +316,7 @@ def on_view_durable(r: Replica) -> None:
         _send_evidence(r)
         if r.suspecting:
             r.vote_timer.start_if_idle(r.now)
-    elif r.log_view == r.view and r.status != Status.NORMAL:
+    elif r.log_view == r.view and r.status == Status.VIEW_CHANGE:
         if r.is_primary:
             _lead(r)
         else:
@@ -384,7 +386,8 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     truncate_to = r.log.install(suffix, max(canonical, r.log.committed))
     r.apply_emitted = r.applied
     r.log_view = r.view
-    r.log_state = LogState(min(r.log.committed, truncate_to), suffix[-1].op, suffix)
+    doubt = max((op for op in r.log.faulty if op > truncate_to), default=0)
+    r.log_state = LogState(min(r.log.committed, truncate_to), suffix[-1].op, suffix, doubt)
     r.persist_view(truncate_to=truncate_to)
 
 

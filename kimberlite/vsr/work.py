@@ -53,6 +53,7 @@ class Persist(NamedTuple):
     base: int = 0
     suffix_head: int = 0
     suffix: tuple[Header, ...] = ()
+    doubt: int = 0
     truncate_to: int | None = None  # VIEW only: once durable, forget the journal above this op
 
 

@@ -34,7 +34,7 @@ def test_every_row_is_reached_and_named_apart() -> None:
 
 
 def test_all_inputs_are_there() -> None:
-    assert len(INPUTS) == 4 * 4 * 4
+    assert len(INPUTS) == 5 * 4 * 4
     for place, entry, witness in INPUTS:
         assert decide(place, entry, witness).decision in Decision
 

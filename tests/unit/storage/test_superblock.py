@@ -131,7 +131,7 @@ def test_r19_an_intact_copy_of_an_unknown_format_is_refused_and_not_taken_for_da
         (144, (SUFFIX_MAX + 1).to_bytes(4, "little")),  # more headers than the limit
         (144, (2).to_bytes(4, "little")),  # more than there are
         (144, (0).to_bytes(4, "little")),  # fewer: content in what should be zeros
-        (152, b"\xff"),  # a header that fails its own checksum
+        (160, b"\xff"),  # a header that fails its own checksum
         (COPY_BYTES - 1, b"\x01"),  # the last byte of the padding
     ],
 )

@@ -157,3 +157,38 @@ def test_memory_is_bounded_by_the_window() -> None:
         log.forget(op)
     assert len(log.headers) <= WINDOW + 2
     assert len(log.bodies) <= WINDOW + 2
+
+
+def test_damage_beyond_recognition_is_no_nack_when_its_identity_is_learned() -> None:
+    """It may be the very entry that the suffix names, acknowledged before it was damaged."""
+    headers = chain(6)
+    log = filled(headers)
+    for op in (5, 6):
+        log.mark_faulty(op)
+        del log.headers[op]
+    assert log.install(headers[5:], 2) == 4
+    assert log.faulty == {5, 6}
+    assert not log.holds(6)
+
+
+def test_damage_of_another_entry_is_forgotten_with_it() -> None:
+    old = chain(5)
+    new = chain(3, view=2, parent=old[2])
+    log = filled(old)
+    log.mark_faulty(4)
+    log.install([old[2], *new[1:]], 2)
+    assert log.faulty == set()
+
+
+def test_a_candidate_that_the_suffix_names_is_held() -> None:
+    headers = chain(9)
+    log = filled(headers[:7])
+    log.install(headers[8:], 2)  # a hole from 3 to 7: own entries up to 6 become candidates
+    assert sorted(log.candidates) == [3, 4, 5, 6]
+    assert log.install(headers[5:], 2) == 6
+    assert log.holds(5)
+    assert log.holds(6)
+    assert not log.holds(7)
+    for header in headers[3:5]:
+        assert log.extend(header)
+    assert log.durable == 6

@@ -1,0 +1,139 @@
+"""Where entries stand when the log has been cut and grown again, or when damage hides a part of it.
+
+Segments here hold sixteen sectors: an entry of WHOLE bytes takes one of them, DOUBLE two.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
+from kimberlite.types import EntryState, Message, ViewState
+from kimberlite.vopr.disk import Files, corrupt, make_unreadable
+
+WHOLE = SECTOR - 256
+DOUBLE = 2 * SECTOR - 256
+SECTORS = 16
+
+
+def damage_entry(files: Files, segment: int, offset: int) -> None:
+    corrupt(files, journal_name(segment), offset, 16, random.Random(1))
+
+
+def damage_witness(files: Files, segment: int, index: int) -> None:
+    corrupt(files, witness_name(segment), index * RECORD_BYTES, 16, random.Random(2))
+
+
+def states(recovered: Any) -> dict[int, tuple[EntryState, bool]]:
+    """Of the ops above the settled ones: state, and whether the identity is known."""
+    return {entry.op: (entry.state, entry.header is not None) for entry in recovered.entries}
+
+
+def cut_and_grown(kit: Any, bench: Any) -> list[Message]:
+    """Op 16 of view 0 filled the first segment; view 1 replaced it by one that begins the second."""
+    old = kit.chain([WHOLE] * SECTORS)
+    bench.append(old)
+    new = kit.chain([DOUBLE, WHOLE], after=old[-2].header, view=1, salt=7)
+    suffix = (old[-2].header,)
+    bench.promise(ViewState(view=1, log_view=1, base=15, suffix_head=15, suffix=suffix))
+    bench.store.truncate(15)
+    bench.append(new)
+    return [*old[:-1], *new]
+
+
+def test_an_entry_of_an_older_log_at_the_end_of_a_segment_is_not_taken_for_the_next(kit: Any, bench: Any) -> None:
+    """It continues the same parent: only its place tells that it is void."""
+    log = cut_and_grown(kit, bench)
+    head = log[-1].header
+    bench.promise(ViewState(view=2, log_view=2, base=17, suffix_head=17, suffix=(head,)))
+    again = bench.reopen()
+    assert again.recovered.settled_header == head
+    assert again.store.read(16).header == log[15].header
+
+
+def test_nor_when_the_witness_of_the_true_one_is_damaged(kit: Any, bench: Any) -> None:
+    log = cut_and_grown(kit, bench)
+    bench.promise(ViewState(view=2, log_view=2, base=17, suffix_head=17, suffix=(log[-1].header,)))
+    damage_witness(bench.files, 1, 0)
+    again = bench.reopen()
+    assert again.recovered.settled == 17
+    assert again.store.read(16).header == log[15].header
+
+
+def test_a_segment_used_again_holds_no_witness_of_its_former_log(kit: Any, bench: Any) -> None:
+    old = kit.chain([WHOLE] * (2 * SECTORS))
+    bench.append(old)
+    bench.promise(ViewState(view=1, log_view=1, base=10, suffix_head=10, suffix=(old[9].header,)))
+    bench.store.truncate(10)
+    log = old[:10] + kit.chain([DOUBLE] * 4, after=old[9].header, view=1)
+    bench.append(log[10:])
+    witness = bench.files.durable[witness_name(1)]
+    assert bench.store.segment_count == 2
+    assert witness[:RECORD_BYTES] != bytes(RECORD_BYTES)
+    assert not any(witness[RECORD_BYTES:])
+    assert bench.reopen().recovered.settled_header == log[-1].header
+
+
+def test_what_follows_damage_is_found_in_its_segment(kit: Any, bench: Any) -> None:
+    """Entry and witness of one op are gone, the chain from the suffix ends there: nothing above may
+    count as never written, for it was acknowledged."""
+    log = kit.chain([WHOLE] * (2 * SECTORS + 4))
+    bench.append(log[:4])
+    suffix = tuple(message.header for message in log[33:35])
+    bench.append(log[4:35])
+    bench.promise(ViewState(view=1, log_view=1, base=4, suffix_head=35, suffix=suffix))
+    damage_entry(bench.files, 1, 3 * SECTOR)
+    damage_witness(bench.files, 1, 3)  # op 20
+    found = states(bench.reopen().recovered)
+    assert bench.reopen().recovered.written == 35
+    assert found[20][0] is not EntryState.PRESENT
+    assert all(found[op] == (EntryState.PRESENT, True) for op in range(21, 36))
+
+
+def test_what_has_lost_its_place_stays_faulty(kit: Any, bench: Any) -> None:
+    """Nothing tells any more where the second segment begins: its acknowledged ops are neither
+    acknowledged again nor absent, and the journal grows over them."""
+    log = kit.chain([WHOLE] * (SECTORS + 4))
+    bench.append(log)
+    damage_entry(bench.files, 0, 15 * SECTOR)
+    damage_witness(bench.files, 0, 15)
+    make_unreadable(bench.files, witness_name(1), 0)
+    for index in range(4):
+        damage_entry(bench.files, 1, index * SECTOR)
+    again = bench.reopen()
+    found = states(again.recovered)
+    assert again.recovered.written == 15
+    assert again.recovered.head >= 20
+    assert all(found[op] == (EntryState.FAULTY, False) for op in range(16, 21))
+    again.append(log[again.recovered.written : 20])
+    assert again.reopen().recovered.settled == 20
+
+
+def test_doubt_outlives_what_proved_it(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * 6)
+    bench.append(log[:3])
+    suffix = tuple(message.header for message in log[2:6])
+    bench.promise(ViewState(view=1, log_view=1, base=3, suffix_head=6, suffix=suffix, doubt=5))
+    found = states(bench.reopen().recovered)
+    assert found == {
+        4: (EntryState.FAULTY, True),
+        5: (EntryState.FAULTY, True),
+        6: (EntryState.ABSENT, True),
+    }
+
+
+def test_an_unknown_entry_at_the_head_may_turn_out_to_begin_the_next_segment(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * (SECTORS - 1) + [DOUBLE])
+    bench.append(log[:-1])
+    other = kit.chain([WHOLE], after=log[-2].header, salt=9)
+    bench.append(other)
+    damage_entry(bench.files, 0, 15 * SECTOR)
+    damage_witness(bench.files, 0, 15)
+    again = bench.reopen()
+    assert states(again.recovered) == {16: (EntryState.FAULTY, False)}
+    again.repair([log[-1]])
+    assert again.store.segment_count == 2
+    assert again.store.read(16).header == log[-1].header
+    assert again.reopen().recovered.settled_header == log[-1].header
