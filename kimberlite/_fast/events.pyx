@@ -78,6 +78,9 @@ cdef int _check(const uint8_t *data, size_t length, uint32_t event_max, uint32_t
     return 0
 
 
+_CHANGED = "an event changed its length, or the list of events did, while the batch was built"
+
+
 cdef inline void _store32(uint8_t *to, uint32_t value) noexcept nogil:
     memcpy(to, &value, 4)
 
@@ -120,19 +123,24 @@ def build(object events):
     _store32(to, count)
     cdef size_t i = 0
     for item in items:
+        # Taking a buffer can run code of the caller, which can change both the event and the list.
         if type(item) is bytes:
+            if i >= count or offset + <size_t> PyBytes_GET_SIZE(item) > payload:
+                raise UsageError(_CHANGED)
             memcpy(to + start + offset, PyBytes_AS_STRING(item), PyBytes_GET_SIZE(item))
             offset += <uint32_t> PyBytes_GET_SIZE(item)
         else:
             PyObject_GetBuffer(item, &view, PyBUF_SIMPLE)
-            if offset + <size_t> view.len > payload:
+            if i >= count or offset + <size_t> view.len > payload:
                 PyBuffer_Release(&view)
-                raise UsageError("an event changed its length while the batch was built")
+                raise UsageError(_CHANGED)
             memcpy(to + start + offset, view.buf, view.len)
             offset += <uint32_t> view.len
             PyBuffer_Release(&view)
         i += 1
         _store32(to + 8 + i * 4, offset)
+    if i != count or offset != payload:
+        raise UsageError(_CHANGED)
     return body
 
 
@@ -308,7 +316,7 @@ def concat(object bodies):
             data = <const uint8_t *> view.buf
             count = _load32(data)
             begin = km_events_payload(count)
-            if entry + count > events or offset + view.len - begin > payload:
+            if begin > <size_t> view.len or entry + count > events or offset + view.len - begin > payload:
                 raise UsageError("a batch changed while it was joined with others")
             for i in range(1, count + 1):
                 _store32(to + 8 + (entry + i) * 4, <uint32_t> (offset + km_events_offset(data, count, i) - begin))
@@ -364,6 +372,8 @@ def pack_requests(object requests):
             PyBuffer_Release(&view)
         record[40] = operation
         i += 1
+    if at != total:
+        raise UsageError("a request body changed its length while it was packed")
     return result
 
 
@@ -374,7 +384,7 @@ def unpack_requests(object body):
     cdef const uint8_t *record
     cdef size_t count, at, size, i, j
     cdef list result = []
-    cdef object whole = memoryview(body).toreadonly()
+    cdef object whole = memoryview(body).toreadonly().cast("B")
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
         data = <const uint8_t *> view.buf

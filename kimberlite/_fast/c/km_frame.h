@@ -1,8 +1,8 @@
 /* Frames: the fixed header of every message and journal entry.
  *
- * Python-free. Works on (pointer, length), can fail, never reads past the length. The
- * layout is that of kimberlite/_fast/layout.py, which a test compares with the offsets
- * exported here. All integers are little-endian; the build refuses other machines.
+ * Python-free. Works on (pointer, length), can fail, never reads past the length. All integers
+ * are little-endian; the build refuses other machines. A change of the layout is a change of
+ * KM_FORMAT_VERSION: tests/fast/test_framing.py holds the same table, written once more.
  */
 #ifndef KM_FRAME_H
 #define KM_FRAME_H
