@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -66,6 +66,22 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(coroutine)
+
+
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, object]], left: Container[str] = ()) -> str:
+    """Rows as text for people, numbers to the right but for columns in `left`; a missing value is `-`."""
+    cells = [list(columns)]
+    right = {name for name in columns if name not in left and any(isinstance(row.get(name), int) for row in rows)}
+    for row in rows:
+        cells.append(["-" if row.get(name) is None else str(row[name]) for name in columns])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            value.rjust(width) if name in right else value.ljust(width)
+            for name, value, width in zip(columns, line, widths, strict=True)
+        ).rstrip()
+        for line in cells
+    )
 
 
 def bytes_text(count: float) -> str:

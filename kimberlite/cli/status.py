@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import click
 
 from kimberlite.cli import probe
-from kimberlite.cli.common import addresses_option, json_option, print_json, timeout_option
+from kimberlite.cli.common import addresses_option, json_option, print_json, table, timeout_option
 from kimberlite.errors import UnavailableError
 
 COLUMNS = ("replica", "address", "role", "view", "op", "commit", "events", "lag", "version", "health")
-RIGHT_ALIGNED = {"view", "op", "commit", "events", "lag"}
 
 
 @click.command(short_help="Show what each replica is doing.")
@@ -56,30 +55,11 @@ def describe(
 
 def render(rows: Sequence[dict[str, object]]) -> str:
     """The rows as a table for people."""
-    cells = [list(COLUMNS)]
+    shown: list[dict[str, object]] = []
     for row in rows:
-        if not row["reachable"]:
-            cells.append([str(row["replica"]), str(row["address"]), "unreachable", *["-"] * 6, str(row["unhealthy"])])
-            continue
-        role = row.get("role") if row.get("status") == "normal" else row.get("status")
-        shown = [
-            row.get("replica"),
-            row["address"],
-            role,
-            row.get("view"),
-            row.get("op"),
-            row.get("commit"),
-            row.get("positions"),
-            row["lag"],
-            row.get("version"),
-            row.get("unhealthy") or "ok",
-        ]
-        cells.append(["-" if value is None else str(value) for value in shown])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            value.rjust(width) if name in RIGHT_ALIGNED else value.ljust(width)
-            for name, value, width in zip(COLUMNS, line, widths, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+        if row["reachable"]:
+            role = row.get("role") if row.get("status") == "normal" else row.get("status")
+            shown.append({**row, "role": role, "events": row.get("positions"), "health": row.get("unhealthy") or "ok"})
+        else:
+            shown.append({**row, "role": "unreachable", "health": row["unhealthy"]})
+    return table(COLUMNS, shown, left=("replica",))

@@ -1,0 +1,250 @@
+"""`inspect`: what is in a data directory, offline and read-only.
+
+No lock is taken and nothing is written, so this also works beside a running replica: what that one
+is just writing may then be shown as damaged. It shows what is on the disk and decides nothing;
+what a restart makes of it is for storage.recovery to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from kimberlite.cli.common import bytes_text, json_option, note, print_json, table
+from kimberlite.errors import DataMissingError, SuperblockError
+from kimberlite.storage import superblock as superblocks
+from kimberlite.storage.disk import FileDisk
+from kimberlite.storage.interface import Disk
+from kimberlite.storage.journal import (
+    Record,
+    is_zero_record,
+    journal_name,
+    read_entry,
+    records_of,
+    round_up,
+    witness_bytes,
+    witness_name,
+)
+from kimberlite.storage.recovery import Entry
+from kimberlite.storage.scan import read_image
+from kimberlite.types import Header, Operation
+
+DIRECTORY = click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+JOURNAL_COLUMNS = (
+    "op",
+    "view",
+    "operation",
+    "position",
+    "events",
+    "bytes",
+    "segment",
+    "offset",
+    "entry",
+    "witness",
+    "checksum",
+)
+COPY_COLUMNS = ("copy", "state", "sequence", "view", "log view", "commit", "checksum")
+
+
+@click.group(short_help="Look into a data directory, offline and read-only.")
+def inspect() -> None:
+    """Look into a data directory, offline and read-only.
+
+    Nothing is locked and nothing is changed. Beside a running replica, what it is writing at that
+    moment may be shown as damaged.
+    """
+
+
+@contextmanager
+def open_data(data: Path) -> Iterator[FileDisk]:
+    """The files of a replica, for reading only."""
+    disk = FileDisk(data, readonly=True)
+    try:
+        if not disk.exists(superblocks.NAME):
+            raise DataMissingError(f"{data} holds no replica: there is no {superblocks.NAME} in it", path=str(data))
+        yield disk
+    finally:
+        disk.close()
+
+
+@inspect.command(short_help="Who the replica is and what it has promised.")
+@DIRECTORY
+@json_option
+def superblock(data: Path, as_json: bool) -> None:
+    """Show who the replica is and what it has promised.
+
+    All four copies are shown, and what they agree on. Exits with 14 when they do not.
+    """
+    with open_data(data) as disk:
+        copies = superblocks.read_copies(disk, disk.open(superblocks.NAME))
+    shown = [describe_copy(index, copy) for index, copy in enumerate(copies)]
+    try:
+        block = superblocks.choose(copies)
+    except SuperblockError:
+        print_json({"copies": shown}) if as_json else click.echo(table(COPY_COLUMNS, shown))
+        raise
+    facts = describe_superblock(block)
+    if as_json:
+        print_json({**facts, "copies": shown})
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if name != "suffix":
+            click.echo(f"{name.replace('_', ' '):<{width}}  {value}")
+    click.echo()
+    click.echo(table(COPY_COLUMNS, shown))
+    click.echo()
+    click.echo(table(("op", "view", "operation", "events", "checksum"), facts["suffix"]))  # type: ignore[arg-type]
+
+
+def describe_superblock(block: superblocks.Superblock) -> dict[str, object]:
+    state = block.state
+    return {
+        "cluster": block.cluster.hex(),
+        "replica": block.replica,
+        "replica_count": block.replica_count,
+        "segment_bytes": block.segment_bytes,
+        "sequence": block.sequence,
+        "view": state.view,
+        "log_view": state.log_view,
+        "commit": state.commit,
+        "base": state.base,
+        "suffix_head": state.suffix_head,
+        "suffix": [
+            {
+                "op": header.op,
+                "view": header.view,
+                "operation": operation_name(header),
+                "events": header.count,
+                "checksum": header.checksum.hex(),
+            }
+            for header in state.suffix
+        ],
+    }
+
+
+def describe_copy(index: int, copy: superblocks.Superblock | None) -> dict[str, object]:
+    if copy is None:
+        return {"copy": index, "state": "damaged"}
+    return {
+        "copy": index,
+        "state": "intact",
+        "sequence": copy.sequence,
+        "view": copy.state.view,
+        "log view": copy.state.log_view,
+        "commit": copy.state.commit,
+        "checksum": copy.checksum.hex(),
+    }
+
+
+@inspect.command(short_help="The entries of the journal, one a line.")
+@click.option("--from", "start", type=click.IntRange(0), default=0, metavar="OP", help="The first op to show.")
+@click.option("--limit", type=click.IntRange(0), metavar="K", help="The most entries to show; all when not given.")
+@DIRECTORY
+@json_option
+def journal(data: Path, start: int, limit: int | None, as_json: bool) -> None:
+    """Show the entries of the journal, one a line.
+
+    Every entry shown is read and verified. `entry` and `witness` (the second record of each entry) are
+    good, damaged, other (an intact one that is not what the other says) or none. With --json there
+    is one object a line, with all fields of the entry's header.
+    """
+    with open_data(data) as disk:
+        shown = damaged = size = 0
+        if not as_json:
+            click.echo(journal_line(dict(zip(JOURNAL_COLUMNS, JOURNAL_COLUMNS, strict=True))))
+        for row in journal_rows(disk, start):
+            if limit is not None and shown >= limit:
+                break
+            if as_json:
+                print_json(row)
+            else:
+                click.echo(journal_line(row))
+            shown += 1
+            damaged += row["entry"] != "good" or row["witness"] != "good"
+            size += int(str(row["bytes"] or 0))
+    if not as_json:
+        note(f"{shown} entries, {bytes_text(size)}; {damaged} with an entry or a witness that is not good")
+
+
+def journal_rows(disk: Disk, start: int) -> Iterator[dict[str, object]]:
+    """What stands at every place of the journal where something was ever written, from op `start` on."""
+    names = set(disk.names())
+    number = 0
+    while journal_name(number) in names and witness_name(number) in names:
+        witness = disk.open(witness_name(number))
+        file = disk.open(journal_name(number))
+        segment_bytes = disk.size(file)
+        try:
+            image = read_image(disk, witness, witness_bytes(segment_bytes))
+            records = records_of(image, number)
+            end = 0
+            for index, record in enumerate(records):
+                offset = record.offset if record is not None else end
+                if record is None or record.header.op >= start:
+                    state = "good" if record is not None else "none" if is_zero_record(image, index) else "damaged"
+                    yield journal_row(disk, file, segment_bytes, number, offset, record, state)
+                end = offset + (round_up(record.header.size) if record is not None else 0)
+            if end < segment_bytes and read_entry(disk, file, end, segment_bytes)[0] is not Entry.ZERO:
+                # Its write was under way: the entry is written before its witness.
+                yield journal_row(disk, file, segment_bytes, number, end, None, "none")
+        finally:
+            disk.release(witness)
+            disk.release(file)
+        number += 1
+
+
+def journal_row(
+    disk: Disk, file: int, segment_bytes: int, number: int, offset: int, record: Record | None, witness: str
+) -> dict[str, object]:
+    found, message = read_entry(disk, file, offset, segment_bytes)
+    entry = {Entry.GOOD: "good", Entry.ZERO: "none"}.get(found, "damaged")
+    header = record.header if record is not None else message.header if message is not None else None
+    if message is not None and header is not None and message.header.checksum != header.checksum:
+        entry = "other"
+    place = {"segment": number, "offset": offset, "entry": entry, "witness": witness}
+    return {**describe_header(header), **place}
+
+
+def describe_header(header: Header | None) -> dict[str, object]:
+    """The fields of an entry's header; None for all when none of its copies can be read."""
+    if header is None:
+        return dict.fromkeys(("op", "view", "operation", "position", "events", "bytes", "checksum"))
+    return {
+        "op": header.op,
+        "view": header.view,
+        "operation": operation_name(header),
+        "position": header.position,
+        "events": header.count,
+        "bytes": header.size,
+        "checksum": header.checksum.hex(),
+        "parent": header.parent.hex(),
+        "commit": header.commit,
+        "client": header.client.hex(),
+        "session": header.session,
+        "request": header.request,
+        "replica": header.replica,
+        "release": header.release,
+        "time": datetime.fromtimestamp(header.timestamp / 1e9, UTC).isoformat(),
+    }
+
+
+def operation_name(header: Header) -> str:
+    try:
+        return Operation(header.operation).name.lower()
+    except ValueError:
+        return str(header.operation)
+
+
+def journal_line(row: dict[str, object]) -> str:
+    """A line of fixed columns: rows are printed as they are read."""
+    widths = (10, 5, 9, 12, 7, 9, 7, 10, 7, 7, 32)
+    values = ("-" if row.get(name) is None else str(row[name]) for name in JOURNAL_COLUMNS)
+    return "  ".join(
+        value.ljust(width) if name in ("operation", "entry", "witness", "checksum") else value.rjust(width)
+        for name, value, width in zip(JOURNAL_COLUMNS, values, widths, strict=True)
+    ).rstrip()
