@@ -67,7 +67,7 @@ def required(kind: type[T], help: str, **details: object) -> T:
     return cast(T, field(metadata={"knob": Knob(help, **details)}))  # type: ignore[arg-type]
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, port_min: int = 1) -> tuple[str, int]:
     """Split `host:port` or `[ipv6]:port`. Raises ConfigError naming what is wrong."""
     host, colon, port_text = text.rpartition(":")
     if not colon or not host:
@@ -80,8 +80,8 @@ def parse_address(text: str) -> tuple[str, int]:
             raise ConfigError(f"address {text!r}: {host!r} is no IPv6 address", address=text) from None
     elif ":" in host:
         raise ConfigError(f"address {text!r}: write an IPv6 address in brackets, [::1]:7100", address=text)
-    if not port_text.isascii() or not port_text.isdigit() or not 1 <= int(port_text) <= PORT_MAX:
-        raise ConfigError(f"address {text!r}: the port must be a number from 1 to {PORT_MAX}", address=text)
+    if not port_text.isascii() or not port_text.isdigit() or not port_min <= int(port_text) <= PORT_MAX:
+        raise ConfigError(f"address {text!r}: the port must be a number from {port_min} to {PORT_MAX}", address=text)
     return host, int(port_text)
 
 
@@ -496,6 +496,11 @@ class Config:
         return host, port + self.cluster.peer_port_offset
 
     @property
+    def telemetry_address(self) -> tuple[str, int]:
+        """Host and port of /metrics, /livez and /readyz; port 0 stands for any free one."""
+        return parse_address(self.telemetry.listen, port_min=0)
+
+    @property
     def peer_addresses(self) -> tuple[tuple[str, int], ...]:
         """Where every replica, this one included, can be reached by its peers."""
         pairs = (parse_address(address) for address in self.cluster.addresses)
@@ -599,6 +604,24 @@ def _check_cluster(config: Config) -> None:
                 )
 
 
+def _check_telemetry(config: Config) -> None:
+    try:
+        host, port = config.telemetry_address
+    except ConfigError as error:
+        raise ConfigError(f"telemetry.listen: {error}", key="telemetry.listen", value=config.telemetry.listen) from None
+    own = parse_address(config.cluster.addresses[config.cluster.replica])
+    for what, (other, taken) in (
+        ("client", own),
+        ("peer", (own[0], own[1] + config.cluster.peer_port_offset)),
+    ):
+        if (host, port) == (other, taken):
+            raise ConfigError(
+                f"telemetry.listen is {host}:{port}, which is this replica's {what} address",
+                key="telemetry.listen",
+                value=config.telemetry.listen,
+            )
+
+
 def _ordered(low_key: str, high_key: str, factor: int = 1, extra: int = 0) -> Callable[[Config], None]:
     """A rule: factor * low_key + extra <= high_key."""
 
@@ -624,6 +647,7 @@ def _ordered(low_key: str, high_key: str, factor: int = 1, extra: int = 0) -> Ca
 # What concerns several keys. Bounds of single keys are with their declarations.
 RULES: tuple[Callable[[Config], None], ...] = (
     _check_cluster,
+    _check_telemetry,
     _ordered("timing.heartbeat_ms", "timing.suspect_min_ms", factor=2),
     _ordered("timing.suspect_min_ms", "timing.suspect_max_ms"),
     _ordered("timing.vote_resend_ms", "timing.vote_window_ms", factor=2),

@@ -34,6 +34,7 @@ cdef extern from "km_append.h" nogil:
         uint32_t *phase_ends
         km_write *writes
         uint64_t duration_ns
+        uint64_t sync_ns
         km_submission *next
 
     ctypedef struct km_engine:
@@ -155,10 +156,12 @@ cdef class Writer:
     cdef km_engine *engine
     cdef dict held  # token -> _Held
     cdef list latencies
+    cdef list syncs
 
     def __cinit__(self, *, bint sync_each=False, uint64_t inline_below_ns=0):
         self.held = {}
         self.latencies = []
+        self.syncs = []
         self.engine = km_engine_new(sync_each, inline_below_ns)
         if self.engine == NULL:
             raise OSError(errno, os.strerror(errno))
@@ -229,6 +232,8 @@ cdef class Writer:
             following = done.next
             tokens.append(done.token)
             self.latencies.append(done.duration_ns)
+            if done.sync_ns:
+                self.syncs.append(done.sync_ns)
             held = self.held.pop(done.token)
             held.release()
             done = following
@@ -245,6 +250,11 @@ cdef class Writer:
         """Nanoseconds from submission to durability of what completed since the last call."""
         latencies, self.latencies = self.latencies, []
         return latencies
+
+    def take_sync_latencies(self):
+        """Nanoseconds of the slowest synchronous write of each group that completed since the last call."""
+        syncs, self.syncs = self.syncs, []
+        return syncs
 
     def flush(self):
         """Block until nothing is under way, or something failed."""

@@ -263,8 +263,6 @@ class PeerNetwork:
         deadline = self._deadlines.pop(connection, None)
         if deadline is not None:
             deadline.cancel()
-        if error is not None and hasattr(error, "reason"):
-            self._counters.message_dropped("malformed")
 
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         peer = self._incoming.get(connection)

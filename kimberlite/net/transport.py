@@ -29,23 +29,46 @@ _UNSHARED = 3
 
 
 class Counters(Protocol):
-    """Where a connection counts; see telemetry. Numbers are exact, calls are cheap."""
+    """Where a connection counts; see telemetry. Numbers are exact, calls are cheap.
 
-    def message_received(self, command: int, size: int) -> None: ...
+    Around what one wake-up brings: `receiving` before parsing, `received` with all its frames
+    and their bytes, `handled` after they have been handed on.
+    """
+
+    def receiving(self) -> None: ...
+    def received(self, frames: Sequence[tuple[Header, memoryview]], size: int) -> None: ...
+    def handled(self) -> None: ...
     def message_sent(self, command: int, size: int) -> None: ...
     def message_dropped(self, reason: str) -> None: ...
+    def request_rejected(self, reason: int) -> None:
+        """A client was refused by its listener; `reason` is a types.Reason."""
+
+    def frame_refused(self, reason: int) -> None:
+        """Bytes that are no frame; `reason` is a types.FrameReason."""
 
 
 class NullCounters:
     """Counts nothing: clients, tests."""
 
-    def message_received(self, command: int, size: int) -> None:
+    def receiving(self) -> None:
+        return None
+
+    def received(self, frames: Sequence[tuple[Header, memoryview]], size: int) -> None:
+        return None
+
+    def handled(self) -> None:
         return None
 
     def message_sent(self, command: int, size: int) -> None:
         return None
 
     def message_dropped(self, reason: str) -> None:
+        return None
+
+    def request_rejected(self, reason: int) -> None:
+        return None
+
+    def frame_refused(self, reason: int) -> None:
         return None
 
 
@@ -141,6 +164,8 @@ class FrameConnection(asyncio.BufferedProtocol):
         self.received_bytes += nbytes
         if self._end - self._start < max(self._need, HEADER_SIZE):
             return
+        self.counters.receiving()
+        began = self._start
         try:
             frames, self._start, self._need = framing.parse(
                 self._chunk, self._start, self._end, self.frame_max, self.cluster
@@ -148,10 +173,12 @@ class FrameConnection(asyncio.BufferedProtocol):
         except FrameError as error:
             frames = cast("list[tuple[framing.Header, memoryview]]", error.details["frames"])
             self._error = error
-        for header, _ in frames:
-            self.counters.message_received(header.command, header.size)
+            began -= sum(header.size for header, _ in frames)
+            self.counters.frame_refused(cast(int, error.details["reason"]))
+        self.counters.received(frames, self._start - began)
         if frames:
             self._on_frames(self, frames)
+        self.counters.handled()
         if self._error is not None:
             self.close()
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import platform
 import secrets
 import signal
 import sys
@@ -29,40 +30,37 @@ from pathlib import Path
 from types import TracebackType
 
 from kimberlite import __version__
-from kimberlite._fast import framing
+from kimberlite._fast import checksum, framing
+from kimberlite._fast.metrics import Region
 from kimberlite.config import Config
-from kimberlite.errors import ConfigError, DataMissingError, InvariantError, KimberliteError, WrongClusterError
+from kimberlite.errors import (
+    ConfigError,
+    DataMissingError,
+    InvariantError,
+    KimberliteError,
+    WriteFailedError,
+    WrongClusterError,
+)
 from kimberlite.net.peers import PeerNetwork, Refusal
 from kimberlite.node import notify
 from kimberlite.node.driver import Driver, FastCodec, known_headers
+from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.reader import LogReader
 from kimberlite.node.server import ClientServer
 from kimberlite.state_machine import EventLog, StateMachine
 from kimberlite.storage import superblock
-from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.store import Store
-from kimberlite.types import ClientId, Message, Reason, Status
+from kimberlite.telemetry import catalogue, region, supervisor
+from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
+from kimberlite.types import RELEASE, ClientId, Message, Reason, Status
 from kimberlite.vsr.config import MS, CoreConfig
 from kimberlite.vsr.replica import Replica
 
 TICK_S = 0.01
+GAUGES_EVERY = 10  # ticks
+FREE_SPACE_EVERY = 100  # ticks
+CONTACT_MIN_NS = 1_000_000_000  # silence of a peer before it no longer counts as live
 DRAIN_S = 2.0
-
-
-class NullRecorder:
-    """Records nothing."""
-
-    def record(self, events: object) -> None:
-        return None
-
-    def message_received(self, command: int, size: int) -> None:
-        return None
-
-    def message_sent(self, command: int, size: int) -> None:
-        return None
-
-    def message_dropped(self, reason: str) -> None:
-        return None
 
 
 def core_config(config: Config) -> CoreConfig:
@@ -133,6 +131,9 @@ class Node:
         self._applied_seen = 0
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopping = False
+        self._ticks = 0
+        self._telemetry_problem = ""
+        self.telemetry: supervisor.TelemetryProcess | None = None
 
     # Life
 
@@ -145,7 +146,8 @@ class Node:
                 "the directory that holds it",
                 path=str(self.directory),
             )
-        self._disk = FileDisk(
+        opened_at = time.monotonic_ns()
+        self._disk = MeasuredDisk(
             self.directory,
             mode=storage.mode,
             unsafe=storage.unsafe,
@@ -155,22 +157,22 @@ class Node:
             self._store = Store(self._disk, framing.make_header)
             self._check_identity()
             self.recovered = self._store.recover()
+            await self._open_telemetry(opened_at)
             self._build()
-            try:
-                await self._server.start()
-                await self._peers.start()
-            except BaseException:
-                await self._server.stop()
-                await self._peers.stop()
-                raise
+            await self._server.start()
+            await self._peers.start()
         except BaseException:
-            self._disk.close()
+            await self._close_half_open()
             raise
         self._loop.add_reader(self._disk.fileno(), self._on_disk)
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        self.recorder.watch_gc()
+        if self.telemetry is not None:
+            self.telemetry.start()
         self._run(self.driver.start)
+        self._update_gauges()
         self._tick()
         return self
 
@@ -190,6 +192,94 @@ class Node:
                     found=found,
                 )
 
+    async def _open_telemetry(self, opened_at: int) -> None:
+        """The recorder and, when metrics are served, the socket. Raises AddressInUseError.
+
+        Memory that is not to be had costs the metrics, not the replica.
+        """
+        config = self.config
+        takes_over = region.crashed(self.directory)
+        try:
+            memory = region.create(self.directory, config.replica_count, self._info())
+        except (OSError, KimberliteError) as error:
+            self._telemetry_problem = f"metrics are not shared: {error}"
+            memory = Region.create(None, catalogue.layout(config.replica_count))
+        contact_ns = max(CONTACT_MIN_NS, 4 * config.timing.heartbeat_ms * MS)
+        self.recorder = Recorder(memory, config.cluster.replica, config.replica_count, contact_ns)
+        self.recorder.opened(opened_at)
+        self.recorder.superblock_damaged(self._store.superblock_damaged)
+        self._disk.switch = self.recorder.switch
+        self._disk.on_error = self.recorder.journal_failed
+        if config.telemetry.enabled and memory.path is not None:
+            host, port = config.telemetry_address
+            listener = await supervisor.listen(host, port, supervisor.TAKEOVER_S if takes_over else 0.0)
+            self.telemetry = supervisor.TelemetryProcess(memory, listener, config.telemetry.units)
+            if port == 0:
+                sys.stderr.write(f"telemetry at http://{self.telemetry.address}\n")
+                sys.stderr.flush()
+
+    def _info(self) -> dict[str, object]:
+        """What readers of the metrics may know of this replica."""
+        config = self.config
+        return {
+            "cluster": config.cluster.id,
+            "replica": config.cluster.replica,
+            "replica_count": config.replica_count,
+            "segment_bytes": self._store.segment_bytes,
+            "contact_ms": max(CONTACT_MIN_NS // MS, config.timing.suspect_max_ms),
+            "build": {
+                "version": __version__,
+                "release": str(RELEASE),
+                "python": platform.python_version(),
+                "checksum_kernel": checksum.kernel(),
+            },
+            "config": {
+                "telemetry_units": config.telemetry.units,
+                "storage_mode": self._disk.mode,
+                "heartbeat_ms": str(config.timing.heartbeat_ms),
+                "suspect_min_ms": str(config.timing.suspect_min_ms),
+                "suspect_max_ms": str(config.timing.suspect_max_ms),
+                "pipeline_max": str(config.limits.pipeline_max),
+                "queue_max": str(config.limits.queue_max),
+                "sessions_max": str(config.limits.sessions_max),
+                "segment_bytes": str(self._store.segment_bytes),
+            },
+        }
+
+    async def _close_half_open(self) -> None:
+        """The start has failed: leave nothing of it behind."""
+        for part in (getattr(self, "_server", None), getattr(self, "_peers", None), self.telemetry):
+            if part is not None:
+                await part.stop()
+        if hasattr(self, "recorder"):
+            self.recorder.close()
+            region.remove(self.recorder.region)
+        self._disk.close()
+
+    def _update_gauges(self) -> None:
+        """What is not counted as it happens is looked at now."""
+        now = time.monotonic_ns()
+        core, disk, store = self.driver.core, self._disk, self._store
+        core.now = now
+        self.recorder.update(core.snapshot(), now, self._server.connections, self.config.limits.connections_max)
+        stats = disk.stats()
+        self.recorder.update_storage(
+            StorageSample(
+                write_latencies=disk.take_latencies(),
+                sync_latencies=disk.take_sync_latencies(),
+                reads=disk.reads,
+                read_bytes=disk.read_bytes,
+                writes=stats["writes"],
+                bytes=stats["bytes"],
+                switches=stats["switches"],
+                inline=bool(stats["inline_now"]),
+                entry_bytes=store.bytes_written,
+                log_bytes=store.bytes_used,
+                entries=store.head,
+                free_bytes=disk.free_bytes() if self._ticks % FREE_SPACE_EVERY == 0 else None,
+            )
+        )
+
     def _build(self) -> None:
         config = self.config
         now = time.monotonic_ns()
@@ -202,8 +292,7 @@ class Node:
             now=now,
         )
         core.set_clock_offset(time.time_ns() - now)
-        self.recorder = NullRecorder()
-        self.driver = Driver(core, self._store, self.machine, self, self.recorder)
+        self.driver = Driver(core, self._store, MeasuredMachine(self.machine, self.recorder), self, self.recorder)
         self._peers = PeerNetwork(
             index=core.index,
             addresses=config.peer_addresses,
@@ -252,6 +341,11 @@ class Node:
         await self._peers.stop()
         if not self._failed:
             self._store.close()
+            # Only an end in order says so: after a failure the last values stay, and are served for a while.
+            self.recorder.close()
+            if self.telemetry is not None:
+                await self.telemetry.stop()
+            region.remove(self.recorder.region)
 
     async def drain(self) -> None:
         """Refuse new requests, let what is under way end, hand over as primary: at most DRAIN_S.
@@ -277,10 +371,15 @@ class Node:
     # The driver's network
 
     def send(self, replica: int, message: Message) -> None:
+        self.recorder.switch(SEND)
         self._peers.send(replica, message)
+        self.recorder.switch(PROTOCOL)
 
     def send_client(self, client: ClientId, message: Message) -> None:
+        self.recorder.switch(SEND)
         self._server.send_client(client, message)
+        self.recorder.switch(PROTOCOL)
+        self.recorder.replied()
 
     # Inputs
 
@@ -314,11 +413,12 @@ class Node:
     def _schedule_round(self) -> None:
         if not self._round_scheduled:
             self._round_scheduled = True
+            self.recorder.turn_pending = True
             self._loop.call_soon(self._round)
 
     def _round(self) -> None:
         """Everything that came within this turn of the loop."""
-        self._round_scheduled = False
+        self._round_scheduled = self.recorder.turn_pending = False
         messages, self._messages = self._messages, []
         requests, self._requests = self._requests, []
         self._run(lambda now: self.driver.on_input(messages, requests, now))
@@ -331,13 +431,19 @@ class Node:
 
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+        self._ticks += 1
         self.driver.core.set_clock_offset(time.time_ns() - time.monotonic_ns())
         self._run(self.driver.on_tick)
+        if self._ticks % GAUGES_EVERY == 0 and not self._failed:
+            self.recorder.switch(OTHER_PART)
+            self._update_gauges()
+            self.recorder.handled()
 
     def _run(self, action: Callable[[int], None]) -> None:
         """Let the driver act. What it cannot survive ends this replica at once."""
         if self._failed or self._stopping:
             return
+        left = self.recorder.switch(PROTOCOL)
         try:
             action(time.monotonic_ns())
         except KimberliteError as error:
@@ -354,9 +460,15 @@ class Node:
         if applied != self._applied_seen:
             self._applied_seen = applied
             self._server.on_applied()
+        if left == PARSE:
+            self.recorder.switch(PARSE)  # called while frames are handled
+        else:
+            self.recorder.handled()
 
     def _fail(self, error: KimberliteError) -> None:
         self._failed = True
+        if isinstance(error, WriteFailedError):
+            self.recorder.journal_failed("write")
         self._on_fatal(error)
 
     # Status
@@ -405,6 +517,9 @@ class Node:
                 }
                 for peer in snapshot.peers
             ],
+            "telemetry": self.telemetry.status()
+            if self.telemetry is not None
+            else {"problem": self._telemetry_problem},
             "unhealthy": "; ".join(
                 [
                     *([snapshot.unhealthy] if snapshot.unhealthy else []),

@@ -141,8 +141,6 @@ class ClientServer:
 
     def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
         client = self._clients.pop(connection, None)
-        if isinstance(error, FrameError):
-            self._counters.message_dropped("malformed")
         if client is None:
             return
         self._unpark(client)
@@ -239,7 +237,7 @@ class ClientServer:
             client.connection.send(Message(header, body))
 
     def _reject(self, client: Client, about: Header, reason: Reason) -> None:
-        self._counters.message_dropped(reason.name.lower())
+        self._counters.request_rejected(reason)
         self._answer(client, Command.REJECT, about, reason=reason, position=self._reader.end)
 
     # Reads

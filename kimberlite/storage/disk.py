@@ -258,6 +258,10 @@ class FileDisk:
         """Nanoseconds from submission to durability, of what completed since the last call."""
         return self._writer.take_latencies()
 
+    def take_sync_latencies(self) -> list[int]:
+        """Nanoseconds of the slowest synchronous write of each group since the last call."""
+        return self._writer.take_sync_latencies()
+
     def free_bytes(self) -> int:
         """What the file system has left for us."""
         info = os.fstatvfs(self._dir)

@@ -147,6 +147,11 @@ class Store:
         return self._faulty
 
     @property
+    def superblock_damaged(self) -> int:
+        """Copies of the superblock that could not be read, or failed their checksum, when it was opened."""
+        return self._superblock.unreadable_copies
+
+    @property
     def segment_count(self) -> int:
         return len(self._segments)
 

@@ -192,6 +192,7 @@ class SuperblockFile:
             index for index, copy in enumerate(copies) if copy is None or copy.checksum != self.current.checksum
         ]
         self.damaged_copies = len(self._damaged)
+        self.unreadable_copies = sum(copy is None for copy in copies)  # the others are merely older
         self._last = self.current  # submitted last
 
     def repair(self) -> list[list[Write]]:

@@ -211,7 +211,9 @@ def configurations(draw: st.DrawFn) -> Config:
         },
         "timing": {"heartbeat_ms": draw(st.integers(5, 150))},
         "storage": {"unsafe": draw(st.booleans()), "mode": draw(st.sampled_from(["auto", "direct", "buffered"]))},
-        "telemetry": {"listen": draw(st.text(st.characters(codec="utf-8"), max_size=20))},
+        "telemetry": {
+            "listen": draw(st.text(st.characters(codec="utf-8", exclude_characters=":[]"), min_size=1)) + ":9471"
+        },
     }
     return from_mapping(document)
 
@@ -266,6 +268,21 @@ def test_parse_address_refuses(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_address(text)
     assert repr(text) in str(caught.value)
+
+
+def test_telemetry_address() -> None:
+    assert minimal('telemetry.listen="0.0.0.0:0"').telemetry_address == ("0.0.0.0", 0)
+    for wrong in ("9471", "h:65536", "[::1:1"):
+        with pytest.raises(ConfigError, match=r"telemetry\.listen"):
+            minimal(f'telemetry.listen="{wrong}"')
+
+
+def test_telemetry_has_an_address_of_its_own() -> None:
+    address = minimal().cluster.addresses[1]
+    host, _, port = address.rpartition(":")
+    for taken in (address, f"{host}:{int(port) + 1000}"):
+        with pytest.raises(ConfigError, match="which is this replica's"):
+            minimal(f'telemetry.listen="{taken}"')
 
 
 def test_parse_addresses() -> None:

@@ -157,8 +157,10 @@ static int run_group(km_engine *engine, km_submission **group, int count, km_eng
         stats->latency_ns = latency;
     else
         stats->latency_ns = stats->latency_ns - stats->latency_ns / 8 + latency / 8;
-    for (int s = 0; s < count; s++)
+    for (int s = 0; s < count; s++) {
         group[s]->duration_ns = now_ns() - group[s]->submitted_ns;
+        group[s]->sync_ns = s == 0 ? latency : 0;
+    }
     stats->submissions += (uint64_t)count;
     stats->groups += count > 1;
     return 0;

@@ -32,6 +32,7 @@ typedef struct km_submission {
     km_write *writes;
     uint64_t submitted_ns;
     uint64_t duration_ns; /* from submission to durability */
+    uint64_t sync_ns;     /* slowest phase of the group that this submission was the first of; 0 for the others */
     struct km_submission *next;
 } km_submission;
 

@@ -1,0 +1,77 @@
+"""Disk and state machine of a node, with what the core cannot see measured: time and bytes.
+
+May import: errors, types, state_machine, _fast, storage, telemetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
+
+from kimberlite._fast.metrics import now_ns
+from kimberlite.state_machine import Batch, StateMachine
+from kimberlite.storage.disk import FileDisk
+from kimberlite.storage.interface import Write
+from kimberlite.telemetry.recorder import DISK_WAIT, Recorder
+
+
+def _stay(part: int) -> int:
+    return 0
+
+
+class MeasuredDisk(FileDisk):
+    """A FileDisk that counts its reads and, once `switch` is set, charges its waits to a part of the loop's time."""
+
+    switch: Callable[[int], int] = staticmethod(_stay)
+    on_error: Callable[[str], None] = staticmethod(lambda operation: None)
+    reads = 0
+    read_bytes = 0
+
+    def read(self, file: int, offset: int, length: int) -> memoryview:
+        left = self.switch(DISK_WAIT)
+        try:
+            found = super().read(file, offset, length)
+        except OSError:
+            self.on_error("read")
+            raise
+        finally:
+            self.switch(left)
+        self.reads += 1
+        self.read_bytes += len(found)
+        return found
+
+    def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None:
+        left = self.switch(DISK_WAIT)
+        try:
+            super().submit(token, phases)
+        finally:
+            self.switch(left)
+
+    def create(self, name: str, size: int) -> int:
+        left = self.switch(DISK_WAIT)
+        try:
+            return super().create(name, size)
+        finally:
+            self.switch(left)
+
+
+class MeasuredMachine:
+    """A state machine whose executions are timed."""
+
+    def __init__(self, machine: StateMachine, recorder: Recorder) -> None:
+        self._machine = machine
+        self._recorder = recorder
+        self.version = machine.version
+        self.needs_body = machine.needs_body
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        began = now_ns()
+        replies = self._machine.apply(batches)
+        self._recorder.applied(began)
+        return replies
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        self._machine.snapshot(writer)
+
+    def restore(self, reader: BinaryIO) -> None:
+        self._machine.restore(reader)

@@ -1,0 +1,69 @@
+"""The telemetry process: `python -m kimberlite.telemetry`, started by the node (telemetry.supervisor).
+
+Ends when the node ends in order. When it crashed, the last values are served until the next start of
+the same replica takes the address over, or LINGER_S have passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from kimberlite._fast.metrics import Region
+from kimberlite.errors import KimberliteError
+from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.prometheus import exposition
+from kimberlite.telemetry.reading import Reader
+from kimberlite.telemetry.server import POLL_S, TelemetryServer
+
+SAMPLE_S = 1.0  # how old the resources of a replica may be when it crashes
+LINGER_S = 60.0  # four scrapes at the usual interval of 15 s
+YIELD_POLL_S = 0.05
+
+
+def serve(path: Path, listener: socket.socket, parent: int, units: str) -> None:
+    """Serve until there is nobody to serve for. `parent`: read end of a pipe that the node holds open."""
+    reader = Reader(Region.open(path))
+    server = TelemetryServer(listener, reader, exposition(reader, units))
+    threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
+    while not _closed(parent, SAMPLE_S):
+        reader.sample_process()
+    reader.replica_gone = True
+    until = time.monotonic() + LINGER_S
+    while not reader.region.ended and reader.region.is_current() and time.monotonic() < until:
+        time.sleep(YIELD_POLL_S)
+
+
+def _closed(descriptor: int, timeout: float) -> bool:
+    """Whether the other end of a pipe is closed within a time."""
+    readable, _, _ = select.select([descriptor], [], [], timeout)
+    return bool(readable) and os.read(descriptor, 1) == b""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="kimberlite.telemetry", description=__doc__)
+    parser.add_argument("--region", type=Path, required=True)
+    parser.add_argument("--listener", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--units", choices=catalogue.UNITS, required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, whose end is ours
+    try:
+        serve(arguments.region, socket.socket(fileno=arguments.listener), arguments.parent, arguments.units)
+    except (KimberliteError, OSError) as error:
+        sys.stderr.write(f"kimberlite.telemetry: {type(error).__name__}: {error}\n")
+        return error.exit_code if isinstance(error, KimberliteError) else 1
+    # Connections that are still open would keep their threads, and with them the interpreter's end.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

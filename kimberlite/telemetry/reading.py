@@ -1,0 +1,219 @@
+"""Reading a replica's metrics from outside: the values of every metric of the catalogue.
+
+Cells come from the shared memory; what the replica need not spend its time on (memory, CPU time,
+descriptors) from /proc. When the replica has ended, the values of its last moment go on being
+given, and `replica_up` is 0.
+
+Thread rules: any thread, one at a time for `Reader.sample_process`. May import: errors, types, _fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from kimberlite._fast.metrics import HistogramValue, Kind, Region, now_ns, quantile
+from kimberlite.telemetry import catalogue, region
+from kimberlite.telemetry.catalogue import Metric, Source, Unit, cell_name
+from kimberlite.types import Status
+
+NAN = math.nan
+TICK_HZ = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One series. `values` are those of the metric's labels; durations in nanoseconds, as in the cells."""
+
+    metric: Metric
+    values: tuple[str, ...]
+    value: float | HistogramValue
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All values at one moment. `cells`: by name, as the replica wrote them. Times are monotonic nanoseconds."""
+
+    now: int
+    alive: bool
+    cells: dict[str, float | HistogramValue]
+    info: dict[str, Any]
+    pid: int
+
+    def number(self, name: str, *values: str) -> float:
+        """The cell of a counter or gauge; NaN when the writer does not have it."""
+        value = self.cells.get(cell_name(catalogue.BY_NAME[name], values), NAN)
+        return NAN if isinstance(value, HistogramValue) else value
+
+    def age_s(self, name: str, *values: str) -> float:
+        """Seconds since the instant in a cell; NaN when there has been none."""
+        instant = self.number(name, *values)
+        return max(self.now - instant, 0) / catalogue.NS_PER_S if instant else NAN
+
+
+@dataclass(slots=True)
+class Reader:
+    """Values of one replica. replica_gone: set when it is known to have ended."""
+
+    region: Region
+    replica_gone: bool = False
+    _process: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return region.info_of(self.region)
+
+    def is_alive(self) -> bool:
+        return not self.replica_gone and not self.region.ended and is_running(self.region)
+
+    def observe(self) -> Observation:
+        alive = self.is_alive()
+        values = self.region.read()
+        cells = {series.name: value for series, value in zip(self.region.series, values, strict=True)}
+        return Observation(now_ns(), alive, cells, self.info, self.region.pid)
+
+    def sample_process(self) -> None:
+        """Look at the process of the replica; what it no longer has stays as it was."""
+        with contextlib.suppress(OSError, ValueError):
+            if self.is_alive():
+                self._process |= process_values(self.region.pid)
+
+    def samples(self) -> list[Sample]:
+        """Every series of the catalogue, in its order."""
+        seen = self.observe()
+        self.sample_process()
+        found: list[Sample] = []
+        for metric in catalogue.METRICS:
+            found += _FROM[metric.source](self, metric, seen)
+        return found
+
+    def _from_cells(self, metric: Metric, seen: Observation) -> list[Sample]:
+        return [
+            Sample(metric, values, seen.cells.get(cell_name(metric, values), NAN))
+            for values in metric.label_values(seen.info["replica_count"])
+        ]
+
+    def _from_instants(self, metric: Metric, seen: Observation) -> list[Sample]:
+        return [
+            Sample(metric, values, seen.age_s(metric.name, *values) * catalogue.NS_PER_S)
+            for values in metric.label_values(seen.info["replica_count"])
+        ]
+
+    def _derived(self, metric: Metric, seen: Observation) -> list[Sample]:
+        if metric.name == "replica_up":
+            return [Sample(metric, (), float(seen.alive))]
+        status = seen.number("replica_status")
+        return [Sample(metric, (state.name.lower(),), float(state == status)) for state in Status]
+
+    def _from_process(self, metric: Metric, seen: Observation) -> list[Sample]:
+        own = {
+            "telemetry_cpu": lambda: time.process_time() * catalogue.NS_PER_S,
+            "telemetry_resident_memory": lambda: resident_bytes("self"),
+        }
+        if metric.name in own:
+            return [Sample(metric, (), own[metric.name]())]
+        return [
+            Sample(metric, values, self._process.get(cell_name(metric, values), NAN))
+            for values in metric.label_values(seen.info["replica_count"])
+        ]
+
+    def _from_info(self, metric: Metric, seen: Observation) -> list[Sample]:
+        if metric.name == "start_time":
+            return [Sample(metric, (), float(self.region.started_unix_ns))]
+        said = seen.info["build" if metric.name == "build_info" else "config"]
+        return [Sample(metric, tuple(str(said.get(label.name, "")) for label in metric.labels), 1.0)]
+
+
+_FROM: dict[Source, Callable[[Reader, Metric, Observation], list[Sample]]] = {
+    Source.REPLICA: Reader._from_cells,
+    Source.INSTANT: Reader._from_instants,
+    Source.DERIVED: Reader._derived,
+    Source.PROCESS: Reader._from_process,
+    Source.INFO: Reader._from_info,
+}
+
+
+def is_running(written: Region) -> bool:
+    """Whether the process that wrote a region runs, and is not another one that got its number since."""
+    try:
+        after_name = Path(f"/proc/{written.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    started_s = int(after_name[19]) / TICK_HZ  # field 22 of proc(5): since boot
+    created_s = written.started_monotonic_ns / catalogue.NS_PER_S
+    # The clock of the one runs on while the machine sleeps and that of the other does not: only "later" is telling.
+    slept_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return after_name[0] != "Z" and started_s - slept_s < created_s + 1
+
+
+def resident_bytes(pid: int | str) -> float:
+    return float(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+def process_values(pid: int) -> dict[str, float]:
+    """Values by cell name. Raises OSError, ValueError when the process has gone."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    soft = next(line.split()[3] for line in limits if line.startswith("Max open files"))
+    return {
+        'cpu{mode="user"}': int(after_name[11]) * catalogue.NS_PER_S / TICK_HZ,
+        'cpu{mode="system"}': int(after_name[12]) * catalogue.NS_PER_S / TICK_HZ,
+        "resident_memory": resident_bytes(pid),
+        "open_files": float(len(os.listdir(f"/proc/{pid}/fd"))),
+        "open_files_limit": math.inf if soft == "unlimited" else float(soft),
+    }
+
+
+def snapshot(directory: Path) -> dict[str, object]:
+    """All metrics of the replica in `directory` as JSON can hold them; offline and read-only.
+
+    For `kimberlite inspect metrics`. Durations are in milliseconds; a histogram is count, sum and
+    quantiles. Values that are not known are None. Raises DataMissingError, MetricsFileError.
+    """
+    reader = Reader(region.find(directory))
+    info = reader.info
+    return {
+        "directory": str(directory.absolute()),
+        "file": reader.region.path,
+        "cluster": info["cluster"],
+        "replica": info["replica"],
+        "pid": reader.region.pid,
+        "running": reader.is_alive(),
+        "started_unix_s": reader.region.started_unix_ns / catalogue.NS_PER_S,
+        "build": info["build"],
+        "config": info["config"],
+        "metrics": [
+            {
+                "name": sample.metric.exposed_name("ms"),
+                "kind": sample.metric.kind.name.lower(),
+                "labels": dict(zip((label.name for label in sample.metric.labels), sample.values, strict=True)),
+                **_plain(sample),
+            }
+            for sample in reader.samples()
+            if sample.metric.source is not Source.INFO and not sample.metric.name.startswith("telemetry_")
+        ],
+    }
+
+
+def _plain(sample: Sample) -> dict[str, object]:
+    scale = sample.metric.scale("ms")
+    if sample.metric.kind is not Kind.HISTOGRAM:
+        value = cast(float, sample.value) / scale
+        exact = sample.metric.unit in (Unit.NONE, Unit.BYTES) and value.is_integer()
+        return {"value": None if not math.isfinite(value) else int(value) if exact else value}
+    histogram = sample.value
+    if not isinstance(histogram, HistogramValue):
+        return {"count": None}
+    return {
+        "count": histogram.count,
+        "sum": histogram.sum_ns / scale,
+        **{name: quantile(histogram.bins, q) / scale for name, q in QUANTILES.items()},
+    }

@@ -1,0 +1,412 @@
+"""The recorder: turns what the replica does into additions to its shared memory.
+
+The replica only adds. A handle is bound to its cell once; recording is then a list index and a
+call into C, without a lock and without allocation. Events of the core carry durations that
+are differences of the `now` values handed in; this module reads a clock for what the core
+cannot see: stages of the event loop, the state machine, garbage collection.
+
+Thread rules: the thread of the replica's event loop. May import: types, vsr.work, _fast.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, StageClock, now_ns
+from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.catalogue import BY_NAME, OTHER, cell_name
+from kimberlite.types import Command, FrameReason, Header, Reason
+from kimberlite.vsr.work import DropReason, Event, EventKind, Snapshot
+
+# Positions in catalogue.LOOP_PARTS.
+POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PARTS))
+CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKSUM)
+NAN = math.nan
+BYTE = 256
+
+
+class StorageSample(NamedTuple):
+    """What storage says of itself. Totals since the start; latencies since the last sample, in nanoseconds."""
+
+    write_latencies: Sequence[int]
+    sync_latencies: Sequence[int]
+    reads: int
+    read_bytes: int
+    writes: int
+    bytes: int
+    switches: int
+    inline: bool
+    entry_bytes: int  # written to the journal
+    log_bytes: int
+    entries: int
+    free_bytes: int | None  # None: as before
+
+
+class Recorder:
+    """Writes one region. Constructed with every handle bound; `close` when the replica ends in order.
+
+    contact_ns: a peer heard within this counts as live. turn_pending: set by the owner of the
+    loop while a callback of this turn is scheduled, so that the turn is not over yet.
+    """
+
+    def __init__(self, region: Region, replica: int, replica_count: int, contact_ns: int) -> None:
+        self.region = region
+        self.turn_pending = False
+        self._replica = replica
+        self._replica_count = replica_count
+        self._contact_ns = contact_ns
+        self._index = {series.name: index for index, series in enumerate(region.series)}
+        self._commit = -1
+        self._level_at: dict[int, int] = {}
+        self._applied_at = 0  # 0: the first reply after the last execution has been seen
+        self._gc_began = 0
+        self._opened_at = now_ns()
+        self._clock = self._stage_clock()
+        self.switch = self._clock.switch
+        """switch(part): charge the loop's time to another part; returns the part left."""
+        self._bind_network()
+        self._bind_gauges()
+        self._handlers = self._bind_events()
+
+    # Handles
+
+    def _counter(self, name: str, *values: str) -> Counter:
+        return self.region.counter(self._index[cell_name(BY_NAME[name], values)])
+
+    def _gauge(self, name: str, *values: str) -> Gauge:
+        return self.region.gauge(self._index[cell_name(BY_NAME[name], values)])
+
+    def _histogram(self, name: str, *values: str) -> Histogram:
+        return self.region.histogram(self._index[cell_name(BY_NAME[name], values)])
+
+    def _replicas(self, name: str) -> list[Gauge]:
+        return [self._gauge(name, str(replica)) for replica in range(self._replica_count)]
+
+    def _by_number(self, name: str, names: dict[int, str], size: int) -> list[Callable[[], None]]:
+        """`add` of a counter for each number, that of OTHER for numbers without a name."""
+        other = self._counter(name, OTHER).add
+        return [self._counter(name, names[number]).add if number in names else other for number in range(size)]
+
+    def _stage_clock(self) -> StageClock:
+        return self.region.stage_clock(
+            [self._index[cell_name(BY_NAME["event_loop_time"], (part,))] for part in catalogue.LOOP_PARTS],
+            turn=self._index["event_loop_turn"],
+            turned_at=self._index["event_loop_last_turn"],
+        )
+
+    def _bind_network(self) -> None:
+        names = {int(command): command.name.lower() for command in Command}
+        self._received = self._by_number("messages_received", names, BYTE)
+        self._sent = self._by_number("messages_sent", names, BYTE)
+        self._received_bytes = self._counter("network", "received").add
+        self._sent_bytes = self._counter("network", "sent").add
+        self._dropped = {
+            reason: self._counter("messages_dropped", reason).add for reason in catalogue.DROP_REASON.values
+        }
+        self._rejected = self._by_number(
+            "requests_rejected", {int(reason): reason.name.lower() for reason in Reason if reason}, BYTE
+        )
+        self._bad_frame = self._counter("checksum_failures", "network").add
+        self._apply = self._histogram("apply_latency").record
+        self._apply_stage = self._histogram("commit_stage_latency", "apply").record
+        self._reply_stage = self._histogram("commit_stage_latency", "reply").record
+        self._gc_pause = self._histogram("gc_pause").record
+
+    def _bind_gauges(self) -> None:
+        self._set = {
+            metric.name: self._gauge(metric.name).set
+            for metric in catalogue.METRICS
+            if metric.kind is Kind.GAUGE and metric.has_cells and not metric.labels
+        }
+        self._lag_operations = self._replicas("replica_lag_operations")
+        self._lag_seconds = self._replicas("replica_lag")
+        self._last_heard = self._replicas("peer_last_heard")
+        self._repair_ewma = self._replicas("repair_ewma_latency")
+        for gauge in (*self._lag_operations, *self._lag_seconds):
+            gauge.set(NAN)
+        self._write_latency = self._histogram("journal_write_latency").record_many
+        self._sync_latency = self._histogram("fsync_latency").record_many
+        self._reads = self._counter("disk_operations", "read").advance_to
+        self._read = self._counter("disk", "read").advance_to
+        self._writes = self._counter("disk_operations", "write").advance_to
+        self._written = self._counter("disk", "write").advance_to
+        self._entry_bytes = self._counter("bytes_written").advance_to
+        self._switches = self._counter("journal_mode_switches").advance_to
+
+    # Events of the core
+
+    def record(self, events: Sequence[Event]) -> None:
+        """Count what the core reports."""
+        handlers = self._handlers
+        for event in events:
+            handlers[event.kind](event)
+
+    def _bind_events(self) -> list[Callable[[Event], None]]:
+        """A handler for each kind of event, by its number."""
+        table: list[Callable[[Event], None]] = [_nothing] * (max(EventKind) + 1)
+        for kinds in (self._commit_handlers(), self._request_handlers(), self._rare_handlers()):
+            for kind, handler in kinds.items():
+                table[kind] = handler
+        return table
+
+    def _commit_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
+        prepare = self._histogram("prepare_latency").record
+        commit = self._histogram("commit_latency").record
+        queue = self._histogram("commit_stage_latency", "queue").record
+        journal = self._histogram("commit_stage_latency", "journal").record
+        replicate = self._histogram("commit_stage_latency", "replicate").record
+        committed = self._counter("operations", "committed").add
+        events = self._counter("events").add
+        decided = [
+            self._counter(
+                "commit_critical_path", str(replica), "journal" if replica == self._replica else "replicate"
+            ).add
+            for replica in range(self._replica_count)
+        ]
+
+        def on_queued(event: Event) -> None:
+            queue(event.a)
+
+        def on_acked(event: Event) -> None:
+            prepare(event.b)
+            replicate(event.b)
+            decided[event.c]()
+
+        def on_journaled(event: Event) -> None:
+            journal(event.b)
+            if not event.c:
+                prepare(event.b)
+
+        def on_committed(event: Event) -> None:
+            committed()
+            events(event.b)
+            if event.c:
+                commit(event.c)
+
+        return {
+            EventKind.QUEUED: on_queued,
+            EventKind.PREPARE_ACKED: on_acked,
+            EventKind.JOURNALED: on_journaled,
+            EventKind.COMMITTED: on_committed,
+        }
+
+    def _request_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
+        request = self._histogram("request_latency").record
+        client = self._histogram("client_latency").record
+        duplicate = self._counter("duplicate_requests").add
+        registered = self._counter("client_sessions_registered").add
+        evicted = self._counter("client_sessions_evicted").add
+        dropped = {int(reason): self._dropped[reason.name.lower()] for reason in DropReason}
+
+        def on_replied(event: Event) -> None:
+            request(event.b)
+            if event.c:
+                client(event.c)
+
+        return {
+            EventKind.REPLIED: on_replied,
+            EventKind.REJECTED: lambda event: self._rejected[event.a](),
+            EventKind.DUPLICATE: lambda event: duplicate(),
+            EventKind.SESSION_REGISTERED: lambda event: registered(),
+            EventKind.SESSION_EVICTED: lambda event: evicted(),
+            EventKind.DROPPED: lambda event: dropped[event.b](),
+        }
+
+    def _rare_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
+        view_change = self._histogram("view_change_latency").record
+        repair = self._histogram("repair_latency").record
+        recovery = self._histogram("recovery_latency").record
+        round_trips = [
+            self._histogram("peer_round_trip_latency", str(replica)).record for replica in range(self._replica_count)
+        ]
+        causes = [self._counter("view_changes", reason).add for reason in catalogue.VIEW_CHANGE_REASONS]
+        repaired = self._counter("repairs", "repaired").add
+        expired = self._counter("repairs", "expired").add
+        failed = self._counter("operations", "failed").add
+        abandoned = self._counter("operations_failed", "view_change").add
+        cut = self._counter("operations_failed", "suffix_dropped").add
+        faulty = self._counter("checksum_failures", "journal").add
+        status, view = self._gauge("replica_status").set, self._gauge("view_number").set
+
+        def on_repaired(event: Event) -> None:
+            repaired()
+            repair(event.b)
+
+        def on_abandoned(event: Event) -> None:
+            failed(event.b)
+            abandoned(event.b)
+
+        def on_cut(event: Event) -> None:
+            failed(event.b)
+            cut(event.b)
+
+        def on_status(event: Event) -> None:
+            status(event.a)
+            view(event.b)
+
+        return {
+            EventKind.VIEW_CHANGE_STARTED: lambda event: causes[event.b](),
+            EventKind.VIEW_CHANGED: lambda event: view_change(event.b),
+            EventKind.REPAIRED: on_repaired,
+            EventKind.REPAIR_EXPIRED: lambda event: expired(),
+            EventKind.FAULTY: lambda event: faulty(),
+            EventKind.ABANDONED: on_abandoned,
+            EventKind.SUFFIX_DROPPED: on_cut,
+            EventKind.STATUS: on_status,
+            # The core's own duration begins when the journal has been read: this one before.
+            EventKind.RECOVERED: lambda event: recovery(now_ns() - self._opened_at),
+            EventKind.PEER_ROUND_TRIP: lambda event: round_trips[event.a](event.b),
+        }
+
+    def opened(self, at_ns: int) -> None:
+        """When the data began to be read: recovery counts from there."""
+        self._opened_at = at_ns
+
+    # Network: see net.transport.Counters
+
+    def receiving(self) -> None:
+        self.switch(PARSE)
+
+    def received(self, frames: Sequence[tuple[Header, memoryview]], size: int) -> None:
+        counts = self._received
+        for header, _ in frames:
+            counts[header.command]()
+        self._received_bytes(size)
+
+    def handled(self) -> None:
+        self.switch(OTHER_PART if self.turn_pending else POLL)
+
+    def message_sent(self, command: int, size: int) -> None:
+        self._sent[command]()
+        self._sent_bytes(size)
+
+    def message_dropped(self, reason: str) -> None:
+        self._dropped.get(reason, self._dropped[OTHER])()
+
+    def request_rejected(self, reason: int) -> None:
+        self._rejected[reason]()
+
+    def frame_refused(self, reason: int) -> None:
+        self._dropped["wrong_cluster" if reason == FrameReason.WRONG_CLUSTER else "malformed"]()
+        if reason in CHECKSUM_REASONS:
+            self._bad_frame()
+
+    # What the core cannot see
+
+    def applied(self, began_ns: int) -> None:
+        """The state machine has executed an op since `began_ns`."""
+        self._applied_at = now = now_ns()
+        self._apply(now - began_ns)
+        self._apply_stage(now - began_ns)
+
+    def replied(self) -> None:
+        """A reply was handed to the network: the first one after an execution ends its commit."""
+        if self._applied_at:
+            self._reply_stage(now_ns() - self._applied_at)
+            self._applied_at = 0
+
+    def journal_failed(self, operation: str) -> None:
+        """A read or write of the data directory was failed by the system."""
+        self._counter("journal_errors", operation).add()
+
+    def superblock_damaged(self, copies: int) -> None:
+        self._counter("checksum_failures", "superblock").add(copies)
+
+    def watch_gc(self) -> None:
+        """Time the interpreter's garbage collections, until `close`."""
+        gc.callbacks.append(self._on_gc)
+
+    def _on_gc(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._gc_began = now_ns()
+        elif self._gc_began:
+            self._gc_pause(now_ns() - self._gc_began)
+
+    # Gauges, at a bounded rate
+
+    def update(self, snapshot: Snapshot, now: int, connections: int, connections_limit: int) -> None:
+        """Set the gauges of the protocol."""
+        values = {
+            "replica_status": snapshot.status,
+            "is_primary": snapshot.is_primary,
+            "view_number": snapshot.view,
+            "op_number": snapshot.op,
+            "commit_number": snapshot.commit,
+            "applied_number": snapshot.applied,
+            "log_event_count": snapshot.positions,
+            "quorum_size": snapshot.quorum,
+            "cluster_size": snapshot.replica_count,
+            "quorum_margin": self._quorum_margin(snapshot, now),
+            "prepare_ok_votes": snapshot.oldest_uncommitted_votes,
+            "oldest_uncommitted": snapshot.oldest_uncommitted_at,
+            "pending_requests": snapshot.queue_depth,
+            "pending_requests_limit": snapshot.queue_limit,
+            "pipeline_depth": snapshot.pipeline_depth,
+            "pipeline_limit": snapshot.pipeline_limit,
+            "journal_faulty": snapshot.faulty,
+            "draining": snapshot.draining,
+            "client_sessions_active": snapshot.sessions,
+            "client_sessions_limit": snapshot.sessions_limit,
+            "client_connections": connections,
+            "client_connections_limit": connections_limit,
+            "repair_budget_available": snapshot.repair_budget,
+            "repair_inflight_count": snapshot.repairs_in_flight,
+        }
+        if snapshot.commit != self._commit:
+            values["last_commit"] = now if self._commit >= 0 else 0
+            self._commit = snapshot.commit
+        for name, value in values.items():
+            self._set[name](value)
+        self._update_peers(snapshot, now)
+
+    def _quorum_margin(self, snapshot: Snapshot, now: int) -> float:
+        if not snapshot.is_primary:
+            return NAN
+        heard = sum(1 for peer in snapshot.peers if peer.last_heard and now - peer.last_heard < self._contact_ns)
+        return 1 + heard - snapshot.quorum
+
+    def _update_peers(self, snapshot: Snapshot, now: int) -> None:
+        lags: dict[int, float] = {self._replica: max(snapshot.known_commit - snapshot.applied, 0)}
+        for peer in snapshot.peers:
+            self._last_heard[peer.replica].set(peer.last_heard)
+            self._repair_ewma[peer.replica].set(peer.repair_latency)
+            known = snapshot.is_primary and (peer.op > 0 or snapshot.commit == 0)
+            lags[peer.replica] = max(snapshot.commit - peer.op, 0) if known else NAN
+        for replica, lag in lags.items():
+            self._lag_operations[replica].set(lag)
+            if lag == 0 or replica not in self._level_at:
+                self._level_at[replica] = now
+            if math.isnan(lag):
+                del self._level_at[replica]
+            self._lag_seconds[replica].set(lag if math.isnan(lag) else float(now - self._level_at[replica]))
+
+    def update_storage(self, sample: StorageSample) -> None:
+        """Record what storage did since the last sample."""
+        if sample.write_latencies:
+            self._write_latency(sample.write_latencies)
+        if sample.sync_latencies:
+            self._sync_latency(sample.sync_latencies)
+        self._reads(sample.reads)
+        self._read(sample.read_bytes)
+        self._writes(sample.writes)
+        self._written(sample.bytes)
+        self._entry_bytes(sample.entry_bytes)
+        self._switches(sample.switches)
+        self._set["journal_inline"](sample.inline)
+        self._set["log_size"](sample.log_bytes)
+        self._set["log_entry_count"](sample.entries)
+        if sample.free_bytes is not None:
+            self._set["disk_free"](sample.free_bytes)
+
+    def close(self) -> None:
+        """The replica ends in order: say so to the readers. Nothing may be recorded afterwards."""
+        if self._on_gc in gc.callbacks:
+            gc.callbacks.remove(self._on_gc)
+        self.region.end()
+
+
+def _nothing(event: Event) -> None:
+    """An event that no metric counts."""

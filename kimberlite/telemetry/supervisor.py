@@ -1,0 +1,178 @@
+"""The node's side of the telemetry process: its socket, its start, its restarts, its end.
+
+The node opens the listening socket and hands it down. So an address in use is an error of the node's
+start, port 0 is known at once, and a telemetry process that dies is replaced without a
+connection being refused. The process learns of the node's end by a pipe that closes with it:
+after an orderly end it ends too; after a crash it serves the last values for a while, and yields
+to the next start, which waits for the address.
+
+Nothing here can fail the replica once it runs: a process that does not start or stay is
+tried again with back-off, and `status` says so.
+
+Thread rules: the node's event loop. May import: errors, telemetry.region.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import sys
+
+from kimberlite._fast.metrics import Region
+from kimberlite.errors import AddressInUseError, NetworkError
+
+TAKEOVER_S = 5.0  # how long to wait for the telemetry of a crashed predecessor to yield the address
+RETRY_S = 0.05
+BACKOFF_FIRST_S = 0.25
+BACKOFF_MAX_S = 30.0
+STEADY_S = 60.0  # a process that has lived as long starts again without back-off
+STOP_S = 2.0
+BACKLOG = 64
+
+
+async def listen(host: str, port: int, patience_s: float = 0.0) -> socket.socket:
+    """A listening socket. Raises AddressInUseError when the address is still taken after `patience_s`,
+    NetworkError when it cannot be had at all."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_s
+    while True:
+        try:
+            return await _bind(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise NetworkError(
+                    f"{host}:{port} can not be listened on: {error} (for telemetry; see telemetry.listen)",
+                    host=host,
+                    port=port,
+                ) from error
+            if loop.time() >= deadline:
+                raise AddressInUseError(
+                    f"{host}:{port} is in use: nothing was started; stop what listens there, or set telemetry.listen "
+                    "to another address (port 0: any free one), or telemetry.enabled to false",
+                    host=host,
+                    port=port,
+                ) from error
+        await asyncio.sleep(RETRY_S)
+
+
+async def _bind(host: str, port: int) -> socket.socket:
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+    )
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class TelemetryProcess:
+    """Starts and supervises the process that serves `region` on `listener`, which it owns from here on."""
+
+    def __init__(self, region: Region, listener: socket.socket, units: str) -> None:
+        self._region = region
+        self._listener = listener
+        self._units = units
+        self._loop = asyncio.get_running_loop()
+        # The process sees end of file here when this one is gone, however it goes.
+        self._pipe_read, self._pipe_write = os.pipe()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._started_at = 0.0
+        self._backoff_s = BACKOFF_FIRST_S
+        self._retry: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self.restarts = 0
+        self.problem = ""
+        host, port, *_ = listener.getsockname()
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process; it serves some 0.3 s later, and connections wait for it meanwhile."""
+        self._retry = None
+        self._started_at = self._loop.time()
+        descriptors = (self._listener.fileno(), self._pipe_read)
+        try:
+            self._process = subprocess.Popen(
+                [
+                    # -P: the working directory must not decide which kimberlite is run.
+                    *(sys.executable, "-P", "-m", "kimberlite.telemetry"),
+                    *("--region", str(self._region.path), "--units", self._units),
+                    *("--listener", str(descriptors[0]), "--parent", str(descriptors[1])),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=descriptors,
+            )
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError as error:
+            self._failed(f"the telemetry process does not start: {error}")
+            return
+        self._loop.add_reader(self._pidfd, self._on_exit)
+
+    def _on_exit(self) -> None:
+        process = self._forget()
+        if process is not None and not self._stopping:
+            code = process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            self._failed(f"the telemetry process {how}")
+
+    def _forget(self) -> subprocess.Popen[bytes] | None:
+        process, self._process = self._process, None
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return process
+
+    def _failed(self, problem: str) -> None:
+        if self._loop.time() - self._started_at > STEADY_S:
+            self._backoff_s = BACKOFF_FIRST_S
+        self.problem = problem
+        self.restarts += 1
+        self._retry = self._loop.call_later(self._backoff_s, self.start)
+        self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    def status(self) -> dict[str, object]:
+        """For the status of the replica."""
+        return {
+            "address": self.address,
+            "running": self._process is not None,
+            "pid": self.pid,
+            "restarts": self.restarts,
+            "problem": self.problem,
+        }
+
+    async def stop(self) -> None:
+        """End the process; at most STOP_S, then it is killed."""
+        self._stopping = True
+        if self._retry is not None:
+            self._retry.cancel()
+        process = self._forget()
+        if process is not None:
+            process.terminate()
+            deadline = self._loop.time() + STOP_S
+            while process.poll() is None:
+                if self._loop.time() > deadline:
+                    process.kill()
+                    process.wait()
+                    break
+                await asyncio.sleep(0.01)
+        for descriptor in (self._pipe_read, self._pipe_write):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._listener.close()
