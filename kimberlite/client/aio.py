@@ -272,15 +272,18 @@ class Log:
         """
         session = self._running()
         now = time.monotonic_ns()
-        handle = session.append(events, now, now + int((timeout or self._timeout) * 1e9))
+        handle = session.append(events, now, now + int(self._seconds(timeout) * 1e9))
         return self._await(handle)
 
     def append_batch(self, body: Bytes, count: int, *, timeout: float | None = None) -> asyncio.Future[int]:
         """Append a batch made by kimberlite.events.build; otherwise like `append`."""
         session = self._running()
         now = time.monotonic_ns()
-        handle = session.append_batch(body, count, now, now + int((timeout or self._timeout) * 1e9))
+        handle = session.append_batch(body, count, now, now + int(self._seconds(timeout) * 1e9))
         return self._await(handle)
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
 
     def _running(self) -> Session:
         if self._session is None:
@@ -331,7 +334,7 @@ class Log:
         end = None if limit is None else start + limit
         while end is None or position < end:
             wanted = 0 if end is None else min(end - position, 0xFFFFFFFF)
-            piece = await self._read_once(position, wanted, follow, timeout or self._timeout)
+            piece = await self._read_once(position, wanted, follow, self._seconds(timeout))
             if piece.events:
                 if piece.position != position:
                     raise UnavailableError(f"asked for position {position}, got {piece.position}")
@@ -417,12 +420,12 @@ class Log:
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """What the primary, or else any replica, says of itself: see docs for the fields."""
-        deadline = time.monotonic() + (timeout or self._timeout)
+        deadline = time.monotonic() + self._seconds(timeout)
         while time.monotonic() < deadline:
             replica = self._choose_replica(set())
             if replica is not None:
                 request = self._frame(Command.STATUS, nonce=self._random.getrandbits(63))
-                answer = await self._ask(replica, request, min(ANSWER_TIMEOUT_S, timeout or self._timeout))
+                answer = await self._ask(replica, request, min(ANSWER_TIMEOUT_S, self._seconds(timeout)))
                 if answer is not None and answer.header.command == Command.STATUS_REPLY:
                     document = json.loads(bytes(answer.body))
                     if isinstance(document, dict):

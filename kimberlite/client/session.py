@@ -17,7 +17,7 @@ May import: errors, types, _fast.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -356,11 +356,30 @@ class Session:
         elif reason == Reason.TOO_LARGE:
             self._too_large(request)
         else:
-            name = Reason(reason).name.lower().replace("_", " ")
-            error = RejectedError(f"the cluster refused the request: {name}; nothing was appended", reason=reason)
+            self._refused(request, reason)
+        self.flush(now)
+
+    def _refused(self, request: Request, reason: int) -> None:
+        name = Reason(reason).name.lower().replace("_", " ")
+        error = RejectedError(f"the cluster refused the request: {name}; nothing was appended", reason=reason)
+        if request.message.header.operation == Operation.REGISTER:
+            # It lets nobody in: asking again at once would be answered the same.
+            waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+            self._fail(waiting, error)
+        elif request.attempts == 1:
             self._fail(request.appends, error)
             self._request_number -= 1  # it was not executed: its number is free
-        self.flush(now)
+        else:
+            # An earlier copy may have been executed elsewhere. Its number must not name other events: they
+            # would be answered as its duplicate. So the session ends here.
+            self._fail(
+                request.appends,
+                OutcomeUnknownError(
+                    f"the cluster refused a retry of this append: {name}; it may or may not be in the log",
+                    reason=reason,
+                ),
+            )
+            self._renew()
 
     def _too_large(self, request: Request) -> None:
         """The cluster's limits are lower than ours. Which of the appends is above them shows when each
@@ -395,11 +414,15 @@ class Session:
         else:
             error = SessionEvictedError("the session was evicted; nothing was appended, append again")
         self._fail(request.appends, error)
+        self._renew()
+
+    def _renew(self) -> None:
+        """The next request begins a new session, under an identity that no older frame has."""
         self.number = 0
         self._request_number = 0
         self.client_id = self._new_client_id()
 
-    def _fail(self, appends: Sequence[Append], error: KimberliteError) -> None:
+    def _fail(self, appends: Iterable[Append], error: KimberliteError) -> None:
         for append in appends:
             if append.handle != EXPIRED:
                 self._done.append(Outcome(append.handle, count=append.count, error=error))

@@ -1,0 +1,652 @@
+"""The client session without I/O: one behaviour a test, then all of it against a model of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kimberlite._fast import events as event_batches
+from kimberlite._fast.framing import make_header
+from kimberlite.client import session as session_module
+from kimberlite.client.session import MS, Outcome, Session
+from kimberlite.errors import (
+    BusyError,
+    EventTooLargeError,
+    OutcomeUnknownError,
+    RejectedError,
+    SessionEvictedError,
+    UnavailableError,
+    UsageError,
+)
+from kimberlite.types import Command, Message, Operation, Reason
+
+CLUSTER = b"k" * 16
+CLIENT = b"c" * 16
+
+
+def make(replicas: int = 3, connected: tuple[int, ...] = (0, 1, 2), **options: Any) -> Session:
+    session = Session(
+        make_header=make_header, cluster=CLUSTER, client_id=CLIENT, replica_count=replicas, seed=7, **options
+    )
+    for replica in connected:
+        session.connected(replica, 0)
+    return session
+
+
+def sent(session: Session) -> list[tuple[int, Message]]:
+    sends, done = session.take_output()
+    assert not done
+    return sends
+
+
+def only(session: Session) -> tuple[int, Message]:
+    (send,) = sent(session)
+    return send
+
+
+def outcomes(session: Session) -> list[Outcome]:
+    return session.take_output()[1]
+
+
+def reply(to: Message, replica: int = 0, view: int = 0, **fields: Any) -> Message:
+    about = to.header
+    fields = {"session": about.session, "count": about.count, "op": 1, **fields}
+    return Message(
+        make_header(
+            cluster=CLUSTER,
+            command=Command.REPLY,
+            replica=replica,
+            view=view,
+            operation=about.operation,
+            client=about.client,
+            request=about.request,
+            context=about.checksum,
+            **fields,
+        )
+    )
+
+
+def reject(to: Message, reason: Reason, replica: int = 0, view: int = 0) -> Message:
+    return Message(
+        make_header(
+            cluster=CLUSTER,
+            command=Command.REJECT,
+            replica=replica,
+            view=view,
+            reason=reason,
+            client=to.header.client,
+            request=to.header.request,
+            context=to.header.checksum,
+        )
+    )
+
+
+def registered(**options: Any) -> Session:
+    """A session with a number, nothing in flight."""
+    session = make(**options)
+    session.append([b"first"], 0)
+    session.flush(0)
+    _, register = only(session)
+    assert register.header.operation == Operation.REGISTER
+    session.step(reply(register, session=11), 0)
+    _, first = only(session)
+    session.step(reply(first), 0)
+    assert [outcome.position for outcome in outcomes(session)] == [0]
+    assert session.idle
+    return session
+
+
+def begin(session: Session, *payloads: bytes, now: int = 0, deadline: int | None = None) -> tuple[int, Message]:
+    for payload in payloads or (b"x",):
+        session.append([payload], now, deadline)
+    session.flush(now)
+    return only(session)
+
+
+# Registration and coalescing
+
+
+def test_a_session_is_registered_before_the_first_request_and_once() -> None:
+    session = make()
+    session.append([b"a"], 0)
+    session.flush(0)
+    target, register = only(session)
+    assert (target, register.header.operation, register.header.client) == (0, Operation.REGISTER, CLIENT)
+    session.append([b"b"], 0)
+    session.flush(0)
+    assert sent(session) == []
+    session.step(reply(register, session=42), 0)
+    _, request = only(session)
+    assert (request.header.session, request.header.request) == (42, 1)
+    assert event_batches.slice(request.body, 0, 2) == [b"a", b"b"]
+
+
+def test_appends_that_wait_travel_together_and_learn_their_own_positions() -> None:
+    session = registered()
+    handles = [session.append([b"a"], 0), session.append([b"b", b"c"], 0)]
+    session.flush(0)
+    handles += [session.append([b"d"], 0), session.append_batch(event_batches.build([b"e", b"f"]), 2, 0)]
+    _, first = only(session)
+    session.step(reply(first, position=100), 0)
+    sends, done = session.take_output()
+    assert [(outcome.handle, outcome.position, outcome.count) for outcome in done] == [
+        (handles[0], 100, 1),
+        (handles[1], 101, 2),
+    ]
+    ((_, second),) = sends
+    assert second.header.request == first.header.request + 1
+    assert event_batches.slice(second.body, 0, 3) == [b"d", b"e", b"f"]
+    session.step(reply(second, position=200), 0)
+    assert [(outcome.handle, outcome.position) for outcome in outcomes(session)] == [
+        (handles[2], 200),
+        (handles[3], 201),
+    ]
+
+
+def test_a_request_stays_within_its_limits() -> None:
+    session = registered(request_bytes_max=1000, events_max=5)
+    for _ in range(9):
+        session.append([b"x" * 150] * 2, 0)
+    session.flush(0)
+    sizes = []
+    while not session.idle:
+        ((_, request),) = session.take_output()[0]
+        assert len(request.body) <= 1000
+        assert request.header.count <= 5
+        sizes.append(request.header.count)
+        session.step(reply(request), 0)
+    assert sum(sizes) == 18
+
+
+@pytest.mark.parametrize(
+    ("events", "limits"),
+    [([b"x" * 2000], {"request_bytes_max": 1000}), ([b""] * 6, {"events_max": 5})],
+)
+def test_what_no_request_can_hold_is_refused_at_once(events: list[bytes], limits: dict[str, int]) -> None:
+    session = registered(**limits)
+    with pytest.raises(EventTooLargeError, match="split it"):
+        session.append(events, 0)
+    assert session.idle
+
+
+def test_an_append_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError):
+        make().append([], 0)
+
+
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "WAITING_MAX", 3)
+    monkeypatch.setattr(session_module, "WAITING_BYTES_MAX", 1000)
+    session = registered()
+    session.append([b"x" * 900], 0)
+    with pytest.raises(BusyError):
+        session.append([b"x" * 200], 0)
+    session.append([b""], 0)
+    session.append([b""], 0)
+    with pytest.raises(BusyError):
+        session.append([b""], 0)
+    session.flush(0)
+    session.append([b"x" * 900], 0)  # what is under way waits no more
+
+
+# Who gets it
+
+
+@pytest.mark.parametrize("view", [0, 1, 2, 3, 301])
+def test_requests_go_to_the_primary_of_the_view_that_is_known(view: int) -> None:
+    session = registered()
+    session.step(Message(make_header(cluster=CLUSTER, command=Command.HELLO, replica=1, view=view, count=3)), 0)
+    assert begin(session)[0] == view % 3
+
+
+def test_a_redirection_is_followed() -> None:
+    session = registered()
+    target, request = begin(session)
+    session.step(reject(request, Reason.NOT_PRIMARY, replica=target, view=5), 0)
+    at = session.next_deadline()
+    assert at is not None
+    assert at < 15 * MS
+    session.tick(at)
+    assert only(session) == (2, request)
+
+
+def test_a_replica_that_claims_to_lead_and_refuses_is_left() -> None:
+    session = registered()
+    _, request = begin(session)
+    session.step(reject(request, Reason.NOT_PRIMARY, replica=0, view=0), 0)
+    session.tick(session.next_deadline() or 0)
+    assert only(session)[0] != 0
+
+
+def test_a_replica_that_is_silent_is_left_for_the_next() -> None:
+    session = registered()
+    targets = [begin(session)[0]]
+    for _ in range(5):
+        session.tick(session.next_deadline() or 0)
+        targets.append(only(session)[0])
+    assert targets == [0, 1, 2, 0, 1, 2]
+
+
+def test_only_connected_replicas_are_asked() -> None:
+    session = registered()
+    session.disconnected(0, 0)
+    session.disconnected(1, 0)
+    target, request = begin(session)
+    assert target == 2
+    session.disconnected(2, 0)
+    assert sent(session) == []
+    assert session.next_deadline() is None, "nothing to do until there is a connection"
+    session.connected(1, 50)
+    assert only(session) == (1, request)
+
+
+# Retries
+
+
+def test_a_retry_is_the_very_same_frame_and_has_one_outcome() -> None:
+    session = registered()
+    _, request = begin(session)
+    copies = []
+    for _ in range(4):
+        session.tick(session.next_deadline() or 0)
+        copies.append(only(session)[1])
+    assert all(copy is request for copy in copies)
+    session.step(reply(request, position=5), 0)
+    session.step(reply(request, position=5), 0)
+    assert [outcome.position for outcome in outcomes(session)] == [5]
+
+
+def test_retries_back_off_and_are_bounded() -> None:
+    session = registered()
+    begin(session)
+    now, gaps = 0, []
+    for _ in range(12):
+        at = session.next_deadline()
+        assert at is not None
+        gaps.append(at - now)
+        now = at
+        session.tick(now)
+        sent(session)
+    assert gaps[0] >= session_module.RETRY_MIN_NS
+    assert max(gaps) <= session_module.RETRY_MAX_NS * 3 // 2
+    assert gaps[-1] > gaps[0]
+    assert len(set(gaps)) == len(gaps), "jittered"
+
+
+def test_nothing_is_sent_before_its_time() -> None:
+    session = registered()
+    begin(session)
+    at = session.next_deadline()
+    assert at is not None
+    session.tick(at - 1)
+    assert sent(session) == []
+
+
+@pytest.mark.parametrize("reason", [Reason.BUSY_PIPELINE, Reason.BUSY_QUEUE, Reason.NOT_READY, Reason.DISK_FULL])
+def test_a_busy_primary_is_asked_again_later_and_later(reason: Reason) -> None:
+    session = registered()
+    _, request = begin(session)
+    now, gaps = 0, []
+    for _ in range(8):
+        session.step(reject(request, reason), now)
+        at = session.next_deadline()
+        assert at is not None
+        gaps.append(at - now)
+        now = at
+        session.tick(now)
+        assert only(session) == (0, request), "the same primary"
+    assert gaps[-1] > 4 * gaps[0]
+
+
+def test_answers_to_something_else_change_nothing() -> None:
+    session = registered()
+    _, old = begin(session, b"old")
+    session.step(reply(old), 0)
+    session.take_output()
+    _, request = begin(session, b"new")
+    for strange in (
+        reply(old, position=9),
+        reject(old, Reason.NO_SESSION),
+        reject(old, Reason.MALFORMED),
+        Message(make_header(cluster=CLUSTER, command=Command.PONG, context=request.header.checksum)),
+    ):
+        session.step(strange, 0)
+        assert session.take_output() == ([], [])
+    session.step(reply(request, position=77), 0)
+    assert outcomes(session)[0].position == 77
+
+
+# Deadlines
+
+
+def test_a_deadline_before_anything_was_sent_is_no_unknown_outcome() -> None:
+    session = make(connected=())
+    session.append([b"a"], 0, 100)
+    session.flush(0)
+    assert session.next_deadline() == 100
+    session.tick(100)
+    (outcome,) = outcomes(session)
+    assert isinstance(outcome.error, UnavailableError)
+    assert session.next_deadline() is None
+
+
+def test_a_deadline_while_under_way_is_an_unknown_outcome_and_the_request_goes_on() -> None:
+    session = registered()
+    handle = session.append([b"mine"], 0, 1000)
+    other = session.append([b"other", b"two"], 0)
+    session.flush(0)
+    _, request = only(session)
+    session.tick(999)
+    assert session.take_output() == ([], [])
+    session.tick(1000)
+    (outcome,) = outcomes(session)
+    assert (outcome.handle, type(outcome.error)) == (handle, OutcomeUnknownError)
+    assert isinstance(outcome.error, TimeoutError)
+    session.tick(session.next_deadline() or 0)
+    assert only(session)[1] is request, "what follows stays in order behind it"
+    session.step(reply(request, position=30), 0)
+    (outcome,) = outcomes(session)
+    assert (outcome.handle, outcome.position) == (other, 31), "the place of the expired one is kept"
+
+
+def test_an_append_behind_a_stuck_request_expires_unsent() -> None:
+    session = registered()
+    begin(session, b"stuck")
+    handle = session.append([b"waits"], 0, 1000)
+    kept = session.append([b"waits longer"], 0, 10**12)
+    session.flush(0)
+    session.tick(1000)
+    (outcome,) = outcomes(session)
+    assert (outcome.handle, type(outcome.error)) == (handle, UnavailableError)
+    assert not session.idle
+    assert kept != handle
+
+
+def test_a_request_that_never_left_is_taken_apart() -> None:
+    session = registered()
+    for replica in range(3):
+        session.disconnected(replica, 0)
+    gone = session.append([b"gone"], 0, 1000)
+    kept = session.append([b"kept"], 0)
+    session.flush(0)
+    session.tick(1000)
+    (outcome,) = outcomes(session)
+    assert (outcome.handle, type(outcome.error)) == (gone, UnavailableError)
+    session.connected(1, 2000)
+    session.flush(2000)
+    _, request = only(session)
+    assert (request.header.request, event_batches.slice(request.body, 0, 1)) == (2, [b"kept"])
+    session.step(reply(request, position=1), 0)
+    assert [outcome.handle for outcome in outcomes(session)] == [kept]
+
+
+# Refusals and eviction
+
+
+def test_a_refusal_says_that_nothing_happened_and_its_number_is_used_again() -> None:
+    session = registered()
+    _, request = begin(session)
+    session.step(reject(request, Reason.TOO_LARGE), 0)
+    (outcome,) = outcomes(session)
+    assert type(outcome.error) is RejectedError
+    assert outcome.error.details["reason"] == Reason.TOO_LARGE
+    assert begin(session)[1].header.request == request.header.request
+
+
+def test_a_refusal_of_a_retry_says_nothing_of_the_copies_before() -> None:
+    """The first copy may be in the log: its number must not be given to other events, whose append would be
+    answered as a duplicate of it and lost."""
+    session = registered()
+    _, request = begin(session)
+    session.tick(session.next_deadline() or 0)
+    target, _ = only(session)
+    session.step(reject(request, Reason.TOO_LARGE, replica=target), 0)
+    (outcome,) = outcomes(session)
+    assert isinstance(outcome.error, OutcomeUnknownError)
+    _, following = begin(session, b"other events")
+    assert following.header.operation == Operation.REGISTER
+    assert following.header.client != CLIENT
+
+
+def test_a_refused_registration_ends_what_waits_for_it() -> None:
+    session = make()
+    handles = [session.append([b"a"], 0), session.append([b"b"], 0)]
+    session.flush(0)
+    session.step(reject(only(session)[1], Reason.VERSION), 0)
+    sends, done = session.take_output()
+    assert sends == [], "no endless loop of refusals"
+    assert [(outcome.handle, type(outcome.error)) for outcome in done] == [
+        (handle, RejectedError) for handle in handles
+    ]
+    assert session.idle
+
+
+def test_eviction_of_a_request_sent_once_is_certain_and_a_new_session_follows() -> None:
+    session = registered()
+    _, request = begin(session)
+    waiting = session.append([b"waiting"], 0)
+    session.step(reject(request, Reason.NO_SESSION), 0)
+    sends, done = session.take_output()
+    assert [type(outcome.error) for outcome in done] == [SessionEvictedError]
+    ((_, register),) = sends
+    assert register.header.operation == Operation.REGISTER
+    assert register.header.client != CLIENT, "a number of the old session can never be taken for one of the new"
+    session.step(reply(register, session=99), 0)
+    _, again = only(session)
+    assert (again.header.session, again.header.request, again.header.client) == (99, 1, register.header.client)
+    session.step(reply(again, position=3), 0)
+    assert [outcome.handle for outcome in outcomes(session)] == [waiting]
+
+
+def test_eviction_of_a_request_sent_twice_is_not_certain() -> None:
+    session = registered()
+    _, request = begin(session)
+    session.tick(session.next_deadline() or 0)
+    only(session)
+    session.step(reject(request, Reason.NO_SESSION), 0)
+    assert [type(outcome.error) for outcome in outcomes(session)] == [OutcomeUnknownError]
+
+
+def test_the_latency_that_was_observed_rides_on_the_next_request() -> None:
+    session = registered()
+    _, request = begin(session, now=10 * MS)
+    session.step(reply(request), 12 * MS)
+    session.take_output()
+    assert begin(session, now=13 * MS)[1].header.latency_us == 2000
+
+
+def test_the_same_inputs_give_the_same_outputs() -> None:
+    def run() -> list[Any]:
+        session = registered()
+        trace: list[Any] = [begin(session)]
+        for _ in range(6):
+            now = session.next_deadline() or 0
+            session.tick(now)
+            trace.append((now, *((target, message.header.raw) for target, message in sent(session))))
+        return [item if index else (item[0], item[1].header.raw) for index, item in enumerate(trace)]
+
+    assert run() == run()
+
+
+# Against a model
+
+
+class Cluster:
+    """What replicas do, as far as a client can tell: one log, sessions, a primary that moves."""
+
+    def __init__(self, replicas: int) -> None:
+        self.replicas = replicas
+        self.view = 0
+        self.log: list[bytes] = []
+        self.sessions: dict[bytes, tuple[int, int, Message | None]] = {}  # client -> number, request, reply
+        self.next_session = 1
+
+    def receive(self, replica: int, message: Message) -> Message | None:
+        header = message.header
+        if replica != self.view % self.replicas:
+            return reject(message, Reason.NOT_PRIMARY, replica, self.view)
+        known = self.sessions.get(header.client)
+        if header.operation == Operation.REGISTER:
+            if known is None:
+                known = self.sessions[header.client] = (self.next_session, 0, None)
+                self.next_session += 1
+            return reply(message, replica, self.view, session=known[0])
+        if known is None or known[0] != header.session:
+            return reject(message, Reason.NO_SESSION, replica, self.view)
+        number, last, stored = known
+        if header.request < last:
+            return None
+        if header.request == last:
+            return stored
+        assert header.request == last + 1, "request numbers have no gaps"
+        answer = reply(message, replica, self.view, position=len(self.log))
+        self.log += event_batches.slice(message.body, 0, header.count)
+        self.sessions[header.client] = (number, header.request, answer)
+        return answer
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Links lose what is on them when they break, keep order, and never duplicate, as TCP does."""
+
+    replicas = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.session = make(self.replicas, (), request_bytes_max=400)
+        self.cluster = Cluster(self.replicas)
+        self.now = 0
+        self.connected: set[int] = set()
+        self.requests: dict[int, list[Message]] = {replica: [] for replica in range(self.replicas)}
+        self.answers: dict[int, list[Message]] = {replica: [] for replica in range(self.replicas)}
+        self.appended: dict[int, list[bytes]] = {}
+        self.done: dict[int, Outcome] = {}
+        self.counter = 0
+
+    def pump(self) -> None:
+        sends, done = self.session.take_output()
+        for target, message in sends:
+            assert target in self.connected, "sent to nobody"
+            self.requests[target].append(message)
+        for outcome in done:
+            assert outcome.handle not in self.done, "one outcome each"
+            self.done[outcome.handle] = outcome
+            if outcome.error is None:
+                events = self.appended[outcome.handle]
+                assert self.cluster.log[outcome.position : outcome.position + len(events)] == events
+
+    @rule(count=st.integers(1, 3), size=st.integers(0, 100), deadline=st.none() | st.integers(0, 400))
+    def append(self, count: int, size: int, deadline: int | None) -> None:
+        events = []
+        for _ in range(count):
+            self.counter += 1
+            events.append(b"%d:" % self.counter + b"x" * size)
+        at = None if deadline is None else self.now + deadline * MS
+        self.appended[self.session.append(events, self.now, at)] = events
+
+    @rule()
+    def flush(self) -> None:
+        self.session.flush(self.now)
+        self.pump()
+
+    @rule(replica=st.integers(0, 2))
+    def connect(self, replica: int) -> None:
+        if replica not in self.connected:
+            self.connected.add(replica)
+            self.session.connected(replica, self.now)
+            self.pump()
+
+    @rule(replica=st.integers(0, 2), arrives=st.integers(0, 3))
+    def disconnect(self, replica: int, arrives: int) -> None:
+        """Some of what was sent still arrives; no answer does."""
+        if replica in self.connected:
+            self.connected.discard(replica)
+            for message in self.requests[replica][:arrives]:
+                self.cluster.receive(replica, message)
+            self.requests[replica].clear()
+            self.answers[replica].clear()
+            self.session.disconnected(replica, self.now)
+            self.pump()
+
+    @rule(replica=st.integers(0, 2))
+    def request_arrives(self, replica: int) -> None:
+        if self.requests[replica]:
+            answer = self.cluster.receive(replica, self.requests[replica].pop(0))
+            if answer is not None:
+                self.answers[replica].append(answer)
+
+    @rule(replica=st.integers(0, 2), reason=st.sampled_from([Reason.BUSY_QUEUE, Reason.NOT_READY, Reason.DRAINING]))
+    def request_is_refused(self, replica: int, reason: Reason) -> None:
+        if self.requests[replica]:
+            message = self.requests[replica].pop(0)
+            self.answers[replica].append(reject(message, reason, replica, self.cluster.view))
+
+    @rule(replica=st.integers(0, 2))
+    def answer_arrives(self, replica: int) -> None:
+        if self.answers[replica]:
+            self.session.step(self.answers[replica].pop(0), self.now)
+            self.pump()
+
+    @rule(by=st.integers(1, 3))
+    def view_change(self, by: int) -> None:
+        self.cluster.view += by
+
+    @rule()
+    def evict(self) -> None:
+        self.cluster.sessions.clear()
+
+    @rule(ms=st.integers(1, 600))
+    def time_passes(self, ms: int) -> None:
+        self.now += ms * MS
+        self.session.tick(self.now)
+        self.pump()
+
+    @rule()
+    def next_timer(self) -> None:
+        at = self.session.next_deadline()
+        if at is not None:
+            self.now = max(self.now, at)
+            self.session.tick(self.now)
+            self.pump()
+            following = self.session.next_deadline()
+            assert following is None or following > self.now, "a timer that fired is set anew or gone"
+
+    @invariant()
+    def nothing_is_appended_twice_or_out_of_order(self) -> None:
+        log = self.cluster.log
+        assert len(set(log)) == len(log)
+        numbers = [int(event.partition(b":")[0]) for event in log]
+        assert numbers == sorted(numbers)
+
+    @invariant()
+    def what_failed_for_certain_is_not_in_the_log(self) -> None:
+        log = set(self.cluster.log)
+        for handle, outcome in self.done.items():
+            if isinstance(outcome.error, UnavailableError | SessionEvictedError):
+                assert not log & set(self.appended[handle])
+
+    def teardown(self) -> None:
+        """Healed, everything comes to an end, and every outcome is the truth."""
+        for replica in range(self.replicas):
+            self.connect(replica)
+        self.flush()
+        for _ in range(200):
+            if self.session.idle:
+                break
+            for replica in range(self.replicas):
+                while self.requests[replica]:
+                    self.request_arrives(replica)
+                while self.answers[replica]:
+                    self.answer_arrives(replica)
+            self.next_timer()
+        assert self.session.idle
+        assert self.done.keys() == self.appended.keys()
+        self.nothing_is_appended_twice_or_out_of_order()
+        self.what_failed_for_certain_is_not_in_the_log()
+
+
+TestAgainstAModel = SessionMachine.TestCase
+TestAgainstAModel.settings = settings(max_examples=80, stateful_step_count=50)

@@ -1,0 +1,441 @@
+"""The asyncio and the blocking client against replicas that are fake but speak real frames over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite._fast import events as event_batches
+from kimberlite._fast.framing import Header, make_header
+from kimberlite.client import aio, blocking
+from kimberlite.errors import (
+    EventTooLargeError,
+    OutcomeUnknownError,
+    PositionError,
+    UnavailableError,
+    UsageError,
+    WrongClusterError,
+)
+from kimberlite.net import READ_WAIT
+from kimberlite.net.transport import FrameConnection
+from kimberlite.types import ZERO16, Command, Message, Operation, Reason
+
+CLUSTER = b"f" * 16
+
+
+class Replicas:
+    """Three listeners over one log. The primary answers requests; every one of them answers reads."""
+
+    def __init__(self, count: int = 3) -> None:
+        self.count = count
+        self.view = 0
+        self.log: list[bytes] = []
+        self.requests = 0
+        self.silent = False  # the primary swallows what it gets
+        self.sessions: dict[bytes, int] = {}
+        self.connections: list[list[FrameConnection]] = [[] for _ in range(count)]
+        self.servers: list[asyncio.Server] = []
+        self.behind: set[int] = set()  # replicas that know nothing of the log
+        self.parked: list[tuple[int, FrameConnection, Header]] = []
+
+    async def start(self) -> list[str]:
+        loop = asyncio.get_running_loop()
+        for index in range(self.count):
+            server = await loop.create_server(lambda index=index: self._accept(index), "127.0.0.1", 0)  # type: ignore[misc]
+            self.servers.append(server)
+        return [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in self.servers]
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.close()
+        for index in range(self.count):
+            self.cut(index)
+
+    def cut(self, index: int) -> None:
+        for connection in self.connections[index]:
+            connection.abort()
+        self.connections[index].clear()
+
+    def _accept(self, index: int) -> FrameConnection:
+        def frames(connection: FrameConnection, received: Sequence[tuple[Any, memoryview]]) -> None:
+            for header, body in received:
+                self._answer(index, connection, header, body)
+
+        return FrameConnection(on_frames=frames, on_open=self.connections[index].append)
+
+    def _send(
+        self, index: int, to: FrameConnection, about: Any, command: Command, body: bytes = b"", **fields: Any
+    ) -> None:
+        header = make_header(
+            body,
+            cluster=CLUSTER,
+            command=command,
+            replica=index,
+            view=self.view,
+            client=about.client,
+            request=about.request,
+            context=about.checksum,
+            **fields,
+        )
+        to.send(Message(header, body))
+
+    def _answer(self, index: int, connection: FrameConnection, header: Any, body: memoryview) -> None:
+        end = 0 if index in self.behind else len(self.log)
+        if header.cluster not in (CLUSTER, ZERO16):
+            self._send(index, connection, header, Command.REJECT, reason=Reason.WRONG_CLUSTER)
+        elif header.command == Command.HELLO:
+            self._send(index, connection, header, Command.HELLO, count=self.count)
+        elif header.command == Command.STATUS:
+            self._send(index, connection, header, Command.STATUS_REPLY, json.dumps({"replica": index}).encode())
+        elif header.command == Command.READ:
+            if header.position >= end:
+                if header.flags & READ_WAIT and header.position == end:
+                    self.parked.append((index, connection, header))
+                else:
+                    self._send(
+                        index, connection, header, Command.REJECT, reason=Reason.POSITION_BEYOND_END, position=end
+                    )
+                return
+            found = self.log[header.position : header.position + min(header.count or 7, 7)]
+            self._send(
+                index,
+                connection,
+                header,
+                Command.READ_REPLY,
+                event_batches.build(found),
+                position=header.position,
+                count=len(found),
+                timestamp=end,
+            )
+        elif header.command == Command.REQUEST:
+            self._request(index, connection, header, body)
+
+    def _request(self, index: int, connection: FrameConnection, header: Any, body: memoryview) -> None:
+        if index != self.view % self.count:
+            self._send(index, connection, header, Command.REJECT, reason=Reason.NOT_PRIMARY)
+            return
+        if self.silent:
+            return
+        if header.operation == Operation.REGISTER:
+            number = self.sessions.setdefault(header.client, len(self.sessions) + 1)
+            self._send(index, connection, header, Command.REPLY, operation=Operation.REGISTER, session=number)
+            return
+        self.requests += 1
+        position = len(self.log)
+        self.log += event_batches.slice(body, 0, header.count)
+        self._send(
+            index, connection, header, Command.REPLY, operation=Operation.APPLY, position=position, count=header.count
+        )
+        parked, self.parked = self.parked, []
+        for at, waiting, read in parked:
+            self._answer(at, waiting, read, memoryview(b""))
+
+
+def run(test: Callable[[Replicas, list[str]], Awaitable[None]]) -> None:
+    async def main() -> None:
+        replicas = Replicas()
+        addresses = await replicas.start()
+        try:
+            await test(replicas, addresses)
+        finally:
+            replicas.stop()
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def connected(addresses: list[str], **options: Any) -> AsyncIterator[aio.Log]:
+    async with kimberlite.connect(addresses, **options) as log:
+        yield log
+
+
+# Names
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    def surface(kind: type) -> dict[str, list[str]]:
+        return {
+            name: [str(parameter) for parameter in inspect.signature(member).parameters.values()]
+            for name, member in vars(kind).items()
+            if not name.startswith("_") and callable(member)
+        }
+
+    assert surface(blocking.Log) == surface(aio.Log)
+    assert kimberlite.connect is aio.connect
+
+
+# Appends
+
+
+def test_appends_of_one_turn_share_a_request() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            positions = await asyncio.gather(*(log.append([b"%d" % n, b"+"]) for n in range(100)))
+            assert positions == list(range(0, 200, 2))
+            assert replicas.requests == 1
+            assert replicas.log[:3] == [b"0", b"+", b"1"]
+            assert await log.append_batch(event_batches.build([b"x", b"y"]), 2) == 200
+
+    run(test)
+
+
+def test_the_primary_is_found_and_followed() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.view = 2
+        async with connected(addresses) as log:
+            assert await log.append([b"a"]) == 0
+            replicas.view = 4
+            assert await log.append([b"b"]) == 1
+            replicas.cut(1)  # the primary's connection breaks and comes back
+            assert await log.append([b"c"]) == 2
+
+    run(test)
+
+
+def test_one_address_is_enough_when_it_is_the_primary_s() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.view = 1
+        async with connected(addresses[1:2]) as log:
+            assert await log.append([b"a"]) == 0
+
+    run(test)
+
+
+def test_an_append_without_an_answer_ends_in_an_unknown_outcome() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            await log.append([b"a"])
+            replicas.silent = True
+            with pytest.raises(OutcomeUnknownError) as raised:
+                await log.append([b"b"], timeout=0.01)
+            assert isinstance(raised.value, TimeoutError)
+
+    run(test)
+
+
+def test_a_timeout_of_zero_is_zero() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.silent = True
+        async with connected(addresses) as log:
+            with pytest.raises((UnavailableError, OutcomeUnknownError)):
+                await log.append([b"b"], timeout=0)
+            with pytest.raises(UnavailableError):
+                await log.status(timeout=0)
+
+    run(test)
+
+
+def test_closing_with_an_append_under_way_tells_its_caller() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            await log.append([b"a"])
+            replicas.silent = True
+            future = log.append([b"b"])
+        with pytest.raises(OutcomeUnknownError):
+            await future
+
+    run(test)
+
+
+def test_what_is_too_large_is_refused_at_once() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses, request_bytes_max=1000) as log:
+            with pytest.raises(EventTooLargeError):
+                log.append([b"x" * 2000])
+
+    run(test)
+
+
+# Reads
+
+
+async def collected(source: AsyncIterator[bytes]) -> list[bytes]:
+    return [event async for event in source]
+
+
+def test_reads_give_exactly_what_was_asked_for() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.log = [b"%d" % n for n in range(50)]
+        async with connected(addresses) as log:
+            assert await collected(log.read()) == replicas.log
+            assert await collected(log.read(10, limit=15)) == replicas.log[10:25]
+            assert await collected(log.read(49)) == [b"49"]
+            assert await collected(log.read(50)) == []
+            assert await collected(log.read(0, limit=0)) == []
+            batches = [piece async for piece in log.read_batches(start=3, limit=10)]
+            assert [(position, count) for position, count, _ in batches] == [(3, 7), (10, 3)]
+
+    run(test)
+
+
+def test_beyond_the_end_is_an_error_only_when_every_replica_says_so() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            with pytest.raises(PositionError, match="empty"):
+                await collected(log.read(1))
+            await log.append([b"a", b"b", b"c"])
+            with pytest.raises(PositionError, match="0 to 2") as raised:
+                await collected(log.read(9))
+            assert raised.value.details == {"position": 9, "first": 0, "end": 3}
+
+    run(test)
+
+
+def test_follow_waits_for_what_is_appended() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            await log.append([b"a"])
+            source = log.follow(0)
+            assert await anext(source) == b"a"
+            waiting = asyncio.ensure_future(anext(source))
+            while not replicas.parked:
+                await asyncio.sleep(0)
+            await log.append([b"b"])
+            assert await waiting == b"b"
+
+    run(test)
+
+
+def test_a_read_whose_replica_goes_away_is_asked_of_another() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            await log.append([b"a"])
+            source = log.follow(1)
+            waiting = asyncio.ensure_future(anext(source))
+            while not replicas.parked:
+                await asyncio.sleep(0)
+            index, _, _ = replicas.parked.pop()
+            replicas.servers[index].close()
+            replicas.cut(index)
+            replicas.view = (index + 1) % 3
+            while not replicas.parked:
+                await asyncio.sleep(0)
+            await log.append([b"b"])
+            assert await waiting == b"b"
+
+    run(test)
+
+
+def test_status_comes_from_the_primary() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.view = 1
+        async with connected(addresses) as log:
+            await log.append([b"a"])
+            assert await log.status() == {"replica": 1}
+
+    run(test)
+
+
+# Connecting
+
+
+def test_nobody_there_is_unavailable_and_names_the_addresses() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+
+        async def main() -> None:
+            with pytest.raises(UnavailableError, match=address):
+                async with connected([address], timeout=0.01):
+                    raise AssertionError("nobody is there")
+
+        asyncio.run(main())
+
+
+def test_another_cluster_is_refused() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        with pytest.raises(WrongClusterError) as raised:
+            async with connected(addresses, cluster="11" * 16):
+                raise AssertionError("connected to another cluster")
+        assert raised.value.details["cluster"] == CLUSTER.hex()
+        async with connected(addresses, cluster=CLUSTER.hex()) as log:
+            await log.append([b"a"])
+
+    run(test)
+
+
+def test_no_address_is_a_usage_error() -> None:
+    with pytest.raises(UsageError):
+        kimberlite.connect([])
+
+
+def test_a_client_must_be_entered_first() -> None:
+    with pytest.raises(UsageError, match="async with"):
+        kimberlite.connect(["127.0.0.1:1"]).append([b"a"])
+    log = kimberlite.sync.connect(["127.0.0.1:1"])
+    with pytest.raises(UsageError, match="with kimberlite"):
+        log.append([b"a"])
+    log._loop.close()
+
+
+# Blocking
+
+
+@contextmanager
+def background() -> Iterator[tuple[Replicas, list[str]]]:
+    """Replicas on a loop of their own."""
+    replicas = Replicas()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield replicas, asyncio.run_coroutine_threadsafe(replicas.start(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(replicas.stop)
+        loop.call_soon_threadsafe(loop.call_soon, loop.stop)
+        thread.join()
+        loop.close()
+
+
+def test_the_blocking_client_does_the_same() -> None:
+    with background() as (replicas, addresses), kimberlite.sync.connect(addresses) as log:
+        assert log.append([b"a", b"b"]) == 0
+        assert log.append_batch(event_batches.build([b"c"]), 1) == 2
+        assert list(log.read()) == [b"a", b"b", b"c"]
+        assert list(log.read(1, limit=1)) == [b"b"]
+        assert [count for _, count, _ in log.read_batches(start=1)] == [2]
+        assert next(log.follow(2)) == b"c"
+        assert log.status() == {"replica": 0}
+        with pytest.raises(PositionError):
+            list(log.read(99))
+        assert replicas.log == [b"a", b"b", b"c"]
+
+
+def test_threads_share_a_blocking_client() -> None:
+    with background() as (replicas, addresses), kimberlite.sync.connect(addresses) as log:
+        positions: list[int] = []
+
+        def work(number: int) -> None:
+            for n in range(20):
+                positions.append(log.append([b"%d-%d" % (number, n)]))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(positions) == list(range(160))
+        for number in range(8):
+            mine = [event for event in replicas.log if event.startswith(b"%d-" % number)]
+            assert mine == [b"%d-%d" % (number, n) for n in range(20)]
+
+
+def test_a_blocking_client_that_can_not_connect_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with (
+            pytest.raises(UnavailableError),
+            kimberlite.sync.connect([f"127.0.0.1:{sock.getsockname()[1]}"], timeout=0.01),
+        ):
+            raise AssertionError("nobody is there")
+    assert threading.active_count() == before
