@@ -82,7 +82,13 @@ class Request:
     first_sent_at: int | None = None  # None: never left
     sent_at: int = 0
     attempts: int = 0
+    refused: int = 0  # copies that were answered by a REJECT, and so never executed
     back_off: int = 0
+
+    @property
+    def is_surely_refused(self) -> bool:
+        """Every copy was refused: none of them can be in the log, or get there."""
+        return self.refused >= self.attempts
 
 
 class Session:
@@ -335,6 +341,7 @@ class Session:
     def _on_reject(self, message: Message, request: Request, now: int) -> None:
         header = message.header
         reason = header.reason
+        request.refused += 1
         if reason in ELSEWHERE:
             if header.view > self.view:
                 self.view = header.view
@@ -353,7 +360,7 @@ class Session:
         self._retry_at = None
         if reason == Reason.NO_SESSION:
             self._evicted(request)
-        elif reason == Reason.TOO_LARGE:
+        elif reason == Reason.TOO_LARGE and request.is_surely_refused:
             self._too_large(request)
         else:
             self._refused(request, reason)
@@ -366,7 +373,7 @@ class Session:
             # It lets nobody in: asking again at once would be answered the same.
             waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
             self._fail(waiting, error)
-        elif request.attempts == 1:
+        elif request.is_surely_refused:
             self._fail(request.appends, error)
             self._request_number -= 1  # it was not executed: its number is free
         else:
@@ -405,9 +412,9 @@ class Session:
             )
 
     def _evicted(self, request: Request) -> None:
-        """The session is gone. Whether the request in flight was executed cannot be known if it was
-        sent more than once: an earlier copy may have been executed before the eviction."""
-        if request.attempts > 1:
+        """The session is gone. Whether the request in flight was executed cannot be known if another copy
+        of it was not answered: it may have been executed before the eviction."""
+        if not request.is_surely_refused:
             error: KimberliteError = OutcomeUnknownError(
                 "the session was evicted while this append was retried: it may or may not be in the log"
             )

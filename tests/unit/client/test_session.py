@@ -390,26 +390,51 @@ def test_a_request_that_never_left_is_taken_apart() -> None:
 def test_a_refusal_says_that_nothing_happened_and_its_number_is_used_again() -> None:
     session = registered()
     _, request = begin(session)
-    session.step(reject(request, Reason.TOO_LARGE), 0)
+    session.step(reject(request, Reason.NOT_PRIMARY, view=1), 0)
+    session.tick(session.next_deadline() or 0)
+    assert only(session) == (1, request)
+    session.step(reject(request, Reason.MALFORMED, replica=1), 0)  # both copies were refused
     (outcome,) = outcomes(session)
     assert type(outcome.error) is RejectedError
-    assert outcome.error.details["reason"] == Reason.TOO_LARGE
+    assert outcome.error.details["reason"] == Reason.MALFORMED
     assert begin(session)[1].header.request == request.header.request
 
 
-def test_a_refusal_of_a_retry_says_nothing_of_the_copies_before() -> None:
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, Reason.MALFORMED])
+def test_a_refusal_of_a_retry_says_nothing_of_the_copies_before(reason: Reason) -> None:
     """The first copy may be in the log: its number must not be given to other events, whose append would be
     answered as a duplicate of it and lost."""
     session = registered()
     _, request = begin(session)
     session.tick(session.next_deadline() or 0)
     target, _ = only(session)
-    session.step(reject(request, Reason.TOO_LARGE, replica=target), 0)
+    session.step(reject(request, reason, replica=target), 0)
     (outcome,) = outcomes(session)
     assert isinstance(outcome.error, OutcomeUnknownError)
     _, following = begin(session, b"other events")
     assert following.header.operation == Operation.REGISTER
     assert following.header.client != CLIENT
+
+
+def test_one_append_too_large_does_not_fail_those_that_travelled_with_it() -> None:
+    session = registered()
+    handles = [session.append([payload], 0) for payload in (b"a", b"large", b"c")]
+    session.flush(0)
+    number = None
+    done: dict[int, Outcome] = {}
+    while not session.idle:
+        sends, finished = session.take_output()
+        done |= {outcome.handle: outcome for outcome in finished}
+        for _, request in sends:
+            payloads = event_batches.slice(request.body, 0, request.header.count)
+            if b"large" in payloads:
+                number = request.header.request
+                session.step(reject(request, Reason.TOO_LARGE), 0)
+            else:
+                assert number is None or request.header.request >= number
+                session.step(reply(request), 0)
+    done |= {outcome.handle: outcome for outcome in outcomes(session)}
+    assert [type(done[handle].error) for handle in handles] == [type(None), EventTooLargeError, type(None)]
 
 
 def test_a_refused_registration_ends_what_waits_for_it() -> None:
