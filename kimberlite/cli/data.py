@@ -109,18 +109,21 @@ class LineSource:
         """
         limit = self._event_bytes_max
         window = b""
+        start = 0
         at_end = False
         while True:
-            while len(window) <= limit and not at_end:
+            if len(window) - start > limit:
+                newline = window.rfind(b"\n", start, start + limit + 1)
+                if newline < 0:
+                    raise too_large("a line", limit)
+                start = newline + 1
+            elif at_end:
+                break
+            else:
                 chunk = self._file.read(CHUNK_BYTES)
                 at_end = not chunk
-                window += chunk
-            newline = window.rfind(b"\n", 0, limit + 1) if len(window) > limit else len(window) - 1
-            if newline < 0 and window:
-                raise too_large("a line", limit)
-            window = window[newline + 1 :]
-            if at_end and not window:
-                break
+                window = window[start:] + chunk
+                start = 0
         self._file.seek(0)
 
 

@@ -8,6 +8,7 @@ processes, not about disks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -70,6 +71,7 @@ class Command(Protocol):
         *arguments: str | Path,
         addresses: Sequence[str] = (),
         input: bytes | None = None,
+        output: Path | None = None,
         code: int | None = 0,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[bytes]: ...
@@ -77,23 +79,26 @@ class Command(Protocol):
 
 @pytest.fixture
 def kimberlite_command(environment: dict[str, str], tmp_path: Path) -> Command:
-    """Run the command line as a process and check its exit code (None: any)."""
+    """Run the command line as a process and check its exit code (None: any). output: a file for standard output."""
 
     def run(
         *arguments: str | Path,
         addresses: Sequence[str] = (),
         input: bytes | None = None,
+        output: Path | None = None,
         code: int | None = 0,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "kimberlite", *map(str, arguments)],
-            input=input if input is not None else b"",
-            capture_output=True,
-            env={**environment, **({"KIMBERLITE_ADDRESSES": ",".join(addresses)} if addresses else {})},
-            cwd=tmp_path,
-            timeout=timeout,
-        )
+        with output.open("wb") if output is not None else contextlib.nullcontext(subprocess.PIPE) as stdout:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "kimberlite", *map(str, arguments)],
+                input=input if input is not None else b"",
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                env={**environment, **({"KIMBERLITE_ADDRESSES": ",".join(addresses)} if addresses else {})},
+                cwd=tmp_path,
+                timeout=timeout,
+            )
         if code is not None and done.returncode != code:
             pytest.fail(f"{arguments}: exit code {done.returncode}, not {code}\n{done.stderr.decode(errors='replace')}")
         assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
