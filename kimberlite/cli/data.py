@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import collections
+import contextlib
+import fcntl
 import json
 import os
 import stat
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -45,7 +46,8 @@ EVENT_BYTES_MAX = 1 << 20  # the default of limits.event_bytes_max; the cluster 
 BATCH_BYTES = (1 << 20) + (64 << 10)  # room for the largest event and its place in the table of offsets
 BATCH_EVENTS = 65_536
 CHUNK_BYTES = 8 << 20
-BATCHES_IN_FLIGHT = 4  # enough for one to be built and one to be on its way while others wait
+PIPE_BYTES = 1 << 20
+BATCHES_IN_FLIGHT = 8  # enough for one to be built and one to be on its way while others wait
 LENGTH = struct.Struct("<I")
 
 
@@ -69,39 +71,42 @@ class Appended:
 
 
 class LineSource:
-    """Batches of lines out of a file. `terminated` is False when its last line had no newline."""
+    """Cuts lines into batches. `terminated` is False when the last line had no newline.
 
-    def __init__(self, file: BinaryIO, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
-        self._file = file
+    feed: the input, piece by piece; gives every whole line of it. end: after the last piece.
+    """
+
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._event_bytes_max = event_bytes_max
+        self._rest = b""
+        self._lines = 0
         self.terminated = True
 
-    def __iter__(self) -> Iterator[EncodedBatch]:
-        data = b""
-        lines_before = 0
-        while chunk := self._file.read(CHUNK_BYTES):
-            data = data + chunk if data else chunk
-            start = 0
-            while True:
-                body, count, end = events.build_lines(data, start, BATCH_EVENTS, BATCH_BYTES)
-                if count == 0:
-                    break
-                try:
-                    events.validate(body, self._event_bytes_max)
-                except EventTooLargeError:
-                    what = f"one of the lines {lines_before + 1} to {lines_before + count}"
-                    raise too_large(what, self._event_bytes_max) from None
-                yield EncodedBatch(body, count, end - start)
-                lines_before += count
-                start = end
-            data = data[start:]
-            if len(data) > self._event_bytes_max:
-                raise too_large(f"line {lines_before + 1}", self._event_bytes_max)
-        if data:
-            self.terminated = False
-            yield EncodedBatch(events.build([data]), 1, len(data))
+    def feed(self, chunk: bytes) -> Iterator[EncodedBatch]:
+        data = self._rest + chunk if self._rest else chunk
+        start = 0
+        while True:
+            body, count, end = events.build_lines(data, start, BATCH_EVENTS, BATCH_BYTES)
+            if count == 0:
+                break
+            try:
+                events.validate(body, self._event_bytes_max)
+            except EventTooLargeError:
+                what = f"one of the lines {self._lines + 1} to {self._lines + count}"
+                raise too_large(what, self._event_bytes_max) from None
+            self._lines += count
+            yield EncodedBatch(body, count, end - start)
+            start = end
+        self._rest = data[start:]
+        if len(self._rest) > self._event_bytes_max:
+            raise too_large(f"line {self._lines + 1}", self._event_bytes_max)
 
-    def check(self) -> None:
+    def end(self) -> Iterator[EncodedBatch]:
+        if self._rest:
+            self.terminated = False
+            yield EncodedBatch(events.build([self._rest]), 1, len(self._rest))
+
+    def check(self, file: BinaryIO) -> None:
         """Look for a line above the limit before anything is sent, in a file that can be read twice.
 
         From the start of a line it looks for the last newline within the limit, so that it
@@ -120,38 +125,43 @@ class LineSource:
             elif at_end:
                 break
             else:
-                chunk = self._file.read(CHUNK_BYTES)
+                chunk = file.read(CHUNK_BYTES)
                 at_end = not chunk
                 window = window[start:] + chunk
                 start = 0
-        self._file.seek(0)
+        file.seek(0)
 
 
 class FrameSource:
-    """Batches of length-prefixed events out of a file."""
+    """Cuts length-prefixed events into batches; used like LineSource."""
 
     terminated = True
 
-    def __init__(self, file: BinaryIO, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
-        self._file = file
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._event_bytes_max = event_bytes_max
+        self._rest = b""
+        self._events = 0
 
-    def _events(self) -> Iterator[bytes]:
-        number = 0
-        while prefix := self._file.read(LENGTH.size):
-            number += 1
-            (length,) = LENGTH.unpack(prefix) if len(prefix) == LENGTH.size else (None,)
-            if length is not None and length > self._event_bytes_max:
-                raise too_large(f"event {number}, {length} bytes,", self._event_bytes_max)
-            event = self._file.read(length) if length is not None else b""
-            if length is None or len(event) != length:
-                raise UsageError(f"the input ends in the middle of event {number}; is it in the --binary format?")
-            yield event
+    def _take(self, chunk: bytes) -> Iterator[bytes]:
+        """Every whole event of what has come."""
+        data = self._rest + chunk if self._rest else chunk
+        start = 0
+        while len(data) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(data, start)
+            if length > self._event_bytes_max:
+                raise too_large(f"event {self._events + 1}, {length} bytes,", self._event_bytes_max)
+            end = start + LENGTH.size + length
+            if end > len(data):
+                break
+            self._events += 1
+            yield data[start + LENGTH.size : end]
+            start = end
+        self._rest = data[start:]
 
-    def __iter__(self) -> Iterator[EncodedBatch]:
+    def feed(self, chunk: bytes) -> Iterator[EncodedBatch]:
         batch: list[bytes] = []
         size = 0
-        for event in self._events():
+        for event in self._take(chunk):
             if batch and (size + len(event) > BATCH_BYTES or len(batch) >= BATCH_EVENTS):
                 yield EncodedBatch(events.build(batch), len(batch), size)
                 batch, size = [], 0
@@ -160,10 +170,20 @@ class FrameSource:
         if batch:
             yield EncodedBatch(events.build(batch), len(batch), size)
 
-    def check(self) -> None:
-        for _ in self._events():
+    def end(self) -> Iterator[EncodedBatch]:
+        if self._rest:
+            raise UsageError(f"the input ends in the middle of event {self._events + 1}; is it in the --binary format?")
+        return iter(())
+
+    def check(self, file: BinaryIO) -> None:
+        """Look through a file that can be read twice before anything is sent."""
+        other = FrameSource(self._event_bytes_max)
+        while chunk := file.read(CHUNK_BYTES):
+            for _ in other._take(chunk):
+                pass
+        for _ in other.end():
             pass
-        self._file.seek(0)
+        file.seek(0)
 
 
 def too_large(what: str, limit: int) -> EventTooLargeError:
@@ -185,14 +205,14 @@ def append(addresses: tuple[str, ...], binary: bool, timeout: float, as_json: bo
     durably. A file is checked against the limits first, so that a refusal appends nothing. When it
     fails in the middle, the message says how many events are known to be in the log.
     """
-    source = FrameSource(file) if binary else LineSource(file)
+    source = FrameSource() if binary else LineSource()
     seekable = is_regular(file)
     if seekable:
-        source.check()
+        source.check(file)
     total = os.fstat(file.fileno()).st_size if seekable else None
     done = Appended()
     try:
-        run(append_all(addresses, source, timeout, total, done))
+        run(append_all(addresses, file, source, timeout, total, done))
     except KimberliteError as error:
         if done.events:
             raise type(error)(
@@ -220,36 +240,77 @@ def append(addresses: tuple[str, ...], binary: bool, timeout: float, as_json: bo
 
 
 async def append_all(
-    addresses: tuple[str, ...], source: LineSource | FrameSource, timeout: float, total: int | None, done: Appended
+    addresses: tuple[str, ...],
+    file: BinaryIO,
+    source: LineSource | FrameSource,
+    timeout: float,
+    total: int | None,
+    done: Appended,
 ) -> None:
     """Send all batches, a few at a time, and count what is acknowledged into `done`."""
-    under_way: collections.deque[tuple[EncodedBatch, Awaitable[int]]] = collections.deque()
+    sent: asyncio.Queue[tuple[EncodedBatch, asyncio.Future[int]] | None] = asyncio.Queue()
+    slots = asyncio.Semaphore(BATCHES_IN_FLIGHT)
     with ProgressBar(total) as advance:
         async with kimberlite.connect(addresses, timeout=min(timeout, CONNECT_TIMEOUT_S)) as log:
 
-            async def settle() -> None:
-                batch, reply = under_way.popleft()
-                position = await reply
-                done.first = position if done.first is None else done.first
-                done.last = position + batch.count - 1
-                done.events += batch.count
-                done.bytes += batch.consumed
-                advance(batch.consumed)
-
-            try:
-                for batch in source:
-                    if len(under_way) >= BATCHES_IN_FLIGHT:
-                        await settle()
-                    under_way.append(
-                        (batch, asyncio.ensure_future(log.append_batch(batch.body, batch.count, timeout=timeout)))
-                    )
+            async def send(batches: Iterator[EncodedBatch]) -> None:
+                for batch in batches:
+                    await slots.acquire()
+                    sent.put_nowait((batch, log.append_batch(batch.body, batch.count, timeout=timeout)))
                     await asyncio.sleep(0)  # let it leave while the next one is built
-                while under_way:
-                    await settle()
+
+            async def send_all() -> None:
+                try:
+                    async for chunk in read_chunks(file):
+                        await send(source.feed(chunk))
+                    await send(source.end())
+                finally:
+                    sent.put_nowait(None)
+
+            # By itself, so that a failure is seen at once, even while the input keeps us waiting.
+            sender = asyncio.create_task(send_all())
+            try:
+                while (item := await sent.get()) is not None:
+                    batch, reply = item
+                    position = await reply
+                    slots.release()
+                    done.first = position if done.first is None else done.first
+                    done.last = position + batch.count - 1
+                    done.events += batch.count
+                    done.bytes += batch.consumed
+                    advance(batch.consumed)
+                await sender
             finally:
-                for _, reply in under_way:
-                    if isinstance(reply, asyncio.Future):
-                        reply.cancel()
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+
+
+async def read_chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    """The input, piece by piece. A pipe or a terminal gives what it has, and is waited for in the event
+    loop, which has replies to read and requests to repeat meanwhile."""
+    try:
+        descriptor = file.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        mode = stat.S_IFREG
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)):
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+        return
+    if stat.S_ISFIFO(mode):
+        with contextlib.suppress(OSError):  # one piece, one batch: as large as we may
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    loop = asyncio.get_running_loop()
+    while True:
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(descriptor, readable.set_result, None)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(descriptor)
+        if not (chunk := os.read(descriptor, PIPE_BYTES)):
+            return
+        yield chunk
 
 
 class ProgressBar:

@@ -90,6 +90,40 @@ def test_standard_input_and_a_last_line_without_newline(start_cluster: Any, kimb
     assert kimberlite_command("read", "--no-trailing-newline", addresses=cluster.addresses).stdout == text
 
 
+def test_a_pipe_that_is_slow(
+    start_cluster: Any, kimberlite_command: Any, environment: dict[str, str], tmp_path: Path, wait_until: Any
+) -> None:
+    """`tail -f | kimberlite append`: lines are in the log while the pipe is still open, and a refusal ends it."""
+    cluster = start_cluster(1)
+    where = {"KIMBERLITE_ADDRESSES": ",".join(cluster.addresses)}
+    for last, code in ((b"", 0), (b"x" * (1 << 20) + b"yz", 3)):
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "kimberlite", "append"],
+            env={**environment, **where},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        ) as appender:
+            assert appender.stdin is not None and appender.stderr is not None
+            appender.stdin.write(b"first\nsecond\nnot yet a l")
+            appender.stdin.flush()
+            read = ["read", "--from", "0" if code == 0 else "3"]
+            wait_until(
+                lambda read=read: (
+                    kimberlite_command(*read, addresses=cluster.addresses, code=None).stdout == b"first\nsecond\n"
+                ),
+                "the whole lines are in the log",
+            )
+            appender.stdin.write(b"ine\n" + last)
+            appender.stdin.flush()
+            if code == 0:
+                appender.stdin.close()
+            assert appender.wait(timeout=60) == code
+            if code:
+                assert b"positions 3 to 5, were appended" in appender.stderr.read()
+
+
 def test_nothing_to_append(start_cluster: Any, kimberlite_command: Any) -> None:
     cluster = start_cluster(1)
     done = kimberlite_command("append", "--json", addresses=cluster.addresses)

@@ -12,15 +12,22 @@ from hypothesis import strategies as st
 
 from kimberlite._fast import events
 from kimberlite.cli import data
-from kimberlite.cli.data import EVENT_BYTES_MAX, FrameSource, LineSource
+from kimberlite.cli.data import EVENT_BYTES_MAX, EncodedBatch, FrameSource, LineSource
 from kimberlite.errors import EventTooLargeError, UsageError
 
 REQUEST_BYTES_MAX = 2 << 20
 
 
-def all_events(source: LineSource | FrameSource) -> list[bytes]:
+def batches_of(source: LineSource | FrameSource, text: bytes, piece: int = data.CHUNK_BYTES) -> list[EncodedBatch]:
+    found: list[EncodedBatch] = []
+    for start in range(0, len(text), piece):
+        found += source.feed(text[start : start + piece])
+    return [*found, *source.end()]
+
+
+def all_events(source: LineSource | FrameSource, text: bytes, piece: int = data.CHUNK_BYTES) -> list[bytes]:
     found: list[bytes] = []
-    for batch in source:
+    for batch in batches_of(source, text, piece):
         assert batch.count == events.count(batch.body) > 0
         assert len(batch.body) <= REQUEST_BYTES_MAX
         found += events.slice(batch.body, 0, batch.count)
@@ -31,30 +38,35 @@ def framed(items: list[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(item)) + item for item in items)
 
 
-@given(st.lists(st.binary(max_size=50).map(lambda line: line.replace(b"\n", b"")), max_size=40), st.booleans())
-def test_lines_are_what_is_between_newlines(lines: list[bytes], terminated: bool) -> None:
+@given(
+    st.lists(st.binary(max_size=50).map(lambda line: line.replace(b"\n", b"")), max_size=40),
+    st.booleans(),
+    st.integers(1, 300),
+)
+def test_lines_are_what_is_between_newlines(lines: list[bytes], terminated: bool, piece: int) -> None:
     text = b"".join(line + b"\n" for line in lines)
     if lines and lines[-1] and not terminated:
         text = text[:-1]
     else:
         terminated = True
-    source = LineSource(io.BytesIO(text))
-    source.check()
-    assert all_events(source) == lines
+    source = LineSource()
+    source.check(io.BytesIO(text))
+    assert all_events(source, text, piece) == lines
     assert source.terminated is terminated
 
 
 def test_lines_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "CHUNK_BYTES", 7)
     lines = [b"x" * length for length in (0, 1, 5, 6, 7, 8, 30, 0, 0, 14)]
-    source = LineSource(io.BytesIO(b"".join(line + b"\n" for line in lines)), event_bytes_max=30)
-    source.check()
-    assert all_events(source) == lines
+    text = b"".join(line + b"\n" for line in lines)
+    source = LineSource(event_bytes_max=30)
+    source.check(io.BytesIO(text))
+    assert all_events(source, text, 7) == lines
 
 
 def test_consumed_adds_up_to_the_file() -> None:
     text = b"".join(b"line %d\n" % number for number in range(200_000))
-    batches = list(LineSource(io.BytesIO(text)))
+    batches = batches_of(LineSource(), text)
     assert sum(batch.consumed for batch in batches) == len(text)
     assert sum(batch.count for batch in batches) == 200_000
     assert len(batches) > 1
@@ -63,14 +75,14 @@ def test_consumed_adds_up_to_the_file() -> None:
 def test_the_largest_event_and_one_more() -> None:
     largest = b"x" * EVENT_BYTES_MAX
     for text in (largest, largest + b"\n", b"a\n" + largest + b"\n" + largest + b"\nb"):
-        source = LineSource(io.BytesIO(text))
-        source.check()
-        assert largest in all_events(source)
+        source = LineSource()
+        source.check(io.BytesIO(text))
+        assert largest in all_events(source, text)
     for text in (largest + b"x", largest + b"x\n", b"a\n" * 5_000_000 + largest + b"x\nb\n"):
         with pytest.raises(EventTooLargeError, match=str(EVENT_BYTES_MAX)):
-            LineSource(io.BytesIO(text)).check()
+            LineSource().check(io.BytesIO(text))
         with pytest.raises(EventTooLargeError, match="line"):
-            all_events(LineSource(io.BytesIO(text)))
+            all_events(LineSource(), text)
 
 
 @given(st.binary(max_size=200), st.integers(1, 12), st.integers(1, 9))
@@ -78,24 +90,24 @@ def test_check_finds_exactly_the_lines_above_the_limit(text: bytes, limit: int, 
     text = text.replace(b"\x00", b"\n").replace(b"\x01", b"\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "CHUNK_BYTES", chunk)
-        source = LineSource(io.BytesIO(text), event_bytes_max=limit)
+        source = LineSource(event_bytes_max=limit)
         if any(len(line) > limit for line in text.split(b"\n")):
             with pytest.raises(EventTooLargeError):
-                source.check()
+                source.check(io.BytesIO(text))
         else:
-            source.check()
+            source.check(io.BytesIO(text))
 
 
-@given(st.lists(st.binary(max_size=50), max_size=40))
-def test_frames(items: list[bytes]) -> None:
-    source = FrameSource(io.BytesIO(framed(items)))
-    source.check()
-    assert all_events(source) == items
+@given(st.lists(st.binary(max_size=50), max_size=40), st.integers(1, 300))
+def test_frames(items: list[bytes], piece: int) -> None:
+    source = FrameSource()
+    source.check(io.BytesIO(framed(items)))
+    assert all_events(source, framed(items), piece) == items
 
 
 def test_frames_are_batched_by_size() -> None:
     items = [b"x" * (600 << 10)] * 5
-    batches = list(FrameSource(io.BytesIO(framed(items))))
+    batches = batches_of(FrameSource(), framed(items))
     assert [batch.count for batch in batches] == [1] * 5
     assert sum(batch.consumed for batch in batches) == len(framed(items))
 
@@ -104,14 +116,15 @@ def test_frames_are_batched_by_size() -> None:
 def test_a_frame_that_ends_early(cut: int) -> None:
     text = framed([b"whole", b"ends early"])
     short = text[: 9 + cut]
-    for run in (lambda source: source.check(), all_events):
-        with pytest.raises(UsageError, match="in the middle of event 2"):
-            run(FrameSource(io.BytesIO(short)))
+    with pytest.raises(UsageError, match="in the middle of event 2"):
+        FrameSource().check(io.BytesIO(short))
+    with pytest.raises(UsageError, match="in the middle of event 2"):
+        all_events(FrameSource(), short)
 
 
 def test_a_frame_above_the_limit() -> None:
     with pytest.raises(EventTooLargeError, match="event 2, 1048577 bytes"):
-        FrameSource(io.BytesIO(framed([b"fits", b"x" * (EVENT_BYTES_MAX + 1)]))).check()
+        FrameSource().check(io.BytesIO(framed([b"fits", b"x" * (EVENT_BYTES_MAX + 1)])))
 
 
 def printed(writer: data.Writer, batches: list[list[bytes]]) -> bytes:
@@ -145,4 +158,4 @@ def test_writers() -> None:
 @given(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=5), max_size=5))
 def test_binary_output_is_binary_input(batches: list[list[bytes]]) -> None:
     text = printed(data.choose_writer(True, False, False), batches)
-    assert all_events(FrameSource(io.BytesIO(text))) == [event for batch in batches for event in batch]
+    assert all_events(FrameSource(), text) == [event for batch in batches for event in batch]
