@@ -206,17 +206,15 @@ def _ack_before_durable() -> list[Patch]:
     return [(normal, "acknowledged_op", lambda r: r.log.linked)]
 
 
-@canary("a backup acknowledges in any status")
-def _ack_in_any_status() -> list[Patch]:
-    def on_entries_durable(r: Replica) -> None:
-        r.ack_due = True
-        original(r)
+@canary("a backup acknowledges its log when it leaves the view")
+def _ack_in_view_change() -> list[Patch]:
+    original = view_change.enter
 
-    original = normal.on_entries_durable
-    return [
-        (normal, "may_acknowledge", lambda r: not r.is_primary),
-        (normal, "on_entries_durable", on_entries_durable),
-    ]
+    def enter(r: Replica, view: int, cause: int) -> None:
+        original(r, view, cause)
+        r.ack_due = True
+
+    return [(view_change, "enter", enter), (normal, "may_acknowledge", lambda r: not r.is_primary)]
 
 
 @canary("the new primary commits old ops by what it heard in the view change")
