@@ -111,7 +111,14 @@ def command_pages(name: str, path: list[str]) -> list[str]:
 def help_text(command: click.Command, path: list[str]) -> str:
     context: click.Context | None = None
     for part in path:
-        context = click.Context(command, info_name=part, parent=context, terminal_width=100, max_content_width=100)
+        context = click.Context(
+            command,
+            info_name=part,
+            parent=context,
+            terminal_width=100,
+            max_content_width=100,
+            **cli.root.context_settings,
+        )
     if context is None:
         raise ValueError("a command has a name")
     text = command.get_help(context)
