@@ -59,7 +59,7 @@ bench: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/pytest -o addopts=--import-mode=importlib --benchmark-only --benchmark-disable-gc benches $(ARGS)
 
 sim: $(VENV)/stamp-package
-	$(BIN)/kimberlite vopr run --seeds 0:1000 $(ARGS)
+	$(BIN)/kimberlite vopr run --seeds 0:1000 --jobs "$$(nproc)" $(ARGS)
 
 # The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own.
 asan:

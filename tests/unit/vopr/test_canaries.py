@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from kimberlite.errors import UsageError
@@ -34,6 +37,12 @@ def test_it_is_gone_after_an_error_too() -> None:
         assert canaries.normal.may_commit is not before
         raise KeyError
     assert canaries.normal.may_commit is before
+
+
+def test_the_documentation_lists_every_planted_bug_and_no_other() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "simulator.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", page, re.MULTILINE))
+    assert listed == {canary.name: canary.what for canary in CANARIES.values()}
 
 
 def test_nothing_is_planted_without_a_name() -> None:
