@@ -209,13 +209,15 @@ class LocalCluster:
                 raise UnavailableError(f"no working cluster after {timeout:.0f} s ({said})")
             time.sleep(POLL_INTERVAL_S)
 
-    def kill(self, index: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a replica process and wait for its end."""
+    def kill(self, index: int, number: int = signal.SIGKILL) -> int | None:
+        """Send a signal to a replica process, wait for its end and return its exit code; None when it did not run."""
         replica = self.replicas[index]
-        if replica.process is not None:
-            replica.process.send_signal(number)
-            replica.process.wait()
-            replica.forget()
+        if replica.process is None:
+            return None
+        replica.process.send_signal(number)
+        code = replica.process.wait()
+        replica.forget()
+        return code
 
     def stop(self) -> None:
         """End all processes: SIGTERM, and SIGKILL for what is still there ten seconds later."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import subprocess
 import sys
 import time
@@ -105,6 +106,31 @@ def kimberlite_command(environment: dict[str, str], tmp_path: Path) -> Command:
         return done
 
     return run
+
+
+LONGEST = 64 << 10
+# Share of the lines, and the most bytes they have: 270 MB for a million.
+LENGTHS = ((0.97, 120), (0.025, 4 << 10), (0.005, LONGEST))
+
+
+def mixed_lines(count: int, seed: int) -> Iterator[bytes]:
+    """`count` lines of 0 to 64 KiB, mostly short ones: one half UTF-8 text, one half arbitrary bytes."""
+    generator = random.Random(seed)
+    noise = generator.randbytes(1 << 20).replace(b"\n", b"\x00")
+    words = ["replica", "Kimberlit", "größer", "Журнал", "複製", "журнал", "🙂", "naïve"]
+    text = " ".join(generator.choice(words) for _ in range(150_000)).encode()[: 1 << 20]
+    shares, limits = zip(*LENGTHS, strict=True)
+    for _ in range(count):
+        (limit,) = generator.choices(limits, shares)
+        length = int(generator.random() * (limit + 1))
+        start = int(generator.random() * (len(noise) - LONGEST))
+        yield (noise if generator.random() < 0.5 else text)[start : start + length] + b"\n"
+
+
+@pytest.fixture(name="mixed_lines", scope="session")
+def mixed_lines_fixture() -> Callable[[int, int], Iterator[bytes]]:
+    """A generator of lines, from a count and a seed."""
+    return mixed_lines
 
 
 class StartCluster(Protocol):

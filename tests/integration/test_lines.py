@@ -17,31 +17,15 @@ from typing import Any
 import pytest
 
 LINES = 1_000_000
-LONGEST = 64 << 10
-# Share of the lines, and the most bytes they have: 270 MB for a million.
-LENGTHS = ((0.97, 120), (0.025, 4 << 10), (0.005, LONGEST))
 PIPE_BYTES = 64 << 10  # what a pipe holds
 
 
-def write_mixed_lines(path: Path, count: int, seed: int) -> None:
-    """`count` lines of 0 to 64 KiB, mostly short ones: one half UTF-8 text, one half arbitrary bytes."""
-    generator = random.Random(seed)
-    noise = generator.randbytes(1 << 20).replace(b"\n", b"\x00")
-    words = ["replica", "Kimberlit", "größer", "Журнал", "複製", "журнал", "🙂", "naïve"]
-    text = " ".join(generator.choice(words) for _ in range(150_000)).encode()[: 1 << 20]
-    shares, limits = zip(*LENGTHS, strict=True)
-    with path.open("wb") as file:
-        for limit in generator.choices(limits, shares, k=count):
-            length = int(generator.random() * (limit + 1))
-            start = int(generator.random() * (len(noise) - LONGEST))
-            file.write((noise if generator.random() < 0.5 else text)[start : start + length] + b"\n")
-
-
 def test_a_million_lines(
-    start_cluster: Any, kimberlite_command: Any, settled: Callable[[Any], None], tmp_path: Path
+    start_cluster: Any, kimberlite_command: Any, settled: Callable[[Any], None], mixed_lines: Any, tmp_path: Path
 ) -> None:
     source = tmp_path / "lines"
-    write_mixed_lines(source, LINES, seed=7)
+    with source.open("wb") as file:
+        file.writelines(mixed_lines(LINES, seed=7))
     cluster = start_cluster()
     done = kimberlite_command("append", "--json", source, addresses=cluster.addresses)
     row = json.loads(done.stdout)
@@ -61,9 +45,9 @@ def test_a_million_lines(
 
 
 @pytest.fixture(scope="module")
-def small_lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_lines(tmp_path_factory: pytest.TempPathFactory, mixed_lines: Any) -> Path:
     path = tmp_path_factory.mktemp("lines") / "small"
-    write_mixed_lines(path, 5_000, seed=11)
+    path.write_bytes(b"".join(mixed_lines(5_000, seed=11)))
     return path
 
 
