@@ -274,6 +274,10 @@ class PeerNetwork:
             start = 1
         messages = []
         for header, body in frames[start:]:
+            if header.cluster != self._cluster:  # it came together with HELLO; later ones do not get this far
+                self._counters.message_dropped(Reason.WRONG_CLUSTER.name.lower())
+                connection.close()
+                break
             if header.replica == peer or header.command == Command.PREPARE:
                 messages.append(Message(header, body))
             else:

@@ -24,8 +24,15 @@ CHUNK_BYTES = 256 << 10
 CHUNK_BYTES_MAX = 8 << 20
 POOL_CHUNKS = 4
 READ_MIN = 16 << 10  # room below which the socket gets another chunk
-# References to a chunk that nobody views: the pool's list, the loop variable, getrefcount's argument.
-_UNSHARED = 3
+
+
+def _references(chunks: list[bytearray], index: int) -> int:
+    chunk = chunks[index]
+    return sys.getrefcount(chunk)
+
+
+# References to a chunk that nobody views: measured, for it depends on the interpreter.
+_UNSHARED = _references([bytearray()], 0)
 
 
 class Counters(Protocol):
@@ -80,8 +87,8 @@ class ChunkPool:
 
     def take(self, size: int) -> bytearray:
         """A chunk of at least `size` bytes; its content is arbitrary."""
-        for index, chunk in enumerate(self._chunks):
-            if len(chunk) >= size and sys.getrefcount(chunk) <= _UNSHARED:
+        for index in range(len(self._chunks)):  # enumerate would keep a reference of its own
+            if len(self._chunks[index]) >= size and _references(self._chunks, index) <= _UNSHARED:
                 return self._chunks.pop(index)
         return bytearray(size)
 
@@ -162,25 +169,38 @@ class FrameConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._end += nbytes
         self.received_bytes += nbytes
-        if self._end - self._start < max(self._need, HEADER_SIZE):
+        if self._error is not None or self._end - self._start < max(self._need, HEADER_SIZE):
             return
         self.counters.receiving()
+        while self._take_frames():
+            pass
+        self.counters.handled()
+        if self._error is not None:
+            self.close()
+
+    def _take_frames(self) -> bool:
+        """Hand on all whole frames; true when there may be more: what was refused is allowed by now."""
+        limits = self.frame_max, self.cluster
         began = self._start
+        refusal: FrameError | None = None
         try:
             frames, self._start, self._need = framing.parse(
                 self._chunk, self._start, self._end, self.frame_max, self.cluster
             )
         except FrameError as error:
             frames = cast("list[tuple[framing.Header, memoryview]]", error.details["frames"])
-            self._error = error
-            began -= sum(header.size for header, _ in frames)
-            self.counters.frame_refused(cast(int, error.details["reason"]))
+            self._start += sum(header.size for header, _ in frames)
+            refusal = error
         self.counters.received(frames, self._start - began)
         if frames:
             self._on_frames(self, frames)
-        self.counters.handled()
-        if self._error is not None:
-            self.close()
+        if refusal is None:
+            return False
+        if (self.frame_max, self.cluster) != limits and self.is_open:
+            return True  # a greeting has lifted the limit for what came behind it
+        self._error = refusal
+        self.counters.frame_refused(cast(int, refusal.details["reason"]))
+        return False
 
     def eof_received(self) -> bool:
         return False

@@ -1,0 +1,337 @@
+"""The mesh between replicas over loopback: greeting, refusals, reconnection, bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import AddressInUseError, NetworkError
+from kimberlite.net import peers as peers_module
+from kimberlite.net.peers import HELLO_BYTES_MAX, PeerNetwork, Refusal
+from kimberlite.net.transport import NullCounters
+from kimberlite.types import HEADER_SIZE, ZERO16, Command, Message, Reason
+
+CLUSTER = b"p" * 16
+LIMIT_S = 30.0  # a test that waits longer has failed
+
+
+class Counted(NullCounters):
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+
+    def message_dropped(self, reason: str) -> None:
+        self.dropped.append(reason)
+
+
+class Peer:
+    """A replica's network, and what came out of it."""
+
+    def __init__(self, index: int, addresses: list[tuple[str, int]], **options: Any) -> None:
+        self.messages: list[Message] = []
+        self.refusals: list[tuple[int, Refusal]] = []
+        self.counters = Counted()
+        options = {"cluster": CLUSTER, "listen_on": ("127.0.0.1", addresses[index][1]), **options}
+        self.network = PeerNetwork(
+            index=index,
+            addresses=addresses,
+            make_header=make_header,
+            view=lambda: 0,
+            on_messages=lambda messages: self.messages.extend(
+                Message(message.header, bytes(message.body)) for message in messages
+            ),
+            counters=self.counters,
+            seed=index,
+            on_refusal=lambda replica, refusal: self.refusals.append((replica, refusal)),
+            **options,
+        )
+
+
+def free_addresses(count: int) -> list[tuple[str, int]]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [("127.0.0.1", sock.getsockname()[1]) for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def run(test: Callable[[list[tuple[str, int]]], Awaitable[None]], count: int = 2) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await test(free_addresses(count))
+
+    asyncio.run(main())
+
+
+def prepare(replica: int, op: int, body: bytes = b"", **fields: Any) -> Message:
+    fields = {"cluster": CLUSTER, "command": Command.PREPARE, "replica": replica, "op": op, **fields}
+    return Message(make_header(body, **fields), body)
+
+
+async def stop(*all_peers: Peer) -> None:
+    for peer in all_peers:
+        await peer.network.stop()
+    await asyncio.sleep(0)
+
+
+async def dialled(address: tuple[str, int], *messages: Message) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A hand-made connection that sends all of these frames in one piece."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"".join(message.header.raw + bytes(message.body) for message in messages))
+    await writer.drain()
+    return reader, writer
+
+
+def hello(replica: int, count: int = 2, **fields: Any) -> Message:
+    fields = {"cluster": CLUSTER, "command": Command.HELLO, **fields}
+    return Message(make_header(replica=replica, count=count, **fields))
+
+
+def test_replicas_meet_and_talk_both_ways() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peers = [Peer(index, addresses) for index in range(3)]
+        for peer in peers:
+            await peer.network.start()
+        await until(lambda: all(len(peer.network.connected) == 2 for peer in peers))
+        for source in range(3):
+            for target in range(3):
+                if source != target:
+                    peers[source].network.send(target, prepare(source, 10 * source + target, b"body"))
+        await until(lambda: all(len(peer.messages) == 2 for peer in peers))
+        for target, peer in enumerate(peers):
+            assert {message.header.op % 10 for message in peer.messages} == {target}
+            assert {bytes(message.body) for message in peer.messages} == {b"body"}
+            assert peer.network.met
+            assert not peer.refusals
+        await stop(*peers)
+
+    run(test, 3)
+
+
+def test_a_lone_replica_listens_to_nobody() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        with pytest.raises(OSError):
+            await asyncio.open_connection(*addresses[0])
+        await stop(peer)
+
+    run(test, 1)
+
+
+def test_what_can_not_be_sent_is_dropped_and_counted() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        peer.network.send(1, prepare(0, 1))
+        assert peer.counters.dropped == ["not_connected"]
+
+    run(test)
+
+
+def test_the_queue_for_a_peer_that_does_not_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "SEND_QUEUE_MAX", 1 << 20)
+
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        deaf = socket.create_server(addresses[1])
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        await until(lambda: 1 in peer.network._outgoing)
+        body = bytes(256 << 10)
+        while "queue_full" not in peer.counters.dropped:
+            peer.network.send(1, prepare(0, 1, body))
+            await asyncio.sleep(0)
+        assert peer.network._outgoing[1].queued_bytes <= (1 << 20) + 2 * len(body)
+        peer.network._outgoing[1].abort()
+        await stop(peer)
+        deaf.close()
+
+    run(test)
+
+
+def test_a_peer_that_comes_back_is_found_again_and_its_name_resolved_anew() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        loop = asyncio.get_running_loop()
+        resolved: list[str] = []
+        look_up = loop.getaddrinfo
+
+        async def getaddrinfo(host: Any, port: Any, **options: Any) -> Any:
+            resolved.append(str(host))
+            return await look_up("127.0.0.1" if host == "peer.example" else host, port, **options)
+
+        loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign, assignment]
+        named = [addresses[0], ("peer.example", addresses[1][1])]
+        first = Peer(0, named)
+        await first.network.start()
+        for round in range(1, 4):
+            second = Peer(1, addresses)
+            await second.network.start()
+            await until(lambda: first.network.connected)
+            first.network.send(1, prepare(0, round))
+            await until(lambda second=second: second.messages)  # type: ignore[misc]
+            before = resolved.count("peer.example")
+            await stop(second)
+            await until(lambda: not first.network.connected)
+            await until(lambda before=before: resolved.count("peer.example") > before)  # type: ignore[misc]
+        await stop(first)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"cluster": b"q" * 16}, Reason.WRONG_CLUSTER), ({"more": 1}, Reason.WRONG_SIZE)],
+    ids=["another cluster", "another number of replicas"],
+)
+def test_a_stranger_is_refused_by_both_sides_and_reported_once(options: dict[str, Any], reason: Reason) -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        ours = Peer(0, addresses)
+        more = options.pop("more", 0)
+        theirs = Peer(1, addresses + free_addresses(more), **options)
+        await ours.network.start()
+        await theirs.network.start()
+        await until(lambda: ours.refusals and theirs.refusals)
+        ((replica, refusal),) = ours.refusals
+        assert (replica, refusal.reason) == (1, reason)
+        assert f"{addresses[1][0]}:{addresses[1][1]}" in str(refusal)
+        await until(lambda: len(ours.counters.dropped) > 3)  # it goes on trying, and stays quiet about it
+        assert len(ours.refusals) == len(theirs.refusals) == 1
+        assert not ours.network.connected
+        assert not ours.messages
+        assert not theirs.messages
+        await stop(ours, theirs)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        (hello(1, cluster=ZERO16), Reason.WRONG_CLUSTER),
+        (hello(1, count=5), Reason.WRONG_SIZE),
+        (hello(0), Reason.WRONG_REPLICA),
+        (hello(7), Reason.WRONG_REPLICA),
+        (prepare(1, 1), Reason.MALFORMED),
+    ],
+)
+def test_the_first_frame_decides(first: Message, reason: Reason) -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        reader, writer = await dialled(addresses[0], first, prepare(1, 2))
+        answer = await reader.read()  # up to its end: we are disconnected
+        assert len(answer) == HEADER_SIZE
+        assert not peer.messages
+        assert reason.name.lower() in peer.counters.dropped
+        writer.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_a_greeting_and_a_large_frame_in_one_piece() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        large = prepare(1, 2, bytes(4 * HELLO_BYTES_MAX))
+        _, writer = await dialled(addresses[0], hello(1), prepare(1, 1), large, prepare(1, 3))
+        await until(lambda: len(peer.messages) == 3)
+        assert [message.header.op for message in peer.messages] == [1, 2, 3]
+        writer.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_before_its_greeting_a_peer_gets_little_room() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        reader, writer = await dialled(addresses[0], prepare(1, 1, bytes(HELLO_BYTES_MAX)))
+        assert await reader.read() == b""
+        writer.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_nobody_speaks_for_another_replica_or_cluster() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        ok = {"command": Command.PREPARE_OK}
+        _, writer = await dialled(
+            addresses[0],
+            hello(1, count=3),
+            prepare(2, 1, **ok),
+            prepare(1, 2, **ok),
+            prepare(2, 3),  # a prepare that is passed on bears the index of who made it
+            prepare(1, 4, cluster=b"q" * 16, **ok),
+            prepare(1, 5, **ok),
+        )
+        await until(lambda: "wrong_cluster" in peer.counters.dropped)
+        assert [message.header.op for message in peer.messages] == [2, 3]
+        assert peer.counters.dropped == ["impostor", "wrong_cluster"]
+        writer.close()
+        await stop(peer)
+
+    run(test, 3)
+
+
+def test_a_peer_that_dials_anew_replaces_its_old_connection() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        reader, old = await dialled(addresses[0], hello(1))
+        await reader.readexactly(HEADER_SIZE)
+        _, new = await dialled(addresses[0], hello(1), prepare(1, 1))
+        assert await reader.read() == b""
+        await until(lambda: peer.messages)
+        old.close()
+        new.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "CONNECTIONS_MAX", 2)
+
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        held = [await dialled(addresses[0]) for _ in range(2)]
+        await until(lambda: len(peer.network._incoming) == 2)
+        reader, writer = await dialled(addresses[0])
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        for _, other in (*held, (reader, writer)):
+            other.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_an_address_in_use_is_named_and_nothing_is_started() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        taken = socket.create_server(addresses[0])
+        peer = Peer(0, addresses)
+        with pytest.raises(AddressInUseError, match=f"127.0.0.1:{addresses[0][1]}"):
+            await peer.network.start()
+        assert not peer.network._dialers
+        taken.close()
+        with pytest.raises(NetworkError):
+            await Peer(0, addresses, listen_on=("192.0.2.1", addresses[0][1])).network.start()
+
+    run(test)
