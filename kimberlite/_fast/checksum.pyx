@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False
+# cython: boundscheck=False, wraparound=False, binding=False
 """XXH3 checksums of one contiguous buffer: the thin side of c/km_xxh3.c.
 
 XXH3-128 in canonical (big-endian) form is the protocol's checksum: the identity of

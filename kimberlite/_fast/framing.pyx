@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=False
+# cython: language_level=3, freethreading_compatible=False, binding=False
 """Frames: the fixed 256-byte header of every message and journal entry, and whole frames in a buffer.
 
 The skin over c/km_frame.c: argument checks, Python objects, errors. The layout is the
@@ -11,6 +11,7 @@ decode one. One call parses everything a socket has delivered.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -324,6 +325,20 @@ def verify_body(Header header not None, object body):
         PyBuffer_Release(&view)
 
 
+cdef object _part(object whole, Py_ssize_t start, Py_ssize_t length):
+    """whole[start : start + length] of a memoryview of bytes, inside of its bounds.
+
+    A second view of the same memory, narrowed: a slice costs two integers and a slice object
+    more, a fifth of all that a small frame costs.
+    """
+    cdef object part = PyMemoryView_FromObject(whole)
+    cdef Py_buffer *view = PyMemoryView_GET_BUFFER(part)
+    view.buf = <char *> view.buf + start
+    view.len = length
+    view.shape[0] = length
+    return part
+
+
 def parse(object buffer, Py_ssize_t start, Py_ssize_t end, uint32_t frame_max, object cluster=None):
     """All whole frames in buffer[start:end], in one call.
 
@@ -363,7 +378,7 @@ def parse(object buffer, Py_ssize_t start, Py_ssize_t end, uint32_t frame_max, o
             else:
                 if whole is None:
                     whole = memoryview(buffer).toreadonly().cast("B")
-                frames.append((header, whole[start + KM_HEADER_SIZE : start + <Py_ssize_t> size]))
+                frames.append((header, _part(whole, start + KM_HEADER_SIZE, <Py_ssize_t> size - KM_HEADER_SIZE)))
             start += size
         return frames, start, 0
     finally:

@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=False
+# cython: language_level=3, freethreading_compatible=False, binding=False
 """Counters, gauges and histograms that another process can read while this one writes.
 
 The skin over c/km_metrics.c, where the file is drawn. A Region is a set of series in a

@@ -1,0 +1,53 @@
+"""The benches run, and a gate that does not hold fails the run. What they measure is no matter of a test."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kimberlite import _fast
+
+BENCHES = Path(__file__).parents[2] / "benches"
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """pytest on the benches in `folder`, as `make bench` calls it but for the options."""
+    config = ("-c", str(BENCHES.parent / "pyproject.toml"), "-o", "addopts=--import-mode=importlib")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *config, "-p", "no:cacheprovider", str(folder), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_bench_runs_once(tmp_path: Path) -> None:
+    done = run(BENCHES, "--benchmark-disable", f"--basetemp={tmp_path / 'temp'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"=+ \d+ passed in .*=+", last), last
+
+
+def test_every_compiled_module_has_benches() -> None:
+    assert {path.stem for path in BENCHES.glob("bench_*.py")} == {f"bench_{name}" for name in _fast.EXTENSIONS}
+
+
+@pytest.mark.parametrize(("at_most", "verdict", "code"), [(1e-9, "FAILS", 1), (1e9, "holds", 0)])
+def test_a_gate_fails_the_run(tmp_path: Path, at_most: float, verdict: str, code: int) -> None:
+    shutil.copy(BENCHES / "conftest.py", tmp_path)
+    (tmp_path / "bench_one.py").write_text(
+        "work = lambda: sum(range(100))\n"
+        "def test_one(gate):\n"
+        f"    gate(work, work, at_most={at_most}, operations=(100, 100), rounds=5)\n"
+    )
+    done = run(tmp_path, "--benchmark-only", "--benchmark-disable-gc")
+    assert done.returncode == code, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith(verdict)]
+    rounds = 25 if code else 5  # more rounds before it is given up
+    assert "test_one: " in line and f"{rounds} rounds" in line
