@@ -14,21 +14,21 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 import kimberlite
-from kimberlite import config as configuration
-from kimberlite.cli import version
+from kimberlite.cli import probe, version
 from kimberlite.cli.common import json_option, note, print_json, run
 from kimberlite.cli.local import LocalCluster
 from kimberlite.cli.replica import settings_option
-from kimberlite.config import CONFIG_NAME, parse_addresses
+from kimberlite.config import parse_addresses
+from kimberlite.errors import UnavailableError
 
 if TYPE_CHECKING:
     from kimberlite.client.aio import Log
@@ -144,9 +144,7 @@ def percentile_ms(sorted_ns: array[int] | list[int], fraction: float) -> float |
     return round(sorted_ns[index] / 1e6, 3)
 
 
-def row_of(
-    window: Window, replicas: int, concurrency: int, batch: int, size: int, durable: bool | None
-) -> dict[str, object]:
+def row_of(window: Window, replicas: int, concurrency: int, batch: int, size: int, durable: str) -> dict[str, object]:
     """The result as the harness and people get it."""
     count = len(window.latencies_ns)
     seconds = window.elapsed_ns / 1e9
@@ -168,6 +166,17 @@ def row_of(
         "n": count,
         "version": version(),
     }
+
+
+def durability(addresses: Sequence[str]) -> str:
+    """What the replicas say an acknowledgement means on their disks: the weakest of them counts."""
+    said = [answer for answer in probe.fetch_all(addresses, 2.0) if not isinstance(answer, UnavailableError)]
+    storage = [dict(cast("dict[str, object]", status["storage"])) for status in said]
+    if not storage:
+        return "unknown"
+    if any(one["unsafe"] for one in storage):
+        return "no: storage.unsafe"
+    return "O_DIRECT, O_DSYNC" if all(one["mode"] == "direct" for one in storage) else "fdatasync"
 
 
 @click.command(short_help="Measure a cluster under load.")
@@ -206,15 +215,14 @@ def bench(
     """
     with ExitStack() as stack:
         cpu: Callable[[], float] = float
-        durable: bool | None = None
         if addresses is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kimberlite-bench-")))
-            cluster = stack.enter_context(LocalCluster(directory, replicas, settings=settings))
+            cluster = stack.enter_context(LocalCluster(directory, replicas, telemetry=True, settings=settings))
             cluster.prepare()
             cluster.start_all()
             cluster.wait_ready()
             addresses, cpu = cluster.addresses, cluster.cpu_seconds
-            durable = not configuration.load(directory / "0" / CONFIG_NAME, settings).storage.unsafe
+        durable = durability(addresses)
         window = run(measure(addresses, concurrency, batch, size, seconds, warmup, cpu))
         row = row_of(window, len(addresses), concurrency, batch, size, durable)
     if as_json:

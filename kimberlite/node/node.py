@@ -503,6 +503,7 @@ class Node:
             "repairs_in_flight": snapshot.repairs_in_flight,
             "storage": {
                 "mode": self._disk.mode,
+                "unsafe": self.config.storage.unsafe,
                 "inline": bool(stats["inline_now"]),
                 "write_latency_us": stats["latency_ns"] // 1000,
                 "bytes": self._store.bytes_used,

@@ -33,7 +33,7 @@ def test_percentile_is_the_nearest_rank(values: list[int], fraction: float) -> N
 
 def test_row_counts_events_and_requests() -> None:
     window = Window(array("q", [2_000_000] * 400), elapsed_ns=2_000_000_000, cpu_s=1.2345)
-    row = row_of(window, 3, 4, 100, 128, True)
+    row = row_of(window, 3, 4, 100, 128, "fdatasync")
     assert row["ops_per_s"] == 200.0
     assert row["events_per_s"] == 20_000.0
     assert row["p50_ms"] == row["p999_ms"] == 2.0
