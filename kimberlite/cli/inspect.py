@@ -248,3 +248,47 @@ def journal_line(row: dict[str, object]) -> str:
         value.ljust(width) if name in ("operation", "entry", "witness", "checksum") else value.rjust(width)
         for name, value, width in zip(JOURNAL_COLUMNS, values, widths, strict=True)
     ).rstrip()
+
+
+@inspect.command(short_help="What a replica has counted and measured.")
+@DIRECTORY
+@json_option
+def metrics(data: Path, as_json: bool) -> None:
+    """Show what a replica has counted and measured.
+
+    Of the one that runs there, without asking it, or of the last moment of one that crashed. A
+    histogram is shown as its count and three quantiles; `-` is not known.
+    """
+    from kimberlite.telemetry.reading import snapshot
+
+    seen = snapshot(data)
+    if as_json:
+        print_json(seen)
+        return
+    rows = seen["metrics"]
+    lines = [metric_line(row) for row in rows] if isinstance(rows, list) else []
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, value in lines:
+        click.echo(f"{name:<{width}}  {value}")
+    note(f"replica {seen['replica']}, process {seen['pid']}, which {'runs' if seen['running'] else 'has ended'}")
+
+
+def metric_line(row: dict[str, object]) -> tuple[str, str]:
+    """Name with labels, and the value, of one metric."""
+    labels = row["labels"]
+    name = str(row["name"])
+    if isinstance(labels, dict) and labels:
+        name += "{" + ",".join(f'{label}="{value}"' for label, value in labels.items()) + "}"
+    if "count" not in row:
+        return name, value_text(row["value"])
+    if not row["count"]:
+        return name, f"count {value_text(row['count'])}"
+    quantiles = "  ".join(f"{key} {value_text(row[key])}" for key in ("p50", "p99", "p999"))
+    return name, f"count {value_text(row['count'])}  {quantiles}"
+
+
+def value_text(value: object) -> str:
+    """A number for people; `-` when it is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -115,9 +115,35 @@ def test_damage_is_shown_and_left_alone(start_cluster: Any, kimberlite_command: 
             assert digest == before[name] == changed[name], name
 
 
+def test_metrics_of_a_replica_that_runs_and_of_one_that_was_killed(
+    start_cluster: Any, kimberlite_command: Any, inspect: Any
+) -> None:
+    cluster = start_cluster(1, telemetry=True)
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\n")
+    replica = cluster.replicas[0]
+    (seen,) = inspect("metrics", replica.data)
+    assert (seen["running"], seen["pid"]) == (True, replica.pid)
+    values = {row["name"]: row for row in seen["metrics"] if not row["labels"]}
+    committed = "vsr_events_total"
+    assert values[committed]["value"] == 2
+    shown = kimberlite_command("inspect", "metrics", replica.data).stdout.decode()
+    assert f"{committed} " in shown and "p99 " in shown
+    cluster.kill(0)
+    before = digests(replica.data)
+    (after,) = inspect("metrics", replica.data)
+    assert after["running"] is False
+    assert {row["name"]: row for row in after["metrics"] if not row["labels"]}[committed]["value"] == 2
+    assert digests(replica.data) == before
+    cluster.start(0)
+    cluster.wait_ready()
+    cluster.stop()
+    done = kimberlite_command("inspect", "metrics", replica.data, code=12)
+    assert b"ended in order" in done.stderr
+
+
 def test_where_there_is_no_replica(kimberlite_command: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for what in ("superblock", "journal"):
+    for what in ("superblock", "journal", "metrics"):
         for directory in ("empty", "none"):
             done = kimberlite_command("inspect", what, tmp_path / directory, code=12)
             assert directory.encode() in done.stderr
