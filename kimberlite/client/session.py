@@ -82,7 +82,7 @@ class Request:
     first_sent_at: int | None = None  # None: never left
     sent_at: int = 0
     attempts: int = 0
-    refused: int = 0  # copies that were answered by a REJECT, and so never executed
+    refused: int = 0  # copies that were answered by a REJECT which says that they were never executed
     back_off: int = 0
 
     @property
@@ -341,7 +341,8 @@ class Session:
     def _on_reject(self, message: Message, request: Request, now: int) -> None:
         header = message.header
         reason = header.reason
-        request.refused += 1
+        # A primary that is voted out says NOT_PRIMARY of what it had prepared, too: that may yet be committed.
+        request.refused += reason != Reason.NOT_PRIMARY
         if reason in ELSEWHERE:
             if header.view > self.view:
                 self.view = header.view

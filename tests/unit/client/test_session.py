@@ -390,14 +390,25 @@ def test_a_request_that_never_left_is_taken_apart() -> None:
 def test_a_refusal_says_that_nothing_happened_and_its_number_is_used_again() -> None:
     session = registered()
     _, request = begin(session)
-    session.step(reject(request, Reason.NOT_PRIMARY, view=1), 0)
+    session.step(reject(request, Reason.BUSY_QUEUE), 0)
     session.tick(session.next_deadline() or 0)
-    assert only(session) == (1, request)
-    session.step(reject(request, Reason.MALFORMED, replica=1), 0)  # both copies were refused
+    assert only(session) == (0, request)
+    session.step(reject(request, Reason.MALFORMED), 0)  # both copies were refused
     (outcome,) = outcomes(session)
     assert type(outcome.error) is RejectedError
     assert outcome.error.details["reason"] == Reason.MALFORMED
     assert begin(session)[1].header.request == request.header.request
+
+
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, Reason.MALFORMED, Reason.NO_SESSION])
+def test_a_primary_that_is_voted_out_may_have_prepared_what_it_sends_elsewhere(reason: Reason) -> None:
+    session = registered()
+    _, request = begin(session)
+    session.step(reject(request, Reason.NOT_PRIMARY, view=1), 0)
+    session.tick(session.next_deadline() or 0)
+    assert only(session) == (1, request)
+    session.step(reject(request, reason, replica=1), 0)
+    assert [type(outcome.error) for outcome in outcomes(session)] == [OutcomeUnknownError]
 
 
 @pytest.mark.parametrize("reason", [Reason.TOO_LARGE, Reason.MALFORMED])
@@ -610,6 +621,23 @@ class SessionMachine(RuleBasedStateMachine):
             self.answers[replica].append(reject(message, reason, replica, self.cluster.view))
 
     @rule(replica=st.integers(0, 2))
+    def request_is_prepared_and_sent_elsewhere(self, replica: int) -> None:
+        """The primary is voted out with the request in its pipeline; the next view commits it."""
+        if self.requests[replica]:
+            message = self.requests[replica].pop(0)
+            self.cluster.receive(replica, message)
+            self.cluster.view += 1
+            self.answers[replica].append(reject(message, Reason.NOT_PRIMARY, replica, self.cluster.view))
+
+    @rule(replica=st.integers(0, 2))
+    def request_is_too_large(self, replica: int) -> None:
+        """For the limits of one replica; by chance, not by size."""
+        if self.requests[replica]:
+            message = self.requests[replica].pop(0)
+            if message.header.operation == Operation.APPLY:
+                self.answers[replica].append(reject(message, Reason.TOO_LARGE, replica, self.cluster.view))
+
+    @rule(replica=st.integers(0, 2))
     def answer_arrives(self, replica: int) -> None:
         if self.answers[replica]:
             self.session.step(self.answers[replica].pop(0), self.now)
@@ -650,7 +678,7 @@ class SessionMachine(RuleBasedStateMachine):
     def what_failed_for_certain_is_not_in_the_log(self) -> None:
         log = set(self.cluster.log)
         for handle, outcome in self.done.items():
-            if isinstance(outcome.error, UnavailableError | SessionEvictedError):
+            if isinstance(outcome.error, UnavailableError | SessionEvictedError | EventTooLargeError):
                 assert not log & set(self.appended[handle])
 
     def teardown(self) -> None:
