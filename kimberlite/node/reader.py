@@ -64,6 +64,7 @@ class LogReader:
                 end=end,
             )
         count_max = max(min(count_max, end - position), 1)
+        bytes_max = max(bytes_max, 1)
         parts: list[Bytes] = []
         count = size = 0
         op = self._store.find(position)

@@ -1,0 +1,151 @@
+"""Reads by position: exact runs of events, limits, damage."""
+
+from __future__ import annotations
+
+import pytest
+
+from kimberlite._fast import events
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import CorruptEntryError, PositionError
+from kimberlite.node.reader import LogReader
+from kimberlite.types import Command, Message, Operation
+
+CLUSTER = b"r" * 16
+
+
+class Journal:
+    """A store of ops in memory, as far as a reader asks."""
+
+    def __init__(self) -> None:
+        self.ops: list[Message] = []
+        self.position = 0
+        self.log: list[bytes] = []
+        self.damaged: set[int] = set()
+        self.reads: list[int] = []
+
+    def _add(self, body: bytes, operation: int, count: int) -> None:
+        header = make_header(
+            body,
+            cluster=CLUSTER,
+            command=Command.PREPARE,
+            op=len(self.ops) + 1,
+            operation=operation,
+            position=self.position,
+            count=count,
+        )
+        self.ops.append(Message(header, body))
+        self.position += count
+
+    def apply(self, *payloads: bytes) -> None:
+        self._add(events.build(payloads), Operation.APPLY, len(payloads))
+        self.log += payloads
+
+    def batch(self, *requests: list[bytes] | None) -> None:
+        """Several requests in one prepare; None registers a session."""
+        packed = []
+        for number, payloads in enumerate(requests):
+            operation = Operation.REGISTER if payloads is None else Operation.APPLY
+            body = b"" if payloads is None else events.build(payloads)
+            packed.append(events.SubRequest(bytes([number]) * 16, 1, 1, operation, len(payloads or ()), body))
+            self.log += payloads or ()
+        self._add(events.pack_requests(packed), Operation.BATCH, sum(len(payloads or ()) for payloads in requests))
+
+    def other(self, operation: int) -> None:
+        self._add(b"", operation, 0)
+
+    def find(self, position: int) -> int | None:
+        for message in self.ops:
+            header = message.header
+            if header.position <= position < header.position + header.count:
+                return int(header.op)
+        return None
+
+    def read(self, op: int, checksum: bytes | None = None) -> Message | None:
+        self.reads.append(op)
+        return None if op in self.damaged else self.ops[op - 1]
+
+
+@pytest.fixture
+def journal() -> Journal:
+    journal = Journal()
+    journal.other(Operation.REGISTER)
+    journal.apply(b"a", b"bb", b"ccc")
+    journal.other(Operation.NOOP)
+    journal.batch([b"d" * 40], None, [b"e", b"f"], [b"", b"g"])
+    journal.apply(*(b"%d" % n for n in range(30)))
+    journal.batch(None)
+    journal.apply(b"h" * 500)
+    return journal
+
+
+def reader(journal: Journal, applied: int | None = None) -> tuple[LogReader, list[int]]:
+    asked: list[int] = []
+    last = len(journal.ops) if applied is None else applied
+    end = sum(message.header.count for message in journal.ops[:last])
+    return LogReader(journal, end=lambda: end, applied=lambda: last, damaged=asked.append), asked  # type: ignore[arg-type]
+
+
+def all_of(body: bytes, count: int) -> list[bytes]:
+    assert events.validate(body) == count
+    return events.slice(body, 0, count)
+
+
+def test_every_position_and_count_gives_exactly_that_run(journal: Journal) -> None:
+    log = journal.log
+    source, _ = reader(journal)
+    for position in range(len(log)):
+        for count_max in (1, 2, 3, 7, 1000):
+            found = all_of(*source.read(position, count_max, 1 << 20))
+            assert found == log[position : position + count_max]
+
+
+@pytest.mark.parametrize("bytes_max", [0, 1, 40, 64, 100, 200, 400, 2000])
+def test_reading_on_from_where_a_limit_stopped_gives_the_whole_log(journal: Journal, bytes_max: int) -> None:
+    source, _ = reader(journal)
+    found: list[bytes] = []
+    while len(found) < len(journal.log):
+        body, count = source.read(len(found), 1000, bytes_max)
+        assert count >= 1, "at least one, however small the limit"
+        assert count == 1 or len(body) <= bytes_max + 64
+        found += all_of(body, count)
+    assert found == journal.log
+
+
+@pytest.mark.parametrize("position", [-1, 38, 39, 1 << 60])
+def test_outside_of_the_log(journal: Journal, position: int) -> None:
+    source, _ = reader(journal)
+    assert source.end == 39 == len(journal.log)
+    if position == 38:
+        assert source.read(position, 1, 100)[1] == 1
+        return
+    with pytest.raises(PositionError, match="0 to 38") as raised:
+        source.read(position, 1, 100)
+    assert raised.value.details == {"position": position, "first": 0, "end": 39}
+
+
+def test_an_empty_log_says_so() -> None:
+    with pytest.raises(PositionError, match="empty"):
+        reader(Journal())[0].read(0, 1, 1)
+
+
+def test_only_what_is_applied_is_given_out(journal: Journal) -> None:
+    source, _ = reader(journal, applied=4)
+    assert all_of(*source.read(0, 1000, 1 << 20)) == journal.log[: source.end]
+    with pytest.raises(PositionError):
+        source.read(source.end, 1, 100)
+
+
+def test_damage_is_reported_for_repair_and_nothing_is_made_up(journal: Journal) -> None:
+    journal.damaged = {4}
+    source, asked = reader(journal)
+    with pytest.raises(CorruptEntryError):
+        source.read(3, 1, 100)
+    assert asked == [4]
+
+
+def test_sequential_reads_read_an_entry_once(journal: Journal) -> None:
+    source, _ = reader(journal)
+    first = journal.find(8)
+    for position in range(8, 38):
+        source.read(position, 1, 100)
+    assert journal.reads.count(first or 0) == 1
