@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kimberlite.cli import COMMANDS
+from kimberlite.cli.local import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 README = CHECKOUT / "README.md"
 DEFAULT_ADDRESSES = '["127.0.0.1:7100", "127.0.0.1:7101", "127.0.0.1:7102"]'
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_shell_blocks(start_cluster: Any, kimberlite_command: Any, tmp_path: Path) -> None:
@@ -42,20 +44,77 @@ def test_shell_blocks(start_cluster: Any, kimberlite_command: Any, tmp_path: Pat
     assert status.count(b"127.0.0.1:") == 3
 
 
-def test_python_block(start_cluster: Any, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (README, [b"order 17 placed\norder 17 paid\n"]),
+        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n"]),
+    ],
+    ids=["README", "python"],
+)
+def test_python_blocks(
+    page: Path, expected: list[bytes], start_cluster: Any, environment: dict[str, str], tmp_path: Path
+) -> None:
     cluster = start_cluster(3)
-    (source,) = blocks("python")
-    assert DEFAULT_ADDRESSES in source
-    source = source.replace(DEFAULT_ADDRESSES, repr(list(cluster.addresses)))
-    done = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", source],
-        env=environment,
-        capture_output=True,
-        cwd=tmp_path,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == b"order 17 placed\norder 17 paid\n"
+    sources = blocks("python", page)
+    assert len(sources) == len(expected)
+    for source, output in zip(sources, expected, strict=True):
+        assert DEFAULT_ADDRESSES in source
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "error", "-c", source.replace(DEFAULT_ADDRESSES, repr([*cluster.addresses]))],
+            env=environment,
+            capture_output=True,
+            cwd=tmp_path,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout == output
+
+
+def test_the_guide_to_three_machines(
+    kimberlite_command: Any,
+    settings: tuple[str, ...],
+    environment: dict[str, str],
+    wait_until: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """Its commands as they are written, with addresses and directories of this machine."""
+    port = free_port(3)
+    local = [f"127.0.0.1:{port + index}" for index in range(3)]
+    items = [item for setting in settings for item in ("--set", setting)]
+    make, use, look = blocks("sh", CHECKOUT / "docs" / "cluster.md")
+    formatting, starting = make.splitlines()
+    exporting, asking = use.splitlines()
+
+    def here(command: str, index: int) -> list[str]:
+        for name, address in zip("abc", local, strict=True):
+            command = command.replace(f"{name}.example:7100", address)
+        command = command.replace("--replica 0", f"--replica {index}")
+        program, *arguments = command.replace("/var/lib/kimberlite", str(tmp_path / str(index))).split()
+        assert program in ("kimberlite", "export")
+        return arguments
+
+    processes = []
+    try:
+        for index in range(3):
+            kimberlite_command(*here(formatting, index), *items)
+            own = ["--set", f'telemetry.listen="127.0.0.1:{free_port(1)}"', *items]
+            command = [sys.executable, "-P", "-m", "kimberlite", *here(starting, index), *own]
+            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path))
+        (variable,) = here(exporting, 0)
+        assert variable == f"KIMBERLITE_ADDRESSES={','.join(local)}"
+        wait_until(
+            lambda: b"primary" in kimberlite_command(*here(asking, 0), addresses=local, code=None).stdout,
+            "one of them leads",
+        )
+        assert kimberlite_command("append", addresses=local, input=b"one\n").stdout == b"0 0\n"
+        for command in look.splitlines():
+            assert kimberlite_command(*here(command, 0)).stdout
+    finally:
+        for process in processes:
+            process.terminate()
+        codes = [process.wait(timeout=30) for process in processes]
+    assert codes == [0, 0, 0]
 
 
 @pytest.mark.parametrize("seeds", ["0:3"])
