@@ -12,18 +12,23 @@
 - `candidates`: entries of an older view on the disk, above `linked`, that may or may
   not be canonical; decided one by one as `linked` reaches them.
 
-Memory: headers of ops above min(applied, durable) and WINDOW below; bodies not yet applied.
+Memory: headers of ops above min(applied, durable) and WINDOW below; bodies not yet applied, and
+BODIES_BYTES of the applied ones.
 Imports errors and types only.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from kimberlite.errors import invariant
 from kimberlite.types import Checksum, Header, Message
 
-WINDOW = 256  # headers and bodies kept below the applied op, to serve retransmissions
+WINDOW = 256  # headers kept below the applied op, and bodies at most, to serve retransmissions
+# Bodies are views of receive buffers: one that is kept keeps its buffer from being used again, and
+# fresh memory costs a fault for each page. Retransmissions of older ops are read from the journal.
+BODIES_BYTES = 1 << 20
 
 
 class Log:
@@ -42,6 +47,8 @@ class Log:
         self.writing: dict[int, Checksum] = {}
         self.faulty: set[int] = set()
         self.candidates: dict[int, Header] = {}
+        self._applied: deque[tuple[int, int]] = deque()  # (op, size) of applied bodies still kept
+        self._applied_bytes = 0
 
     # Growing
 
@@ -259,4 +266,12 @@ class Log:
         low = min(applied, self.durable) - WINDOW
         if low > 0 and low not in self.faulty:
             self.headers.pop(low, None)
-            self.bodies.pop(low, None)
+        body = self.bodies.get(applied)
+        if body is None:
+            return
+        self._applied.append((applied, body.header.size))
+        self._applied_bytes += body.header.size
+        while len(self._applied) > WINDOW or self._applied_bytes > BODIES_BYTES:
+            op, size = self._applied.popleft()
+            self._applied_bytes -= size
+            self.bodies.pop(op, None)

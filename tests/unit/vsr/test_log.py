@@ -7,17 +7,18 @@ import pytest
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
 from kimberlite.types import Command, Header, Message, Operation, root_header
-from kimberlite.vsr.log import WINDOW, Log
+from kimberlite.vsr.log import BODIES_BYTES, WINDOW, Log
 
 CLUSTER = b"c" * 16
 
 
-def chain(length: int, view: int = 0, parent: Header | None = None) -> list[Header]:
+def chain(length: int, view: int = 0, parent: Header | None = None, body: bytes = b"") -> list[Header]:
     headers = [parent or root_header(make_header, CLUSTER)]
     for _ in range(length):
         before = headers[-1]
         headers.append(
             make_header(
+                body,
                 cluster=CLUSTER,
                 command=Command.PREPARE,
                 replica=0,
@@ -157,6 +158,16 @@ def test_memory_is_bounded_by_the_window() -> None:
         log.forget(op)
     assert len(log.headers) <= WINDOW + 2
     assert len(log.bodies) <= WINDOW + 2
+
+
+def test_applied_bodies_are_kept_up_to_a_number_of_bytes() -> None:
+    headers = chain(10, body=bytes(BODIES_BYTES // 4))
+    log = filled(headers)
+    for op in range(1, 11):
+        log.forget(op)
+    assert sum(message.header.size for message in log.bodies.values()) <= BODIES_BYTES
+    assert 10 in log.bodies
+    assert set(range(0, 11)) <= set(log.headers)
 
 
 def test_damage_beyond_recognition_is_no_nack_when_its_identity_is_learned() -> None:
