@@ -17,6 +17,7 @@ May import everything below it; nothing imports it but the command line and user
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import platform
@@ -97,8 +98,9 @@ def core_config(config: Config) -> CoreConfig:
 
 def end_process(error: KimberliteError) -> None:
     """Say what happened and leave at once: no finaliser runs, nothing more is sent or written."""
-    sys.stderr.write(f"kimberlite: {type(error).__name__}: {error}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the log may be on the disk that has just failed
+        sys.stderr.write(f"kimberlite: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
     os._exit(error.exit_code)
 
 
@@ -355,6 +357,7 @@ class Node:
         """
         core = self.driver.core
         core.drain()
+        self._update_gauges()  # at once: readiness must end before the replica does
         deadline = self._loop.time() + DRAIN_S
 
         def others() -> int:

@@ -72,9 +72,9 @@ class Label:
 class Metric:
     """One metric. Names are without prefix and unit: see `exposed_name`.
 
-    moved_by: what makes it move. proven_by: the test that shows that it does, a function of
-    tests/integration/test_telemetry.py. base_name: name under base units where the default one
-    breaks a rule that promtool checks. floating: NaN stands for "not known here".
+    moved_by: what makes it move. scenario: where tests/integration/test_telemetry.py shows that it
+    does. base_name: name under base units where the default one breaks a rule that promtool checks.
+    floating: NaN stands for "not known here".
     """
 
     name: str
@@ -83,7 +83,7 @@ class Metric:
     help: str
     how_to_use: str
     moved_by: str
-    proven_by: str
+    scenario: str
     labels: tuple[Label, ...] = ()
     buckets_ms: tuple[float, ...] = ()
     source: Source = Source.REPLICA
@@ -187,27 +187,35 @@ CONFIG_LABELS = (
 
 
 def _histogram(
-    name: str, buckets: tuple[float, ...], help: str, how: str, moved: str, proof: str, **more: object
+    name: str, buckets: tuple[float, ...], help: str, how: str, moved: str, scenario: str, **more: object
 ) -> Metric:
-    return Metric(name, Kind.HISTOGRAM, Unit.LATENCY, help, how, moved, proof, buckets_ms=buckets, **more)  # type: ignore[arg-type]
+    return Metric(name, Kind.HISTOGRAM, Unit.LATENCY, help, how, moved, scenario, buckets_ms=buckets, **more)  # type: ignore[arg-type]
 
 
-def _counter(name: str, help: str, how: str, moved: str, proof: str, unit: Unit = Unit.NONE, **more: object) -> Metric:
-    return Metric(name, Kind.COUNTER, unit, help, how, moved, proof, **more)  # type: ignore[arg-type]
+def _counter(
+    name: str, help: str, how: str, moved: str, scenario: str, unit: Unit = Unit.NONE, **more: object
+) -> Metric:
+    return Metric(name, Kind.COUNTER, unit, help, how, moved, scenario, **more)  # type: ignore[arg-type]
 
 
-def _gauge(name: str, help: str, how: str, moved: str, proof: str, unit: Unit = Unit.NONE, **more: object) -> Metric:
-    return Metric(name, Kind.GAUGE, unit, help, how, moved, proof, **more)  # type: ignore[arg-type]
+def _gauge(name: str, help: str, how: str, moved: str, scenario: str, unit: Unit = Unit.NONE, **more: object) -> Metric:
+    return Metric(name, Kind.GAUGE, unit, help, how, moved, scenario, **more)  # type: ignore[arg-type]
 
 
-LOAD = "test_load"
-REFUSALS = "test_refusals"
-STALL = "test_a_primary_without_quorum"
-KILL = "test_kill_the_primary"
-REPAIRS = "test_repair"
-DAMAGE = "test_damage_on_disk"
-WRITE_FAILURE = "test_a_write_that_fails"
-STATIC = "test_what_is_fixed"
+# Scenarios, in the order in which tests/integration/test_telemetry.py plays them on one cluster.
+
+LOAD = "load"  # clients append and read
+REFUSALS = "refusals"  # duplicates, evictions, clients at the wrong replica, bytes that are no frame
+REPAIRS = "repair"  # a backup that was away, and a peer that does not answer its requests
+DAMAGE = "damage"  # a flipped byte in a journal and in a superblock
+STALL = "stall"  # a primary whose backups are stopped
+RECOVERING = "recovering"  # a primary that starts again while its peers are stopped
+KILL = "kill"  # a killed primary, started again with a disk that counts as slow
+DRAIN = "drain"  # SIGTERM
+HANG = "hang"  # SIGSTOP
+WRITE_FAILURE = "write_failure"  # a journal write that the system refuses
+FIXED = "fixed"  # what does not move: compared with what is known from elsewhere
+SCENARIOS = (LOAD, REFUSALS, REPAIRS, DAMAGE, STALL, RECOVERING, KILL, DRAIN, HANG, WRITE_FAILURE, FIXED)
 
 LATENCIES = (
     _histogram(
@@ -472,7 +480,7 @@ COUNTERS = (
         "Changes between writing in the event loop and on the disk thread.",
         "Many: the disk's latency is about storage.inline_threshold_us.",
         "the write engine",
-        LOAD,
+        KILL,
     ),
     _counter(
         "commit_critical_path",
@@ -556,7 +564,7 @@ HEALTH = (
         "0 normal, 1 view change, 2 recovering, 3 state transfer, 4 standby.",
         "For tables; use replica_state in queries.",
         "STATUS",
-        STALL,
+        RECOVERING,
         essential=True,
     ),
     _gauge(
@@ -564,7 +572,7 @@ HEALTH = (
         "1 for the state the replica is in, 0 for the others.",
         'sum(vsr_replica_state{state="normal"}) is the number of replicas that take part.',
         "STATUS",
-        STALL,
+        RECOVERING,
         labels=(STATE,),
         source=Source.DERIVED,
     ),
@@ -636,7 +644,7 @@ HEALTH = (
         "Replicas that must have an op durable before it commits.",
         "Use it in rules instead of a number.",
         "the size of the cluster",
-        STATIC,
+        FIXED,
         essential=True,
     ),
     _gauge(
@@ -644,7 +652,7 @@ HEALTH = (
         "Voting replicas.",
         "Use it in rules instead of a number.",
         "the size of the cluster",
-        STATIC,
+        FIXED,
         essential=True,
     ),
     _gauge(
@@ -730,7 +738,7 @@ HEALTH = (
         "Bound of pending_requests: limits.queue_max.",
         "See pending_requests.",
         "the configuration",
-        STATIC,
+        FIXED,
     ),
     _gauge(
         "pipeline_depth",
@@ -745,7 +753,7 @@ HEALTH = (
         "Bound of pipeline_depth: limits.pipeline_max.",
         "See pipeline_depth.",
         "the configuration",
-        STATIC,
+        FIXED,
     ),
     _gauge(
         "journal_faulty",
@@ -760,7 +768,7 @@ HEALTH = (
         "1 while the journal is written in the event loop, 0 while on the disk thread.",
         "0 means that the disk is slower than storage.inline_threshold_us.",
         "the write engine",
-        STATIC,
+        KILL,
     ),
     _gauge(
         "disk_free",
@@ -776,14 +784,14 @@ HEALTH = (
         "1 while the replica refuses new requests because it is being stopped.",
         "Expected in rolling restarts only.",
         "SIGTERM",
-        "test_draining",
+        DRAIN,
     ),
     _gauge(
         "event_loop_last_turn",
         "Time since the event loop last ended a turn.",
         "/livez fails above its bound. Seconds: the replica hangs.",
         "every wake-up",
-        "test_livez_of_a_stopped_replica",
+        HANG,
         Unit.SECONDS,
         source=Source.INSTANT,
     ),
@@ -802,7 +810,7 @@ PHASES = (
         "Bound of client_sessions_active: limits.sessions_max.",
         "See client_sessions_active.",
         "the configuration",
-        STATIC,
+        FIXED,
     ),
     _gauge(
         "client_connections",
@@ -816,7 +824,7 @@ PHASES = (
         "Bound of client_connections: limits.connections_max.",
         "See client_connections.",
         "the configuration",
-        STATIC,
+        FIXED,
     ),
     _gauge(
         "repair_budget_available",
@@ -850,7 +858,7 @@ RESOURCES = (
         "Resident memory of the replica process.",
         "Constant under constant load; steady growth is a leak.",
         "the process running",
-        STATIC,
+        FIXED,
         Unit.BYTES,
         source=Source.PROCESS,
         essential=True,
@@ -860,7 +868,7 @@ RESOURCES = (
         "Open file descriptors of the replica process.",
         "Connections and segments. Against open_files_limit.",
         "the process running",
-        STATIC,
+        FIXED,
         source=Source.PROCESS,
     ),
     _gauge(
@@ -868,15 +876,15 @@ RESOURCES = (
         "Most file descriptors that the replica process may open.",
         "See open_files.",
         "the process running",
-        STATIC,
+        FIXED,
         source=Source.PROCESS,
     ),
     _gauge(
         "telemetry_resident_memory",
         "Resident memory of the telemetry process.",
-        "Constant.",
+        "Constant: a few tens of MiB.",
         "the process running",
-        STATIC,
+        FIXED,
         Unit.BYTES,
         source=Source.PROCESS,
     ),
@@ -885,7 +893,7 @@ RESOURCES = (
         "When the replica started, seconds since 1970.",
         "changes() counts restarts.",
         "a start",
-        STATIC,
+        FIXED,
         Unit.SECONDS,
         source=Source.INFO,
         essential=True,
@@ -895,7 +903,7 @@ RESOURCES = (
         "1; the labels are version, release of the protocol, version of Python and checksum kernel.",
         "count by (version): more than one during an upgrade only.",
         "a start",
-        STATIC,
+        FIXED,
         source=Source.INFO,
         labels=tuple(Label(name) for name in BUILD_LABELS),
         essential=True,
@@ -905,7 +913,7 @@ RESOURCES = (
         "1; the labels are the settings that matter when replicas behave differently.",
         "count by (...) of any label: replicas of a cluster should agree.",
         "a start",
-        STATIC,
+        FIXED,
         source=Source.INFO,
         labels=tuple(Label(name) for name in CONFIG_LABELS),
     ),

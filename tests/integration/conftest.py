@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -205,3 +206,12 @@ def settled() -> Callable[[LocalCluster], None]:
         wait_until(equal, "all replicas have committed the same", 60)
 
     return wait
+
+
+@pytest.fixture
+def prometheus_command() -> tuple[str, str]:
+    """Paths of prometheus and promtool (Debian package prometheus)."""
+    found = [shutil.which(name) for name in ("prometheus", "promtool")]
+    if None in found:
+        pytest.skip("prometheus is not installed: apt-get install prometheus")
+    return str(found[0]), str(found[1])

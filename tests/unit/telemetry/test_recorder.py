@@ -1,0 +1,302 @@
+"""The recorder: each event of the core moves the cells that the catalogue says, and no other."""
+
+from __future__ import annotations
+
+import gc
+import math
+from dataclasses import replace
+
+import pytest
+
+from kimberlite._fast import framing
+from kimberlite._fast.metrics import HistogramValue, Region, now_ns
+from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, Recorder, StorageSample
+from kimberlite.types import Command, FrameReason, Reason, Status
+from kimberlite.vsr.work import DropReason, Event, EventKind, PeerSnapshot, Snapshot
+
+REPLICAS = 3
+OWN = 1
+SECOND = 1_000_000_000
+CONTACT_NS = SECOND
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS, CONTACT_NS)
+
+
+def moved(recorder: Recorder) -> dict[str, float]:
+    """Counters that are not 0, and counts of histograms."""
+    found: dict[str, float] = {}
+    for series, value in zip(recorder.region.series, recorder.region.read(), strict=True):
+        number = value.count if isinstance(value, HistogramValue) else value
+        if number and not math.isnan(number) and not series.name.startswith("event_loop"):
+            found[series.name] = number
+    return found
+
+
+def gauge(recorder: Recorder, name: str) -> float:
+    (index,) = [index for index, series in enumerate(recorder.region.series) if series.name == name]
+    value = recorder.region.read()[index]
+    assert not isinstance(value, HistogramValue)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Event(EventKind.QUEUED, 5000), {'commit_stage_latency{stage="queue"}': 1}),
+        (
+            Event(EventKind.PREPARE_ACKED, 7, 2000, OWN),
+            {
+                "prepare_latency": 1,
+                'commit_stage_latency{stage="replicate"}': 1,
+                'commit_critical_path{replica="1",stage="journal"}': 1,
+            },
+        ),
+        (
+            Event(EventKind.PREPARE_ACKED, 7, 2000, 2),
+            {
+                "prepare_latency": 1,
+                'commit_stage_latency{stage="replicate"}': 1,
+                'commit_critical_path{replica="2",stage="replicate"}': 1,
+            },
+        ),
+        (Event(EventKind.JOURNALED, 7, 2000, 1), {'commit_stage_latency{stage="journal"}': 1}),
+        (Event(EventKind.JOURNALED, 7, 2000, 0), {'commit_stage_latency{stage="journal"}': 1, "prepare_latency": 1}),
+        (
+            Event(EventKind.COMMITTED, 7, 12, 900),
+            {'operations{outcome="committed"}': 1, "events": 12, "commit_latency": 1},
+        ),
+        (Event(EventKind.COMMITTED, 7, 12, 0), {'operations{outcome="committed"}': 1, "events": 12}),
+        (Event(EventKind.REPLIED, 7, 900, 1500), {"request_latency": 1, "client_latency": 1}),
+        (Event(EventKind.REPLIED, 7, 900, 0), {"request_latency": 1}),
+        (Event(EventKind.REJECTED, Reason.BUSY_QUEUE), {'requests_rejected{reason="busy_queue"}': 1}),
+        (Event(EventKind.DUPLICATE, 3), {"duplicate_requests": 1}),
+        (Event(EventKind.DROPPED, Command.PREPARE, DropReason.OLD_VIEW), {'messages_dropped{reason="old_view"}': 1}),
+        (Event(EventKind.VIEW_CHANGE_STARTED, 4, 1), {'view_changes{reason="abdicated"}': 1}),
+        (Event(EventKind.VIEW_CHANGED, 4, SECOND), {"view_change_latency": 1}),
+        (Event(EventKind.REPAIRED, 4, 1000), {'repairs{outcome="repaired"}': 1, "repair_latency": 1}),
+        (Event(EventKind.REPAIR_EXPIRED, 4, 2), {'repairs{outcome="expired"}': 1}),
+        (Event(EventKind.FAULTY, 4), {'checksum_failures{component="journal"}': 1}),
+        (
+            Event(EventKind.ABANDONED, 4, 2),
+            {'operations{outcome="failed"}': 2, 'operations_failed{reason="view_change"}': 2},
+        ),
+        (
+            Event(EventKind.SUFFIX_DROPPED, 4, 3),
+            {'operations{outcome="failed"}': 3, 'operations_failed{reason="suffix_dropped"}': 3},
+        ),
+        (Event(EventKind.SESSION_REGISTERED, 4), {"client_sessions_registered": 1}),
+        (Event(EventKind.SESSION_EVICTED, 4), {"client_sessions_evicted": 1}),
+        (Event(EventKind.RECOVERED, SECOND), {"recovery_latency": 1}),
+        (Event(EventKind.PEER_ROUND_TRIP, 2, 1000), {'peer_round_trip_latency{peer="2"}': 1}),
+        (Event(EventKind.STATUS, Status.RECOVERING, 9), {"replica_status": 2, "view_number": 9}),
+        (Event(EventKind.STUCK, 4, 3), {}),
+    ],
+    ids=lambda value: value.kind.name if isinstance(value, Event) else "",
+)
+def test_an_event(event: Event, expected: dict[str, float], recorder: Recorder) -> None:
+    recorder.record([event])
+    assert moved(recorder) == expected
+
+
+def test_every_reason_of_the_core_has_a_series(recorder: Recorder) -> None:
+    recorder.record([Event(EventKind.DROPPED, Command.PREPARE, reason) for reason in DropReason])
+    recorder.record([Event(EventKind.REJECTED, reason) for reason in Reason if reason])
+    assert set(moved(recorder).values()) == {1}
+    assert len(moved(recorder)) == len(DropReason) + len(Reason) - 1
+
+
+def test_the_network(recorder: Recorder) -> None:
+    header = framing.make_header(b"abc", cluster=bytes([1] * 16), command=Command.PREPARE)
+    recorder.received([(header, memoryview(b"abc"))] * 2, 518)
+    recorder.message_sent(Command.PREPARE_OK, 256)
+    recorder.message_dropped("queue_full")
+    recorder.message_dropped("a reason that nobody declared")
+    recorder.request_rejected(Reason.TOO_LARGE)
+    assert moved(recorder) == {
+        'messages_received{message_type="prepare"}': 2,
+        'messages_sent{message_type="prepare_ok"}': 1,
+        'messages_dropped{reason="queue_full"}': 1,
+        'messages_dropped{reason="other"}': 1,
+        'requests_rejected{reason="too_large"}': 1,
+        'network{direction="received"}': 518,
+        'network{direction="sent"}': 256,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "drop", "failures"),
+    [
+        (FrameReason.BAD_HEADER_CHECKSUM, "malformed", 1),
+        (FrameReason.BAD_BODY_CHECKSUM, "malformed", 1),
+        (FrameReason.BAD_MAGIC, "malformed", 0),
+        (FrameReason.WRONG_CLUSTER, "wrong_cluster", 0),
+    ],
+)
+def test_a_refused_frame(reason: FrameReason, drop: str, failures: int, recorder: Recorder) -> None:
+    recorder.frame_refused(reason)
+    assert moved(recorder).pop('checksum_failures{component="network"}', 0) == failures
+    assert moved(recorder)[f'messages_dropped{{reason="{drop}"}}'] == 1
+
+
+def test_what_the_core_cannot_see(recorder: Recorder) -> None:
+    recorder.replied()  # nothing was executed: no commit to charge it to
+    recorder.applied(now_ns())
+    recorder.replied()
+    recorder.replied()
+    recorder.journal_failed("read")
+    recorder.superblock_damaged(2)
+    assert moved(recorder) == {
+        "apply_latency": 1,
+        'commit_stage_latency{stage="apply"}': 1,
+        'commit_stage_latency{stage="reply"}': 1,
+        'journal_errors{operation="read"}': 1,
+        'checksum_failures{component="superblock"}': 2,
+    }
+
+
+def test_the_parts_of_a_turn_add_up(recorder: Recorder) -> None:
+    began = now_ns()
+    recorder.switch(PARSE)
+    left = recorder.switch(DISK_WAIT)
+    assert left == PARSE
+    recorder.switch(left)
+    recorder.handled()
+    first = [gauge(recorder, f'event_loop_time{{part="{part}"}}') for part in catalogue.LOOP_PARTS]
+    assert first[PARSE] > 0 and first[DISK_WAIT] > 0
+    assert sum(first) <= now_ns() - recorder.region.started_monotonic_ns
+    assert gauge(recorder, "event_loop_last_turn") > began
+    recorder.turn_pending = True
+    recorder.switch(PARSE)
+    recorder.handled()
+    turn = gauge(recorder, "event_loop_last_turn")
+    assert recorder.switch(POLL) != POLL  # the turn went on
+    assert gauge(recorder, "event_loop_last_turn") > turn
+
+
+def test_garbage_collections_until_closed(recorder: Recorder) -> None:
+    recorder.watch_gc()
+    gc.collect()
+    recorder.close()
+    assert recorder.region.ended
+    seen = moved(recorder)["gc_pause"]
+    assert seen >= 1
+    gc.collect()
+    assert moved(recorder)["gc_pause"] == seen
+
+
+SNAPSHOT = Snapshot(
+    replica=OWN,
+    replica_count=REPLICAS,
+    status=Status.NORMAL,
+    is_primary=True,
+    primary=OWN,
+    view=4,
+    log_view=4,
+    op=10,
+    commit=8,
+    applied=8,
+    positions=80,
+    quorum=2,
+    pipeline_depth=2,
+    pipeline_limit=8,
+    queue_depth=3,
+    queue_limit=1024,
+    sessions=5,
+    sessions_limit=64,
+    faulty=1,
+    repairs_in_flight=2,
+    repair_budget=14,
+    oldest_uncommitted_votes=1,
+    oldest_uncommitted_at=90 * SECOND,
+    known_commit=8,
+    known_head=10,
+    draining=False,
+    peers=(
+        PeerSnapshot(0, 100 * SECOND, 8, 8, 1000, 2000),
+        PeerSnapshot(2, 98 * SECOND, 3, 3, 1000, 0),
+    ),
+    unhealthy="",
+)
+
+
+def test_gauges_of_a_primary(recorder: Recorder) -> None:
+    now = 100 * SECOND
+    recorder.update(SNAPSHOT, now, 6, 1024)
+    for name, value in {
+        "is_primary": 1,
+        "view_number": 4,
+        "op_number": 10,
+        "commit_number": 8,
+        "applied_number": 8,
+        "log_event_count": 80,
+        "quorum_size": 2,
+        "cluster_size": 3,
+        "prepare_ok_votes": 1,
+        "pending_requests": 3,
+        "pipeline_depth": 2,
+        "client_sessions_active": 5,
+        "client_connections": 6,
+        "journal_faulty": 1,
+        "repair_inflight_count": 2,
+        "repair_budget_available": 14,
+        "draining": 0,
+        "quorum_margin": 0,
+        "oldest_uncommitted": 90 * SECOND,
+        "last_commit": 0,
+        'replica_lag_operations{peer="0"}': 0,
+        'replica_lag_operations{peer="2"}': 5,
+        'peer_last_heard{peer="2"}': 98 * SECOND,
+        'peer_last_heard{peer="1"}': 0,
+        'repair_ewma_latency{peer="0"}': 2000,
+    }.items():
+        assert gauge(recorder, name) == value, name
+    recorder.update(replace(SNAPSHOT, commit=9), now + 2 * SECOND, 6, 1024)
+    assert gauge(recorder, "last_commit") == now + 2 * SECOND
+    assert gauge(recorder, 'replica_lag{peer="2"}') == 2 * SECOND
+
+
+def test_gauges_of_a_backup(recorder: Recorder) -> None:
+    """What only the primary can know is not guessed."""
+    backup = replace(SNAPSHOT, is_primary=False, known_commit=20, draining=True)
+    recorder.update(backup, 100 * SECOND, 0, 1024)
+    assert math.isnan(gauge(recorder, "quorum_margin"))
+    assert math.isnan(gauge(recorder, 'replica_lag_operations{peer="2"}'))
+    assert gauge(recorder, 'replica_lag_operations{peer="1"}') == 12
+    assert gauge(recorder, "draining") == 1
+
+
+def test_storage(recorder: Recorder) -> None:
+    sample = StorageSample(
+        write_latencies=[1000, 2000],
+        sync_latencies=[900],
+        reads=3,
+        read_bytes=4096,
+        writes=5,
+        bytes=8192,
+        switches=1,
+        inline=True,
+        entry_bytes=6000,
+        log_bytes=7000,
+        entries=4,
+        free_bytes=None,
+    )
+    recorder.update_storage(sample._replace(free_bytes=1 << 40))
+    recorder.update_storage(sample._replace(write_latencies=(), sync_latencies=()))
+    assert moved(recorder) == {
+        "journal_write_latency": 2,
+        "fsync_latency": 1,
+        'disk_operations{operation="read"}': 3,
+        'disk{operation="read"}': 4096,
+        'disk_operations{operation="write"}': 5,
+        'disk{operation="write"}': 8192,
+        "journal_mode_switches": 1,
+        "journal_inline": 1,
+        "bytes_written": 6000,
+        "log_size": 7000,
+        "log_entry_count": 4,
+        "disk_free": 1 << 40,
+    }
