@@ -120,7 +120,20 @@ def stop_all_in_turn(cluster: Any, primary: int) -> None:
         cluster.wait_ready()
 
 
-@pytest.mark.parametrize("fault", [kill_primary, kill_backup, kill_all, kill_all_in_turn, stop_all_in_turn])
+def pause_primary(cluster: Any, primary: int) -> None:
+    """It stands still until another one leads, and goes on where it was."""
+    process = cluster.replicas[primary].process
+    process.send_signal(signal.SIGSTOP)
+    try:
+        cluster.wait_ready(need=cluster.replica_count - 1)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    cluster.wait_ready()
+
+
+@pytest.mark.parametrize(
+    "fault", [kill_primary, kill_backup, kill_all, kill_all_in_turn, stop_all_in_turn, pause_primary]
+)
 def test_kill_while_appending(
     fault: Callable[[Any, int], None],
     start_cluster: Any,

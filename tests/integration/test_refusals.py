@@ -130,7 +130,9 @@ def test_unknown_key_in_the_file(format_one: Any, kimberlite_command: Any, free_
     data = format_one("data", addresses=free_address)
     with (data / "node.toml").open("a") as file:
         file.write("\n[limits]\nqueue_maximum = 7\n")
+    before = fingerprint(data)
     done = kimberlite_command("start", data, code=2)
+    assert fingerprint(data) == before
     assert b"node.toml: unknown key limits.queue_maximum; did you mean limits.queue_max?" in done.stderr
 
 
