@@ -1,0 +1,450 @@
+"""The client side of a node over loopback: greeting, limits, routes, reads that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from kimberlite._fast import events, framing
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import AddressInUseError, CorruptEntryError, PositionError
+from kimberlite.net import READ_WAIT
+from kimberlite.net.peers import HELLO_BYTES_MAX
+from kimberlite.net.transport import NullCounters
+from kimberlite.node import server as server_module
+from kimberlite.node.server import ClientServer
+from kimberlite.types import HEADER_SIZE, ZERO16, Command, Message, Operation, Reason
+
+CLUSTER = b"s" * 16
+LIMIT_S = 30.0
+HOUR_NS = 3_600_000_000_000
+
+
+class Log:
+    """What a LogReader gives, over a list."""
+
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self.damaged = False
+
+    @property
+    def end(self) -> int:
+        return len(self.events)
+
+    applied = 7
+
+    def read(self, position: int, count_max: int, bytes_max: int) -> tuple[bytes, int]:
+        if self.damaged:
+            raise CorruptEntryError("damaged")
+        if not 0 <= position < self.end:
+            raise PositionError("outside")
+        self.asked = (position, count_max, bytes_max)
+        found = self.events[position : position + count_max]
+        return events.build(found), len(found)
+
+
+class Counted(NullCounters):
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+
+    def message_dropped(self, reason: str) -> None:
+        self.dropped.append(reason)
+
+
+class Node:
+    def __init__(self, **options: Any) -> None:
+        self.requests: list[list[Message]] = []
+        self.log = Log()
+        self.counters = Counted()
+        self.server = ClientServer(
+            index=1,
+            replica_count=3,
+            listen_on=("127.0.0.1", 0),
+            cluster=CLUSTER,
+            make_header=make_header,
+            view=lambda: 4,
+            on_requests=lambda requests: self.requests.append(
+                [Message(request.header, bytes(request.body)) for request in requests]
+            ),
+            status=lambda: {"role": "primary"},
+            reader=self.log,  # type: ignore[arg-type]
+            counters=self.counters,
+            **options,
+        )
+
+    @property
+    def port(self) -> int:
+        assert self.server._server is not None
+        return int(self.server._server.sockets[0].getsockname()[1])
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identity: bytes) -> None:
+        self.reader, self.writer, self.identity = reader, writer, identity
+
+    def send(self, command: Command, body: bytes = b"", **fields: Any) -> bytes:
+        """Returns the identity of the frame."""
+        fields = {"cluster": CLUSTER, "client": self.identity, **fields}
+        header = make_header(body, command=command, **fields)
+        self.writer.write(header.raw + body)
+        return bytes(header.checksum)
+
+    async def answer(self) -> Message:
+        head = await self.reader.readexactly(HEADER_SIZE)
+        header = framing.decode_header(head)
+        body = await self.reader.readexactly(header.size - HEADER_SIZE)
+        assert framing.verify_body(header, body)
+        assert (header.cluster, header.replica, header.view) == (CLUSTER, 1, 4)
+        return Message(header, body)
+
+    async def rejected(self, reason: Reason) -> Message:
+        answer = await self.answer()
+        assert (answer.header.command, answer.header.reason) == (Command.REJECT, reason)
+        return answer
+
+
+def run(test: Callable[[Node], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT_S):
+            node = Node(**options)
+            await node.server.start()
+            writers.clear()
+            try:
+                await test(node)
+            finally:
+                for writer in writers:
+                    writer.close()
+                await node.server.stop()
+                while node.server.connections:
+                    await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+writers: list[asyncio.StreamWriter] = []
+
+
+async def connect(node: Node, identity: bytes = b"c" * 16, greet: bool = True) -> Client:
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writers.append(writer)
+    client = Client(reader, writer, identity)
+    if greet:
+        client.send(Command.HELLO)
+        answer = await client.answer()
+        assert (answer.header.command, answer.header.count) == (Command.HELLO, 3)
+    return client
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def batch(*payloads: bytes) -> bytes:
+    return events.build(payloads)
+
+
+# Greeting
+
+
+@pytest.mark.parametrize("cluster", [CLUSTER, ZERO16], ids=["its cluster", "any cluster"])
+def test_a_greeting_names_the_cluster_or_asks_for_it(cluster: bytes) -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node, greet=False)
+        client.send(Command.HELLO, cluster=cluster)
+        assert (await client.answer()).header.command == Command.HELLO
+        assert node.server.connections == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "reason"),
+    [
+        (Command.HELLO, {"cluster": b"x" * 16}, Reason.WRONG_CLUSTER),
+        (Command.HELLO, {"replica": 2}, Reason.MALFORMED),
+        (Command.STATUS, {}, Reason.MALFORMED),
+    ],
+)
+def test_who_does_not_greet_properly_is_told_why_and_disconnected(
+    command: Command, fields: dict[str, Any], reason: Reason
+) -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node, greet=False)
+        client.send(command, **fields)
+        await client.rejected(reason)
+        assert await client.reader.read() == b""
+
+    run(test)
+
+
+def test_before_the_greeting_nothing_large_is_read() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node, greet=False)
+        client.send(Command.HELLO, bytes(HELLO_BYTES_MAX))
+        assert await client.reader.read() == b""
+
+    run(test)
+
+
+def test_a_greeting_with_a_large_request_behind_it() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node, greet=False)
+        body = batch(bytes(4 * HELLO_BYTES_MAX))
+        client.send(Command.HELLO)
+        client.send(Command.REQUEST, body, operation=Operation.APPLY, count=1)
+        await until(lambda: node.requests)
+        assert node.requests[0][0].body == body
+
+    run(test)
+
+
+def test_connections_are_bounded() -> None:
+    async def test(node: Node) -> None:
+        await connect(node, b"1" * 16)
+        await connect(node, b"2" * 16)
+        third = await connect(node, greet=False)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await third.reader.readexactly(1)
+        assert node.counters.dropped == ["connection_limit"]
+        writers[0].close()
+        await until(lambda: node.server.connections == 1)
+        await connect(node, b"3" * 16)
+
+    run(test, connections_max=2)
+
+
+def test_garbage_ends_the_connection_and_no_other() -> None:
+    async def test(node: Node) -> None:
+        other = await connect(node, b"1" * 16)
+        client = await connect(node, b"2" * 16)
+        client.writer.write(b"GET / HTTP/1.1\r\n\r\n" + bytes(300))
+        assert await client.reader.read() == b""
+        other.send(Command.STATUS)
+        assert json.loads((await other.answer()).body) == {"role": "primary"}
+
+    run(test)
+
+
+def test_an_address_in_use_is_named() -> None:
+    async def test(node: Node) -> None:
+        other = Node()
+        other.server._listen_on = ("127.0.0.1", node.port)
+        with pytest.raises(AddressInUseError, match=str(node.port)):
+            await other.server.start()
+
+    run(test)
+
+
+# Requests
+
+
+def test_requests_of_one_wake_up_are_handed_on_together_and_answers_find_their_client() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        client.writer.transport.pause_reading()
+        frames = []
+        for number in range(1, 4):
+            body = batch(b"%d" % number)
+            header = make_header(
+                body,
+                cluster=CLUSTER,
+                command=Command.REQUEST,
+                client=client.identity,
+                operation=Operation.APPLY,
+                request=number,
+                count=1,
+            )
+            frames.append(header.raw + body)
+        client.writer.write(b"".join(frames))
+        await until(lambda: sum(map(len, node.requests)) == 3)
+        assert [request.header.request for request in node.requests[0]] == [1, 2, 3]
+        client.writer.transport.resume_reading()
+        reply = make_header(b"r", cluster=CLUSTER, command=Command.REPLY, replica=1, view=4, client=client.identity)
+        node.server.send_client(client.identity, Message(reply, b"r"))
+        assert (await client.answer()).body == b"r"
+        node.server.send_client(b"?" * 16, Message(reply, b"r"))
+        assert node.counters.dropped == ["no_client"]
+
+    run(test)
+
+
+def test_answers_go_to_the_connection_used_last() -> None:
+    async def test(node: Node) -> None:
+        first = await connect(node)
+        second = await connect(node)
+        reply = Message(make_header(cluster=CLUSTER, command=Command.REPLY, replica=1, view=4))
+        node.server.send_client(b"c" * 16, reply)
+        await second.answer()
+        first.send(Command.REQUEST, batch(b"x"), operation=Operation.APPLY, count=1)
+        await until(lambda: node.requests)
+        node.server.send_client(b"c" * 16, reply)
+        await first.answer()
+        first.writer.close()
+        await until(lambda: node.server.connections == 1)
+        node.server.send_client(b"c" * 16, reply)
+        assert node.counters.dropped == ["no_client"], "it comes back by itself and asks again"
+
+    run(test)
+
+
+REFUSED = [
+    (batch(b"x"), {"count": 1, "cluster": ZERO16}, Reason.WRONG_CLUSTER),
+    (batch(b"x"), {"count": 1, "operation": Operation.NOOP}, Reason.MALFORMED),
+    (batch(b"x"), {"count": 1, "operation": Operation.BATCH}, Reason.MALFORMED),
+    (batch(b"x"), {"count": 2}, Reason.MALFORMED),
+    (batch(), {"count": 0}, Reason.MALFORMED),
+    (b"no batch", {"count": 1}, Reason.MALFORMED),
+    (b"", {"count": 0}, Reason.MALFORMED),
+    (batch(b"x" * 101), {"count": 1}, Reason.TOO_LARGE),
+    (batch(*[b"x" * 100] * 9), {"count": 9}, Reason.TOO_LARGE),
+    (batch(*[b""] * 11), {"count": 11}, Reason.TOO_LARGE),
+    (b"x", {"operation": Operation.REGISTER}, Reason.MALFORMED),
+    (b"", {"operation": Operation.REGISTER, "count": 1}, Reason.MALFORMED),
+    (batch(b"x"), {"count": 1, "replica": 0}, Reason.MALFORMED),
+]
+
+
+@pytest.mark.parametrize(("body", "fields", "reason"), REFUSED)
+def test_what_can_not_enter_the_log_never_reaches_the_core(body: bytes, fields: dict[str, Any], reason: Reason) -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        identity = client.send(Command.REQUEST, body, **{"operation": Operation.APPLY, "request": 5, **fields})
+        answer = await client.rejected(reason)
+        assert (answer.header.context, answer.header.request) == (identity, 5)
+        client.send(Command.STATUS)
+        if reason != Reason.WRONG_CLUSTER:
+            await client.answer()
+        assert not node.requests
+
+    run(test, event_bytes_max=100, request_bytes_max=900, events_max=10)
+
+
+def test_what_is_just_within_the_limits_enters() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        for body, count in ((batch(b"x" * 100), 1), (batch(*[b""] * 10), 10)):
+            client.send(Command.REQUEST, body, operation=Operation.APPLY, count=count)
+        client.send(Command.REQUEST, operation=Operation.REGISTER)
+        await until(lambda: sum(map(len, node.requests)) == 3)
+
+    run(test, event_bytes_max=100, request_bytes_max=900, events_max=10)
+
+
+@pytest.mark.parametrize("command", [Command.PREPARE, Command.DO_VIEW_CHANGE, Command.REPLY, Command.HELLO])
+def test_a_client_does_not_speak_for_a_replica(command: Command) -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        client.send(command)
+        await client.rejected(Reason.MALFORMED)
+
+    run(test)
+
+
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "REPLY_QUEUE_MAX", 1 << 20)
+
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        client.writer.transport.pause_reading()
+        body = bytes(256 << 10)
+        reply = Message(make_header(body, cluster=CLUSTER, command=Command.REPLY, replica=1, view=4), body)
+        while "slow_client" not in node.counters.dropped:
+            node.server.send_client(client.identity, reply)
+            await asyncio.sleep(0)
+        client.writer.transport.abort()
+        await until(lambda: node.server.connections == 0)
+
+    run(test)
+
+
+# Reads
+
+
+def test_reads_are_answered_with_what_was_asked_for() -> None:
+    async def test(node: Node) -> None:
+        node.log.events = [b"%d" % number for number in range(10)]
+        client = await connect(node)
+        identity = client.send(Command.READ, position=3, count=4, session=1000)
+        answer = await client.answer()
+        header = answer.header
+        assert (header.command, header.context, header.position, header.count) == (Command.READ_REPLY, identity, 3, 4)
+        assert (header.timestamp, header.op) == (10, 7)
+        assert events.slice(answer.body, 0, 4) == [b"3", b"4", b"5", b"6"]
+        assert node.log.asked == (3, 4, 1000)
+        client.send(Command.READ, position=0, session=1 << 40)
+        await client.answer()
+        assert node.log.asked[2] == server_module.READ_BYTES_MAX
+        client.send(Command.READ, position=10)
+        assert (await client.rejected(Reason.POSITION_BEYOND_END)).header.position == 10
+        client.send(Command.READ, position=11, flags=READ_WAIT, timestamp=HOUR_NS)
+        await client.rejected(Reason.POSITION_BEYOND_END)
+        node.log.damaged = True
+        client.send(Command.READ, position=0)
+        await client.rejected(Reason.CORRUPT)
+
+    run(test)
+
+
+def test_a_read_at_the_end_waits_for_what_comes() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        identity = client.send(Command.READ, position=0, flags=READ_WAIT, timestamp=HOUR_NS)
+        await until(lambda: node.server._parked)
+        node.server.on_applied()
+        assert node.server._parked, "nothing came"
+        node.log.events.append(b"new")
+        node.server.on_applied()
+        answer = await client.answer()
+        assert (answer.header.context, events.slice(answer.body, 0, 1)) == (identity, [b"new"])
+        assert not node.server._parked
+
+    run(test)
+
+
+def test_a_read_that_waits_ends_with_its_time_or_its_connection() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        client.send(Command.READ, position=0, flags=READ_WAIT, timestamp=1)
+        answer = await client.answer()
+        assert (answer.header.command, answer.header.count, answer.body) == (Command.READ_REPLY, 0, b"")
+        client.send(Command.READ, position=0, flags=READ_WAIT, timestamp=HOUR_NS)
+        await until(lambda: node.server._parked)
+        client.writer.close()
+        await until(lambda: not node.server.connections)
+        assert not node.server._parked
+        node.log.events.append(b"new")
+        node.server.on_applied()
+
+    run(test)
+
+
+def test_one_read_waits_on_a_connection() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        client.send(Command.READ, position=0, flags=READ_WAIT, timestamp=HOUR_NS, nonce=1)
+        second = client.send(Command.READ, position=0, flags=READ_WAIT, timestamp=HOUR_NS, nonce=2)
+        await until(lambda: any(parked.parked and parked.parked.nonce == 2 for parked in node.server._parked))
+        node.log.events.append(b"new")
+        node.server.on_applied()
+        assert (await client.answer()).header.context == second
+        assert len(node.server._parked) == 0
+
+    run(test)
+
+
+def test_stopping_frees_the_port() -> None:
+    async def main() -> None:
+        node = Node()
+        await node.server.start()
+        port = node.port
+        await node.server.stop()
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+    asyncio.run(main())
