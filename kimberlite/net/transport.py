@@ -22,7 +22,8 @@ from kimberlite.types import HEADER_SIZE, Bytes, ClusterId, Header, Message
 
 CHUNK_BYTES = 256 << 10
 CHUNK_BYTES_MAX = 8 << 20
-POOL_CHUNKS = 4
+POOL_CHUNKS = 16  # enough for what a peer that lags keeps in its send queue
+POOL_BYTES = 32 << 20
 READ_MIN = 16 << 10  # room below which the socket gets another chunk
 
 
@@ -94,7 +95,7 @@ class ChunkPool:
 
     def retire(self, chunk: bytearray) -> None:
         self._chunks.append(chunk)
-        if len(self._chunks) > POOL_CHUNKS:
+        while len(self._chunks) > POOL_CHUNKS or sum(map(len, self._chunks)) > POOL_BYTES:
             self._chunks.pop(0)  # freed when its last view goes
 
 
