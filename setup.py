@@ -24,7 +24,13 @@ if not sys.platform.startswith("linux") or sys.maxsize < 2**32 or sys.byteorder 
 MODES = {
     "release": ["-O3", "-g", "-fno-omit-frame-pointer"],
     "debug": ["-O0", "-g3", "-fno-omit-frame-pointer"],
-    "sanitize": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "sanitize": [
+        "-O1",
+        "-g",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ],
     "trace": ["-O1", "-g", "-DCYTHON_TRACE_NOGIL=1", "-DCYTHON_USE_SYS_MONITORING=0"],
 }
 mode = os.environ.get("KIMBERLITE_BUILD", "release")

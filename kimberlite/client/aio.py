@@ -33,6 +33,7 @@ from kimberlite.errors import (
     WrongClusterError,
 )
 from kimberlite.net import READ_WAIT
+from kimberlite.net.peers import keep_alive
 from kimberlite.net.transport import FrameConnection
 from kimberlite.types import ZERO16, Bytes, ClientId, Command, Header, Message, Reason
 
@@ -140,7 +141,9 @@ class Log:
             try:
                 _, connection = await asyncio.wait_for(
                     loop.create_connection(
-                        lambda finish=finish: FrameConnection(on_frames=self._on_frames, on_closed=finish),  # type: ignore[misc]
+                        lambda finish=finish: FrameConnection(  # type: ignore[misc]
+                            on_frames=self._on_frames, on_open=keep_alive, on_closed=finish
+                        ),
                         host,
                         port,
                     ),
@@ -150,7 +153,10 @@ class Log:
                 pass
             else:
                 connection.send(self._frame(Command.HELLO))
-                await closed
+                try:
+                    await closed
+                finally:
+                    connection.close()  # when we are stopped before it has greeted us, nobody else knows it
                 self._on_lost(connection)
                 if connection.received_bytes:
                     delay = DIAL_FIRST_S

@@ -112,3 +112,40 @@ def test_following_goes_on_over_a_failover(start_cluster: Any, primary_of: Calla
         return seen
 
     assert asyncio.run(run()) == [b"before", b"after", b"end"]
+
+
+def test_a_client_that_is_not_let_in_leaves_no_connection() -> None:
+    """Something else listens there and never greets."""
+
+    async def run() -> None:
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # to the end of the connection
+            writer.close()
+            ended.set_result(None)
+
+        server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(UnavailableError):
+            async with kimberlite.connect([f"127.0.0.1:{port}"], timeout=0.3):
+                pass
+        await asyncio.wait_for(ended, 30)
+        server.close()
+
+    asyncio.run(run())
+
+
+def test_connections_are_kept_alive(start_cluster: Any) -> None:
+    """A replica whose machine has gone without a word must not be waited for for ever."""
+    cluster = start_cluster(1)
+
+    async def run() -> None:
+        async with kimberlite.connect(list(cluster.addresses)) as log:
+            (connection,) = log._replicas.values()
+            assert connection.transport is not None
+            used = connection.transport.get_extra_info("socket")
+            assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+    asyncio.run(run())
