@@ -315,18 +315,6 @@ def _witness_with_its_entry() -> list[Patch]:
     return [(store.Store, "_submit", submit)]
 
 
-@canary("the journal grows before the superblock says what is void")
-def _journal_before_superblock() -> list[Patch]:
-    original = Replica._write_entries
-
-    def write_entries(self: Replica) -> None:
-        token, self.view_token = self.view_token, None
-        original(self)
-        self.view_token = token
-
-    return [(Replica, "_write_entries", write_entries)]
-
-
 # The view change
 
 

@@ -147,6 +147,7 @@ class Checkers:
     views: dict[int, tuple[int, int]] = field(default_factory=dict)  # I4: replica -> durable (view, log_view)
     primaries: dict[int, int] = field(default_factory=dict)  # I5: view -> replica that led it
     voters: dict[int, set[int]] = field(default_factory=dict)  # view -> replicas that asked to leave it
+    witnesses: dict[int, set[int]] = field(default_factory=dict)  # view -> replicas that gave evidence for it
     requests: dict[tuple[bytes, int, int], int] = field(default_factory=dict)  # I10: request -> op
     replies: dict[tuple[bytes, int, int], tuple[int, int, int]] = field(default_factory=dict)  # I10
     digests: dict[int, bytes] = field(default_factory=dict)  # I11
@@ -265,6 +266,12 @@ class Checkers:
         if cause < VOTED_OUT and len(voters) < VIEW_CHANGE_QUORUM[self.replica_count]:
             raise Violation("I5 votes", f"replica {replica} leaves view {view - 1}, only {sorted(voters)} voted for it")
 
+    def on_view_begun(self, replica: int, view: int) -> None:
+        """I5: a view begins only when a quorum has given evidence for it; the primary's own needs no frame."""
+        witnesses = self.witnesses.get(view, set()) | {replica}
+        if len(witnesses) < VIEW_CHANGE_QUORUM[self.replica_count]:
+            raise Violation("I5 votes", f"replica {replica} begins view {view}, only {sorted(witnesses)} gave evidence")
+
     def on_commit(self, world: World, replica: int, op: int) -> None:
         """I8: a primary has just counted `op` as committed. Ask the disks, not the messages."""
         core = world.nodes[replica].driver.core
@@ -331,7 +338,10 @@ class Checkers:
             )
         if header.command == Command.START_VIEW_CHANGE:
             self.voters.setdefault(header.view, set()).add(replica)
+        elif header.command == Command.START_VIEW:
+            self.on_view_begun(replica, header.view)
         elif header.command == Command.DO_VIEW_CHANGE:
+            self.witnesses.setdefault(header.view, set()).add(replica)
             self._on_evidence(replica, message, promises)
         elif header.command == Command.PREPARE_OK and header.op:
             self._on_acknowledgement(world, replica, header.op)

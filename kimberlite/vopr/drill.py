@@ -83,6 +83,13 @@ def _votes() -> None:
     checkers.on_view_left(1, 2, 0)
 
 
+def _evidence() -> None:
+    checkers = Checkers(3)
+    checkers.witnesses[1] = {0}
+    checkers.on_view_begun(1, 1)
+    checkers.on_view_begun(2, 2)
+
+
 def _reply() -> None:
     checkers = Checkers(3)
     checkers.on_reply(0, framing.make_header(cluster=CLUSTER, command=Command.REPLY, op=1))
@@ -105,6 +112,7 @@ CASES: dict[str, tuple[str, Callable[[], None]]] = {
     "two states after one op": ("I11 state", _state),
     "a session missing": ("I11 sessions", _sessions),
     "a view left by one vote": ("I5 votes", _votes),
+    "a view begun on the word of one": ("I5 votes", _evidence),
     "a reply for nothing": ("I6 acknowledged", _reply),
     "an acknowledged event missing": ("E2 acknowledged is there", _history([_A, _B], [b"a"])),
     "an acknowledged event elsewhere": ("E2 acknowledged is there", _history([_A, _B], [b"b", b"a"])),

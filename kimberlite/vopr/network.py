@@ -18,6 +18,7 @@ from kimberlite.vopr.plan import MS, Plan
 FRAME_MAX = 4 << 20
 KEPT = 128  # old frames that may arrive again
 KEEP_EVERY = 8
+STRAY = 0.3  # of the old frames, to whatever replica
 Address = int | bytes  # a replica's index, or a client's name
 
 
@@ -68,7 +69,10 @@ class SimNetwork:
                 self.kept.append((source, destination, data))
             if plan.replay and self.kept and random.random() < plan.replay:
                 self.sent += 1
-                self.launch(*self.kept[random.randrange(len(self.kept))])
+                old_source, old_destination, old_data = self.kept[random.randrange(len(self.kept))]
+                if random.random() < STRAY:  # what another replica was sent: an address changed hands
+                    old_destination = random.randrange(plan.replica_count)
+                self.launch(old_source, old_destination, old_data)
         for _ in range(copies):
             damaged = data
             if self.faults_on and plan.corruption and random.random() < plan.corruption:

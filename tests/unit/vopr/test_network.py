@@ -14,7 +14,9 @@ from kimberlite.types import Command, Message
 from kimberlite.vopr.network import KEEP_EVERY, Address, SimNetwork
 from kimberlite.vopr.plan import MS, Plan, draw
 
-CALM = replace(draw(0), loss=0.0, duplication=0.0, reorder=0.0, corruption=0.0, replay=0.0, latency_ns=MS)
+CALM = replace(
+    draw(0), replica_count=3, loss=0.0, duplication=0.0, reorder=0.0, corruption=0.0, replay=0.0, latency_ns=MS
+)
 
 
 class Bench:
@@ -102,15 +104,16 @@ def test_a_flipped_bit_is_refused_by_the_decoder() -> None:
     assert bench.network.corrupted == 300
 
 
-def test_frames_of_long_ago_arrive_again_where_they_went() -> None:
+def test_frames_of_long_ago_arrive_again_where_they_went_and_elsewhere() -> None:
     bench = Bench(replace(CALM, replay=0.2))
     bench.send(20 * KEEP_EVERY)
     first = len(bench.run())
     assert first > 20 * KEEP_EVERY
-    bench.send(KEEP_EVERY * 5, 2, 0)
+    bench.send(KEEP_EVERY * 20, 2, 0)
     bench.run()
     later = [(source, destination) for source, destination, *_ in bench.arrived[first:]]
     assert (0, 1) in later and (2, 0) in later
+    assert {destination for _, destination in later} == set(range(CALM.replica_count))
 
 
 def test_a_cut_is_one_way_and_also_stops_what_is_under_way() -> None:
