@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from kimberlite._fast import framing
-from kimberlite.errors import FrameError, UsageError, WriteFailedError
+from kimberlite.client import session as client
+from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError
 from kimberlite.storage import journal, scan, store, superblock
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
@@ -30,14 +31,13 @@ from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
 from kimberlite.vopr.run import Campaign, Script, run
 from kimberlite.vsr import normal, quorum, recovery, repair, replica, view_change
-from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.sessions import Session as SessionEntry
 from kimberlite.vsr.state import LogState, Prepared
 from kimberlite.vsr.view_change import Choice, DoViewChange
-from kimberlite.vsr.work import Admission, Apply
+from kimberlite.vsr.work import Admission, Apply, ServePrepare
 
 SEEDS_MAX = 500
 
@@ -287,6 +287,11 @@ def _view_not_persisted() -> list[Patch]:
     return [(store.Store, "set_view_state", set_view_state)]
 
 
+@canary("the journal is not cut where a view change says so")
+def _divergent_tail_kept() -> list[Patch]:
+    return [(store.Store, "truncate", lambda self, op: None)]
+
+
 @canary("the newest single copy of the superblock wins")
 def _newest_superblock_copy_wins() -> list[Patch]:
     return [(superblock, "READ_QUORUM", 1)]
@@ -520,7 +525,7 @@ def _frame_body_unverified() -> list[Patch]:
     return [(network, "framing", _Unverified(parse=parse))]
 
 
-@canary("a repair takes any entry of that number")
+@canary("repairs are asked, served and taken by number alone")
 def _repair_by_number_alone() -> list[Patch]:
     original = normal.on_prepare
 
@@ -532,18 +537,18 @@ def _repair_by_number_alone() -> list[Patch]:
         else:
             original(r, message)
 
-    return [(replica._HANDLERS, Command.PREPARE, on_prepare)]
+    def on_request_prepare(r: Replica, message: Message) -> None:
+        header = message.header
+        held, known = r.log.bodies.get(header.op), r.log.headers.get(header.op)
+        if held is not None:
+            r.send(header.replica, held)
+        elif known is not None:
+            r.serve(ServePrepare(header.replica, header.op, known.checksum))
 
-
-@canary("the parent of a header is not verified in repair")
-def _parent_unverified_in_repair() -> list[Patch]:
-    def extend(self: Log, header: Header) -> bool:
-        self.headers[header.op] = header
-        self.op = max(self.op, header.op)
-        self.link()
-        return True
-
-    return [(Log, "extend", extend)]
+    return [
+        (replica._HANDLERS, Command.PREPARE, on_prepare),
+        (replica._HANDLERS, Command.REQUEST_PREPARE, on_request_prepare),
+    ]
 
 
 @canary("a repair that is never answered is never asked again")
@@ -621,6 +626,36 @@ def _eviction_by_hash_order() -> list[Patch]:
         return original(self, op, result)
 
     return [(SessionTable, "commit", commit)]
+
+
+@canary("a client gives a retry a new number")
+def _retry_under_a_new_number() -> list[Patch]:
+    original = client.Session._send
+
+    def send(self: client.Session, now: int) -> None:
+        request = self._request
+        if request is not None and request.attempts and request.message.header.operation == Operation.APPLY:
+            self._request_number += 1
+            header, body = request.message.header, request.message.body
+            renumbered = framing.make_header(
+                body,
+                cluster=header.cluster,
+                command=header.command,
+                client=header.client,
+                session=header.session,
+                request=self._request_number,
+                operation=header.operation,
+                count=header.count,
+            )
+            request.message = Message(renumbered, body)
+        original(self, now)
+
+    return [(client.Session, "_send", send)]
+
+
+@canary("a client reports a timeout as a refusal")
+def _timeout_reported_as_refusal() -> list[Patch]:
+    return [(client, "OutcomeUnknownError", UnavailableError)]
 
 
 @canary("timestamps are what the clock says")
