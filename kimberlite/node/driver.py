@@ -262,7 +262,15 @@ class Driver:
             if request.operation == Operation.APPLY:
                 batches.append(Batch(request.body, request.events, position, header.op, header.timestamp))
                 position += request.events
-        replies = iter(self.machine.apply(batches) if batches else ())
+        given = self.machine.apply(batches) if batches else ()
+        invariant(
+            len(given) == len(batches),
+            "the state machine gives one reply for each batch",
+            op=header.op,
+            batches=len(batches),
+            replies=len(given),
+        )
+        replies = iter(given)
         results: list[Result] = []
         position = header.position
         for request in requests:

@@ -1,0 +1,202 @@
+"""The driver: the order of its effects, completions, damage found while applying, the bound of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from kimberlite._fast import events as event_batches
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import InvariantError
+from kimberlite.node.driver import ROUNDS_MAX, Driver, FastCodec, known_headers
+from kimberlite.state_machine import Batch, EventLog
+from kimberlite.storage.store import Store, format_store
+from kimberlite.types import Command, Message, Operation, Status
+from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
+from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.work import Event, EventKind, ToReplica, Work
+
+CLUSTER = b"n" * 16
+CLIENT = b"c" * 16
+
+
+class Machine(EventLog):
+    needs_body = True
+
+    def __init__(self, extra: int = 0) -> None:
+        self.batches: list[Batch] = []
+        self.extra = extra
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        self.batches += batches
+        return [b"reply"] * (len(batches) + self.extra)
+
+
+class Alone:
+    """A cluster of one, on a disk of this test."""
+
+    def __init__(
+        self, files: Files | None = None, machine: Machine | None = None, latency: int = 0, damage: int = 0
+    ) -> None:
+        """damage: an op that can not be read any more once recovery is over."""
+        self.now = 1
+        self.files = files or Files()
+        if files is None:
+            format_store(
+                SimDisk(self.files, lambda: self.now, lambda: 0),
+                make_header,
+                cluster=CLUSTER,
+                replica=0,
+                replica_count=1,
+                segment_bytes=64 << 10,
+            )
+        self.disk = SimDisk(self.files, lambda: self.now, lambda: latency)
+        self.store = Store(self.disk, make_header)
+        recovered = self.store.recover()
+        self.machine = machine or Machine()
+        self.trace: list[Any] = []
+        self.events: list[Event] = []
+        core = Replica(
+            config=CoreConfig(CLUSTER, 0, 1),
+            codec=FastCodec(),
+            recovered=recovered,
+            headers=known_headers(self.store, recovered),
+            seed=1,
+            now=self.now,
+        )
+        self.driver = Driver(core, self.store, self.machine, self, self)
+        if damage:
+            make_unreadable(self.files, "journal-00000000", damage - 1)
+        self.driver.start(self.now)
+
+    def send(self, replica: int, message: Message) -> None:
+        self.trace.append(("send", replica))
+
+    def send_client(self, client: bytes, message: Message) -> None:
+        self.trace.append(message)
+
+    def record(self, events: list[Event]) -> None:
+        self.events += events
+
+    def settle(self) -> Alone:
+        for _ in range(10_000):
+            core = self.driver.core
+            if core.status == Status.NORMAL and core.ready and not self.driver.behind:
+                return self
+            self.now += 1_000_000
+            self.driver.on_tick(self.now)
+        raise AssertionError("a lone replica leads")
+
+    def request(self, number: int, *payloads: bytes, session: int = 0) -> Message:
+        body = event_batches.build(payloads) if payloads else b""
+        return Message(
+            make_header(
+                body,
+                cluster=CLUSTER,
+                command=Command.REQUEST,
+                client=CLIENT,
+                session=session,
+                request=number,
+                operation=Operation.APPLY if payloads else Operation.REGISTER,
+                count=len(payloads),
+            ),
+            body,
+        )
+
+    def replies(self) -> list[Message]:
+        found = [item for item in self.trace if isinstance(item, Message) and item.header.command == Command.REPLY]
+        self.trace.clear()
+        return found
+
+    def register(self) -> int:
+        self.settle().driver.on_request(self.request(0), self.now)
+        (reply,) = self.replies()
+        return int(reply.header.session)
+
+
+def test_a_request_is_journaled_applied_and_answered_in_one_call_when_the_disk_is_quick() -> None:
+    node = Alone()
+    session = node.register()
+    node.driver.on_request(node.request(1, b"a", b"b", session=session), node.now)
+    (reply,) = node.replies()
+    assert (reply.header.position, reply.header.count, reply.body) == (0, 2, b"reply")
+    (batch,) = node.machine.batches
+    assert (batch.position, batch.count, event_batches.slice(batch.body, 0, 2)) == (0, 2, [b"a", b"b"])
+    assert batch.op == node.store.head
+
+
+def test_nothing_is_answered_before_it_is_durable() -> None:
+    node = Alone(latency=1000)
+    node.settle().driver.on_request(node.request(0), node.now)
+    assert node.replies() == []
+    node.now += 1000
+    node.driver.on_disk(node.now)
+    assert node.replies() == [], "the entry is durable, its witness is not"
+    node.now += 1000
+    node.driver.on_disk(node.now)
+    assert len(node.replies()) == 1
+
+
+def test_after_a_restart_everything_is_applied_again_in_order() -> None:
+    node = Alone()
+    session = node.register()
+    for number in range(1, 40):
+        node.driver.on_request(node.request(number, b"%d" % number, session=session), node.now)
+    node.replies()
+    again = Alone(node.files).settle()
+    assert [event_batches.slice(batch.body, 0, 1)[0] for batch in again.machine.batches] == [
+        b"%d" % number for number in range(1, 40)
+    ]
+    # The reply to the last request is remembered.
+    again.driver.on_request(node.request(39, b"39", session=session), again.now)
+    (reply,) = again.replies()
+    assert (reply.header.position, reply.body) == (38, b"reply")
+
+
+def test_applying_stops_at_a_damaged_entry() -> None:
+    node = Alone()
+    session = node.register()
+    for number in range(1, 6):
+        node.driver.on_request(node.request(number, b"%d" % number, session=session), node.now)
+    damaged = 4
+    again = Alone(node.files, damage=damaged)
+    for _ in range(50):
+        again.now += 5_000_000
+        again.driver.on_tick(again.now)
+    assert [batch.op for batch in again.machine.batches] == [2, 3]  # op 1 registers the session
+    assert again.driver.core.applied == damaged - 1
+    assert damaged in again.driver.core.log.faulty
+    assert any(event.kind == EventKind.FAULTY and event.a == damaged for event in again.events)
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_state_machine_that_does_not_answer_each_batch_is_named(extra: int) -> None:
+    node = Alone(machine=Machine(extra))
+    session = node.register()
+    with pytest.raises(InvariantError, match="one reply for each batch"):
+        node.driver.on_request(node.request(1, b"a", session=session), node.now)
+
+
+class Endless:
+    """A core that always has work."""
+
+    rounds = 0
+
+    def take_work(self) -> Work:
+        self.rounds += 1
+        work = Work()
+        work.send.append(ToReplica(0, Message(make_header(cluster=CLUSTER, command=Command.PING))))
+        return work
+
+
+def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
+    node = Alone().settle()
+    assert not node.driver.behind
+    core = node.driver.core = Endless()  # type: ignore[assignment]
+    node.trace.clear()
+    node.driver._run()
+    assert node.driver.behind
+    assert core.rounds == len(node.trace) == ROUNDS_MAX
