@@ -222,7 +222,7 @@ class Driver:
             else:
                 self._note_damage()
             return
-        answer = self.core.headers_message(self.store.headers(request.first, request.last))
+        answer = self.core.headers_message(self.store.headers(request.first, request.last), request.nonce)
         if answer is not None:
             self.network.send(request.replica, answer)
 

@@ -218,13 +218,13 @@ class _Walk:
 
     def _choose_place(self, here: _Found, beyond: _Found, op: int, expected: Header | None, end: int | None) -> _Found:
         """Where an op stands of which neither entry nor witness is left, at the end of a segment or not."""
+        if expected is not None and end is not None:
+            return here if end + round_up(expected.size) <= self.segment_bytes else beyond
         first_beyond = self.bases.get(beyond.segment, 0)
         if first_beyond > op:
             return here
         if first_beyond == op:
             return beyond
-        if expected is not None and end is not None:
-            return here if end + round_up(expected.size) <= self.segment_bytes else beyond
         if beyond.entry is Entry.ZERO and beyond.witness is Witness.ZERO:
             return here
         if here.entry is Entry.ZERO and end is not None:
@@ -292,7 +292,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
     before: Header | None = root
     known: Header = root  # the last header that is known, for positions
     settled, settled_header = 0, root
-    last_on_disk = 0
+    last_placed = 0
     entries: list[RecoveredEntry] = []
     fixes: list[int] = []
     faulty: set[int] = set()
@@ -338,12 +338,14 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
             if kind is EntryState.FAULTY:
                 faulty.add(op)
             entries.append(RecoveredEntry(op, kind, found.header))
-        if decision is not Decision.ABSENT:
-            last_on_disk = op
+        if present or found.witness is Witness.MATCH:
+            last_placed = op
         before = found.header
         op += 1
-    # Absent entries at the end have nothing on disk: they are appended anew.
-    while segments[at].last > last_on_disk and segments[at].count:
+    # What neither entry nor witness places at the end of the journal is appended anew; the faulty among
+    # it stay in doubt.
+    faulty = {number for number in faulty if number <= last_placed}
+    while segments[at].last > last_placed and segments[at].count:
         tail = walk.thaw(at)
         tail.headers.pop()
         tail.offsets.pop()

@@ -24,9 +24,11 @@ from kimberlite.storage.interface import SECTOR, Disk, ViewState, Write
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
+    ZERO_RECORD,
     Contents,
     Segment,
     encode_record,
+    is_zero_record,
     journal_name,
     read_entry,
     records_of,
@@ -126,7 +128,26 @@ class Store:
             self._submit(repairs, None, None)
         if result.fixes:
             self._fix_witnesses(result.fixes)
+        if result.recovered.head == self._head:
+            self._clear_damage_behind()
+        # An entry is acknowledged only when its witness is durable: also after a restart.
+        self._disk.flush()
         return result.recovered
+
+    def _clear_damage_behind(self) -> None:
+        """Witness records behind the end of the log that a crash has torn: left there they would make
+        a torn entry look like a damaged one, later."""
+        segment, contents = self._active()
+        records = records_of(contents.image, segment.number)
+        damaged = [
+            index
+            for index in range(segment.count, len(records))
+            if records[index] is None and not is_zero_record(contents.image, index)
+        ]
+        for index in damaged:
+            contents.image[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = ZERO_RECORD
+        if damaged:
+            self._submit([self._witness_writes(segment, contents, damaged[0], damaged[-1])], None, None)
 
     def _fix_witnesses(self, ops: Sequence[int]) -> None:
         writes: list[Write] = []
@@ -223,22 +244,6 @@ class Store:
             self._disk.prepare(witness_name(segment.number + 1), witness_bytes(self.segment_bytes))
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
-        *others, last = entries
-        if last.header.op == self._head and not self._fits(last.header):
-            # What stood there was damaged and unknown; what belongs there begins the next segment.
-            if others:
-                self._repair(None, others)
-            self.truncate(last.header.op - 1)
-            self.append(token, [last])
-        else:
-            self._repair(token, entries)
-
-    def _fits(self, header: Header) -> bool:
-        _, contents, index = self._locate(header.op)
-        offset = contents.place(index)
-        return offset is not None and offset + round_up(header.size) <= self.segment_bytes
-
-    def _repair(self, token: int | None, entries: Sequence[Message]) -> None:
         entry_writes, witness_writes = [], []
         for message in entries:
             header = message.header
@@ -258,7 +263,7 @@ class Store:
         self._write_entries(token, [message.header.op for message in entries], entry_writes, witness_writes)
 
     def _write_entries(
-        self, token: int | None, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write]
+        self, token: int, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write]
     ) -> None:
         def done() -> None:
             for op in ops:

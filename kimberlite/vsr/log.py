@@ -144,6 +144,12 @@ class Log:
         self.faulty.add(op)
         self.on_disk.discard(op)
 
+    def give_up_above(self, op: int) -> None:
+        """No entry above `op` was ever part of this log: drop what was only feared to be."""
+        while self.op > op and self.op in self.faulty and self.op not in self.headers:
+            self.faulty.discard(self.op)
+            self.op -= 1
+
     # Planning
 
     def missing(self, limit: int) -> Iterator[Header]:

@@ -273,8 +273,10 @@ def may_acknowledge(r: Replica) -> bool:
 
 
 def acknowledged_op(r: Replica) -> int:
-    """What may be acknowledged: everything up to here is durable and chained."""
-    return r.log.durable
+    """What may be acknowledged: everything up to here is durable and chained, and nothing of it
+    that is still to be committed is known to be damaged."""
+    damaged = min((op for op in r.log.faulty if op > r.commit_max), default=r.log.durable + 1) if r.log.faulty else None
+    return r.log.durable if damaged is None else min(r.log.durable, damaged - 1)
 
 
 def acknowledge(r: Replica) -> None:

@@ -81,12 +81,13 @@ def _request_headers(r: Replica) -> None:
         return
     if unknown is None and log.linked - log.durable >= r.config.headers_per_message:
         return  # enough known ahead of what is on disk: memory stays bounded
-    peer = _choose_peer(r, None)
-    if peer is not None:
+    # What may have been acknowledged under a lost identity exists if the primary knows it.
+    peer = r.primary if log.op in log.faulty and log.op not in log.headers else _choose_peer(r, None)
+    if peer is not None and peer != r.index:
         r.headers_requested_at = r.now
         first = unknown if unknown is not None else log.linked + 1
         last = first + r.config.headers_per_message - 1
-        r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last))
+        r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=r.now))
 
 
 def _unknown_identity(r: Replica) -> int | None:
@@ -168,14 +169,22 @@ def on_request_headers(r: Replica, message: Message) -> None:
         r.drop(message, DropReason.WRONG_STATUS)
         return
     last = min(header.position, r.log.linked, r.log.durable, header.op + r.config.headers_per_message - 1)
-    if header.op <= last:
-        r.serve(ServeHeaders(header.replica, header.op, last))
+    first = min(header.op, last) if r.is_primary else header.op  # the primary's head answers in any case
+    if 0 < first <= last:
+        r.serve(ServeHeaders(header.replica, first, last, header.nonce))
 
 
-def headers_message(r: Replica, headers: Sequence[Header]) -> Message | None:
+def headers_message(r: Replica, headers: Sequence[Header], nonce: int) -> Message | None:
     if not headers or r.status != Status.NORMAL:
         return None
-    return r.make(Command.HEADERS, encode_headers(headers), op=headers[0].op, count=len(headers))
+    return r.make(
+        Command.HEADERS,
+        encode_headers(headers),
+        op=headers[0].op,
+        count=len(headers),
+        position=r.log.op,
+        nonce=nonce,
+    )
 
 
 def on_headers(r: Replica, message: Message) -> None:
@@ -188,6 +197,9 @@ def on_headers(r: Replica, message: Message) -> None:
         r.drop(message, DropReason.UNWANTED)
         return
     r.headers_requested_at = None
+    if header.replica == r.primary and header.nonce >= r.started_at:
+        # Asked in this life: had an op above its head existed in this view, it would still know it.
+        r.log.give_up_above(header.position)
     head = r.log.op if r.is_primary else None
     for learned in decode_chain(r.codec, message.body):
         if learned.op in r.log.faulty and learned.op not in r.log.headers:

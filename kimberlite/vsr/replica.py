@@ -212,7 +212,7 @@ class Replica:
         """A read from the journal found `op` damaged: fetch it again from a peer. `header` is what
         its witness says, None when that is damaged too. Applying waits for the repair."""
         self.now = now
-        if header is not None:
+        if header is not None and op <= self.log.linked:  # above, the journal may hold another log's entry
             self.log.headers.setdefault(op, header)
         self.log.mark_faulty(op)
         self.apply_emitted = max(self.applied, min(self.apply_emitted, op - 1))
@@ -306,9 +306,9 @@ class Replica:
             unhealthy=self._unhealthy(),
         )
 
-    def headers_message(self, headers: Sequence[Header]) -> Message | None:
+    def headers_message(self, headers: Sequence[Header], nonce: int) -> Message | None:
         """The HEADERS frame for ServeHeaders; None when nothing can be said."""
-        return repair.headers_message(self, headers)
+        return repair.headers_message(self, headers, nonce)
 
     # Derived state
 

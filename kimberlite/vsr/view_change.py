@@ -387,7 +387,9 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     r.apply_emitted = r.applied
     r.log_view = r.view
     doubt = max((op for op in r.log.faulty if op > truncate_to), default=0)
-    r.log_state = LogState(min(r.log.committed, truncate_to), suffix[-1].op, suffix, doubt)
+    # What is committed and missing here may have another log's entry in its place: no part of the base.
+    base = min(r.log.committed, truncate_to, r.log.durable)
+    r.log_state = LogState(base, suffix[-1].op, suffix, doubt)
     r.persist_view(truncate_to=truncate_to)
 
 

@@ -80,6 +80,7 @@ class ServeHeaders(NamedTuple):
     replica: int
     first: int
     last: int
+    nonce: int  # of the request, for the answer
 
 
 class EventKind(IntEnum):

@@ -124,16 +124,36 @@ def test_doubt_outlives_what_proved_it(kit: Any, bench: Any) -> None:
     }
 
 
-def test_an_unknown_entry_at_the_head_may_turn_out_to_begin_the_next_segment(kit: Any, bench: Any) -> None:
+def test_what_is_damaged_at_the_head_is_appended_anew_wherever_its_identity_belongs(kit: Any, bench: Any) -> None:
+    """Its size is unknown: it may turn out to begin the next segment."""
     log = kit.chain([WHOLE] * (SECTORS - 1) + [DOUBLE])
     bench.append(log[:-1])
-    other = kit.chain([WHOLE], after=log[-2].header, salt=9)
-    bench.append(other)
+    bench.append(kit.chain([WHOLE], after=log[-2].header, salt=9))
     damage_entry(bench.files, 0, 15 * SECTOR)
     damage_witness(bench.files, 0, 15)
     again = bench.reopen()
     assert states(again.recovered) == {16: (EntryState.FAULTY, False)}
-    again.repair([log[-1]])
+    assert again.recovered.written == 15
+    again.append([log[-1]])
     assert again.store.segment_count == 2
-    assert again.store.read(16).header == log[-1].header
     assert again.reopen().recovered.settled_header == log[-1].header
+
+
+def test_a_torn_witness_behind_the_log_does_not_make_a_torn_entry_look_acknowledged(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * 3)
+    bench.append(log[:2])
+    damage_witness(bench.files, 0, 2)  # garbage in the unit behind, from the tear of a sector
+    again = bench.reopen()
+    assert again.recovered.head == 2
+    damage_entry(again.files, 0, 2 * SECTOR)  # the next append is torn before its witness is written
+    assert again.reopen().recovered.head == 2
+
+
+def test_an_entry_found_without_witness_has_one_before_anything_is_said_of_it(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * 2)
+    bench.append(log)
+    damage_witness(bench.files, 0, 1)
+    again = bench.reopen()
+    assert again.recovered.settled == 2
+    damage_entry(again.files, 0, SECTOR)
+    assert states(again.reopen().recovered) == {2: (EntryState.FAULTY, True)}

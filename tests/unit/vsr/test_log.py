@@ -203,3 +203,14 @@ def test_a_candidate_that_the_suffix_names_is_held() -> None:
     for header in headers[3:5]:
         assert log.extend(header)
     assert log.durable == 6
+
+
+def test_what_was_only_feared_is_given_up_and_nothing_else() -> None:
+    headers = chain(4)
+    log = filled(headers)
+    log.op = 7
+    log.faulty = {3, 5, 6, 7}
+    log.give_up_above(6)
+    assert (log.op, log.faulty) == (6, {3, 5, 6})
+    log.give_up_above(2)
+    assert (log.op, log.faulty) == (4, {3})

@@ -1,0 +1,173 @@
+"""Damage as the core sees it: what is damaged is neither acknowledged anew, nor given away as certain."""
+
+from __future__ import annotations
+
+from kimberlite._fast.framing import make_header
+from kimberlite.node.driver import FastCodec
+from kimberlite.types import (
+    Command,
+    EntryState,
+    Header,
+    Message,
+    Operation,
+    Recovered,
+    RecoveredEntry,
+    Status,
+    ViewState,
+    root_header,
+)
+from kimberlite.vsr.codec import encode_headers
+from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.work import PersistKind, ServeHeaders, ToReplica, Work
+
+CLUSTER = b"d" * 16
+ROOT = root_header(make_header, CLUSTER)
+MS = 1_000_000
+
+
+def chain(length: int, view: int = 0) -> list[Header]:
+    headers = [ROOT]
+    for _ in range(length):
+        before = headers[-1]
+        headers.append(
+            make_header(
+                cluster=CLUSTER,
+                command=Command.PREPARE,
+                replica=view % 3,
+                view=view,
+                op=before.op + 1,
+                parent=before.checksum,
+                operation=Operation.NOOP,
+            )
+        )
+    return headers
+
+
+def restart(recovered: Recovered, headers: list[Header], index: int = 1) -> Replica:
+    return Replica(
+        config=CoreConfig(CLUSTER, index, 3),
+        codec=FastCodec(),
+        recovered=recovered,
+        headers=headers,
+        seed=3,
+        now=10,
+    )
+
+
+def make_durable(core: Replica, now: int) -> Work:
+    """Complete what is asked for; the work that follows."""
+    for persist in core.take_work().persist:
+        core.durable(persist.token, now)
+    return core.take_work()
+
+
+def acknowledged(work: Work) -> list[int]:
+    return [
+        send.message.header.op
+        for send in work.send
+        if isinstance(send, ToReplica) and send.message.header.command == Command.PREPARE_OK
+    ]
+
+
+def test_a_damaged_uncommitted_entry_is_not_acknowledged_until_it_is_repaired() -> None:
+    log = chain(3)
+    core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
+    assert acknowledged(core.take_work()) == [3]
+    core.entry_faulty(3, log[3], 20)
+    core.ack_due = True
+    assert acknowledged(core.take_work()) == [2]
+    core.log.bodies[3] = Message(log[3])
+    assert acknowledged(make_durable(core, 30)) == [3]
+
+
+def test_damage_to_what_is_committed_holds_nothing_back() -> None:
+    log = chain(3)
+    core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=2), log[2:3])
+    core.take_work()
+    core.entry_faulty(2, log[2], 20)
+    core.ack_due = True
+    assert acknowledged(core.take_work()) == [3]
+
+
+def test_a_journal_header_above_the_linked_log_is_not_believed() -> None:
+    """Where headers are missing the journal may still hold the entry of an older log."""
+    log = chain(1)
+    stranger = make_header(cluster=CLUSTER, command=Command.PREPARE, op=3, parent=bytes(16))
+    core = restart(Recovered(ViewState(suffix=(ROOT,)), 1, log[1], 1, 1), [])
+    core.log.op = 5
+    core.entry_faulty(3, stranger, 20)
+    assert 3 not in core.log.headers
+    assert 3 in core.log.faulty
+
+
+def lost_tail(log: list[Header], feared: int) -> Recovered:
+    """A journal that ends at log[-1], above which `feared` ops may have been acknowledged."""
+    head = log[-1].op
+    entries = tuple(RecoveredEntry(head + 1 + at, EntryState.FAULTY, None) for at in range(feared))
+    return Recovered(ViewState(suffix=(ROOT,)), head, log[-1], head + feared, head, entries=entries, commit=head)
+
+
+def test_doubt_is_durable_before_the_journal_grows_over_what_is_doubted() -> None:
+    log = chain(4)
+    core = restart(lost_tail(log[:3], 2), [])
+    core.log.extend(log[3])
+    core.log.bodies[3] = Message(log[3])
+    (persist,) = core.take_work().persist
+    assert (persist.kind, persist.doubt) == (PersistKind.VIEW, 4)
+    core.durable(persist.token, 20)
+    (persist,) = core.take_work().persist
+    assert [entry.header.op for entry in persist.entries] == [3]
+
+
+def test_the_primary_says_what_never_existed() -> None:
+    log = chain(2)
+    backup = restart(lost_tail(log, 3), [])
+    primary = restart(Recovered(ViewState(suffix=(ROOT,)), 2, log[2], 2, 2, commit=2), [], index=0)
+    primary.status = Status.NORMAL
+    make_durable(backup, 20)
+    backup.tick(100 * MS)
+    (request,) = [
+        send.message
+        for send in backup.take_work().send
+        if isinstance(send, ToReplica) and send.message.header.command == Command.REQUEST_HEADERS
+    ]
+    primary.step(request, 110 * MS)
+    (serve,) = primary.take_work().serve
+    assert isinstance(serve, ServeHeaders)
+    answer = primary.headers_message([log[2]], serve.nonce)
+    assert answer is not None
+    backup.step(answer, 120 * MS)
+    assert (backup.log.op, backup.log.faulty) == (2, set())
+
+
+def test_an_answer_to_a_question_of_an_earlier_life_settles_nothing() -> None:
+    log = chain(2)
+    backup = restart(lost_tail(log, 3), [])
+    make_durable(backup, 20)
+    body = encode_headers([log[2]])
+    late = make_header(
+        body, cluster=CLUSTER, command=Command.HEADERS, replica=0, op=2, count=1, position=2, commit=2, nonce=9
+    )
+    backup.step(Message(late, body), 30)
+    assert backup.log.op == 5
+
+
+def test_the_base_ends_below_what_is_missing() -> None:
+    """A committed op that is not here may have the entry of another log in its place on the disk."""
+    log = chain(6)
+    entries = (
+        RecoveredEntry(3, EntryState.ABSENT, log[3]),
+        RecoveredEntry(4, EntryState.PRESENT, log[4]),
+        RecoveredEntry(5, EntryState.PRESENT, log[5]),
+    )
+    state = ViewState(base=2, suffix_head=5, suffix=tuple(log[3:6]))
+    core = restart(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5), [])
+    core.take_work()
+    body = encode_headers(log[5:6])
+    start_view = make_header(
+        body, cluster=CLUSTER, command=Command.START_VIEW, replica=2, view=2, log_view=2, op=5, commit=5, count=1
+    )
+    core.step(Message(start_view, body), 20)
+    persist = core.take_work().persist[-1]
+    assert (persist.log_view, persist.base) == (2, 2)
