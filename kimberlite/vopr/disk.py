@@ -204,6 +204,11 @@ class SimDisk:
         done, self._completed = self._completed, []
         return done
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a write has failed, reported or not."""
+        return self._failure is not None
+
     def flush(self) -> None:
         if self._queue:
             self.complete_until(self._queue[-1].done_at[-1])

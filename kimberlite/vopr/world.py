@@ -440,7 +440,7 @@ class World:
             client.pump()
 
     def _crash_life(self, index: int, life: int) -> None:
-        if self.nodes[index].life == life:
+        if self.nodes[index].life == life and self.network.faults_on:
             self.crash(index)
 
     def restart(self, index: int) -> None:
@@ -588,6 +588,8 @@ class World:
         self.doomed = [None] * count
         for node in self.nodes:
             node.disk.fail_next_write = None
+            if node.disk.has_failed:  # its replica ends as soon as it hears of it: that too is before the faults end
+                self.crash(node.index)
             if node.paused_until > self.now:
                 node.paused_until = self.now
                 self._resume(node.index, node.life)
