@@ -63,6 +63,7 @@ class Bar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # lines go above the bar on a terminal, to the file elsewhere
         )
         task = progress.add_task(self._what, total=self._total)
         progress.start()

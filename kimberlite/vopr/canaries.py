@@ -367,14 +367,6 @@ def _whole_tail_committed() -> list[Patch]:
     return [(view_change, "highest_commit", lambda messages: max(message.op for message in messages))]
 
 
-@canary("the commit number is that of the longest log, not the highest one heard")
-def _commit_of_the_winner() -> list[Patch]:
-    def highest_commit(messages: list[DoViewChange]) -> int:
-        return max(messages, key=lambda message: (message.log_view, message.op)).commit
-
-    return [(view_change, "highest_commit", highest_commit)]
-
-
 @canary("one replica too few says that it never had an op, and it is dropped")
 def _nack_quorum_off_by_one() -> list[Patch]:
     original = view_change.choose
