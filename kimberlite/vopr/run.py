@@ -33,7 +33,6 @@ Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, on whom
 # E4: what a campaign of that many seeds must have reached, or it proves less than it seems to.
 LABELS_SEEDS_MIN = 100
 LABELS_WANTED = (
-    "DROPPED_BROKEN_CHAIN",
     "DROPPED_OLD_VIEW",
     "DROPPED_WRONG_CLUSTER",
     "DUPLICATE",
