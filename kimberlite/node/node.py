@@ -343,10 +343,11 @@ class Node:
         await self._peers.stop()
         if not self._failed:
             self._store.close()
-            # Only an end in order says so: after a failure the last values stay, and are served for a while.
-            self.recorder.close()
-            if self.telemetry is not None:
-                await self.telemetry.stop()
+        # Only an end in order says so; after a failure the last values stay, to be looked at.
+        self.recorder.close(in_order=not self._failed)
+        if self.telemetry is not None:
+            await self.telemetry.stop()
+        if not self._failed:
             region.remove(self.recorder.region)
 
     async def drain(self) -> None:

@@ -401,11 +401,12 @@ class Recorder:
         if sample.free_bytes is not None:
             self._set["disk_free"](sample.free_bytes)
 
-    def close(self) -> None:
-        """The replica ends in order: say so to the readers. Nothing may be recorded afterwards."""
+    def close(self, in_order: bool = True) -> None:
+        """The replica ends; when in order, say so to the readers. Nothing may be recorded afterwards."""
         if self._on_gc in gc.callbacks:
             gc.callbacks.remove(self._on_gc)
-        self.region.end()
+        if in_order:
+            self.region.end()
 
 
 def _nothing(event: Event) -> None:

@@ -120,6 +120,9 @@ class TelemetryProcess:
             )
             self._pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
+            if (process := self._forget()) is not None:
+                process.kill()
+                process.wait()
             self._failed(f"the telemetry process does not start: {error}")
             return
         self._loop.add_reader(self._pidfd, self._on_exit)

@@ -1,0 +1,111 @@
+"""The exposition holds what the catalogue declares: no more, no less, with its HELP and TYPE."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.prometheus import exposition
+from kimberlite.telemetry.reading import Reader
+from kimberlite.telemetry.recorder import Recorder
+from kimberlite.vsr.work import Event, EventKind
+
+REPLICAS = 3
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+by_units = pytest.mark.parametrize("units", catalogue.UNITS)
+
+
+def scrape(reader: Reader, units: str, accept: str = "") -> str:
+    body, _ = exposition(reader, units)(accept)
+    return body.decode()
+
+
+@by_units
+def test_both_directions(units: str, reader: Reader) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(scrape(reader, units))}
+    declared = {metric.exposed_name(units): metric for metric in catalogue.METRICS}
+    assert {name.removesuffix("_total") for name in declared} == set(families)
+    samples = 0
+    for name, metric in declared.items():
+        family = families[name.removesuffix("_total")]
+        assert family.type == metric.kind.name.lower()
+        assert family.documentation == metric.help
+        values = set()
+        for sample in family.samples:
+            samples += 1
+            assert sample.labels["cluster"] == "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"
+            assert sample.labels["replica_id"] == "1"
+            values.add(tuple(sample.labels[label.name] for label in metric.labels))
+        if metric.name not in catalogue.INFO_NAMES:
+            assert values == set(metric.label_values(REPLICAS))
+    assert samples == catalogue.series_count(REPLICAS)
+
+
+@by_units
+def test_openmetrics_when_asked_for(units: str, reader: Reader) -> None:
+    body, content_type = exposition(reader, units)(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    assert sum(len(family.samples) for family in parse_openmetrics(body.decode())) == catalogue.series_count(REPLICAS)
+    _, content_type = exposition(reader, units)("text/html")
+    assert content_type.startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("units", "name", "bound", "total"),
+    [("ms", "vsr_commit_latency_ms", "0.5", 3.4), ("base", "vsr_commit_latency_seconds", "0.0005", 0.0034)],
+)
+def test_units_of_a_histogram(
+    units: str, name: str, bound: str, total: float, recorder: Recorder, reader: Reader
+) -> None:
+    recorder.record([Event(EventKind.COMMITTED, 1, 1, ns) for ns in (400_000, 1_000_000, 2_000_000)])
+    text = scrape(reader, units)
+    labels = 'cluster="5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5",{le}replica_id="1"'
+
+    def value(suffix: str, le: str = "") -> float:
+        wanted = name + suffix + "{" + labels.format(le=f'le="{le}",' if le else "") + "} "
+        (line,) = [line for line in text.splitlines() if line.startswith(wanted)]
+        return float(line.removeprefix(wanted))
+
+    assert value("_bucket", bound) == 1
+    assert value("_bucket", "+Inf") == value("_count") == 3
+    assert value("_sum") == pytest.approx(total)
+
+
+def test_buckets_are_cumulative_and_end_at_the_count(recorder: Recorder, reader: Reader) -> None:
+    recorder.record([Event(EventKind.VIEW_CHANGED, 1, ns) for ns in range(0, 10**10, 10**8)])
+    families = {family.name: family for family in text_string_to_metric_families(scrape(reader, "ms"))}
+    samples = families["vsr_view_change_latency_ms"].samples
+    buckets = [sample.value for sample in samples if sample.name.endswith("_bucket")]
+    (count,) = [sample.value for sample in samples if sample.name.endswith("_count")]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == count == 100
+
+
+def test_instants_become_ages(reader: Reader, put: Callable[..., None], healthy: Callable[..., None]) -> None:
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(scrape(reader, "ms"))
+        for sample in family.samples
+    }
+    assert 0 <= values["vsr_last_commit_seconds"] < 10
+    assert math.isnan(values["vsr_oldest_uncommitted_seconds"])  # nothing waits
+
+
+def test_states_are_exclusive(reader: Reader, put: Callable[..., None]) -> None:
+    put("replica_status", 1)
+    text = scrape(reader, "ms")
+    found = dict(re.findall(r'vsr_replica_state\{.*state="(\w+)"\} (\S+)', text))
+    assert found == {state: "1.0" if state == "view_change" else "0.0" for state in catalogue.STATE.values}
+
+
+def test_large_counters_are_exact(recorder: Recorder, reader: Reader) -> None:
+    recorder.record([Event(EventKind.COMMITTED, 1, 2**53 - 1, 0)])
+    (shown,) = re.findall(r"^vsr_events_total\{.*\} (\S+)$", scrape(reader, "ms"), re.MULTILINE)
+    assert int(float(shown)) == 2**53 - 1
