@@ -61,12 +61,15 @@ bench: $(VENV)/stamp-package $(VENV)/stamp-test
 sim: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr run --seeds 0:1000 --jobs "$$(nproc)" $(ARGS)
 
-# The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own.
+# The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own. pytest captures
+# what Python prints and no more: a report of the sanitizers goes to the terminal. Too large an allocation fails, as it
+# does without them.
 asan:
 	$(MAKE) VENV=$(VENV)-asan BUILD=sanitize $(VENV)-asan/stamp-package $(VENV)-asan/stamp-test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 PYTHONMALLOC=malloc \
-	$(VENV)-asan/bin/pytest tests/fast tests/unit/storage $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONMALLOC=malloc \
+	$(VENV)-asan/bin/pytest --capture=sys tests/fast tests/unit/storage $(ARGS)
 
 docs: $(VENV)/stamp-package
 	$(BIN)/python docs/generate.py

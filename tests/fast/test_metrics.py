@@ -699,6 +699,15 @@ def test_a_sealed_slot_that_leads_astray(path: Path, field: str) -> None:
         assert refused(path, twin.seal()) is Refusal.BAD_BOUNDS, value
 
 
+def test_a_sealed_counter_has_no_bounds(path: Path) -> None:
+    data = small(path)
+    for offset, code, values in ((24, "<Q", WILD), (32, "<I", (1, 255))):
+        for value in values:
+            twin = Twin(data)
+            twin.word(256 + offset, value, code)
+            assert refused(path, twin.seal()) is Refusal.BAD_BOUNDS, value
+
+
 def test_a_sealed_header_that_leads_astray(path: Path) -> None:
     data = small(path)
     twin = Twin(data)

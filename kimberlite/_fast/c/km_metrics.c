@@ -219,10 +219,11 @@ static int is_zero(const uint8_t *bytes, size_t size)
 /* Upper bounds that ascend from 0 or more and end with INT64_MAX, all before the cells. */
 static int check_bounds(const uint8_t *base, const km_metrics_slot *slot, uint64_t from, uint64_t to)
 {
-    const int64_t *bounds = (const int64_t *)(base + slot->bounds_offset);
+    const int64_t *bounds;
 
     if (slot->bounds_offset % 8 || !inside(slot->bounds_offset, 8 * ((uint64_t)slot->bound_count + 1), from, to))
         return 0;
+    bounds = (const int64_t *)(base + slot->bounds_offset);
     for (uint32_t i = 0; i < slot->bound_count; i++)
         if (bounds[i] < 0 || bounds[i] >= bounds[i + 1])
             return 0;
@@ -239,7 +240,9 @@ static int check_slot(const km_metrics_map *map, const km_metrics_slot *slot, ui
     if (slot->cell_offset % 8 ||
         !inside(slot->cell_offset, 8 * cell_words(slot->kind, slot->bound_count), cells, map->size))
         return 0;
-    return slot->kind != KM_METRICS_HISTOGRAM || check_bounds(map->base, slot, slots_end, cells);
+    if (slot->kind != KM_METRICS_HISTOGRAM)
+        return slot->bound_count == 0 && slot->bounds_offset == 0;
+    return check_bounds(map->base, slot, slots_end, cells);
 }
 
 /* Nothing is read through an offset before it is known to lead inside, nothing is believed before
