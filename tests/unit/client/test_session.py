@@ -614,6 +614,39 @@ class SessionMachine(RuleBasedStateMachine):
             if answer is not None:
                 self.answers[replica].append(answer)
 
+    @rule()
+    def all_is_well_for_a_while(self) -> None:
+        """Connected, and every frame arrives: without this, few runs get beyond the registration."""
+        for replica in range(self.replicas):
+            self.connect(replica)
+        self.flush()
+        for _ in range(8):
+            for replica in range(self.replicas):
+                self.request_arrives(replica)
+                self.answer_arrives(replica)
+
+    @rule(first=st.sampled_from(["prepared", "lost", "busy"]), second=st.sampled_from(["too large", "evicted"]))
+    def a_retry_is_refused(self, first: str, second: str) -> None:
+        """The request in flight meets one fate, its next copy another."""
+        self.append(1, 0, None)
+        self.flush()
+        for fate in (first, second):
+            for replica in range(self.replicas):
+                if self.requests[replica]:
+                    if fate == "prepared":
+                        self.request_is_prepared_and_sent_elsewhere(replica)
+                    elif fate == "lost":
+                        self.requests[replica].pop(0)
+                    elif fate == "busy":
+                        self.request_is_refused(replica, Reason.BUSY_QUEUE)
+                    elif fate == "too large":
+                        self.request_is_too_large(replica)
+                    else:
+                        self.evict()
+                        self.request_arrives(replica)
+                self.answer_arrives(replica)
+            self.next_timer()
+
     @rule(replica=st.integers(0, 2), reason=st.sampled_from([Reason.BUSY_QUEUE, Reason.NOT_READY, Reason.DRAINING]))
     def request_is_refused(self, replica: int, reason: Reason) -> None:
         if self.requests[replica]:
@@ -701,5 +734,18 @@ class SessionMachine(RuleBasedStateMachine):
         self.what_failed_for_certain_is_not_in_the_log()
 
 
+@pytest.mark.parametrize("first", ["prepared", "lost", "busy"])
+@pytest.mark.parametrize("second", ["too large", "evicted"])
+def test_a_retry_that_is_refused_tells_the_truth_whatever_befell_the_first_copy(first: str, second: str) -> None:
+    machine = SessionMachine()
+    machine.append(1, 0, None)
+    machine.all_is_well_for_a_while()
+    assert machine.cluster.log
+    machine.a_retry_is_refused(first, second)
+    machine.append(2, 0, None)
+    machine.what_failed_for_certain_is_not_in_the_log()
+    machine.teardown()
+
+
 TestAgainstAModel = SessionMachine.TestCase
-TestAgainstAModel.settings = settings(max_examples=80, stateful_step_count=50)
+TestAgainstAModel.settings = settings(max_examples=50, stateful_step_count=40)
