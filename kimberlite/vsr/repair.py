@@ -196,9 +196,9 @@ def on_headers(r: Replica, message: Message) -> None:
     if r.is_primary and r.log.linked == r.log.op and _unknown_identity(r) is None:
         r.drop(message, DropReason.UNWANTED)
         return
-    r.headers_requested_at = None
-    if header.replica == r.primary and header.nonce >= r.started_at:
-        # Asked in this life: had an op above its head existed in this view, it would still know it.
+    asked, r.headers_requested_at = r.headers_requested_at, None
+    if header.replica == r.primary and header.nonce == asked:
+        # Asked in this life and view: had an op above its head existed in this view, it would still know it.
         r.log.give_up_above(header.position)
     head = r.log.op if r.is_primary else None
     for learned in decode_chain(r.codec, message.body):
