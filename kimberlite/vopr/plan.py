@@ -40,6 +40,7 @@ class Plan:
     garbage: float = 0.0  # share of torn units that become garbage
     event_bytes: int = 64
     replay: float = 0.0  # a frame sent long ago arrives again
+    forfeit_gap: int = 4096  # as CoreConfig.forfeit_gap
     clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
 
 
@@ -94,4 +95,5 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         event_bytes=random.choice((8, 64, 2000, 9000)),
         replay=some(0.02),
         clock_skew_ns=random.choice((0, 20, 2000)) * MS,
+        forfeit_gap=random.choice((8, 4096)),
     )

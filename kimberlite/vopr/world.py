@@ -348,6 +348,7 @@ class World:
                 plan.replica_count,
                 pipeline_max=plan.pipeline_max,
                 sessions_max=plan.sessions_max,
+                forfeit_gap=plan.forfeit_gap,
                 prepare_bytes_max=PREPARE_BYTES_MAX,
             ),
             codec=FastCodec(),

@@ -362,7 +362,9 @@ def _try_to_choose(r: Replica) -> None:
             r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
         return
     if choice.commit - r.log.linked > r.config.forfeit_gap:
-        suspect(r)  # too far behind to lead soon: let the view go to another
+        # Too far behind to lead soon: let the view go to another.
+        r.emit(EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked)
+        suspect(r)
         return
     if choice.dropped:
         r.emit(EventKind.SUFFIX_DROPPED, choice.suffix[-1].op + 1, choice.dropped)
