@@ -88,7 +88,8 @@ class Log:
         self._ready = asyncio.Event()
         self._tasks = [asyncio.create_task(self._dial(index)) for index in range(len(self._addresses))]
         try:
-            await asyncio.wait_for(self._ready.wait(), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await self._ready.wait()
         except TimeoutError:
             await self._stop()
             raise UnavailableError(
@@ -124,7 +125,9 @@ class Log:
                 future.exception()  # nobody has to look at it any more
         self._futures.clear()
         for answer in self._answers.values():
-            answer.cancel()
+            if not answer.done():
+                answer.set_exception(UnavailableError("the client was closed before the answer came"))
+        self._answers.clear()
 
     async def _dial(self, index: int) -> None:
         """Keep a connection to one address; the name is resolved on every attempt."""
@@ -139,16 +142,15 @@ class Log:
                     closed.set_result(None)
 
             try:
-                _, connection = await asyncio.wait_for(
-                    loop.create_connection(
+                # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    _, connection = await loop.create_connection(
                         lambda finish=finish: FrameConnection(  # type: ignore[misc]
                             on_frames=self._on_frames, on_open=keep_alive, on_closed=finish
                         ),
                         host,
                         port,
-                    ),
-                    CONNECT_TIMEOUT_S,
-                )
+                    )
             except OSError:
                 pass
             else:
@@ -172,8 +174,9 @@ class Log:
                     self._pump()
         for key, answer in list(self._answers.items()):
             if getattr(answer, "connection", None) is connection:
-                answer.cancel()
                 self._answers.pop(key, None)
+                if not answer.done():
+                    answer.set_exception(ConnectionResetError())
 
     def _frame(self, command: Command, **fields: Any) -> Message:
         return Message(framing.make_header(cluster=self._cluster, command=command, client=self._identity, **fields))
@@ -414,13 +417,10 @@ class Log:
         self._answers[request.header.checksum] = answer
         connection.send(request)
         try:
-            return await asyncio.wait_for(answer, timeout)
-        except TimeoutError:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except (TimeoutError, ConnectionError):
             return None
-        except asyncio.CancelledError:
-            if answer.cancelled() and connection.transport is None:
-                return None  # the connection is gone, not we
-            raise
         finally:
             self._answers.pop(request.header.checksum, None)
 

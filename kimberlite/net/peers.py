@@ -169,11 +169,14 @@ class PeerNetwork:
             closed: asyncio.Future[None] = loop.create_future()
             host, port = self._addresses[replica]
             try:
-                _, connection = await asyncio.wait_for(
-                    loop.create_connection(lambda closed=closed: self._dialled(replica, closed), host, port),  # type: ignore[misc]
-                    CONNECT_TIMEOUT_S,
-                )
-            except (TimeoutError, OSError):
+                # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    _, connection = await loop.create_connection(
+                        lambda closed=closed: self._dialled(replica, closed),  # type: ignore[misc]
+                        host,
+                        port,
+                    )
+            except OSError:  # and TimeoutError, which is one
                 pass
             else:
                 began = loop.time()
