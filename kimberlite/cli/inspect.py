@@ -114,6 +114,7 @@ def describe_superblock(block: superblocks.Superblock) -> dict[str, object]:
         "commit": state.commit,
         "base": state.base,
         "suffix_head": state.suffix_head,
+        "doubt": state.doubt,
         "suffix": [
             {
                 "op": header.op,
