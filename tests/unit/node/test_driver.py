@@ -13,7 +13,7 @@ from kimberlite.errors import InvariantError
 from kimberlite.node.driver import ROUNDS_MAX, Driver, FastCodec, known_headers
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Message, Operation, Status
+from kimberlite.types import Command, Message, Operation, Reason, Status
 from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
@@ -200,3 +200,49 @@ def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
     node.driver._run()
     assert node.driver.behind
     assert core.rounds == len(node.trace) == ROUNDS_MAX
+
+
+# What the core answers to requests that it does not accept
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"session": 999}, Reason.NO_SESSION),
+        ({"number": 3}, Reason.REQUEST_TOO_NEW),
+        ({"number": 0, "payloads": (b"x" * (3 << 20),)}, Reason.TOO_LARGE),
+    ],
+)
+def test_a_request_that_is_refused_is_not_journaled(fields: dict[str, Any], reason: Reason) -> None:
+    node = Alone()
+    session = node.register()
+    head = node.store.head
+    options = {"number": 1, "payloads": (b"a",), "session": session, **fields}
+    request = node.request(options["number"], *options["payloads"], session=options["session"])
+    node.driver.on_request(request, node.now)
+    (answer,) = node.trace
+    assert (answer.header.command, answer.header.reason) == (Command.REJECT, reason)
+    assert answer.header.context == request.header.checksum
+    assert node.store.head == head
+
+
+def test_a_draining_replica_answers_what_it_has_and_takes_nothing_new() -> None:
+    node = Alone()
+    session = node.register()
+    node.driver.core.drain()
+    node.driver.on_request(node.request(1, b"a", session=session), node.now)
+    (answer,) = node.trace
+    assert answer.header.reason == Reason.DRAINING
+
+
+def test_an_old_request_is_ignored_and_the_last_one_answered_again() -> None:
+    node = Alone()
+    session = node.register()
+    for number in (1, 2):
+        node.driver.on_request(node.request(number, b"%d" % number, session=session), node.now)
+    first = node.replies()
+    node.driver.on_request(node.request(1, b"1", session=session), node.now)
+    assert node.replies() == []
+    node.driver.on_request(node.request(2, b"2", session=session), node.now)
+    assert [reply.header.position for reply in node.replies()] == [first[-1].header.position]
+    assert len(node.machine.batches) == 2
