@@ -63,13 +63,14 @@ sim: $(VENV)/stamp-package
 
 # The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own. pytest captures
 # what Python prints and no more: a report of the sanitizers goes to the terminal. Too large an allocation fails, as it
-# does without them.
+# does without them. Freed memory is kept in quarantine, so the test of the resident size has nothing to say here.
 asan:
 	$(MAKE) VENV=$(VENV)-asan BUILD=sanitize $(VENV)-asan/stamp-package $(VENV)-asan/stamp-test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	PYTHONMALLOC=malloc \
-	$(VENV)-asan/bin/pytest --capture=sys tests/fast tests/unit/storage $(ARGS)
+	$(VENV)-asan/bin/pytest --capture=sys \
+	--deselect tests/fast/test_append.py::test_no_memory_is_lost tests/fast tests/unit/storage $(ARGS)
 
 docs: $(VENV)/stamp-package
 	$(BIN)/python docs/generate.py
