@@ -167,7 +167,7 @@ def test_applied_bodies_are_kept_up_to_a_number_of_bytes() -> None:
         log.forget(op)
     assert sum(message.header.size for message in log.bodies.values()) <= BODIES_BYTES
     assert 10 in log.bodies
-    assert set(range(0, 11)) <= set(log.headers)
+    assert set(range(11)) <= set(log.headers)
 
 
 def test_damage_beyond_recognition_is_no_nack_when_its_identity_is_learned() -> None:
