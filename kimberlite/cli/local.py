@@ -26,7 +26,7 @@ from kimberlite.types import REPLICAS_MAX
 
 HOST = "127.0.0.1"
 PEER_PORT_OFFSET = 1000
-TELEMETRY_PORT = 9471
+TELEMETRY_PORT_OFFSET = 2371  # 9471 and following for the default port, 7100
 STOP_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.05
 # Below the range from which Linux takes ports of outgoing connections (32768 and above).
@@ -114,7 +114,7 @@ class LocalCluster:
             for index, address in enumerate(addresses)
         ]
         for replica in self.replicas if self.telemetry else ():
-            replica.telemetry = f"{HOST}:{telemetry_port(TELEMETRY_PORT + replica.index)}"
+            replica.telemetry = f"{HOST}:{telemetry_port(self.port + TELEMETRY_PORT_OFFSET + replica.index)}"
         existing = sorted(path.parent.name for path in self.directory.glob("*/node.toml"))
         if existing:
             if existing != [str(index) for index in range(self.replica_count)]:
@@ -260,8 +260,8 @@ def free_port(count: int) -> int:
 
 
 def telemetry_port(preferred: int) -> int:
-    """The preferred port when it is free, otherwise another one."""
-    return preferred if is_free(preferred) else free_port(1)
+    """The preferred port when it is one and free, otherwise another one."""
+    return preferred if preferred < 1 << 16 and is_free(preferred) else free_port(1)
 
 
 def with_children(pids: Sequence[int]) -> list[int]:
