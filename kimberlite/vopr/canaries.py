@@ -166,16 +166,14 @@ def _replica_counted_twice() -> list[Patch]:
     return [(normal, "_count", count)]
 
 
-@canary("an acknowledgement given in an older view counts in this one")
+@canary("an acknowledgement of an older view counts, by its number")
 def _old_view_ack_counted() -> list[Patch]:
     original = normal.on_prepare_ok
 
     def on_prepare_ok(r: Replica, message: Message) -> None:
         header = message.header
-        known = r.log.headers.get(header.op)
-        if header.view < r.view and r.status == Status.NORMAL and r.is_primary and known is not None:
-            if known.checksum == header.context:
-                normal._count(r, header.replica, header.op)
+        if header.view < r.view and r.status == Status.NORMAL and r.is_primary and header.replica != r.index:
+            normal._count(r, header.replica, header.op)
         else:
             original(r, message)
 
