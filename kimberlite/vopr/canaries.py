@@ -166,20 +166,6 @@ def _replica_counted_twice() -> list[Patch]:
     return [(normal, "_count", count)]
 
 
-@canary("an acknowledgement of an older view counts, by its number")
-def _old_view_ack_counted() -> list[Patch]:
-    original = normal.on_prepare_ok
-
-    def on_prepare_ok(r: Replica, message: Message) -> None:
-        header = message.header
-        if header.view < r.view and r.status == Status.NORMAL and r.is_primary and header.replica != r.index:
-            normal._count(r, header.replica, header.op)
-        else:
-            original(r, message)
-
-    return [(replica._HANDLERS, Command.PREPARE_OK, on_prepare_ok)]
-
-
 @canary("a backup acknowledges its highest entry, with gaps below it")
 def _ack_with_gap_below() -> list[Patch]:
     def acknowledged_op(r: Replica) -> int:
@@ -288,11 +274,6 @@ def _view_not_persisted() -> list[Patch]:
 @canary("the journal is not cut where a view change says so")
 def _divergent_tail_kept() -> list[Patch]:
     return [(store.Store, "truncate", lambda self, op: None)]
-
-
-@canary("the newest single copy of the superblock wins")
-def _newest_superblock_copy_wins() -> list[Patch]:
-    return [(superblock, "READ_QUORUM", 1)]
 
 
 @canary("all copies of the superblock are written at once")
