@@ -400,9 +400,9 @@ class Replica:
         self.note_committed()
 
     def note_committed(self) -> None:
-        """In normal status this log is a prefix of the canonical one, so that a commit
-        number speaks of its entries too."""
-        if self.status == Status.NORMAL and self.log_view == self.view:
+        """In its own view, from the moment it is installed, this log is a prefix of the canonical
+        one, so that a commit number speaks of its entries too: what it allows to apply is never dropped."""
+        if self.log_view == self.view:
             self.log.committed = max(self.log.committed, min(self.commit_max, self.log.linked))
 
     def set_status(self, status: Status) -> None:
