@@ -32,6 +32,8 @@ DIAL_FIRST_S = 0.02
 DIAL_MAX_S = 1.0
 CONNECT_TIMEOUT_S = 2.0
 CONNECTIONS_MAX = 64  # accepted on the peer port
+# Refusals that say that one of the two is not who the other one looks for; others may pass.
+STRANGER = frozenset({Reason.WRONG_CLUSTER, Reason.WRONG_SIZE, Reason.WRONG_REPLICA})
 
 
 def keep_alive(connection: FrameConnection) -> None:
@@ -67,7 +69,7 @@ async def listen(factory: Callable[[], FrameConnection], host: str, port: int, w
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the process at the address of a replica is not that replica: what it said of itself."""
+    """Why the process at the address of a replica is not that replica: what it said of itself. reason: of STRANGER."""
 
     reason: Reason
     host: str
@@ -82,9 +84,7 @@ class Refusal:
             return f"{where} belongs to cluster {self.cluster.hex()}"
         if self.reason == Reason.WRONG_SIZE:
             return f"{where} belongs to a cluster of {self.replica_count} replicas"
-        if self.reason == Reason.WRONG_REPLICA:
-            return f"{where} is replica {self.replica}"
-        return f"{where} refuses this replica: {self.reason.name.lower().replace('_', ' ')}"
+        return f"{where} is replica {self.replica}"
 
 
 class PeerNetwork:
@@ -213,7 +213,7 @@ class PeerNetwork:
             if header.cluster != self._cluster:
                 reason = Reason.WRONG_CLUSTER
             elif header.command == Command.REJECT:
-                reason = Reason(header.reason)
+                reason = next((reason for reason in STRANGER if reason == header.reason), Reason.MALFORMED)
             elif header.command == Command.HELLO and header.replica != replica:
                 reason = Reason.WRONG_REPLICA
             elif header.command == Command.HELLO:
@@ -224,7 +224,7 @@ class PeerNetwork:
             self._counters.message_dropped(reason.name.lower())
             connection.close()
             known = self.refusals.get(replica)
-            if known is None or known.reason != reason:
+            if reason in STRANGER and (known is None or known.reason != reason):
                 refusal = Refusal(reason, *self._addresses[replica], header.cluster, header.replica, header.count)
                 self.refusals[replica] = refusal
                 if self._on_refusal is not None:
