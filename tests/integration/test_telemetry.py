@@ -340,7 +340,12 @@ class Player:
             self.signal(replica, signal.SIGSTOP)
         try:
             clients[0].socket.sendall(clients[0].request(1))
-            self.until(lambda: step.high[step.primary]["pipeline_depth"] == 1, "the pipeline is full")
+
+            def full() -> bool:
+                told: Any = probe.fetch_status(self.cluster.addresses[step.primary], 5)
+                return bool(told["pipeline"]["depth"] == 1)
+
+            self.until(full, "the pipeline is full")
             for client in clients[1:]:
                 client.socket.sendall(client.request(1))
             address = self.cluster.replicas[step.primary].telemetry
