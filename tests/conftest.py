@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import HealthCheck, settings
 
 # No test depends on how fast the machine is: the suite also runs under sanitizers and
 # beside other work. A failure prints the blob that reproduces it.
 settings.register_profile("kimberlite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kimberlite")
+
+# A test's own interpreters see the installed package, as the tests do: not the checkout they are started in.
+os.environ["PYTHONSAFEPATH"] = "1"

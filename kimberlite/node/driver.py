@@ -1,9 +1,11 @@
 """The driver: carries out the core's Work on a store, a network and a state machine.
 
-Shared by the node and the simulator: it has no clock and does no I/O of its own. Every
-input method runs the core until it asks for nothing more, or for ROUNDS_MAX rounds: a
-long replay must not keep the caller from its sockets. Then `behind` is true and the
-caller calls `on_tick` again as soon as it has looked at everything else.
+Shared by the node and the simulator: it does no I/O of its own, and its clock is given to it
+(monotonic nanoseconds). It is read at every input, after every write and after every
+execution, so that what these took is in the latencies. Every input method runs the core until
+it asks for nothing more, or for ROUNDS_MAX rounds: a long replay must not keep the caller from
+its sockets. Then `behind` is true and the caller calls `on_tick` again as soon as it has looked
+at everything else.
 
 Order within a round: messages leave, then superblock and journal writes are submitted (the
 messages travel meanwhile), then committed operations are applied.
@@ -13,7 +15,7 @@ May import: errors, types, state_machine, vsr, _fast, storage.interface.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kimberlite._fast import events, framing
@@ -25,7 +27,6 @@ from kimberlite.vsr.codec import ClientRequest
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result
 from kimberlite.vsr.work import (
-    Admission,
     Apply,
     Event,
     Persist,
@@ -72,7 +73,13 @@ class Driver:
     """One replica's core with its store, network, state machine and recorder."""
 
     def __init__(
-        self, core: Replica, store: LogStore, machine: StateMachine, network: Network, recorder: Recorder
+        self,
+        core: Replica,
+        store: LogStore,
+        machine: StateMachine,
+        network: Network,
+        recorder: Recorder,
+        clock: Callable[[], int],
     ) -> None:
         self.core = core
         self.store = store
@@ -80,75 +87,52 @@ class Driver:
         self.network = network
         self.recorder = recorder
         self._truncations: dict[int, int] = {}  # token -> op to truncate the journal to
+        self._clock = clock
         self._now = 0
         self.behind = False
 
     # Inputs
 
-    def start(self, now: int) -> None:
+    def start(self) -> None:
         """After construction: carry out what recovery asks for."""
-        self._now = now
+        self._now = self._clock()
         self._run()
 
-    def on_messages(self, messages: Sequence[Message], now: int) -> None:
-        """Frames from peers, in order of arrival."""
-        self._now = now
-        core = self.core
-        for message in messages:
-            core.step(message, now)
-        self._run()
-
-    def on_message(self, message: Message, now: int) -> None:
-        self.on_messages((message,), now)
-
-    def on_requests(self, messages: Sequence[Message], now: int) -> None:
-        """Client requests, in order of arrival. Bodies are checked before they enter the log."""
-        self._now = now
-        for message in messages:
-            self._propose(message, now)
-        self._run()
-
-    def on_request(self, message: Message, now: int) -> None:
-        self.on_requests((message,), now)
-
-    def on_input(self, messages: Sequence[Message], requests: Sequence[Message], now: int) -> None:
-        """Everything that came within one turn of the caller's loop; one round for all."""
-        self._now = now
+    def on_input(self, messages: Sequence[Message] = (), requests: Sequence[Message] = ()) -> None:
+        """Frames from peers and requests of clients, each in order of arrival: one round for all that
+        came within one turn of the caller's loop."""
+        now = self._now = self._clock()
         for message in messages:
             self.core.step(message, now)
         for request in requests:
             self.core.propose(request, now)
         self._run()
 
-    def on_damage(self, now: int) -> None:
+    def on_damage(self) -> None:
         """A reader could not read an entry: have it repaired."""
-        self._now = now
+        self._now = self._clock()
         self._note_damage()
         self._run()
 
-    def step_down(self, now: int) -> None:
+    def step_down(self) -> None:
         """As primary: ask the others to take over."""
-        self._now = now
-        self.core.step_down(now)
+        self._now = self._clock()
+        self.core.step_down(self._now)
         self._run()
 
-    def on_disk(self, now: int) -> None:
+    def on_disk(self) -> None:
         """Writes may have completed. Raises WriteFailedError: the process must end."""
-        self._now = now
-        if self._collect(now):
+        if self._collect():
             self._run()
 
-    def on_tick(self, now: int) -> None:
-        self._now = now
-        self._collect(now)
+    def on_tick(self) -> None:
+        """Time has passed."""
+        self._collect()
         self._note_damage()
-        self.core.tick(now)
+        self.core.tick(self._now)
         self._run()
 
     # The round
-
-    def _propose(self, message: Message, now: int) -> Admission:
-        return self.core.propose(message, now)
 
     def _run(self) -> None:
         core = self.core
@@ -174,10 +158,11 @@ class Driver:
             if work.events:
                 self.recorder.record(work.events)
             if work.persist:
-                self._collect(self._now)  # an inline disk has completed already
+                self._collect()  # an inline disk has completed already
         self.behind = True
 
-    def _collect(self, now: int) -> bool:
+    def _collect(self) -> bool:
+        now = self._now = self._clock()
         tokens = self.store.completions()
         for token in tokens:
             if token < 0:
@@ -288,6 +273,7 @@ class Driver:
             header=header.count,
             requests=position - header.position,
         )
+        self._now = self._clock()
         self.core.applied_op(header.op, results, self._now)
 
 

@@ -294,7 +294,9 @@ class Node:
             now=now,
         )
         core.set_clock_offset(time.time_ns() - now)
-        self.driver = Driver(core, self._store, MeasuredMachine(self.machine, self.recorder), self, self.recorder)
+        self.driver = Driver(
+            core, self._store, MeasuredMachine(self.machine, self.recorder), self, self.recorder, time.monotonic_ns
+        )
         self._peers = PeerNetwork(
             index=core.index,
             addresses=config.peer_addresses,
@@ -425,7 +427,7 @@ class Node:
         self._round_scheduled = self.recorder.turn_pending = False
         messages, self._messages = self._messages, []
         requests, self._requests = self._requests, []
-        self._run(lambda now: self.driver.on_input(messages, requests, now))
+        self._run(lambda: self.driver.on_input(messages, requests))
 
     def _on_disk(self) -> None:
         self._run(self.driver.on_disk)
@@ -443,13 +445,13 @@ class Node:
             self._update_gauges()
             self.recorder.handled()
 
-    def _run(self, action: Callable[[int], None]) -> None:
+    def _run(self, action: Callable[[], None]) -> None:
         """Let the driver act. What it cannot survive ends this replica at once."""
         if self._failed or self._stopping:
             return
         left = self.recorder.switch(PROTOCOL)
         try:
-            action(time.monotonic_ns())
+            action()
         except KimberliteError as error:
             self._fail(error)
             return

@@ -183,7 +183,7 @@ class Recorder:
         def on_committed(event: Event) -> None:
             committed()
             events(event.b)
-            if event.c:
+            if event.c >= 0:
                 commit(event.c)
 
         return {

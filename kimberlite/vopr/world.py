@@ -357,7 +357,9 @@ class World:
             seed=self.schedule.getrandbits(64),
             now=self.now,
         )
-        driver = ObservedDriver(core, store, DigestMachine(), _Port(self, index), Observer(self, index))
+        driver = ObservedDriver(
+            core, store, DigestMachine(), _Port(self, index), Observer(self, index), lambda: self.now
+        )
         driver.world, driver.index = self, index
         skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)
         core.set_clock_offset(EPOCH_NS + skew)
@@ -372,7 +374,7 @@ class World:
         self.at(self.now, lambda: self._act(index, life, driver.start))
         return node
 
-    def _act(self, index: int, life: int, action: Callable[[int], None]) -> None:
+    def _act(self, index: int, life: int, action: Callable[[], None]) -> None:
         """Give an input to a replica, unless it has died since; then check it."""
         node = self.nodes[index]
         if node.life != life or not node.up:
@@ -381,7 +383,7 @@ class World:
             node.backlog.append(lambda: self._act(index, life, action))
             return
         try:
-            action(self.now)
+            action()
         except WriteFailedError:
             self.crash(index)
             return
@@ -408,9 +410,9 @@ class World:
         if isinstance(destination, int):
             node = self.nodes[destination]
             if isinstance(source, int):
-                self._act(destination, node.life, lambda now: node.driver.on_message(message, now))
+                self._act(destination, node.life, lambda: node.driver.on_input(messages=[message]))
             else:
-                self._act(destination, node.life, lambda now: node.driver.on_request(message, now))
+                self._act(destination, node.life, lambda: node.driver.on_input(requests=[message]))
         else:
             self.clients[int(destination.split()[1])].step(message)
 

@@ -373,7 +373,7 @@ def on_applied(r: Replica, op: int, results: Sequence[Result]) -> None:
     events = sum(result.events for result in results)
     r.positions += events
     entered = r.entered.pop(op, None)
-    r.emit(EventKind.COMMITTED, op, events, r.now - entered if entered is not None else 0)
+    r.emit(EventKind.COMMITTED, op, events, r.now - entered if entered is not None else -1)
     if prepared is None:
         return
     invariant(

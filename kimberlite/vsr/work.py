@@ -89,7 +89,7 @@ class EventKind(IntEnum):
     PREPARED = auto()  # op, events, bytes
     PREPARE_ACKED = auto()  # op, nanoseconds since it was prepared (quorum reached), replica whose ack decided
     JOURNALED = auto()  # op, nanoseconds from entering this replica's log to durable here, 1 when primary
-    COMMITTED = auto()  # op, events, nanoseconds since it entered this replica's log (0 when it came by repair)
+    COMMITTED = auto()  # op, events, nanoseconds since it entered this replica's log (-1 when it came by repair)
     QUEUED = auto()  # nanoseconds the oldest request of a batch waited
     REPLIED = auto()  # op, nanoseconds between receipt and reply, those its client saw for the request before (or 0)
     REJECTED = auto()  # reason

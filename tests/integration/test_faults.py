@@ -219,8 +219,7 @@ def test_replicas_that_start_one_after_another(
         rows: list[dict[str, Any]] = json.loads(shown)["replicas"]
         return rows[0]
 
-    wait_until(lambda: bool(status()["reachable"]), "it answers")
-    assert status()["unhealthy"]
+    wait_until(lambda: bool(status()["reachable"] and status()["unhealthy"]), "it answers, and says what it lacks")
     assert status()["role"] != "primary"
     refused = kimberlite_command("append", "--timeout", "1", addresses=[address], input=b"x\n", code=None)
     assert refused.returncode in (24, 40)

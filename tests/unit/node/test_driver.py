@@ -67,10 +67,10 @@ class Alone:
             seed=1,
             now=self.now,
         )
-        self.driver = Driver(core, self.store, self.machine, self, self)
+        self.driver = Driver(core, self.store, self.machine, self, self, lambda: self.now)
         if damage:
             make_unreadable(self.files, "journal-00000000", damage - 1)
-        self.driver.start(self.now)
+        self.driver.start()
 
     def send(self, replica: int, message: Message) -> None:
         self.trace.append(("send", replica))
@@ -87,7 +87,7 @@ class Alone:
             if core.status == Status.NORMAL and core.ready and not self.driver.behind:
                 return self
             self.now += 1_000_000
-            self.driver.on_tick(self.now)
+            self.driver.on_tick()
         raise AssertionError("a lone replica leads")
 
     def request(self, number: int, *payloads: bytes, session: int = 0) -> Message:
@@ -112,7 +112,7 @@ class Alone:
         return found
 
     def register(self) -> int:
-        self.settle().driver.on_request(self.request(0), self.now)
+        self.settle().driver.on_input(requests=[self.request(0)])
         (reply,) = self.replies()
         return int(reply.header.session)
 
@@ -120,7 +120,7 @@ class Alone:
 def test_a_request_is_journaled_applied_and_answered_in_one_call_when_the_disk_is_quick() -> None:
     node = Alone()
     session = node.register()
-    node.driver.on_request(node.request(1, b"a", b"b", session=session), node.now)
+    node.driver.on_input(requests=[node.request(1, b"a", b"b", session=session)])
     (reply,) = node.replies()
     assert (reply.header.position, reply.header.count, reply.body) == (0, 2, b"reply")
     (batch,) = node.machine.batches
@@ -130,13 +130,13 @@ def test_a_request_is_journaled_applied_and_answered_in_one_call_when_the_disk_i
 
 def test_nothing_is_answered_before_it_is_durable() -> None:
     node = Alone(latency=1000)
-    node.settle().driver.on_request(node.request(0), node.now)
+    node.settle().driver.on_input(requests=[node.request(0)])
     assert node.replies() == []
     node.now += 1000
-    node.driver.on_disk(node.now)
+    node.driver.on_disk()
     assert node.replies() == [], "the entry is durable, its witness is not"
     node.now += 1000
-    node.driver.on_disk(node.now)
+    node.driver.on_disk()
     assert len(node.replies()) == 1
 
 
@@ -144,14 +144,14 @@ def test_after_a_restart_everything_is_applied_again_in_order() -> None:
     node = Alone()
     session = node.register()
     for number in range(1, 40):
-        node.driver.on_request(node.request(number, b"%d" % number, session=session), node.now)
+        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
     node.replies()
     again = Alone(node.files).settle()
     assert [event_batches.slice(batch.body, 0, 1)[0] for batch in again.machine.batches] == [
         b"%d" % number for number in range(1, 40)
     ]
     # The reply to the last request is remembered.
-    again.driver.on_request(node.request(39, b"39", session=session), again.now)
+    again.driver.on_input(requests=[node.request(39, b"39", session=session)])
     (reply,) = again.replies()
     assert (reply.header.position, reply.body) == (38, b"reply")
 
@@ -160,12 +160,12 @@ def test_applying_stops_at_a_damaged_entry() -> None:
     node = Alone()
     session = node.register()
     for number in range(1, 6):
-        node.driver.on_request(node.request(number, b"%d" % number, session=session), node.now)
+        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
     damaged = 4
     again = Alone(node.files, damage=damaged)
     for _ in range(50):
         again.now += 5_000_000
-        again.driver.on_tick(again.now)
+        again.driver.on_tick()
     assert [batch.op for batch in again.machine.batches] == [2, 3]  # op 1 registers the session
     assert again.driver.core.applied == damaged - 1
     assert damaged in again.driver.core.log.faulty
@@ -177,7 +177,7 @@ def test_a_state_machine_that_does_not_answer_each_batch_is_named(extra: int) ->
     node = Alone(machine=Machine(extra))
     session = node.register()
     with pytest.raises(InvariantError, match="one reply for each batch"):
-        node.driver.on_request(node.request(1, b"a", session=session), node.now)
+        node.driver.on_input(requests=[node.request(1, b"a", session=session)])
 
 
 class Endless:
@@ -219,7 +219,7 @@ def test_a_request_that_is_refused_is_not_journaled(fields: dict[str, Any], reas
     head = node.store.head
     options = {"number": 1, "payloads": (b"a",), "session": session, **fields}
     request = node.request(options["number"], *options["payloads"], session=options["session"])
-    node.driver.on_request(request, node.now)
+    node.driver.on_input(requests=[request])
     (answer,) = node.trace
     assert (answer.header.command, answer.header.reason) == (Command.REJECT, reason)
     assert answer.header.context == request.header.checksum
@@ -230,7 +230,7 @@ def test_a_draining_replica_answers_what_it_has_and_takes_nothing_new() -> None:
     node = Alone()
     session = node.register()
     node.driver.core.drain()
-    node.driver.on_request(node.request(1, b"a", session=session), node.now)
+    node.driver.on_input(requests=[node.request(1, b"a", session=session)])
     (answer,) = node.trace
     assert answer.header.reason == Reason.DRAINING
 
@@ -239,10 +239,32 @@ def test_an_old_request_is_ignored_and_the_last_one_answered_again() -> None:
     node = Alone()
     session = node.register()
     for number in (1, 2):
-        node.driver.on_request(node.request(number, b"%d" % number, session=session), node.now)
+        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
     first = node.replies()
-    node.driver.on_request(node.request(1, b"1", session=session), node.now)
+    node.driver.on_input(requests=[node.request(1, b"1", session=session)])
     assert node.replies() == []
-    node.driver.on_request(node.request(2, b"2", session=session), node.now)
+    node.driver.on_input(requests=[node.request(2, b"2", session=session)])
     assert [reply.header.position for reply in node.replies()] == [first[-1].header.position]
     assert len(node.machine.batches) == 2
+
+
+def test_what_an_inline_write_and_the_state_machine_take_is_in_the_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Alone()
+    session = node.register()
+    append, apply = node.store.append, node.machine.apply
+
+    def slow_append(token: int, entries: Sequence[Message]) -> None:
+        append(token, entries)
+        node.now += 300
+
+    def slow_apply(batches: Sequence[Batch]) -> Sequence[bytes]:
+        node.now += 20
+        return apply(batches)
+
+    monkeypatch.setattr(node.store, "append", slow_append)
+    monkeypatch.setattr(node.machine, "apply", slow_apply)
+    node.events.clear()
+    node.driver.on_input(requests=[node.request(1, b"a", session=session)])
+    took = {event.kind: event for event in node.events}
+    assert took[EventKind.JOURNALED].b == 300
+    assert took[EventKind.COMMITTED].c == took[EventKind.REPLIED].b == 320

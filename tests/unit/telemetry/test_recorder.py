@@ -69,7 +69,7 @@ def gauge(recorder: Recorder, name: str) -> float:
             Event(EventKind.COMMITTED, 7, 12, 900),
             {'operations{outcome="committed"}': 1, "events": 12, "commit_latency": 1},
         ),
-        (Event(EventKind.COMMITTED, 7, 12, 0), {'operations{outcome="committed"}': 1, "events": 12}),
+        (Event(EventKind.COMMITTED, 7, 12, -1), {'operations{outcome="committed"}': 1, "events": 12}),
         (Event(EventKind.REPLIED, 7, 900, 1500), {"request_latency": 1, "client_latency": 1}),
         (Event(EventKind.REPLIED, 7, 900, 0), {"request_latency": 1}),
         (Event(EventKind.REJECTED, Reason.BUSY_QUEUE), {'requests_rejected{reason="busy_queue"}': 1}),

@@ -106,9 +106,9 @@ class Cluster:
                 events.extend(batch)
 
         port = Port()
-        node = Node(index, Driver(core, store, machine, port, port), store, machine, events)
+        node = Node(index, Driver(core, store, machine, port, port, lambda: self.now), store, machine, events)
         self.nodes[index] = node
-        node.driver.start(self.now)
+        node.driver.start()
         return node
 
     def crash(self, index: int) -> None:
@@ -128,7 +128,7 @@ class Cluster:
             source, target, message = self.queue.pop(0)
             node = self.nodes[target]
             if node is not None and not self.lost(source, target, message):
-                node.driver.on_message(message, self.now)
+                node.driver.on_input(messages=[message])
 
     def run(self, ms: int, until: Callable[[], bool] | None = None) -> None:
         """Let time pass; with `until`, as much as it takes up to `ms`."""
@@ -141,7 +141,7 @@ class Cluster:
             for node in self.up:
                 deadline = node.core.next_deadline()
                 if deadline is not None and deadline <= self.now:
-                    node.driver.on_tick(self.now)
+                    node.driver.on_tick()
         self.deliver()
         assert until is None or until(), "it did not come to that"
 
@@ -178,7 +178,7 @@ class Cluster:
 
     def register(self, client: int = 1) -> None:
         primary = self.settle()
-        primary.driver.on_request(self.request(0, b"", client, Operation.REGISTER), self.now)
+        primary.driver.on_input(requests=[self.request(0, b"", client, Operation.REGISTER)])
         self.run(2000, lambda: any(answer.header.command == Command.REPLY for answer in primary.answers))
         self.session = primary.answers[-1].header.session
         primary.answers.clear()
@@ -186,7 +186,7 @@ class Cluster:
     def append(self, number: int, payload: bytes) -> Message:
         """One request, answered."""
         primary = self.settle()
-        primary.driver.on_request(self.request(number, payload), self.now)
+        primary.driver.on_input(requests=[self.request(number, payload)])
         self.run(5000, lambda: bool(primary.answers))
         answer = primary.answers.pop()
         assert answer.header.command == Command.REPLY
@@ -269,7 +269,7 @@ def test_an_uncommitted_tail_is_not_taken_as_committed(cluster: Cluster) -> None
     cluster.lost = lambda source, target, message: (
         message.header.command == Command.PREPARE_OK or (message.header.command == Command.PREPARE and target != holder)
     )
-    old.driver.on_request(cluster.request(1, b"tail"), cluster.now)
+    old.driver.on_input(requests=[cluster.request(1, b"tail")])
     cluster.run(50)
     assert backups[0].store.head == old.store.head == committed + 1
     cluster.crash(old.index)
@@ -305,14 +305,14 @@ def test_a_backup_truncates_its_divergent_tail_and_acknowledges_by_identity(clus
     others = {0, 1, 2} - {old.index}
     cluster.append(1, b"common")
     cluster.lost = between({old.index}, others)
-    old.driver.on_request(cluster.request(2, b"divergent"), cluster.now)
+    old.driver.on_input(requests=[cluster.request(2, b"divergent")])
     divergent = old.store.header(old.store.head)
     cluster.run(
         20_000,
         lambda: any(node.core.is_primary and node.core.ready for node in cluster.up if node is not old),
     )
     (new,) = [node for node in cluster.up if node is not old and node.core.is_primary]
-    new.driver.on_request(cluster.request(2, b"canonical"), cluster.now)
+    new.driver.on_input(requests=[cluster.request(2, b"canonical")])
     cluster.run(5000, lambda: new.machine.applied == [b"common", b"canonical"])
     assert divergent is not None
     assert new.store.head >= divergent.op
@@ -367,7 +367,7 @@ def test_catching_up_keeps_what_was_there(cluster: Cluster) -> None:
     cluster.lost = between({0, 1, 2} - {away.index})
     for number in range(2, 30):
         primary = next(node for node in cluster.up if node.core.is_primary and node is not away)
-        primary.driver.on_request(cluster.request(number, b"%d" % number), cluster.now)
+        primary.driver.on_input(requests=[cluster.request(number, b"%d" % number)])
         cluster.run(5000, lambda primary=primary: bool(primary.answers))  # type: ignore[misc]
         primary.answers.clear()
     cluster.lost = lambda source, target, message: False
@@ -382,12 +382,12 @@ def test_a_duplicate_of_a_request_in_flight_is_not_prepared_twice(cluster: Clust
     cluster.lost = lambda source, target, message: message.header.command == Command.PREPARE_OK
     request = cluster.request(1, b"once")
     for _ in range(3):
-        primary.driver.on_request(request, cluster.now)
+        primary.driver.on_input(requests=[request])
         cluster.run(20)
     assert primary.store.head == head + 1
     cluster.lost = lambda source, target, message: False
     cluster.run(2000, lambda: bool(primary.answers))
-    primary.driver.on_request(request, cluster.now)
+    primary.driver.on_input(requests=[request])
     assert [answer.header.position for answer in primary.answers] == [0, 0], "the stored reply"
     cluster.run(500)
     assert primary.machine.applied == [b"once"]
@@ -399,7 +399,7 @@ def test_repair_requests_expire_and_are_made_again(cluster: Cluster) -> None:
     primary = cluster.primary
     cluster.lost = lambda source, target, message: target == away.index and message.header.command == Command.PREPARE
     for number in range(2, 40):
-        primary.driver.on_request(cluster.request(number, b"%d" % number), cluster.now)
+        primary.driver.on_input(requests=[cluster.request(number, b"%d" % number)])
         cluster.run(5000, lambda: bool(primary.answers))
         primary.answers.clear()
     cluster.run(3000)  # every answer is lost, more often than there are slots
@@ -482,7 +482,7 @@ def test_waiting_clients_are_answered_when_the_view_changes(cluster: Cluster) ->
     old = cluster.primary
     cluster.lost = between({old.index}, {0, 1, 2} - {old.index})
     for client in range(1, 4):
-        old.driver.on_request(cluster.request(1, b"%d" % client, client), cluster.now)
+        old.driver.on_input(requests=[cluster.request(1, b"%d" % client, client)])
     assert not [answer for answer in old.answers if answer.header.client == b"\x01" * 16]
     cluster.run(20_000, lambda: any(node.core.is_primary and node.core.ready for node in cluster.up if node is not old))
     cluster.lost = lambda source, target, message: False
@@ -492,7 +492,7 @@ def test_waiting_clients_are_answered_when_the_view_changes(cluster: Cluster) ->
         (Command.REJECT, Reason.NOT_PRIMARY)
     ]
     primary = cluster.settle()
-    primary.driver.on_request(cluster.request(1, b"1"), cluster.now)
+    primary.driver.on_input(requests=[cluster.request(1, b"1")])
     cluster.run(5000, lambda: bool(primary.answers))
     cluster.run(1000)
     assert primary.machine.applied == [b"1"]
@@ -502,7 +502,7 @@ def test_what_a_dropped_op_was_measured_by_is_forgotten(cluster: Cluster) -> Non
     old = cluster.primary
     cluster.lost = between({old.index}, {0, 1, 2} - {old.index})
     for client in range(1, 9):
-        old.driver.on_request(cluster.request(1, b"%d" % client, client), cluster.now)
+        old.driver.on_input(requests=[cluster.request(1, b"%d" % client, client)])
         cluster.run(5)
     assert old.core.entered
     cluster.run(20_000, lambda: any(node.core.is_primary and node.core.ready for node in cluster.up if node is not old))
