@@ -35,7 +35,7 @@ from kimberlite.errors import (
 )
 from kimberlite.storage.interface import SECTOR, Write
 
-ZERO_CHUNK = 1 << 20
+ZERO_CHUNK = 1 << 18  # a write that commits wait for waits behind one of these at most
 LOCK_NAME = "lock"
 NEW = ".new"  # suffix of a file that is not whole yet
 MODES = ("auto", "direct", "buffered")
