@@ -20,6 +20,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from kimberlite.errors import (
 from kimberlite.storage.interface import SECTOR, Write
 
 ZERO_CHUNK = 1 << 18  # a write that commits wait for waits behind one of these at most
+ZERO_PAUSE = 9  # times what the chunk took: files made ahead get a tenth of the disk
 LOCK_NAME = "lock"
 NEW = ".new"  # suffix of a file that is not whole yet
 MODES = ("auto", "direct", "buffered")
@@ -147,13 +149,13 @@ class FileDisk:
         return sorted(os.listdir(self._dir))
 
     def create(self, name: str, size: int) -> int:
-        """A zeroed durable file; at once when `prepare` has made it."""
+        """A durable file of zeros; at once when `prepare` has begun it."""
         preparation = self._preparing.pop(name, None)
         try:
             if preparation is not None:
-                preparation.wait()  # whatever its size: two must not make the same file
+                preparation.finish()  # whatever its size: two must not make the same file
             if preparation is None or preparation.size != size:
-                _make_zeroed(self._dir, name, size, self.mode == "direct")
+                _make_file(self._dir, name, size, self.mode == "direct")
         except OSError as error:
             raise WriteFailedError(
                 f"{self.directory / name}: {size} bytes could not be reserved: {os.strerror(error.errno or 0)}; "
@@ -271,7 +273,7 @@ class FileDisk:
         self._writer.flush()
         for preparation in self._preparing.values():
             with contextlib.suppress(OSError):  # nobody needs the file
-                preparation.wait()
+                preparation.finish()
         self._preparing.clear()
         self._close_descriptors()
 
@@ -284,30 +286,36 @@ class FileDisk:
 
 
 class _Preparation:
-    """A zeroed file in the making on its own thread."""
+    """A file of zeros in the making on its own thread."""
 
     def __init__(self, directory: int, name: str, size: int, direct: bool) -> None:
         self.size = size
         self._error: OSError | None = None
+        self._needed = threading.Event()
         arguments = (directory, name, size, direct)
         self._thread = threading.Thread(target=self._run, args=arguments, name="km-prepare", daemon=True)
         self._thread.start()
 
     def _run(self, directory: int, name: str, size: int, direct: bool) -> None:
         try:
-            _make_zeroed(directory, name, size, direct)
+            _make_file(directory, name, size, direct, self._needed)
         except OSError as error:
             self._error = error
 
-    def wait(self) -> None:
-        """Raises what went wrong."""
+    def finish(self) -> None:
+        """Takes what is left of one chunk. Raises what went wrong."""
+        self._needed.set()
         self._thread.join()
         if self._error is not None:
             raise self._error
 
 
-def _make_zeroed(directory: int, name: str, size: int, direct: bool) -> None:
-    """name.new: `size` bytes of zeros that are really on the disk, so that later writes change no metadata.
+def _make_file(directory: int, name: str, size: int, direct: bool, needed: threading.Event | None = None) -> None:
+    """name.new: `size` bytes, durably reserved, that read as zeros.
+
+    Zeros are written, so that the first write of a sector need not change metadata: alone it takes twice
+    as long otherwise. But they double what goes to the disk, and under a load that fills it that is worse: with
+    `needed` they are written in the pauses, and when it is set the rest is left reserved.
 
     direct: past the page cache, one chunk after another. A flood of dirty pages written back at
     once would hold up the writes that commits wait for.
@@ -321,7 +329,10 @@ def _make_zeroed(directory: int, name: str, size: int, direct: bool) -> None:
         zeros = memoryview(append.AlignedBuffer(min(ZERO_CHUNK, size)))
         offset = 0
         while offset < size:
+            began = time.monotonic()
             offset += os.pwrite(fd, zeros[: size - offset], offset)
+            if needed is not None and needed.wait((time.monotonic() - began) * ZERO_PAUSE):
+                break
         os.fsync(fd)
         # Out of the page cache: direct reads and writes follow.
         os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)

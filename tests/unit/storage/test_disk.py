@@ -34,6 +34,7 @@ from kimberlite.errors import (
     WriteFailedError,
 )
 from kimberlite.node.format import format_replica
+from kimberlite.storage import disk as storage_disk
 from kimberlite.storage.disk import LOCK_NAME, MODES, FileDisk
 from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.storage.store import Store, format_store
@@ -287,6 +288,18 @@ def test_a_file_made_ahead_is_used(disk: FileDisk) -> None:
     assert disk.read(file, 0, 2 * SECTOR) == bytes(2 * SECTOR)
     disk.prepare("a", 2 * SECTOR)  # there already: nothing to do
     assert disk.names() == ["a", LOCK_NAME]
+
+
+def test_a_file_that_is_needed_before_it_is_zeroed_is_taken_as_it_is(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_disk, "ZERO_PAUSE", 10**7)  # zeroing would take days
+    size = 2 * storage_disk.ZERO_CHUNK + SECTOR
+    disk.prepare("a", size)
+    file = disk.create("a", size)
+    assert os.fstat(file).st_blocks * 512 >= size, "it is reserved"
+    put(disk, file, size - SECTOR, b"x" * SECTOR)
+    assert disk.read(file, 0, size) == bytes(size - SECTOR) + b"x" * SECTOR
 
 
 def test_a_file_made_ahead_in_another_size_is_made_again(disk: FileDisk) -> None:
