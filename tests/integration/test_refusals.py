@@ -249,7 +249,7 @@ def test_a_client_of_another_cluster(start_cluster: Any) -> None:
 
 
 def test_a_replica_of_another_cluster_does_not_join(
-    start_cluster: Any, format_one: Any, kimberlite_command: Any
+    start_cluster: Any, format_one: Any, kimberlite_command: Any, settled: Callable[[Any], None]
 ) -> None:
     """A replica with a wrong cluster id at the address of another: it ends, the cluster goes on."""
     cluster = start_cluster(3)
@@ -265,6 +265,7 @@ def test_a_replica_of_another_cluster_does_not_join(
     kimberlite_command("append", "-", addresses=cluster.addresses[:2], input=b"two\n")
     cluster.start(victim.index)
     cluster.wait_ready()
+    settled(cluster)
     assert kimberlite_command("read", addresses=cluster.addresses).stdout == b"one\ntwo\n"
 
 

@@ -41,7 +41,7 @@ from kimberlite.types import Command, Operation
 
 REPLICAS = 3
 SESSIONS_MAX = 4
-APPENDS = 60
+APPENDS = 600  # so many that repair asks the replica that is silent, too, though it asks the quick one first
 LOAD_APPENDS = 300  # enough to set off the garbage collector
 EVENTS_PER_APPEND = 5
 WATCH_S = 0.005
