@@ -299,7 +299,7 @@ class Player:
         try:
             self.cluster.start(victim)
             step.restarted.add(victim)
-            self.until(lambda: step.high[victim].get('repairs{outcome="repaired"}', 0) > 0, "entries are repaired")
+            self.until(lambda: step.high[victim].get('repairs{outcome="repaired"}', 0) > 0, "entries are repaired", 60)
             self.until(lambda: step.high[victim].get('repairs{outcome="expired"}', 0) > 0, "requests expire")
         finally:
             self.signal(silent, signal.SIGCONT)
