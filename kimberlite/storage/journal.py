@@ -148,6 +148,9 @@ class Segment:
     journal: int | None = None  # file handles, opened when needed
     witness: int | None = None
     contents: Contents | None = None
+    # By index: header and offset of entries whose witness on the disk does not say what they are. Kept
+    # when `contents` is let go, until the witness is written.
+    unwitnessed: dict[int, tuple[Header | None, int | None]] = field(default_factory=dict)
 
     @property
     def last(self) -> int:

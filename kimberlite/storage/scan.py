@@ -83,13 +83,14 @@ class _Walk:
             segment.witness = self.disk.open(witness_name(segment.number))
             image = read_image(self.disk, segment.witness, witness_bytes(self.segment_bytes))
             segment.contents = Contents(image)
-            # Walked before and let go since: what it holds was decided, and is on record.
-            for record in records_of(image, segment.number)[: segment.count]:
-                segment.contents.headers.append(record.header if record is not None else None)
-                segment.contents.offsets.append(record.offset if record is not None else None)
-            missing = segment.count - len(segment.contents.headers)
-            segment.contents.headers += [None] * missing
-            segment.contents.offsets += [None] * missing
+            # Walked before and let go since: what it holds was decided, by its witness or in spite of it.
+            records = records_of(image, segment.number)
+            for index in range(segment.count):
+                record = records[index] if index < len(records) else None
+                header, offset = (record.header, record.offset) if record is not None else (None, None)
+                header, offset = segment.unwitnessed.get(index, (header, offset))
+                segment.contents.headers.append(header)
+                segment.contents.offsets.append(offset)
         return segment.contents
 
     def records(self, at: int) -> list[Record | None]:
@@ -320,6 +321,8 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
             contents = walk.thaw(at)
         contents.headers.append(found.header)
         contents.offsets.append(found.offset)
+        if found.witness is not Witness.MATCH:
+            segments[at].unwitnessed[index] = (found.header, found.offset)
         segments[at].count += 1
         index += 1
         present = decision in (Decision.PRESENT, Decision.PRESENT_FIX_WITNESS)
@@ -350,6 +353,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
         tail.headers.pop()
         tail.offsets.pop()
         segments[at].count -= 1
+        segments[at].unwitnessed.pop(segments[at].count, None)
         if segments[at].count == 0 and at > 0:
             at -= 1
     recovered = Recovered(

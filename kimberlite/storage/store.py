@@ -294,6 +294,7 @@ class Store:
         if header is not None and offset is not None:
             at = index * RECORD_BYTES
             contents.image[at : at + RECORD_BYTES] = encode_record(header, offset, segment.number, index)
+            segment.unwitnessed.pop(index, None)
 
     def _witness_writes(self, segment: Segment, contents: Contents, first: int, last: int) -> list[Write]:
         """The witness sectors that hold the records first..last."""
@@ -313,6 +314,7 @@ class Store:
             contents = self._contents(segment)
             contents.headers.clear()
             contents.offsets.clear()
+            segment.unwitnessed.clear()
             self._spare.insert(0, segment)
         segment = self._segments[-1]
         contents = self._contents(segment)
@@ -320,6 +322,8 @@ class Store:
         keep = op - segment.base + 1
         del contents.headers[keep:]
         del contents.offsets[keep:]
+        for index in [index for index in segment.unwitnessed if index >= keep]:
+            del segment.unwitnessed[index]
         segment.count = keep
         self._head = op
         self._faulty = {number for number in self._faulty if number <= op}
@@ -427,7 +431,11 @@ class Store:
             records = records_of(image, segment.number)
             for index in range(segment.count):
                 record = records[index] if index < len(records) else None
-                if record is not None and record.header.op == segment.base + index:
+                if index in segment.unwitnessed:
+                    header, offset = segment.unwitnessed[index]
+                    contents.headers.append(header)
+                    contents.offsets.append(offset)
+                elif record is not None and record.header.op == segment.base + index:
                     contents.headers.append(record.header)
                     contents.offsets.append(record.offset)
                 else:

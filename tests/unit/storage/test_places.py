@@ -157,3 +157,55 @@ def test_an_entry_found_without_witness_has_one_before_anything_is_said_of_it(ki
     assert again.recovered.settled == 2
     damage_entry(again.files, 0, SECTOR)
     assert states(again.reopen().recovered) == {2: (EntryState.FAULTY, True)}
+
+
+def test_the_end_of_the_log_in_a_cold_segment_is_where_the_walk_found_it(kit: Any, bench: Any) -> None:
+    """All above op 4 is void, several segments of it, and the witness of op 4 is damaged: what the walk
+    let go of on its way is read back as it was decided, and the log grows."""
+    log = kit.chain([WHOLE] * (4 * SECTORS))
+    bench.append(log)
+    suffix = tuple(message.header for message in kit.chain([WHOLE] * (4 * SECTORS + 2), view=1, salt=5)[-2:])
+    bench.promise(ViewState(view=1, log_view=1, base=4, suffix_head=4 * SECTORS + 2, suffix=suffix))
+    damage_witness(bench.files, 0, 3)
+    again = bench.reopen()
+    assert (again.recovered.settled, again.recovered.written) == (4, 4)
+    assert again.store.header(4) == log[3].header
+    again.append([log[4]])
+    assert again.store.read(5).header == log[4].header
+
+
+def old_witness_in_a_cold_segment(kit: Any, bench: Any) -> list[Message]:
+    """The witness of op 5 is what it was before the log was cut at op 3 and grew again, larger."""
+    old = kit.chain([WHOLE] * 8)
+    bench.append(old)
+    bench.promise(ViewState(view=1, log_view=1, base=3, suffix_head=3, suffix=(old[2].header,)))
+    bench.store.truncate(3)
+    record = slice(4 * RECORD_BYTES, 5 * RECORD_BYTES)
+    before = bench.files.durable[witness_name(0)][record]
+    log = old[:3] + kit.chain([DOUBLE] * (5 * SECTORS // 2), after=old[2].header, view=1)
+    bench.append(log[3:])
+    # Committed long ago, and read by their witness alone.
+    bench.append(kit.chain([WHOLE] * 80, after=log[-1].header, view=1))
+    head = bench.store.header(bench.store.head)
+    bench.promise(ViewState(view=2, log_view=2, commit=head.op, base=head.op, suffix_head=head.op, suffix=(head,)))
+    bench.files.durable[witness_name(0)][record] = before
+    return log
+
+
+def test_an_old_witness_in_a_cold_segment_is_written_anew(kit: Any, bench: Any) -> None:
+    log = old_witness_in_a_cold_segment(kit, bench)
+    again = bench.reopen()
+    assert again.store.header(5) == log[4].header
+    assert again.store.read(5, log[4].header.checksum) is not None
+    damage_entry(again.files, 0, 5 * SECTOR)  # from now on only the witness tells
+    assert again.reopen().store.header(5) == log[4].header
+
+
+def test_nor_does_it_say_where_a_damaged_entry_is_repaired(kit: Any, bench: Any) -> None:
+    log = old_witness_in_a_cold_segment(kit, bench)
+    damage_entry(bench.files, 0, 5 * SECTOR)
+    again = bench.reopen()
+    assert again.store.faulty == {5}
+    again.repair([log[4]])
+    assert all(again.store.read(message.header.op, message.header.checksum) for message in log[3:7])
+    assert again.reopen().recovered.entries == ()
