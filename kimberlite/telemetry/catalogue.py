@@ -429,7 +429,7 @@ COUNTERS = (
     ),
     _counter(
         "repairs",
-        "Entries fetched from peers: repaired (came), expired (not answered in time, asked elsewhere).",
+        "Entries fetched from peers: repaired (came), expired (they or headers not in time, asked elsewhere).",
         "A burst after a restart is normal. Expired: a peer that is asked does not answer.",
         "REPAIRED, REPAIR_EXPIRED",
         REPAIRS,

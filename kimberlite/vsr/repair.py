@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kimberlite.types import Command, Header, Message, Status
 from kimberlite.vsr.codec import decode_chain, encode_headers
-from kimberlite.vsr.state import RepairRequest
+from kimberlite.vsr.state import HeadersRequest, RepairRequest
 from kimberlite.vsr.work import DropReason, EventKind, ServeHeaders, ServePrepare
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def wake(r: Replica) -> None:
 def cancel(r: Replica) -> None:
     """The view is left: answers to what was asked are no longer wanted."""
     r.repairs.clear()
-    r.headers_requested_at = None
+    r.headers_request = None
     for peer in r.peers.values():
         peer.repairs = 0
     r.repair_timer.stop()
@@ -55,13 +55,23 @@ def _plan(r: Replica) -> None:
     """Expire what took too long, then ask for the lowest missing things within the budget."""
     for op in [op for op, request in r.repairs.items() if r.now - request.sent_at > r.config.repair_expiry_ns]:
         request = r.repairs.pop(op)
-        peer = r.peers[request.peer]
-        peer.repairs -= 1
-        peer.repair_latency = max(peer.repair_latency, r.config.repair_expiry_ns)
-        r.emit(EventKind.REPAIR_EXPIRED, op, request.peer)
+        r.peers[request.peer].repairs -= 1
+        _note_expired(r, op, request.peer)
     _truncate_divergent(r)
     _request_headers(r)
     _request_entries(r)
+
+
+def _note_expired(r: Replica, op: int, replica: int) -> None:
+    """It did not answer: others are asked first from now on."""
+    peer = r.peers[replica]
+    peer.repair_latency = max(peer.repair_latency, r.config.repair_expiry_ns)
+    r.emit(EventKind.REPAIR_EXPIRED, op, replica)
+
+
+def _note_answered(r: Replica, replica: int, sent_at: int) -> None:
+    peer = r.peers[replica]
+    peer.repair_latency += (r.now - sent_at - peer.repair_latency) // 4
 
 
 def _truncate_divergent(r: Replica) -> None:
@@ -77,15 +87,19 @@ def _request_headers(r: Replica) -> None:
     unknown = _unknown_identity(r)
     if unknown is None and log.linked >= max(log.op, r.known_head):
         return
-    if r.headers_requested_at is not None and r.now - r.headers_requested_at <= r.config.repair_expiry_ns:
+    request = r.headers_request
+    if request is not None and r.now - request.sent_at <= r.config.repair_expiry_ns:
         return
+    first = unknown if unknown is not None else log.linked + 1
+    if request is not None:
+        r.headers_request = None
+        _note_expired(r, first, request.peer)
     if unknown is None and log.linked - log.durable >= r.config.headers_per_message:
         return  # enough known ahead of what is on disk: memory stays bounded
     # What may have been acknowledged under a lost identity exists if the primary knows it.
     peer = r.primary if log.op in log.faulty and log.op not in log.headers else _choose_peer(r, None)
     if peer is not None and peer != r.index:
-        r.headers_requested_at = r.now
-        first = unknown if unknown is not None else log.linked + 1
+        r.headers_request = HeadersRequest(peer, r.now)
         last = first + r.config.headers_per_message - 1
         r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=r.now))
 
@@ -134,10 +148,8 @@ def on_body(r: Replica, message: Message) -> bool:
         return False
     request = r.repairs.pop(header.op, None)
     if request is not None:
-        peer = r.peers[request.peer]
-        peer.repairs -= 1
-        sample = r.now - request.sent_at
-        peer.repair_latency += (sample - peer.repair_latency) // 4
+        r.peers[request.peer].repairs -= 1
+        _note_answered(r, request.peer, request.sent_at)
         r.emit(EventKind.REPAIRED, header.op, r.now - request.first_sent_at)
     log.bodies[header.op] = message
     if request is not None and r.status == Status.NORMAL:
@@ -196,10 +208,12 @@ def on_headers(r: Replica, message: Message) -> None:
     if r.is_primary and r.log.linked == r.log.op and _unknown_identity(r) is None:
         r.drop(message, DropReason.UNWANTED)
         return
-    asked, r.headers_requested_at = r.headers_requested_at, None
-    if header.replica == r.primary and header.nonce == asked:
-        # Asked in this life and view: had an op above its head existed in this view, it would still know it.
-        r.log.give_up_above(header.position)
+    request, r.headers_request = r.headers_request, None
+    if request is not None and (request.peer, request.sent_at) == (header.replica, header.nonce):
+        _note_answered(r, request.peer, request.sent_at)
+        if request.peer == r.primary:
+            # Asked in this life and view: had an op above its head existed in this view, it would still know it.
+            r.log.give_up_above(header.position)
     head = r.log.op if r.is_primary else None
     for learned in decode_chain(r.codec, message.body):
         if learned.op in r.log.faulty and learned.op not in r.log.headers:

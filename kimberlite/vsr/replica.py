@@ -37,7 +37,7 @@ from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.state import LogState, Peer, Prepared, RepairRequest
+from kimberlite.vsr.state import HeadersRequest, LogState, Peer, Prepared, RepairRequest
 from kimberlite.vsr.timers import FailureDetector, Prng, Timer
 from kimberlite.vsr.work import (
     Admission,
@@ -120,7 +120,7 @@ class Replica:
 
         # Repair
         self.repairs: dict[int, RepairRequest] = {}
-        self.headers_requested_at: int | None = None
+        self.headers_request: HeadersRequest | None = None
 
         self.sessions = SessionTable(config.sessions_max)
         self.peers: dict[int, Peer] = {

@@ -39,6 +39,14 @@ class LogState:
     doubt: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class HeadersRequest:
+    """Headers asked of a peer; the time is the nonce."""
+
+    peer: int
+    sent_at: int
+
+
 @dataclass(slots=True)
 class RepairRequest:
     """An entry asked of a peer."""

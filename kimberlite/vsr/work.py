@@ -103,7 +103,7 @@ class EventKind(IntEnum):
     SUFFIX_DROPPED = auto()  # op, nacks
     REPAIR_REQUESTED = auto()  # op, peer
     REPAIRED = auto()  # op, nanoseconds since first requested
-    REPAIR_EXPIRED = auto()  # op, peer
+    REPAIR_EXPIRED = auto()  # op, peer that was asked for it or for headers from it on
     FAULTY = auto()  # op
     SESSION_REGISTERED = auto()  # session
     SESSION_EVICTED = auto()  # session

@@ -513,3 +513,15 @@ def test_what_a_dropped_op_was_measured_by_is_forgotten(cluster: Cluster) -> Non
         assert not node.core.entered
         assert not node.core.committing
         assert not node.core.in_flight
+
+
+def test_a_silent_peer_is_not_asked_for_headers_again_and_again(cluster: Cluster) -> None:
+    """The nearest peer hangs: what the restarted replica missed comes from the other one at once."""
+    leading = cluster.primary.core.index
+    victim, silent = (leading + 1) % 3, (leading + 2) % 3  # the victim asks that one first
+    cluster.crash(victim)
+    for number in range(1, 4):
+        cluster.append(number, b"missed")
+    cluster.lost = lambda source, target, message: silent in (source, target)
+    core = cluster.start(victim).core
+    cluster.run(2000, lambda: core.log.durable == cluster.node(leading).core.log.op)
