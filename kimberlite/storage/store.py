@@ -220,6 +220,7 @@ class Store:
             contents.offsets.append(offset)
             segment.count += 1
             self._head += 1
+            self._in_flight[self._head] = 0  # from now on its segment must not be let go
             if runs and runs[-1][0] is segment:
                 runs[-1][1].append(message)
             else:

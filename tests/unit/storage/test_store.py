@@ -492,3 +492,14 @@ def test_the_commit_number_is_the_highest_that_anything_knows(bench: Any, kit: A
     assert bench.reopen().recovered.commit == 1
     bench.promise(ViewState(1, 0, commit=2, suffix=(kit.root,)))
     assert bench.reopen().recovered.commit == 2
+
+
+def test_one_append_over_more_segments_than_are_kept(kit: Any, bench: Any) -> None:
+    """Segments that are left within an append must not be let go before their witnesses are written."""
+    entries = kit.chain([SECTOR - 256] * 200)  # thirteen segments
+    bench.append(entries)
+    for reader in (bench, bench.reopen()):
+        assert reader.store.faulty == set()
+        assert [reader.store.read(message.header.op).header for message in entries] == [m.header for m in entries]
+    records = [bench.files.durable[witness_name(number)][:RECORD_BYTES] for number in range(13)]
+    assert all(any(record) for record in records)
