@@ -20,7 +20,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -28,6 +28,7 @@ import kimberlite
 from kimberlite._fast import events
 from kimberlite.cli.common import (
     CONNECT_TIMEOUT_S,
+    ProgressBar,
     addresses_option,
     bytes_text,
     json_option,
@@ -38,9 +39,6 @@ from kimberlite.cli.common import (
 )
 from kimberlite.errors import EventTooLargeError, KimberliteError, UsageError
 from kimberlite.types import Bytes
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 EVENT_BYTES_MAX = 1 << 20  # the default of limits.event_bytes_max; the cluster has the last word
 BATCH_BYTES = (1 << 20) + (64 << 10)  # room for the largest event and its place in the table of offsets
@@ -250,7 +248,7 @@ async def append_all(
     """Send all batches, a few at a time, and count what is acknowledged into `done`."""
     sent: asyncio.Queue[tuple[EncodedBatch, asyncio.Future[int]] | None] = asyncio.Queue()
     slots = asyncio.Semaphore(BATCHES_IN_FLIGHT)
-    with ProgressBar(total) as advance:
+    with ProgressBar("appending", total) as advance:
         async with kimberlite.connect(addresses, timeout=min(timeout, CONNECT_TIMEOUT_S)) as log:
 
             async def send(batches: Iterator[EncodedBatch]) -> None:
@@ -311,45 +309,6 @@ async def read_chunks(file: BinaryIO) -> AsyncIterator[bytes]:
         if not (chunk := os.read(descriptor, PIPE_BYTES)):
             return
         yield chunk
-
-
-class ProgressBar:
-    """A progress bar on standard error when that is a terminal; gives a function to advance it."""
-
-    def __init__(self, total: int | None) -> None:
-        self._total = total
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> Callable[[int], None]:
-        if not sys.stderr.isatty():
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        progress = Progress(
-            TextColumn("appending"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        task = progress.add_task("appending", total=self._total)
-        progress.start()
-        self._progress = progress
-        return lambda count: progress.advance(task, count)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
 
 
 def is_regular(file: BinaryIO) -> bool:

@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from kimberlite._fast import checksum, framing
 from kimberlite.errors import FrameError
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.recovery import Entry
-from kimberlite.types import HEADER_SIZE, Header, Message
+from kimberlite.types import HEADER_SIZE, FrameReason, Header, Message
 
 RECORD_BYTES = 512
 RECORDS_PER_SECTOR = SECTOR // RECORD_BYTES
@@ -82,31 +83,57 @@ def decode_record(data: bytes | memoryview, segment: int, index: int) -> Record 
         return None
 
 
-def read_entry(disk: Disk, file: int, offset: int, limit: int) -> tuple[Entry, Message | None]:
-    """The entry at `offset`, at most up to byte `limit` of the segment, fully verified.
+class Flaw(Enum):
+    """Why the bytes at a place are no entry."""
 
-    GOOD with the message; ZERO when its first sector is all zero; DAMAGED otherwise.
-    Whether a GOOD one is the expected one is for the caller to say.
-    """
+    NOTHING = auto()  # the first sector is all zero, or beyond the end of the segment
+    UNREADABLE = auto()  # the disk gives an error, or the file is shorter
+    HEADER = auto()
+    SIZE = auto()  # the header is intact, and the entry would reach beyond the end of the segment
+    BODY = auto()
+    PADDING = auto()  # what follows the body up to a whole sector is not zero
+
+
+def examine_entry(disk: Disk, file: int, offset: int, limit: int) -> Message | Flaw:
+    """The entry at `offset`, at most up to byte `limit` of the segment, fully verified; or what is wrong."""
     if offset + SECTOR > limit:
-        return Entry.ZERO, None
+        return Flaw.NOTHING
     try:
         head = disk.read(file, offset, SECTOR)
+        if len(head) < SECTOR:
+            return Flaw.UNREADABLE
         if bytes(head) == _ZERO_SECTOR:
-            return Entry.ZERO, None
+            return Flaw.NOTHING
         header = framing.decode_header(head, 0, limit - offset)
         padded = round_up(header.size)
         if offset + padded > limit:
-            return Entry.DAMAGED, None
+            return Flaw.SIZE
         whole = head if padded == SECTOR else disk.read(file, offset, padded)
-    except (FrameError, OSError):
-        return Entry.DAMAGED, None
+    except FrameError as error:
+        return Flaw.SIZE if error.details["reason"] == FrameReason.BAD_SIZE else Flaw.HEADER
+    except OSError:
+        return Flaw.UNREADABLE
+    if len(whole) < padded:
+        return Flaw.UNREADABLE
+    if bytes(whole[:HEADER_SIZE]) != header.raw:
+        return Flaw.HEADER
     body = whole[HEADER_SIZE : header.size]
-    if bytes(whole[:HEADER_SIZE]) != header.raw or not framing.verify_body(header, body):
-        return Entry.DAMAGED, None
+    if not framing.verify_body(header, body):
+        return Flaw.BODY
     if bytes(whole[header.size : padded]) != _ZERO_SECTOR[: padded - header.size]:
-        return Entry.DAMAGED, None
-    return Entry.GOOD, Message(header, body)
+        return Flaw.PADDING
+    return Message(header, body)
+
+
+def read_entry(disk: Disk, file: int, offset: int, limit: int) -> tuple[Entry, Message | None]:
+    """What `examine_entry` says as evidence for the decision table: GOOD with the message, ZERO, or DAMAGED.
+
+    Whether a GOOD one is the expected one is for the caller to say.
+    """
+    found = examine_entry(disk, file, offset, limit)
+    if isinstance(found, Flaw):
+        return (Entry.ZERO if found is Flaw.NOTHING else Entry.DAMAGED), None
+    return Entry.GOOD, found
 
 
 @dataclass(slots=True)
