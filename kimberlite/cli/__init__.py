@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("status", "status", "Show what each replica is doing."),
     "bench": ("bench", "bench", "Measure a cluster under load."),
     "inspect": ("inspect", "inspect", "Look into a data directory, offline and read-only."),
+    "verify": ("verify", "verify", "Read and check everything in a data directory."),
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }
 

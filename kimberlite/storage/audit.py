@@ -1,0 +1,450 @@
+"""Verification of everything that is on one disk, without changing any of it.
+
+`Audit.findings` reads the superblock and every entry of the log with its witness, each against its own
+checksums, the entry before it and the place that follows from the entries before it. What the log is, where
+it ends and what there was never acknowledged, is decided by the code of a restart (storage.scan); what that
+trusts by its witness alone is read here. Segments behind the end of the log hold nothing of it and are not read.
+
+A finding is harmless when nothing was lost by it and nothing is missing: a restart repairs it from what is on
+this very disk, or takes it for what a crash has left. Anything else takes a peer to repair.
+
+Beside a running replica the picture is not of one instant: what changes while it is read, above what was known
+to be committed when the audit began, is not called damage.
+
+May import: errors, types, _fast.framing, storage. Memory: one entry, 64 KiB of witnesses, and what a restart takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from kimberlite._fast import framing
+from kimberlite.errors import DataMissingError, SuperblockError
+from kimberlite.storage import superblock
+from kimberlite.storage.interface import SECTOR, Disk
+from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    ZERO_RECORD,
+    Flaw,
+    Record,
+    decode_record,
+    examine_entry,
+    journal_name,
+    round_up,
+    witness_bytes,
+    witness_name,
+)
+from kimberlite.storage.scan import Scan, release, scan
+from kimberlite.types import Checksum, EntryState, Header, Message, root_header
+
+CHUNK = 64 << 10  # of a witness file, read at a time
+
+
+class Cause(StrEnum):
+    """What is wrong. The words are stable: scripts may rely on them."""
+
+    SUPERBLOCK_LOST = "superblock-lost"  # no two copies agree: there is nothing to go by
+    COPY_DAMAGED = "copy-damaged"  # one copy of the superblock
+    COPY_OLD = "copy-old"  # one that an update did not reach
+    FILE_MISSING = "file-missing"
+    FILE_SIZE = "file-size"
+    ENTRY_MISSING = "entry-missing"  # zeros where an entry was
+    ENTRY_UNREADABLE = "entry-unreadable"  # the disk gives an error, or the file is cut short
+    ENTRY_HEADER = "entry-header"  # fails its checksum
+    ENTRY_SIZE = "entry-size"
+    ENTRY_BODY = "entry-body"
+    ENTRY_PADDING = "entry-padding"
+    ENTRY_OTHER = "entry-other"  # an intact entry that does not belong there
+    ENTRY_CHAIN = "entry-chain"  # intact and witnessed, but it does not continue the entry before
+    ENTRY_LOST = "entry-lost"  # nothing is left that tells where it stood
+    ENTRY_ABSENT = "entry-absent"  # never written here, though the log goes on above: a peer has it
+    ENTRY_TORN = "entry-torn"  # behind the end of the log: its write was under way
+    WITNESS_DAMAGED = "witness-damaged"
+    WITNESS_UNREADABLE = "witness-unreadable"
+    WITNESS_MISSING = "witness-missing"
+    WITNESS_OTHER = "witness-other"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be. offset: in the file, in bytes; None when it is about the whole file, or
+    not known. harmless: see the module docstring."""
+
+    cause: Cause
+    file: str
+    harmless: bool
+    text: str
+    segment: int | None = None
+    offset: int | None = None
+    op: int | None = None
+
+
+_FLAWS: dict[Flaw, tuple[Cause, str]] = {
+    Flaw.NOTHING: (Cause.ENTRY_MISSING, "there are zeros where an entry stood"),
+    Flaw.UNREADABLE: (Cause.ENTRY_UNREADABLE, "the entry can not be read"),
+    Flaw.HEADER: (Cause.ENTRY_HEADER, "the header of the entry fails its checksum"),
+    Flaw.SIZE: (Cause.ENTRY_SIZE, "the entry would reach beyond the end of its segment"),
+    Flaw.BODY: (Cause.ENTRY_BODY, "the body of the entry fails its checksum"),
+    Flaw.PADDING: (Cause.ENTRY_PADDING, "the padding behind the entry is not zero"),
+}
+
+
+class _Witnesses:
+    """The records of one segment, read a chunk at a time; or what is there instead of one."""
+
+    def __init__(self, disk: Disk, file: int, segment: int, size: int) -> None:
+        self._disk, self._file, self._segment = disk, file, segment
+        self.count = size // RECORD_BYTES
+        self._begin = -1
+        self._chunk: bytes = b""
+
+    def __getitem__(self, index: int) -> Record | Cause:
+        """A record, or one of the causes WITNESS_DAMAGED, WITNESS_UNREADABLE, WITNESS_MISSING."""
+        at = index * RECORD_BYTES
+        begin = at // CHUNK * CHUNK
+        if begin != self._begin:
+            self._begin, self._chunk = begin, self._read(begin, CHUNK)
+        raw = self._chunk[at - begin : at - begin + RECORD_BYTES]
+        if len(raw) < RECORD_BYTES:
+            raw = self._read(at // SECTOR * SECTOR, SECTOR)[at % SECTOR : at % SECTOR + RECORD_BYTES]
+            if len(raw) < RECORD_BYTES:
+                return Cause.WITNESS_UNREADABLE
+        if raw == ZERO_RECORD:
+            return Cause.WITNESS_MISSING
+        return decode_record(raw, self._segment, index) or Cause.WITNESS_DAMAGED
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """Nothing when the disk gives an error: then its sectors are read one by one."""
+        try:
+            return bytes(self._disk.read(self._file, offset, length))
+        except OSError:
+            return b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A segment of the log. base: op of its first entry; count: entries of the log in it. None: not known."""
+
+    number: int
+    base: int | None
+    count: int | None
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where the walk is."""
+
+    number: int
+    index: int
+    op: int | None
+    end: int | None  # where the entry before ends
+    before: Header | None  # of the entry before; None when it is not known
+
+
+class Audit:
+    """One reading of a disk. advance: called with the number of bytes that are done, of `total_bytes` in all."""
+
+    def __init__(self, disk: Disk, advance: Callable[[int], None] = lambda count: None) -> None:
+        self._disk = disk
+        self.advance = advance
+        self._journals = sorted(
+            int(name[8:]) for name in disk.names() if name.startswith("journal-") and name[8:].isdigit()
+        )
+        self._block: superblock.Superblock | None = None
+        self._scan: Scan | None = None
+        self._states: dict[int, EntryState] = {}
+        self._identities: dict[int, Checksum] = {}
+        self.total_bytes = superblock.COPIES * superblock.COPY_BYTES + sum(
+            self._size(name) for number in self._journals for name in (journal_name(number), witness_name(number))
+        )
+        self._done = 0
+        self.superblock_error: SuperblockError | None = None  # why there is none in force
+        self.segments = 0  # of the log, read
+        self.entries = 0  # intact ones of the log
+        self.entry_bytes = 0
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything that is not as it should be, in the order in which it is read.
+
+        Raises FormatVersionError: this release can not judge the data. FileNotFoundError: there is no superblock, so
+        no replica. Cost: every entry is read once, every witness twice.
+        """
+        yield from self._superblock()
+        if self._block is None:
+            return
+        yield from self._begin()
+        yield from self._journal()
+
+    def _reach(self, done: int) -> None:
+        if done > self._done:
+            self.advance(done - self._done)
+            self._done = done
+
+    # Superblock
+
+    def _superblock(self) -> Iterator[Finding]:
+        name = superblock.NAME
+        copies = self._read_superblock()
+        self._reach(superblock.COPIES * superblock.COPY_BYTES)
+        try:
+            self._block = superblock.choose(copies)
+        except SuperblockError as error:
+            self.superblock_error = error
+        for index, copy in enumerate(copies):
+            offset = index * superblock.COPY_BYTES
+            if copy is None:
+                text = f"copy {index} of the superblock fails its checksum or can not be read"
+                yield Finding(Cause.COPY_DAMAGED, name, self._block is not None, text, offset=offset)
+            elif self._block is not None and copy.checksum != self._block.checksum:
+                text = f"copy {index} of the superblock has sequence {copy.sequence}, not {self._block.sequence}"
+                yield Finding(Cause.COPY_OLD, name, True, text, offset=offset)
+        if self.superblock_error is not None:
+            yield Finding(Cause.SUPERBLOCK_LOST, name, False, str(self.superblock_error))
+
+    def _read_superblock(self) -> list[superblock.Superblock | None]:
+        file = self._disk.open(superblock.NAME)
+        try:
+            return superblock.read_copies(self._disk, file)
+        finally:
+            self._disk.release(file)
+
+    def _has_moved(self) -> bool:
+        """Whether the replica has written its superblock since the audit began."""
+        try:
+            return superblock.choose(self._read_superblock()) != self._block
+        except SuperblockError:
+            return True
+
+    # What a restart makes of it
+
+    def _begin(self) -> Iterator[Finding]:
+        block = self._required()
+        try:
+            result = scan(self._disk, block.state, block.segment_bytes, self._root)
+        except DataMissingError as error:
+            yield Finding(Cause.FILE_MISSING, str(error.details["file"]), False, str(error))
+            return
+        self._scan = result
+        for segment in (*result.segments, *result.spare):
+            release(segment, self._disk)
+        for entry in result.recovered.entries:
+            self._states[entry.op] = entry.state
+            if entry.header is not None:
+                self._identities[entry.op] = entry.header.checksum
+        for header in block.state.suffix:
+            self._identities.setdefault(header.op, header.checksum)
+
+    def _required(self) -> superblock.Superblock:
+        if self._block is None:
+            raise SuperblockError("superblock: no copy is in force", cause="not_found")
+        return self._block
+
+    @property
+    def _root(self) -> Header:
+        return root_header(framing.make_header, self._required().cluster)
+
+    @property
+    def _commit(self) -> int:
+        """Highest op known to be committed when the audit began."""
+        return self._scan.recovered.commit if self._scan is not None else self._required().state.commit
+
+    # The journal
+
+    def _spans(self) -> list[_Span]:
+        """The segments of the log, in order."""
+        if self._scan is not None:
+            return [_Span(segment.number, segment.base, segment.count) for segment in self._scan.segments]
+        # A file is missing: what the segments that are left say of themselves.
+        bases = {number: self._base(number) for number in self._journals}
+        spans = []
+        for number in self._journals:
+            base, following = bases[number], bases.get(number + 1)
+            spans.append(_Span(number, base, following - base if base is not None and following is not None else None))
+        return spans
+
+    def _base(self, number: int) -> int | None:
+        """The op of the first entry of a segment; all its records agree on it."""
+        try:
+            with_witness = _Handle(self._disk, witness_name(number))
+        except FileNotFoundError:
+            return None
+        with with_witness as file:
+            records = _Witnesses(self._disk, file, number, self._witness_bytes)
+            for index in range(records.count):
+                record = records[index]
+                if isinstance(record, Record):
+                    return record.header.op - index
+                if record is Cause.WITNESS_MISSING:
+                    break
+        return None
+
+    @property
+    def _witness_bytes(self) -> int:
+        return witness_bytes(self._required().segment_bytes)
+
+    def _journal(self) -> Iterator[Finding]:
+        before: Header | None = self._root
+        expected: int | None = 1
+        spans = self._spans()
+        for span in spans:
+            if expected is not None and span.base is not None and span.base != expected:
+                before = None
+            place = _Place(span.number, 0, span.base if span.base is not None else expected, 0, before)
+            try:
+                yield from self._segment(span, place, is_last=span is spans[-1])
+            except FileNotFoundError as error:
+                yield from self._judged(Finding(Cause.FILE_MISSING, str(error.filename), False, "the file is missing"))
+                place.op = place.before = None
+            self.segments += 1
+            before, expected = place.before, place.op
+        yield from self._lost()
+        self._reach(self.total_bytes)
+
+    def _segment(self, span: _Span, place: _Place, is_last: bool) -> Iterator[Finding]:
+        with (
+            _Handle(self._disk, journal_name(span.number)) as journal,
+            _Handle(self._disk, witness_name(span.number)) as witness,
+        ):
+            for name, file, size in (
+                (journal_name(span.number), journal, self._required().segment_bytes),
+                (witness_name(span.number), witness, self._witness_bytes),
+            ):
+                found = self._disk.size(file)
+                if found != size:
+                    # What of the log was in it is found where it is missed.
+                    text = f"the file has {found} bytes instead of {size}"
+                    yield Finding(Cause.FILE_SIZE, name, True, text, segment=span.number)
+            records = _Witnesses(self._disk, witness, span.number, self._witness_bytes)
+            before = self._done
+            while place.index < (span.count if span.count is not None else records.count):
+                record = records[place.index]
+                if span.count is None and record is Cause.WITNESS_MISSING:
+                    break
+                yield from self._entry(place, journal, record)
+                self._reach(before + (place.end or 0))
+                place.index += 1
+                place.op = place.op + 1 if place.op is not None else None
+            if is_last:
+                yield from self._behind_the_end(place, journal, records)
+            self._reach(before + self._disk.size(journal) + self._disk.size(witness))
+
+    def _entry(self, place: _Place, journal: int, record: Record | Cause) -> Iterator[Finding]:
+        """One entry and its witness. Moves the place on to the next."""
+        witness = record.header if isinstance(record, Record) and self._fits(record.header, place) else None
+        offset = record.offset if isinstance(record, Record) and witness is not None else place.end
+        found = Flaw.UNREADABLE if offset is None else self._examine(journal, offset)
+        known = witness
+        if isinstance(found, Message):
+            header = found.header
+            if self._fits(header, place) and (witness is None or witness.checksum == header.checksum):
+                known = header
+                self.entries += 1
+                self.entry_bytes += round_up(header.size)
+                if witness is None:
+                    yield from self._judged(self._witness_finding(place, record, harmless=True))
+            elif isinstance(record, Record) and record.header.checksum == header.checksum and header.op == place.op:
+                known = header
+                yield from self._damage(
+                    place, offset, Cause.ENTRY_CHAIN, "the entry does not continue the one before it"
+                )
+            else:
+                yield from self._damage(
+                    place, offset, Cause.ENTRY_OTHER, f"an intact entry, of op {header.op}, that does not belong there"
+                )
+        elif offset is None:
+            yield from self._damage(place, None, Cause.ENTRY_LOST, "nothing is left that tells where the entry stands")
+        else:
+            yield from self._damage(place, offset, *_FLAWS[found])
+        if known is None and not isinstance(record, Record) and record is not Cause.WITNESS_MISSING:
+            yield from self._judged(self._witness_finding(place, record, harmless=False))
+        if place.op is None and known is not None:
+            place.op = known.op
+        place.before = known
+        place.end = offset + round_up(known.size) if offset is not None and known is not None else None
+
+    def _examine(self, journal: int, offset: int) -> Message | Flaw:
+        return examine_entry(self._disk, journal, offset, self._required().segment_bytes)
+
+    def _fits(self, header: Header, place: _Place) -> bool:
+        """Whether an entry may be the one of that place."""
+        if place.op is None:
+            return True
+        identity = self._identities.get(place.op)
+        return (
+            header.op == place.op
+            and (identity is None or identity == header.checksum)
+            and (place.before is None or place.before.checksum == header.parent)
+        )
+
+    def _damage(self, place: _Place, offset: int | None, cause: Cause, text: str) -> Iterator[Finding]:
+        name = journal_name(place.number)
+        if place.op is not None and self._states.get(place.op) is EntryState.ABSENT:
+            text = "the entry was never written here; it is fetched from a peer"
+            yield Finding(Cause.ENTRY_ABSENT, name, True, text, place.number, offset, place.op)
+            return
+        yield from self._judged(Finding(cause, name, False, text, place.number, offset, place.op))
+
+    def _witness_finding(self, place: _Place, record: Record | Cause, harmless: bool) -> Finding:
+        cause = Cause.WITNESS_OTHER if isinstance(record, Record) else record
+        text = {
+            Cause.WITNESS_DAMAGED: "the witness fails its checksum",
+            Cause.WITNESS_UNREADABLE: "the witness can not be read",
+            Cause.WITNESS_MISSING: "the entry has no witness",
+            Cause.WITNESS_OTHER: "the witness is that of another entry",
+        }[cause]
+        text += "; the entry is intact, and its witness is written again" if harmless else "; the entry is not intact"
+        offset = place.index * RECORD_BYTES
+        return Finding(cause, witness_name(place.number), harmless, text, place.number, offset, place.op)
+
+    def _judged(self, finding: Finding) -> Iterator[Finding]:
+        """A finding; harmless when it is of what a running replica has changed meanwhile."""
+        if not finding.harmless and (finding.op is None or finding.op > self._commit) and self._has_moved():
+            finding = replace(finding, harmless=True, text=f"{finding.text}; the replica has changed its log meanwhile")
+        yield finding
+
+    def _behind_the_end(self, place: _Place, journal: int, records: _Witnesses) -> Iterator[Finding]:
+        if place.end is not None and place.end + SECTOR <= self._disk.size(journal):
+            found = self._examine(journal, place.end)
+            if isinstance(found, Flaw) and found is not Flaw.NOTHING:
+                text = "behind the end of the log: a write that was under way, never acknowledged"
+                name = journal_name(place.number)
+                yield Finding(Cause.ENTRY_TORN, name, True, text, place.number, place.end)
+        for index in range(place.index, records.count):
+            record = records[index]
+            if record is Cause.WITNESS_DAMAGED or record is Cause.WITNESS_UNREADABLE:
+                text = "behind the end of the log: the witness of no entry"
+                name = witness_name(place.number)
+                yield Finding(record, name, True, text, place.number, index * RECORD_BYTES)
+
+    def _lost(self) -> Iterator[Finding]:
+        """Ops above all that has a place in the journal."""
+        if self._scan is None:
+            return
+        recovered, last = self._scan.recovered, self._scan.segments[-1].number
+        for op in range(recovered.written + 1, recovered.head + 1):
+            place = _Place(last, 0, op, None, None)
+            yield from self._damage(place, None, Cause.ENTRY_LOST, "nothing is left that tells where the entry stands")
+
+    def _size(self, name: str) -> int:
+        """Of a file; 0 when it is gone."""
+        try:
+            with _Handle(self._disk, name) as file:
+                return self._disk.size(file)
+        except FileNotFoundError:
+            return 0
+
+
+class _Handle:
+    """A file that is open within a block. Raises FileNotFoundError."""
+
+    def __init__(self, disk: Disk, name: str) -> None:
+        self._disk = disk
+        self._file = disk.open(name)
+
+    def __enter__(self) -> int:
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        self._disk.release(self._file)
