@@ -15,8 +15,9 @@ May import: errors, types, _fast, storage.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence, Set
+from itertools import groupby
 
 from kimberlite.errors import DataExistsError, StorageError, invariant
 from kimberlite.storage import superblock
@@ -113,6 +114,7 @@ class Store:
         self._next_token = 1
         self._pending: dict[int, tuple[int | None, Callable[[], None] | None]] = {}
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
+        self._held: Counter[int] = Counter()  # segment -> groups of writes to it, being made or under way
         self.bytes_written = 0
 
     # Start
@@ -150,12 +152,14 @@ class Store:
             self._submit([self._witness_writes(segment, contents, damaged[0], damaged[-1])], None, None)
 
     def _fix_witnesses(self, ops: Sequence[int]) -> None:
-        writes: list[Write] = []
-        for op in ops:
-            segment, contents, index = self._locate(op)
-            self._record(segment, contents, index)
-            writes += self._witness_writes(segment, contents, index, index)
-        self._submit([[write] for write in writes], None, None)
+        for _, group in groupby(ops, key=lambda op: self._segment_of(op).number):
+            writes: list[Write] = []
+            for op in group:
+                segment, contents, index = self._locate(op)
+                self._record(segment, contents, index)
+                writes += self._witness_writes(segment, contents, index, index)
+            self._submit([[write] for write in writes], None, None)
+            self._disk.flush()  # before the segment is let go, for the next one to be read
 
     # Properties
 
@@ -197,6 +201,7 @@ class Store:
             head=self._head,
         )
         first = self._head + 1
+        held: set[int] = set()
         wipes: list[Write] = []
         runs: list[tuple[Segment, list[Message], int]] = []  # segment, entries, offset of the first
         for message in entries:
@@ -208,19 +213,20 @@ class Store:
                 segment=self.segment_bytes,
             )
             segment, contents = self._active()
+            self._hold(segment, held)
             end = contents.end()
             invariant(end is not None, "the place of the next entry is known", op=message.header.op)
             offset = end or 0
             if offset + size > self.segment_bytes:
                 wipes += self._wipe(segment, contents, offset)
                 segment, contents, stale = self._next_segment(message.header)
+                self._hold(segment, held)
                 wipes += stale
                 offset = 0
             contents.headers.append(message.header)
             contents.offsets.append(offset)
             segment.count += 1
             self._head += 1
-            self._in_flight[self._head] = 0  # from now on its segment must not be let go
             if runs and runs[-1][0] is segment:
                 runs[-1][1].append(message)
             else:
@@ -234,7 +240,7 @@ class Store:
             for index in range(low, high + 1):
                 self._record(segment, contents, index)
             witness_writes += self._witness_writes(segment, contents, low, high)
-        self._write_entries(token, range(first, self._head + 1), entry_writes, witness_writes)
+        self._write_entries(token, range(first, self._head + 1), entry_writes, witness_writes, held)
         self._prepare_next()
 
     def _prepare_next(self) -> None:
@@ -245,10 +251,12 @@ class Store:
             self._disk.prepare(witness_name(segment.number + 1), witness_bytes(self.segment_bytes))
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
+        held: set[int] = set()
         entry_writes, witness_writes = [], []
         for message in entries:
             header = message.header
             segment, contents, index = self._locate(header.op)
+            self._hold(segment, held)
             offset = contents.place(index)
             invariant(
                 offset is not None and offset + round_up(header.size) <= self.segment_bytes,
@@ -261,12 +269,22 @@ class Store:
             self._record(segment, contents, index)
             entry_writes.append(self._entries_write(segment, [message], offset or 0))
             witness_writes += self._witness_writes(segment, contents, index, index)
-        self._write_entries(token, [message.header.op for message in entries], entry_writes, witness_writes)
+        self._write_entries(token, [message.header.op for message in entries], entry_writes, witness_writes, held)
+
+    def _hold(self, segment: Segment, held: set[int]) -> None:
+        """Keep a segment in memory, and its files open, until the group of writes that `held` belongs to is done."""
+        if segment.number not in held:
+            held.add(segment.number)
+            self._held[segment.number] += 1
 
     def _write_entries(
-        self, token: int, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write]
+        self, token: int, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write], held: set[int]
     ) -> None:
         def done() -> None:
+            for number in held:
+                self._held[number] -= 1
+                if not self._held[number]:
+                    del self._held[number]
             for op in ops:
                 if self._in_flight.get(op) == disk_token:
                     del self._in_flight[op]
@@ -414,15 +432,11 @@ class Store:
         """Keep a segment that is no longer written only as long as it is used."""
         if segment.contents is None:
             return
-        if any(segment.base <= op <= segment.last for op in self._in_flight):
-            return
         self._loaded[segment.number] = segment
         self._loaded.move_to_end(segment.number)
         for number in list(self._loaded)[: max(len(self._loaded) - LOADED_MAX, 0)]:
-            cold = self._loaded[number]
-            if not any(cold.base <= op <= cold.last for op in self._in_flight):
-                del self._loaded[number]
-                release(cold, self._disk)
+            if not self._held[number]:
+                release(self._loaded.pop(number), self._disk)
 
     def _contents(self, segment: Segment) -> Contents:
         """What a segment holds; read back from its witness file when it is cold."""
@@ -460,8 +474,11 @@ class Store:
         contents.headers.append(header)
         contents.offsets.append(offset)
 
+    def _segment_of(self, op: int) -> Segment:
+        return self._segments[bisect_right(self._segments, op, key=lambda segment: segment.base) - 1]
+
     def _locate(self, op: int) -> tuple[Segment, Contents, int]:
-        segment = self._segments[bisect_right(self._segments, op, key=lambda segment: segment.base) - 1]
+        segment = self._segment_of(op)
         return segment, self._contents(segment), op - segment.base
 
     # Reading

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kimberlite.errors import WriteFailedError
+from kimberlite.errors import WriteFailedError, invariant
 from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.types import Bytes
 
@@ -91,6 +91,7 @@ class SimDisk:
         self._latency = latency
         self._wake = wake
         self._handles: list[str] = []
+        self._released: set[int] = set()
         self._queue: deque[Submission] = deque()
         self._completed: list[int] = []
         self._free_at = 0
@@ -123,7 +124,15 @@ class SimDisk:
         return len(self._handles) - 1
 
     def release(self, file: int) -> None:
-        """Handles cost nothing here."""
+        """Handles cost nothing here; but on a real disk its number is the next file's."""
+        under_way = any(
+            write.file == file
+            for submission in self._queue
+            for phase in submission.phases[submission.applied :]
+            for write in phase
+        )
+        invariant(not under_way, "a file that is being written stays open", file=self._handles[file])
+        self._released.add(file)
 
     def size(self, file: int) -> int:
         return len(self.files.durable[self._handles[file]])
@@ -136,6 +145,7 @@ class SimDisk:
 
     def read(self, file: int, offset: int, length: int) -> memoryview:
         name = self._handles[file]
+        invariant(file not in self._released, "a file that is read is open", file=name)
         bad = self.files.unreadable.get(name)
         if bad and not bad.isdisjoint(range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
             raise OSError(errno.EIO, "unreadable sector", name)
@@ -153,6 +163,8 @@ class SimDisk:
         done_at = []
         for phase in phases:
             for write in phase:
+                name = self._handles[write.file]
+                invariant(write.file not in self._released, "a file that is written is open", file=name)
                 if write.offset % SECTOR or len(write.buffer) % SECTOR:
                     raise ValueError(f"unaligned write: offset {write.offset}, length {len(write.buffer)}")
                 self.writes += 1

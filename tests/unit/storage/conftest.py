@@ -45,6 +45,7 @@ class RecordingDisk(SimDisk):
             )
 
     def release(self, file: int) -> None:
+        super().release(file)
         self.released.append(self._handles[file])
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
+from kimberlite.storage.scan import HOT_SEGMENTS
+from kimberlite.storage.store import LOADED_MAX
 from kimberlite.types import EntryState, Message, ViewState
 from kimberlite.vopr.disk import Files, corrupt, make_unreadable
 
@@ -209,3 +211,46 @@ def test_nor_does_it_say_where_a_damaged_entry_is_repaired(kit: Any, bench: Any)
     again.repair([log[4]])
     assert all(again.store.read(message.header.op, message.header.checksum) for message in log[3:7])
     assert again.reopen().recovered.entries == ()
+
+
+def many_segments(kit: Any, bench: Any) -> list[Message]:
+    log = kit.chain([WHOLE] * (12 * SECTORS))
+    for first in range(0, len(log), SECTORS):
+        bench.append(log[first : first + SECTORS])
+    return log
+
+
+def test_a_repair_in_many_segments_at_once(kit: Any, bench: Any) -> None:
+    """A segment that is let go while it is written would have its file closed under the write."""
+    log = many_segments(kit, bench)
+    for segment in range(8):
+        damage_entry(bench.files, segment, 2 * SECTOR)
+        damage_witness(bench.files, segment, 2)
+    again = bench.reopen()
+    repaired = [log[segment * SECTORS + 2] for segment in range(8)]
+    assert again.store.faulty == {message.header.op for message in repaired}
+    again.repair(repaired)
+    assert not again.store.faulty
+    third = again.reopen()
+    assert third.recovered.entries == ()
+    assert all(third.store.read(message.header.op, message.header.checksum) for message in log)
+
+
+def test_witnesses_written_anew_in_many_segments_at_once(kit: Any, bench: Any) -> None:
+    log = many_segments(kit, bench)
+    for segment in range(8):
+        damage_witness(bench.files, segment, 2)
+    again = bench.reopen()
+    assert again.recovered.settled == len(log)
+    assert all(again.store.read(message.header.op, message.header.checksum) for message in log)
+    third = again.reopen()
+    assert third.store.bytes_written == 0
+
+
+def test_what_was_written_while_it_grew_cold_is_let_go_later(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * (14 * SECTORS))
+    bench.append(log[: 6 * SECTORS])
+    bench.append(log[6 * SECTORS :])
+    for message in log:
+        bench.store.header(message.header.op)
+    assert sum(segment.contents is not None for segment in bench.store._segments) <= HOT_SEGMENTS + 1 + LOADED_MAX
