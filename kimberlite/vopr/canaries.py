@@ -484,6 +484,11 @@ def _entry_body_unverified() -> list[Patch]:
     return [(journal, "framing", _Unverified(verify_body=lambda header, body: True))]
 
 
+@canary("a segment is let go while it is written")
+def _segment_let_go_while_written() -> list[Patch]:
+    return [(store.Store, "_hold", lambda self, segment, held: None)]
+
+
 @canary("the body of a frame is not verified when it arrives")
 def _frame_body_unverified() -> list[Patch]:
     def parse(buffer: bytes, start: int, end: int, limit: int) -> Any:

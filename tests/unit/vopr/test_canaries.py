@@ -27,6 +27,7 @@ QUICK = {
     "in-flight-prepared-twice": "I10 exactly once",
     "session-dedupe-off": "I10 exactly once",
     "eviction-by-registration": "I11 sessions",
+    "segment-let-go-while-written": "own invariant",
     "reply-before-commit": "I6 acknowledged",
     "executed-before-commit": "I7 order",
     "timeout-reported-as-refusal": "E2 refused is not there",
