@@ -16,6 +16,7 @@ import click
 
 from kimberlite import cli, config, errors
 from kimberlite.errors import KimberliteError
+from kimberlite.storage import layout
 from kimberlite.telemetry import catalogue, health
 
 HERE = Path(__file__).parent
@@ -197,11 +198,41 @@ def metric_section(metric: catalogue.Metric) -> list[str]:
     return lines
 
 
+FILES = (
+    ("superblock", "four copies of 16 KiB, one after another"),
+    ("journal-NNNNNNNN", "a segment: entries from 4 KiB boundary to 4 KiB boundary, each a header and its body"),
+    ("witness-NNNNNNNN", "a record for each entry of the segment of that number"),
+    ("checkpoint-OP-a, -b", "two equal copies of the state after that op: header, sessions, snapshot"),
+    ("lock", "locked by the process that uses the directory"),
+)
+
+
+def disk_layout() -> str:
+    lines = [
+        GENERATED,
+        "",
+        "# What is on disk",
+        "",
+        "Integers are little-endian, checksums are XXH3-128 in big-endian order. Reserved bytes are zero, and "
+        "anything else in them counts as damage. A file whose name ends with `.new` was never finished.",
+        "",
+        "| file | what it holds |",
+        "| --- | --- |",
+        *(f"| `{name}` | {meaning} |" for name, meaning in FILES),
+    ]
+    for table in layout.LAYOUTS:
+        lines += ["", f"## {table.title}", "", f"{table.size} bytes.", "", "| at | size | field | what it is |"]
+        lines.append("| ---: | ---: | --- | --- |")
+        lines += [f"| {field.offset} | {field.size} | `{field.name}` | {field.meaning} |" for field in table.fields]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "exit-codes.md": exit_codes,
     "command-line.md": command_line,
     "metrics.md": metrics,
+    "disk-layout.md": disk_layout,
 }
 
 

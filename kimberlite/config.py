@@ -437,6 +437,57 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """How often the state is written down, so that a restart need not execute the log from its beginning.
+    The same on every replica of a cluster: then all make the same checkpoints."""
+
+    ops: int = knob(
+        4096,
+        "Operations executed between two checkpoints, at most.",
+        unit="operations",
+        low=16,
+        high=10_000_000,
+        too_low="The state is written again and again; with a large state the disk does little else.",
+        too_high="A restart executes many operations before it answers.",
+    )
+    bytes: int = knob(
+        256 * MIB,
+        "Bytes of journal entries executed between two checkpoints, at most.",
+        unit="bytes",
+        low=64 * KIB,
+        high=1 << 40,
+        too_low="As for checkpoint.ops.",
+        too_high="A restart verifies and executes much before it answers.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """What of the log may be given up. By default nothing is. The primary's settings count: it has whole
+    journal segments of its own trimmed, by an operation in the log, once every replica has a checkpoint that
+    no longer needs them."""
+
+    bytes_max: int = knob(
+        0,
+        "Trim the oldest segment when the log after it has this size at least. 0 keeps everything.",
+        unit="bytes",
+        low=0,
+        high=1 << 60,
+        too_low="Readers that lag find their position trimmed.",
+        too_high="The disk fills, and appends are refused.",
+    )
+    age_max_s: int = knob(
+        0,
+        "Trim the oldest segment when all its events are older than this. 0 keeps everything.",
+        unit="s",
+        low=0,
+        high=1 << 32,
+        too_low="As for retention.bytes_max.",
+        too_high="As for retention.bytes_max.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """Metrics and health, served by a process of their own."""
 
@@ -462,6 +513,8 @@ class Config:
     timing: TimingConfig = field(default_factory=TimingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
@@ -520,12 +573,16 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-Section = ClusterConfig | TimingConfig | LimitsConfig | StorageConfig | TelemetryConfig
+Section = (
+    ClusterConfig | TimingConfig | LimitsConfig | StorageConfig | CheckpointConfig | RetentionConfig | TelemetryConfig
+)
 SECTION_TYPES: Mapping[str, type[Section]] = {
     "cluster": ClusterConfig,
     "timing": TimingConfig,
     "limits": LimitsConfig,
     "storage": StorageConfig,
+    "checkpoint": CheckpointConfig,
+    "retention": RetentionConfig,
     "telemetry": TelemetryConfig,
 }
 

@@ -13,7 +13,8 @@ KimberliteError                    1   root; never raised itself
 |   |-- UnsafeFileSystemError     16   tmpfs, overlay: an acknowledgement would not be durable
 |   |-- WriteFailedError          17   a write or sync failed: the process must end
 |   |-- CorruptEntryError         18   an entry on disk fails its checks
-|   `-- UnrecoverableError        19   a committed operation is gone from every copy
+|   |-- UnrecoverableError        19   a committed operation is gone from every copy
+|   `-- CheckpointError           27   no copy of a checkpoint is intact
 |-- NetworkError                  20   connection-level failures
 |   |-- AddressInUseError         21   a listener could not be opened
 |   |-- FrameError                22   bytes that are no frame of this protocol
@@ -137,6 +138,12 @@ class UnrecoverableError(StorageError):
     exit_code = 19
 
 
+class CheckpointError(StorageError):
+    """No copy of the checkpoint is intact, and the log before it is gone; replace this replica."""
+
+    exit_code = 27
+
+
 class NetworkError(KimberliteError):
     """A connection-level failure."""
 
@@ -186,7 +193,7 @@ class SessionEvictedError(RejectedError):
 
 
 class PositionError(RejectedError):
-    """A read outside of what the log holds. Attributes: position, first, end."""
+    """A read outside of what the log holds. Attributes: position, first (lower ones were trimmed), end."""
 
     exit_code = 33
 

@@ -34,9 +34,22 @@ class Batch:
     timestamp: int
 
 
-class StateMachine(Protocol):
+class Frozen(Protocol):
+    """A state that changes no more."""
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        """Write the whole state. The bytes must be the same on every replica."""
+
+
+class StateMachine(Frozen, Protocol):
     """What Node replicates. `needs_body` False promises that `apply` never looks at
-    Batch.body: after a restart nothing but headers is then read back."""
+    Batch.body: after a restart nothing but headers is then read back.
+
+    Every few thousand operations a checkpoint is made: `snapshot` is called between two operations, which
+    wait for it. When that would take too long (about a millisecond for each MiB in plain Python), have a
+    method `freeze() -> Frozen` as well: a quick copy, whose `snapshot` is then called on another thread while
+    operations go on.
+    """
 
     version: int
     needs_body: bool
@@ -44,11 +57,8 @@ class StateMachine(Protocol):
     def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
         """Apply committed batches in order; one reply per batch (at most 1 MiB each)."""
 
-    def snapshot(self, writer: BinaryIO) -> None:
-        """Write the whole state. The bytes must be the same on every replica."""
-
     def restore(self, reader: BinaryIO) -> None:
-        """Replace the whole state by a snapshot."""
+        """Replace the whole state by a snapshot, of this version or an older one."""
 
 
 class EventLog:

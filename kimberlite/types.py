@@ -56,6 +56,7 @@ class Operation(IntEnum):
     REGISTER = 2  # open a session; its number is the op that commits it
     BATCH = 3  # several client requests in one prepare: see _fast/events
     NOOP = 4
+    TRIM = 5  # the log begins at a later op from here on; body: first op, position of its first event
     APPLY = 128  # a batch of events or commands for the state machine
 
 
@@ -294,6 +295,38 @@ SUFFIX_MAX = 48
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a restart begins, and where the log does; kept in the superblock.
+
+    Everything up to `op` is committed, and was durable in this replica's journal when the checkpoint was
+    made; what executing it led to is in the checkpoint's file. The entry of op + 1 stands in `segment`
+    at `end`, as its entry number `entries` from 0, or at the beginning of the following segment.
+
+    The log begins with `first_op`: a trim took away what was before. Files of segments below
+    `first_segment` are left over from it. Always first_op <= op + 1.
+    """
+
+    header: Header  # of the last op in it; the root when there is no checkpoint yet
+    segment: int = 0
+    entries: int = 0
+    end: int = 0
+    size: int = 0  # of the file; 0 when there is none yet
+    digest: Checksum = ZERO16
+    first_op: int = 1
+    first_position: int = 0
+    first_segment: int = 0
+
+    @property
+    def op(self) -> int:
+        return self.header.op
+
+    @property
+    def positions(self) -> int:
+        """Number of events up to and with `op`."""
+        return self.header.position + self.header.count
+
+
+@dataclass(frozen=True, slots=True)
 class RecoveredEntry:
     """An op of the log after restart; `header` None when even its identity is unknown."""
 
@@ -317,3 +350,16 @@ class Recovered:
     torn: int = 0  # entries cut as torn, never acknowledged
     faulty: int = 0
     notes: tuple[str, ...] = ()
+    restored: Restored | None = None  # None: execution begins with op 1
+    first_op: int = 1  # of the log
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A checkpoint read back: the state after `op`."""
+
+    op: int
+    positions: int
+    machine: int  # version of the state machine that made the snapshot
+    sessions: bytes  # of the session table: vsr.sessions
+    snapshot: bytes  # of the state machine

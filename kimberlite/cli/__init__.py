@@ -51,6 +51,7 @@ Exit codes
    15  unknown format version           32  session evicted
    16  unsafe file system               33  position not in the log
    17  a write or sync failed           40  timed out, outcome unknown
+   27  checkpoint damaged
    50  internal invariant broken        55  file of metrics unusable
    51  vopr: a violation was found      63  KIMBERLITE_KERNEL: no such kernel
    52  vopr: a planted bug missed       64  KIMBERLITE_KERNEL: not built

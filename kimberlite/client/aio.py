@@ -321,7 +321,7 @@ class Log:
         self, start: int = 0, *, limit: int | None = None, timeout: float | None = None
     ) -> AsyncIterator[bytes]:
         """Events from `start` to the end of the log, or `limit` of them. Raises PositionError
-        when `start` is beyond the end."""
+        when `start` is beyond the end, or before `first`: retention took what was there."""
         async for _, count, body in self.read_batches(start=start, limit=limit, timeout=timeout):
             for event in event_batches.slice(body, 0, count):
                 yield event
@@ -380,6 +380,14 @@ class Log:
             elif answer.header.command == Command.READ_REPLY:
                 header = answer.header
                 return _Piece(header.position, header.count, answer.body, header.timestamp)
+            elif answer.header.reason == Reason.POSITION_TRIMMED:
+                first = answer.header.position
+                raise PositionError(
+                    f"position {position} was trimmed: the first position that the log still has is {first}",
+                    position=position,
+                    first=first,
+                    end=None,
+                )
             elif answer.header.reason == Reason.POSITION_BEYOND_END:
                 log_end = answer.header.position
                 if position == log_end and not follow:

@@ -7,6 +7,10 @@ it asks for nothing more, or for ROUNDS_MAX rounds: a long replay must not keep 
 its sockets. Then `behind` is true and the caller calls `on_tick` again as soon as it has looked
 at everything else.
 
+Checkpoints: after executing an op that makes one due, the driver takes the state (sessions, snapshot) and
+has the store write it in the background; where it is due follows from the log alone, so that all replicas
+of one configuration make the same ones.
+
 Order within a round: messages leave, then superblock and journal writes are submitted (the
 messages travel meanwhile), then committed operations are applied.
 
@@ -16,14 +20,25 @@ May import: errors, types, state_machine, vsr, _fast, storage.interface.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Protocol
 
 from kimberlite._fast import events, framing
-from kimberlite.errors import InvariantError, invariant
-from kimberlite.state_machine import Batch, StateMachine
+from kimberlite.errors import FormatVersionError, InvariantError, invariant
+from kimberlite.state_machine import Batch, Frozen, StateMachine
 from kimberlite.storage.interface import LogStore
-from kimberlite.types import Bytes, ClientId, Header, HeaderFactory, Message, Operation, Recovered, ViewState
-from kimberlite.vsr.codec import ClientRequest
+from kimberlite.types import (
+    Bytes,
+    ClientId,
+    Header,
+    HeaderFactory,
+    Message,
+    Operation,
+    Recovered,
+    ViewState,
+)
+from kimberlite.vsr.codec import ClientRequest, decode_trim
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result
 from kimberlite.vsr.work import (
@@ -64,6 +79,39 @@ class Recorder(Protocol):
     def record(self, events: list[Event]) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointPolicy:
+    """A checkpoint is due when that many ops, or bytes of entries, were executed since the last."""
+
+    ops: int = 4096
+    bytes: int = 256 << 20
+
+
+class Background(Protocol):
+    """Where a snapshot is written that may take long. `done` is called with the bytes from the driver's thread."""
+
+    def __call__(self, work: Callable[[], bytes], done: Callable[[bytes], None]) -> None: ...
+
+
+def at_once(work: Callable[[], bytes], done: Callable[[bytes], None]) -> None:
+    """A Background that is none."""
+    done(work())
+
+
+def restore(machine: StateMachine, recovered: Recovered) -> None:
+    """Put a new machine into the state of the checkpoint. Raises FormatVersionError."""
+    restored = recovered.restored
+    if restored is None:
+        return
+    if restored.machine > machine.version:
+        raise FormatVersionError(
+            f"the checkpoint of op {restored.op} was made by version {restored.machine} of the state machine, this is "
+            f"version {machine.version}: start a release that has it",
+            version=restored.machine,
+        )
+    machine.restore(BytesIO(restored.snapshot))
+
+
 def known_headers(store: LogStore, recovered: Recovered) -> list[Header]:
     """What Replica wants to know of the settled log: headers from the commit number up."""
     return store.headers(min(recovered.commit, recovered.settled), recovered.settled - 1)
@@ -80,6 +128,8 @@ class Driver:
         network: Network,
         recorder: Recorder,
         clock: Callable[[], int],
+        checkpoints: CheckpointPolicy = CheckpointPolicy(),
+        background: Background = at_once,
     ) -> None:
         self.core = core
         self.store = store
@@ -90,6 +140,10 @@ class Driver:
         self._clock = clock
         self._now = 0
         self.behind = False
+        self._checkpoints = checkpoints
+        self._background = background
+        self._since = [0, 0]  # ops and bytes executed since the last checkpoint
+        self._snapshot_under_way = False
 
     # Inputs
 
@@ -119,6 +173,13 @@ class Driver:
         self._now = self._clock()
         self.core.step_down(self._now)
         self._run()
+
+    def propose_trim(self, first_op: int, first_position: int) -> bool:
+        """As primary: trim the log. False when that can not be proposed now; nothing is lost by asking again."""
+        self._now = self._clock()
+        proposed = self.core.propose_trim(first_op, first_position, self._now)
+        self._run()
+        return proposed
 
     def on_disk(self) -> None:
         """Writes may have completed. Raises WriteFailedError: the process must end."""
@@ -171,6 +232,9 @@ class Driver:
             if above is not None and above < self.store.head:
                 self.store.truncate(above)
             self.core.durable(token, now)
+        durable = self.store.checkpoint.op
+        if durable > self.core.checkpoint_op:
+            self.core.checkpointed(durable)
         return bool(tokens)
 
     def _persist(self, persist: Persist) -> None:
@@ -237,7 +301,9 @@ class Driver:
         return True
 
     def _needs_body(self, header: Header) -> bool:
-        return header.operation == Operation.BATCH or (header.operation == Operation.APPLY and self.machine.needs_body)
+        return header.operation in (Operation.BATCH, Operation.TRIM) or (
+            header.operation == Operation.APPLY and self.machine.needs_body
+        )
 
     def _execute(self, header: Header, message: Message | None) -> None:
         requests = requests_of(header, message)
@@ -275,6 +341,44 @@ class Driver:
         )
         self._now = self._clock()
         self.core.applied_op(header.op, results, self._now)
+        if header.operation == Operation.TRIM and message is not None:
+            first_op, first_position = decode_trim(message.body)
+            self.store.trim(first_op, first_position)
+            self.core.trimmed(first_op)
+        self._since[0] += 1
+        self._since[1] += header.size
+        if self._since[0] >= self._checkpoints.ops or self._since[1] >= self._checkpoints.bytes:
+            self._checkpoint(header.op)
+
+    # Checkpoints
+
+    def _checkpoint(self, op: int) -> None:
+        """Take the state after `op`, just executed, and have it written. When that can not be done now, the
+        next op tries again."""
+        mark = None if self._snapshot_under_way else self.store.mark(op)
+        if mark is None:
+            return
+        self._since = [0, 0]
+        sessions = self.core.sessions.encode()
+        self._snapshot_under_way = True
+
+        def done(snapshot: bytes) -> None:
+            self._snapshot_under_way = False
+            self.store.write_checkpoint(mark, self.machine.version, sessions, snapshot)
+
+        freeze = getattr(self.machine, "freeze", None)
+        if freeze is None:
+            done(snapshot_of(self.machine))
+        else:
+            frozen = freeze()
+            self._background(lambda: snapshot_of(frozen), done)
+
+
+def snapshot_of(machine: Frozen) -> bytes:
+    """What a state machine writes as its snapshot."""
+    writer = BytesIO()
+    machine.snapshot(writer)
+    return writer.getvalue()
 
 
 def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:

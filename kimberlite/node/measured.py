@@ -47,10 +47,10 @@ class MeasuredDisk(FileDisk):
         finally:
             self.switch(left)
 
-    def create(self, name: str, size: int) -> int:
+    def create(self, name: str, size: int, zeroed: bool = True) -> int:
         left = self.switch(DISK_WAIT)
         try:
-            return super().create(name, size)
+            return super().create(name, size, zeroed)
         finally:
             self.switch(left)
 
@@ -63,6 +63,9 @@ class MeasuredMachine:
         self._recorder = recorder
         self.version = machine.version
         self.needs_body = machine.needs_body
+        freeze = getattr(machine, "freeze", None)
+        if freeze is not None:
+            self.freeze = freeze
 
     def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
         began = now_ns()

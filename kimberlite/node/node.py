@@ -43,8 +43,8 @@ from kimberlite.errors import (
     WrongClusterError,
 )
 from kimberlite.net.peers import PeerNetwork, Refusal
-from kimberlite.node import notify
-from kimberlite.node.driver import Driver, FastCodec, known_headers
+from kimberlite.node import notify, retention
+from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, restore
 from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.reader import LogReader
 from kimberlite.node.server import ClientServer
@@ -60,6 +60,7 @@ from kimberlite.vsr.replica import Replica
 TICK_S = 0.01
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
+RETENTION_EVERY = 100  # ticks
 CONTACT_MIN_NS = 1_000_000_000  # silence of a peer before it no longer counts as live
 DRAIN_S = 2.0
 
@@ -284,6 +285,7 @@ class Node:
 
     def _build(self) -> None:
         config = self.config
+        restore(self.machine, self.recovered)
         now = time.monotonic_ns()
         core = Replica(
             config=core_config(config),
@@ -295,7 +297,14 @@ class Node:
         )
         core.set_clock_offset(time.time_ns() - now)
         self.driver = Driver(
-            core, self._store, MeasuredMachine(self.machine, self.recorder), self, self.recorder, time.monotonic_ns
+            core,
+            self._store,
+            MeasuredMachine(self.machine, self.recorder),
+            self,
+            self.recorder,
+            time.monotonic_ns,
+            CheckpointPolicy(config.checkpoint.ops, config.checkpoint.bytes),
+            self._in_background,
         )
         self._peers = PeerNetwork(
             index=core.index,
@@ -435,11 +444,40 @@ class Node:
     def _on_damaged(self, op: int) -> None:
         self._run(self.driver.on_damage)
 
+    def _in_background(self, work: Callable[[], bytes], done: Callable[[bytes], None]) -> None:
+        """Write a snapshot on a thread; what comes of it is handed on here."""
+
+        def finished(future: asyncio.Future[bytes]) -> None:
+            if not future.cancelled():
+                self._run(lambda: done(future.result()))
+
+        self._loop.run_in_executor(None, work).add_done_callback(finished)
+
+    def _apply_retention(self) -> None:
+        """As primary: have trimmed what the configuration no longer keeps."""
+        core, kept = self.driver.core, self.config.retention
+        if not core.is_primary:
+            return
+        chosen = retention.choose(
+            self._store.extents(),
+            bytes_max=kept.bytes_max,
+            age_max_ns=kept.age_max_s * 1_000_000_000,
+            now_ns=time.time_ns(),
+            last_op=min(core.trimmable_op, core.applied),
+        )
+        if chosen is not None:
+            self._run(lambda: self._propose_trim(*chosen))
+
+    def _propose_trim(self, first_op: int, first_position: int) -> None:
+        self.driver.propose_trim(first_op, first_position)  # refused now: asked again at the next look
+
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
         self._ticks += 1
         self.driver.core.set_clock_offset(time.time_ns() - time.monotonic_ns())
         self._run(self.driver.on_tick)
+        if self._ticks % RETENTION_EVERY == 0:
+            self._apply_retention()
         if self._ticks % GAUGES_EVERY == 0 and not self._failed:
             self.recorder.switch(OTHER_PART)
             self._update_gauges()
@@ -514,6 +552,9 @@ class Node:
                 "write_latency_us": stats["latency_ns"] // 1000,
                 "bytes": self._store.bytes_used,
                 "free_bytes": self._disk.free_bytes(),
+                "checkpoint_op": self._store.checkpoint.op,
+                "first_op": self._store.first_op,
+                "first_position": self._store.first_position,
             },
             "peers": [
                 {

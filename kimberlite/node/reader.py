@@ -60,7 +60,15 @@ class LogReader:
                 if end
                 else f"position {position} is not in the log, which is empty",
                 position=position,
-                first=0,
+                first=self._store.first_position,
+                end=end,
+            )
+        first_position = self._store.first_position
+        if position < first_position:
+            raise PositionError(
+                f"position {position} was trimmed: the log has positions {first_position} to {end - 1}",
+                position=position,
+                first=first_position,
                 end=end,
             )
         count_max = max(min(count_max, end - position), 1)

@@ -236,9 +236,11 @@ class ClientServer:
         else:
             client.connection.send(Message(header, body))
 
-    def _reject(self, client: Client, about: Header, reason: Reason) -> None:
+    def _reject(self, client: Client, about: Header, reason: Reason, position: int | None = None) -> None:
+        """position: the first that can be read, when that is what is wrong; else the end of the log."""
         self._counters.request_rejected(reason)
-        self._answer(client, Command.REJECT, about, reason=reason, position=self._reader.end)
+        where = position if position is not None else self._reader.end
+        self._answer(client, Command.REJECT, about, reason=reason, position=where)
 
     # Reads
 
@@ -250,8 +252,12 @@ class ClientServer:
         bytes_max = min(header.session or READ_BYTES_MAX, READ_BYTES_MAX)
         try:
             body, count = self._reader.read(header.position, header.count or 1 << 31, bytes_max)
-        except PositionError:
-            self._reject(client, header, Reason.POSITION_BEYOND_END)
+        except PositionError as error:
+            first = int(str(error.first))
+            if header.position < first:
+                self._reject(client, header, Reason.POSITION_TRIMMED, first)
+            else:
+                self._reject(client, header, Reason.POSITION_BEYOND_END)
         except CorruptEntryError:
             self._reject(client, header, Reason.CORRUPT)
         else:

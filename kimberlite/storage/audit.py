@@ -222,7 +222,7 @@ class Audit:
     def _begin(self) -> Iterator[Finding]:
         block = self._required()
         try:
-            result = scan(self._disk, block.state, block.segment_bytes, self._root)
+            result = scan(self._disk, block.state, block.segment_bytes, block.checkpoint)
         except DataMissingError as error:
             yield Finding(Cause.FILE_MISSING, str(error.details["file"]), False, str(error))
             return
@@ -285,8 +285,9 @@ class Audit:
         return witness_bytes(self._required().segment_bytes)
 
     def _journal(self) -> Iterator[Finding]:
-        before: Header | None = self._root
-        expected: int | None = 1
+        trimmed = self._required().checkpoint.first_segment > 0
+        before: Header | None = None if trimmed else self._root
+        expected: int | None = None if trimmed else 1
         spans = self._spans()
         for span in spans:
             if expected is not None and span.base is not None and span.base != expected:

@@ -148,14 +148,14 @@ class FileDisk:
     def names(self) -> list[str]:
         return sorted(os.listdir(self._dir))
 
-    def create(self, name: str, size: int) -> int:
+    def create(self, name: str, size: int, zeroed: bool = True) -> int:
         """A durable file of zeros; at once when `prepare` has begun it."""
         preparation = self._preparing.pop(name, None)
         try:
             if preparation is not None:
                 preparation.finish()  # whatever its size: two must not make the same file
             if preparation is None or preparation.size != size:
-                _make_file(self._dir, name, size, self.mode == "direct")
+                _make_file(self._dir, name, size, self.mode == "direct", None if zeroed else _AT_ONCE)
         except OSError as error:
             raise WriteFailedError(
                 f"{self.directory / name}: {size} bytes could not be reserved: {os.strerror(error.errno or 0)}; "
@@ -285,6 +285,10 @@ class FileDisk:
         self._lock = self._dir = -1
 
 
+_AT_ONCE = threading.Event()  # the file is needed already: reserve it, write no zeros
+_AT_ONCE.set()
+
+
 class _Preparation:
     """A file of zeros in the making on its own thread."""
 
@@ -328,11 +332,11 @@ def _make_file(directory: int, name: str, size: int, direct: bool, needed: threa
         _sys.allocate(fd, size)
         zeros = memoryview(append.AlignedBuffer(min(ZERO_CHUNK, size)))
         offset = 0
-        while offset < size:
+        while offset < size and not (needed is not None and needed.is_set()):
             began = time.monotonic()
             offset += os.pwrite(fd, zeros[: size - offset], offset)
-            if needed is not None and needed.wait((time.monotonic() - began) * ZERO_PAUSE):
-                break
+            if needed is not None:
+                needed.wait((time.monotonic() - began) * ZERO_PAUSE)
         os.fsync(fd)
         # Out of the page cache: direct reads and writes follow.
         os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)

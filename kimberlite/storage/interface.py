@@ -10,12 +10,13 @@ May import: errors, types. Nothing here blocks for a write: completions come lat
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from kimberlite.types import (
     SUFFIX_MAX,
     Bytes,
+    Checkpoint,
     Checksum,
     EntryState,
     Header,
@@ -29,6 +30,7 @@ __all__ = [
     "SECTOR",
     "SUFFIX_MAX",
     "Disk",
+    "Extent",
     "EntryState",
     "LogStore",
     "Recovered",
@@ -48,6 +50,16 @@ class Write(NamedTuple):
     buffer: Bytes
 
 
+class Extent(NamedTuple):
+    """A segment of the log: its first op, with its event and time (nanoseconds since 1970), and what the
+    journal holds from there to its head."""
+
+    first_op: int
+    first_position: int
+    first_timestamp: int
+    bytes_from_here: int
+
+
 class Disk(Protocol):
     """Files of one data directory. Handles are small integers.
 
@@ -61,8 +73,12 @@ class Disk(Protocol):
 
     def exists(self, name: str) -> bool: ...
     def names(self) -> list[str]: ...
-    def create(self, name: str, size: int) -> int:
-        """A new file (O_EXCL, 0600), zeroed to `size` and durable, with its directory."""
+    def create(self, name: str, size: int, zeroed: bool = True) -> int:
+        """A new file (O_EXCL, 0600) that reads as zeros up to `size`, durable, with its directory.
+
+        zeroed: the zeros are written, so that overwriting them changes no metadata; else only reserved,
+        which is quicker, for what is written once.
+        """
 
     def prepare(self, name: str, size: int) -> None:
         """A `create` of that name and size will follow: whoever can may begin, without blocking."""
@@ -115,6 +131,29 @@ class LogStore(Protocol):
 
     def set_view_state(self, token: int, state: ViewState) -> None:
         """Write the superblock."""
+
+    def mark(self, op: int) -> Checkpoint | None:
+        """Where a checkpoint of `op`, just executed, would let a restart begin; None when it can not be
+        made now: another is being written, it is not above the last, or the place of its entry is damaged."""
+
+    def write_checkpoint(self, mark: Checkpoint, machine: int, sessions: bytes, snapshot: bytes) -> None:
+        """Write what was marked, chunk by chunk between the writes of others; when `checkpoint` is it,
+        it is durable."""
+
+    def trim(self, first_op: int, first_position: int) -> None:
+        """The log begins with first_op from now on (an op at or below one executed). Its space is
+        given back when the checkpoint no longer needs what was before."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The durable one, with the beginning of the log."""
+
+    def extents(self) -> Iterator[Extent]:
+        """The segments of the log, oldest first; one read each."""
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first event that can be read."""
 
     def completions(self) -> list[int]: ...
 

@@ -48,6 +48,12 @@ def witness_name(number: int) -> str:
     return f"witness-{number:08d}"
 
 
+def segment_number(name: str) -> int | None:
+    """Of a journal or witness file; None for other names."""
+    kind, _, number = name.partition("-")
+    return int(number) if kind in ("journal", "witness") and number.isdigit() else None
+
+
 def witness_bytes(segment_bytes: int) -> int:
     """Size of the witness file: a record for every entry that fits, whole sectors."""
     return round_up(segment_bytes // SECTOR * RECORD_BYTES)

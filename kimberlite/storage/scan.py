@@ -1,6 +1,6 @@
-"""Restart recovery: read everything back, decide what every op is, rebuild the segments.
+"""Restart recovery: read the log back, decide what every op is, rebuild the segments.
 
-Walks the log forward from op 1, op by op, and asks for each: which entry may stand here
+Walks the log forward from the checkpoint, op by op, and asks for each: which entry may stand here
 (`_Walk.acceptable`: the derivation in types.ViewState), what is there (entry, witness),
 and what that means (recovery.decide). Entries of cold segments are trusted by their
 witness and verified when they are read; the last two segments and everything that is
@@ -25,11 +25,12 @@ from kimberlite.storage.journal import (
     read_entry,
     records_of,
     round_up,
+    segment_number,
     witness_bytes,
     witness_name,
 )
 from kimberlite.storage.recovery import Decision, Entry, Place, Witness, decide
-from kimberlite.types import Checksum, EntryState, Header, Recovered, RecoveredEntry, ViewState
+from kimberlite.types import Checkpoint, Checksum, EntryState, Header, Recovered, RecoveredEntry, ViewState
 
 HOT_SEGMENTS = 2  # verified whole at every start
 HOT_OPS = 64  # below the commit number: more than a pipeline
@@ -64,7 +65,8 @@ class _Walk:
     disk: Disk
     state: ViewState
     segment_bytes: int
-    segments: list[Segment]
+    start: Checkpoint
+    segments: list[Segment]  # from that of the checkpoint's entry on
     identities: dict[int, Header] = field(default_factory=dict)  # base < op <= suffix_head
     witnessed: int = 0  # highest op that was ever witnessed and is not void
     bases: dict[int, int] = field(default_factory=dict)  # segment -> op of its first entry, from its witnesses
@@ -83,15 +85,27 @@ class _Walk:
             segment.witness = self.disk.open(witness_name(segment.number))
             image = read_image(self.disk, segment.witness, witness_bytes(self.segment_bytes))
             segment.contents = Contents(image)
-            # Walked before and let go since: what it holds was decided, by its witness or in spite of it.
+            # Walked before and let go since, or below the checkpoint: what it holds was decided, by its
+            # witness or in spite of it.
             records = records_of(image, segment.number)
             for index in range(segment.count):
                 record = records[index] if index < len(records) else None
-                header, offset = (record.header, record.offset) if record is not None else (None, None)
-                header, offset = segment.unwitnessed.get(index, (header, offset))
-                segment.contents.headers.append(header)
-                segment.contents.offsets.append(offset)
+                self._enter(segment, segment.contents, record, at == 0 and index < self.start.entries)
         return segment.contents
+
+    def _enter(self, segment: Segment, contents: Contents, record: Record | None, settled: bool) -> None:
+        """The next entry of a segment, by its record. When that is damaged and the checkpoint has settled
+        what stands there, by the entry itself."""
+        header, offset = (record.header, record.offset) if record is not None else (None, None)
+        if record is None and settled:
+            offset = contents.end()
+            if offset is not None:
+                _, message = read_entry(self.disk, self._journal(segment), offset, self.segment_bytes)
+                if message is not None and message.header.op == segment.base + len(contents.headers):
+                    header = message.header
+        header, offset = segment.unwitnessed.get(len(contents.headers), (header, offset))
+        contents.headers.append(header)
+        contents.offsets.append(offset)
 
     def records(self, at: int) -> list[Record | None]:
         if at not in self._records:
@@ -117,6 +131,8 @@ class _Walk:
         for at in range(len(self.segments)):
             for index, record in enumerate(self.records(at)):
                 self.used = at
+                if at == 0 and index < self.start.entries:
+                    continue  # beyond doubt, whatever has become of it
                 if record is None:
                     self.is_damaged |= not is_zero_record(self.thaw(at).image, index)
                     continue
@@ -125,15 +141,15 @@ class _Walk:
                 if header.checksum in suffix:
                     self.proven.add(header.checksum)
                 self.commit = max(self.commit, header.commit)
-                if state.base < header.op < state.suffix[0].op:
+                if self.settled_base < header.op < state.suffix[0].op:
                     by_checksum[header.checksum] = header
                 if header.view == state.log_view:
                     self.witnessed = max(self.witnessed, header.op)
             self.leave(at)
-        self.commit = max(self.commit, state.commit)
+        self.commit = max(self.commit, state.commit, self.start.op)
         scanned = False
         current = state.suffix[0]
-        while current.op - 1 > state.base:
+        while current.op - 1 > self.settled_base:
             before = by_checksum.get(current.parent)
             if before is None and not scanned:
                 scanned = True
@@ -143,6 +159,11 @@ class _Walk:
                 break
             self.identities[before.op] = before
             current = before
+
+    @property
+    def settled_base(self) -> int:
+        """Everything up to here was committed and intact in this journal."""
+        return max(self.state.base, self.start.op)
 
     def _entry_headers(self) -> dict[Checksum, Header]:
         """Headers that stand at sector boundaries of the last segments: for damaged witnesses."""
@@ -161,7 +182,7 @@ class _Walk:
         if header.op != op:
             return False
         chained = before is None or header.parent == before.checksum
-        if op <= self.state.base:
+        if op <= self.settled_base:
             return chained
         if op <= self.state.suffix_head:
             expected = self.identities.get(op)
@@ -249,9 +270,9 @@ class _Walk:
                 found.entry = Entry.GOOD if same else Entry.OTHER
         if found.header is not None:
             place = Place.DOUBTED if self.is_doubted(op, found.header) else Place.CANONICAL
-        elif self.state.base < op <= self.state.suffix_head:
+        elif self.settled_base < op <= self.state.suffix_head:
             place = Place.HOLE
-        elif op <= max(self.witnessed, self.state.base, self.state.doubt):
+        elif op <= max(self.witnessed, self.settled_base, self.state.doubt):
             place = Place.UNKNOWN
         else:
             place = Place.TAIL
@@ -264,7 +285,7 @@ class _Walk:
     def without_place(self, first: int, at: int, index: int) -> list[RecoveredEntry]:
         """What is known of the ops from `first` on, whose place in the journal is lost: it would be at
         (at, index) or behind."""
-        last = max(self.state.suffix_head, self.witnessed, self.state.base, self.state.doubt)
+        last = max(self.state.suffix_head, self.witnessed, self.settled_base, self.state.doubt)
         if self.is_damaged:
             # Any damaged witness may have been one more of them.
             damaged = sum(len(self.records(segment)) for segment in range(at, self.used + 1)) - index
@@ -273,7 +294,7 @@ class _Walk:
         for op in range(first, last + 1):
             header = self.identities.get(op)
             if header is None:
-                hole = self.state.base < op <= self.state.suffix_head
+                hole = self.settled_base < op <= self.state.suffix_head
                 kind = EntryState.ABSENT if hole else EntryState.FAULTY
             elif op < self.state.suffix[0].op:
                 kind = EntryState.ABSENT  # committed, and below all that a view change asks about
@@ -284,22 +305,29 @@ class _Walk:
         return entries
 
 
-def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan:
-    """Read the journal back. Raises DataMissingError when a segment's file is gone."""
-    segments = _find_segments(disk, segment_bytes)
-    walk = _Walk(disk, state, segment_bytes, segments)
+def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) -> Scan:
+    """Read the journal back from `start` on. Raises DataMissingError when a segment's file is gone."""
+    below, segments = _find_segments(disk, segment_bytes, start)
+    segments[0].base, segments[0].count = start.op + 1 - start.entries, start.entries
+    if start.entries:
+        segments[0].unwitnessed[start.entries - 1] = start.header, start.end - round_up(start.header.size)
+    walk = _Walk(disk, state, segment_bytes, start, segments)
     walk.prepare()
+    first = walk.thaw(0).headers[0] if start.entries else None
+    segments[0].position = first.position if first is not None else 0
+    _fill_below(disk, below, segment_bytes, segments[0].base, start.first_op)
+    # Below the checkpoint nothing is in doubt, but what has lost its place has to be written again.
+    displaced = {segments[0].base + index for index, header in enumerate(walk.thaw(0).headers) if header is None}
 
-    before: Header | None = root
-    known: Header = root  # the last header that is known, for positions
-    settled, settled_header = 0, root
-    last_placed = 0
+    before: Header | None = start.header
+    known = start.header  # the last header that is known, for positions
+    settled, settled_header = start.op, start.header
+    last_placed = start.op
     entries: list[RecoveredEntry] = []
     fixes: list[int] = []
     faulty: set[int] = set()
-    commit, torn, at, index = walk.state.commit, 0, 0, 0
-    segments[0].base = 1
-    op = 1
+    commit, torn, at, index = max(state.commit, start.op), 0, 0, start.entries
+    op = start.op + 1
     while True:
         contents = walk.thaw(at)
         end = contents.end()
@@ -347,7 +375,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
         op += 1
     # What neither entry nor witness places at the end of the journal is appended anew; the faulty among
     # it stay in doubt.
-    faulty = {number for number in faulty if number <= last_placed}
+    faulty = {number for number in faulty if number <= last_placed} | displaced
     while segments[at].last > last_placed and segments[at].count:
         tail = walk.thaw(at)
         tail.headers.pop()
@@ -367,19 +395,24 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, root: Header) -> Scan
         torn=torn,
         faulty=sum(entry.state is EntryState.FAULTY for entry in entries),
     )
-    return Scan(recovered, segments[: at + 1], segments[at + 1 :], fixes, faulty)
+    return Scan(recovered, below + segments[: at + 1], segments[at + 1 :], fixes, faulty)
 
 
-def _find_segments(disk: Disk, segment_bytes: int) -> list[Segment]:
+def _find_segments(disk: Disk, segment_bytes: int, start: Checkpoint) -> tuple[list[Segment], list[Segment]]:
+    """The segments below that of the checkpoint, and from it on."""
     names = set(disk.names())
-    numbers = sorted(int(name[8:]) for name in names if name.startswith("journal-") and name[8:].isdigit())
+    first = start.first_segment
+    numbers = sorted(
+        number for name in names if name.startswith("journal-") and (number := segment_number(name)) is not None
+    )
+    numbers = [number for number in numbers if number >= first]
     segments = []
-    for expected, number in enumerate(numbers or [0]):
+    for expected in range(first, max([*numbers, start.segment]) + 1):
         for name in (journal_name(expected), witness_name(expected)):
-            if name not in names or number != expected:
+            if name not in names:
                 raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
-        segments.append(Segment(number, base=0))
-    following = len(segments)
+        segments.append(Segment(expected, base=0))
+    following = first + len(segments)
     if witness_name(following) in names:
         # A crash between the creation of the two files of a segment leaves an empty witness. Any other
         # content says that there was a journal.
@@ -389,7 +422,28 @@ def _find_segments(disk: Disk, segment_bytes: int) -> list[Segment]:
         if any(image):
             name = journal_name(following)
             raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
-    return segments
+    return segments[: start.segment - first], segments[start.segment - first :]
+
+
+def _fill_below(disk: Disk, below: list[Segment], segment_bytes: int, following: int, first_op: int) -> None:
+    for segment in reversed(below):
+        file = disk.open(witness_name(segment.number))
+        records = records_of(read_image(disk, file, witness_bytes(segment_bytes)), segment.number)
+        disk.release(file)
+        base = next((record.header.op - index for index, record in enumerate(records) if record is not None), None)
+        header = records[0].header if records and records[0] else None
+        if header is None:
+            file = disk.open(journal_name(segment.number))
+            _, message = read_entry(disk, file, 0, segment_bytes)
+            header = message.header if message is not None else None
+            disk.release(file)
+        if header is not None:
+            base, segment.position = header.op, header.position
+        if base is None and segment is below[0]:
+            base = first_op
+        if base is not None:
+            segment.base, segment.count = base, following - base
+            following = base
 
 
 def read_image(disk: Disk, file: int, size: int) -> bytearray:

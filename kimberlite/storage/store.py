@@ -4,7 +4,9 @@ Implements storage.interface.LogStore over any Disk. Everything that is written 
 one queue of submissions, carried out in order:
 
 - entries: phase 1 the entries themselves, phase 2 their witnesses; only then acknowledged;
-- the superblock: its four copies one after another, read back when done.
+- the superblock: its four copies one after another, read back when done;
+- a checkpoint: its two copies one after another, chunk by chunk, each chunk when the one before is
+  durable, so that others' writes get in between; then the superblock, which makes it the one in force.
 
 Memory does not grow with the log: only the last segments are kept, others are read back
 from their witness files when needed (a few at a time).
@@ -16,12 +18,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from kimberlite.errors import DataExistsError, StorageError, invariant
+import xxhash
+
+from kimberlite.errors import CheckpointError, DataExistsError, StorageError, invariant
+from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
-from kimberlite.storage.interface import SECTOR, Disk, ViewState, Write
+from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, Write
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
@@ -34,6 +40,7 @@ from kimberlite.storage.journal import (
     read_entry,
     records_of,
     round_up,
+    segment_number,
     witness_bytes,
     witness_name,
 )
@@ -41,12 +48,14 @@ from kimberlite.storage.recovery import Entry
 from kimberlite.storage.scan import HOT_SEGMENTS, read_image, release, scan
 from kimberlite.types import (
     HEADER_SIZE,
+    Checkpoint,
     Checksum,
     ClusterId,
     Header,
     HeaderFactory,
     Message,
     Recovered,
+    Restored,
     root_header,
 )
 
@@ -82,8 +91,10 @@ def format_store(
         )
     disk.release(disk.create(journal_name(0), segment_bytes))
     disk.release(disk.create(witness_name(0), witness_bytes(segment_bytes)))
-    state = ViewState(suffix=(root_header(make_header, cluster),))
-    block = superblock.Superblock(cluster, replica, replica_count, segment_bytes, state)
+    root = root_header(make_header, cluster)
+    block = superblock.Superblock(
+        cluster, replica, replica_count, segment_bytes, ViewState(suffix=(root,)), Checkpoint(root)
+    )
     # Under another name until it is whole: a crash in the middle leaves no half-made replica.
     partial = superblock.NAME + ".new"
     if disk.exists(partial):
@@ -93,6 +104,18 @@ def format_store(
     disk.flush()
     disk.completions()
     disk.rename(partial, superblock.NAME)
+
+
+@dataclass(slots=True)
+class _CheckpointWrite:
+    """A checkpoint being written. commits: the superblock follows; else damaged copies are made good."""
+
+    mark: Checkpoint
+    data: bytes
+    copies: list[str]  # still to be written, the first one under way
+    commits: bool
+    file: int = -1  # of the copy under way
+    offset: int = 0
 
 
 class Store:
@@ -115,13 +138,17 @@ class Store:
         self._pending: dict[int, tuple[int | None, Callable[[], None] | None]] = {}
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
         self._held: Counter[int] = Counter()  # segment -> groups of writes to it, being made or under way
+        self._checkpoint_write: _CheckpointWrite | None = None
+        self._floor = (block.checkpoint.first_op, block.checkpoint.first_position)  # of the log, as last trimmed
+        self._leftovers: list[str] = []  # files that nothing refers to any more
         self.bytes_written = 0
 
     # Start
 
     def recover(self) -> Recovered:
-        state = self._superblock.current.state
-        result = scan(self._disk, state, self.segment_bytes, self._root)
+        block = self._superblock.current
+        start, restored, bad_copies = self._read_checkpoint(block.checkpoint)
+        result = scan(self._disk, block.state, self.segment_bytes, start)
         self._segments, self._spare = result.segments, result.spare
         self._faulty = result.faulty
         self._head = self._segments[-1].last
@@ -134,7 +161,47 @@ class Store:
             self._clear_damage_behind()
         # An entry is acknowledged only when its witness is durable: also after a restart.
         self._disk.flush()
-        return result.recovered
+        self._find_leftovers()
+        if restored is not None and bad_copies:
+            data = checkpoints.encode(restored)
+            self._checkpoint_write = _CheckpointWrite(start, data, bad_copies, commits=False)
+            self._write_chunk(self._checkpoint_write)
+        if restored is None:
+            return result.recovered
+        return replace(
+            result.recovered,
+            first_op=start.first_op,
+            restored=Restored(start.op, start.positions, restored.machine, restored.sessions, restored.snapshot),
+        )
+
+    def _read_checkpoint(self, named: Checkpoint) -> tuple[Checkpoint, checkpoints.Content | None, list[str]]:
+        """Where to begin, what was the state there, and which copies of the file are not good.
+
+        When no copy is, and the whole log is still there, it is executed from its beginning.
+        """
+        if not named.size:
+            return named, None, []
+        try:
+            content, bad = checkpoints.read(self._disk, named)
+        except CheckpointError as error:
+            if named.first_op > 1:
+                raise CheckpointError(
+                    f"{error}; the log before op {named.first_op} was trimmed, so that it can not be executed "
+                    "again: replace this replica",
+                    **error.details,
+                ) from error
+            return Checkpoint(self._root), None, []
+        return named, content, bad
+
+    def _find_leftovers(self) -> None:
+        """Files that a crash kept from being removed."""
+        current = self.checkpoint
+        for name in self._disk.names():
+            if name.startswith(checkpoints.PREFIX):
+                if name not in [checkpoints.file_name(current.op, copy) for copy in checkpoints.COPIES]:
+                    self._leftovers.append(name)
+            elif (number := segment_number(name)) is not None and number < current.first_segment:
+                self._leftovers.append(name)
 
     def _clear_damage_behind(self) -> None:
         """Witness records behind the end of the log that a crash has torn: left there they would make
@@ -190,6 +257,20 @@ class Store:
     @property
     def view_state(self) -> ViewState:
         return self._superblock.current.state
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self._superblock.current.checkpoint
+
+    @property
+    def first_op(self) -> int:
+        """The lowest op that can be read."""
+        return self.checkpoint.first_op
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first event that can be read."""
+        return self.checkpoint.first_position
 
     # Writing
 
@@ -351,6 +432,98 @@ class Store:
         block, phases = self._superblock.update(state)
         self._submit(phases, token, lambda: self._superblock.confirm(block))
 
+    # Checkpoints and trims
+
+    def mark(self, op: int) -> Checkpoint | None:
+        if self._checkpoint_write is not None or op <= self._superblock.last.checkpoint.op:
+            return None
+        segment, contents, index = self._locate(op)
+        header, end = contents.headers[index], contents.end_of(index)
+        if header is None or end is None:
+            return None
+        return replace(
+            self._superblock.last.checkpoint, header=header, segment=segment.number, entries=index + 1, end=end
+        )
+
+    def write_checkpoint(self, mark: Checkpoint, machine: int, sessions: bytes, snapshot: bytes) -> None:
+        data = checkpoints.encode(checkpoints.Content(self.cluster, mark.header, machine, sessions, snapshot))
+        mark = replace(mark, size=len(data), digest=xxhash.xxh3_128_digest(data))
+        self._checkpoint_write = _CheckpointWrite(mark, data, list(checkpoints.COPIES), commits=True)
+        self._write_chunk(self._checkpoint_write)
+
+    def _write_chunk(self, write: _CheckpointWrite) -> None:
+        """Hand the next chunk of a checkpoint to the disk."""
+        if write.file < 0:
+            name = checkpoints.file_name(write.mark.op, write.copies[0])
+            if self._disk.exists(name):  # cut short by a crash, or damaged
+                self._disk.remove(name)
+            if name in self._leftovers:
+                self._leftovers.remove(name)
+            write.file = self._disk.create(name, len(write.data), zeroed=False)
+            write.offset = 0
+        part = write.data[write.offset : write.offset + checkpoints.CHUNK]
+        buffer = self._disk.aligned(len(part))
+        buffer[:] = part
+        self.bytes_written += len(part)
+        self._submit([[Write(write.file, write.offset, buffer)]], None, lambda: self._chunk_written(write))
+        write.offset += len(part)
+
+    def _chunk_written(self, write: _CheckpointWrite) -> None:
+        if write.offset == len(write.data):
+            self._disk.release(write.file)
+            write.file = -1
+            del write.copies[0]
+        if write.copies:
+            self._write_chunk(write)
+        elif write.commits:
+            self._update_checkpoint(write.mark)
+        else:
+            self._checkpoint_write = None
+
+    def trim(self, first_op: int, first_position: int) -> None:
+        if first_op <= self._floor[0]:
+            return
+        invariant(first_op <= self._head + 1, "a log begins within itself", first_op=first_op, head=self._head)
+        self._floor = (first_op, first_position)
+        if self._checkpoint_write is None:  # else its superblock update does it
+            self._update_checkpoint(self._superblock.last.checkpoint)
+
+    def _update_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes."""
+        first_op, first_position = self._floor
+        if first_op <= checkpoint.op + 1 and first_op > checkpoint.first_op:
+            segment, _, _ = self._locate(first_op)
+            checkpoint = replace(
+                checkpoint, first_op=first_op, first_position=first_position, first_segment=segment.number
+            )
+        if checkpoint == self._superblock.last.checkpoint:
+            return
+
+        def done() -> None:
+            before = self.checkpoint
+            self._superblock.confirm(block)
+            if self._checkpoint_write is not None and self._checkpoint_write.mark.op == checkpoint.op:
+                self._checkpoint_write = None
+            if before.size and before.op != checkpoint.op:
+                self._leftovers += [checkpoints.file_name(before.op, copy) for copy in checkpoints.COPIES]
+
+        block, phases = self._superblock.update(checkpoint=checkpoint)
+        self._submit(phases, None, done)
+
+    def _sweep(self) -> None:
+        """Let go of what nothing refers to any more: one file at a time, for removing one takes a while."""
+        checkpoint = self.checkpoint
+        if self._segments[0].number < checkpoint.first_segment and not self._held[self._segments[0].number]:
+            segment = self._segments.pop(0)
+            self._loaded.pop(segment.number, None)
+            release(segment, self._disk)
+            self._faulty = {op for op in self._faulty if op >= checkpoint.first_op}
+            self._leftovers += [journal_name(segment.number), witness_name(segment.number)]
+        if self._leftovers:
+            name = self._leftovers.pop(0)
+            if self._disk.exists(name):
+                self._disk.remove(name)
+
     def _submit(self, phases: Sequence[Sequence[Write]], token: int | None, done: Callable[[], None] | None) -> int:
         disk_token = self._next_token
         self._next_token += 1
@@ -366,6 +539,7 @@ class Store:
                 done()
             if token is not None:
                 tokens.append(token)
+        self._sweep()
         return tokens
 
     # Segments
@@ -483,10 +657,19 @@ class Store:
 
     # Reading
 
+    def extents(self) -> Iterator[Extent]:
+        used = self.bytes_used
+        for number, segment in enumerate(self._segments):
+            header = self.header(segment.base)
+            if segment.count and header is not None:
+                yield Extent(segment.base, header.position, header.timestamp, used - number * self.segment_bytes)
+
     def header(self, op: int) -> Header | None:
         if op == 0:
             return self._root
-        if not 1 <= op <= self._head:
+        if op == self.checkpoint.op:
+            return self.checkpoint.header  # also when its entry was trimmed
+        if not self.first_op <= op <= self._head:
             return None
         _, contents, index = self._locate(op)
         return contents.headers[index]
@@ -501,7 +684,7 @@ class Store:
         return result[::-1]
 
     def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
-        if not 1 <= op <= self._head or op in self._in_flight or op in self._faulty:
+        if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return None
         segment, contents, index = self._locate(op)
         expected = contents.headers[index]
@@ -518,7 +701,7 @@ class Store:
         return message
 
     def find(self, position: int) -> int | None:
-        if position < 0:
+        if position < self.first_position:
             return None
         at = bisect_right(self._segments, position, key=lambda segment: segment.position) - 1
         while at >= 0 and self._segments[at].count == 0:

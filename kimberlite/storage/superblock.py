@@ -6,45 +6,52 @@ on which two agree (3 + 2 > 4: the last completed update is always seen, an inco
 one is rolled back or forward as a whole). Source: TigerBeetle's superblock quorums;
 rules R9 and R19 of the storage notes.
 
-    0    16  checksum    XXH3-128 of bytes 32 to the end, by the xxhash package
-    16    2  copy        index of the copy: checked, outside of the checksum
-    18   14  zero
-    32    4  magic "KMSB" | 36 u16 version | 38 u16 zero | 40 u64 features
-    48    8  sequence     | 56 16 parent: checksum of the sequence before
-    72   16  cluster      | 88 u8 replica | 89 u8 replica_count | 90 6 zero | 96 u64 segment_bytes
-    104   8  view | 112 u64 log_view | 120 u64 commit | 128 u64 base | 136 u64 suffix_head
-    144   4  suffix_count | 148 4 zero | 152 u64 doubt
-    160      suffix_count headers of 256 bytes, then zeros
+The bytes: layout.SUPERBLOCK, then the headers of the suffix, then zeros. Two things change in it,
+never in the same update: the view state (types.ViewState) and the checkpoint (types.Checkpoint), for
+which it is the only commit point.
 
-May import: errors, types, _fast.framing, xxhash, storage.interface.
+May import: errors, types, _fast.framing, xxhash, storage.interface, storage.layout.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import xxhash
 
 from kimberlite._fast import framing
 from kimberlite.errors import FormatVersionError, FrameError, SuperblockError, WriteFailedError, invariant
 from kimberlite.storage.interface import SUFFIX_MAX, Disk, ViewState, Write
-from kimberlite.types import HEADER_SIZE, ZERO16, ClusterId
+from kimberlite.storage.layout import SUPERBLOCK
+from kimberlite.types import HEADER_SIZE, ZERO16, Checkpoint, ClusterId
 
 NAME = "superblock"
 COPIES = 4
 COPY_BYTES = 16 * 1024
 WRITE_QUORUM = 3
 READ_QUORUM = 2
-VERSION = 1
+VERSION = 2
 FEATURES_KNOWN = 0
 MAGIC = b"KMSB"
 
-_CHECKED = 32  # the checksum covers everything from here on
-_COPY = struct.Struct("<H")
-_FIXED = struct.Struct("<4sHHQ Q16s 16sBB6xQ QQQQQ I4x Q")
-_HEADERS = _CHECKED + _FIXED.size
+_CHECKED = SUPERBLOCK.offset("magic")  # the checksum covers everything from here on
+_MAGIC, _VERSION, _FEATURES = (
+    slice(SUPERBLOCK.offset(name), SUPERBLOCK.offset(name) + size)
+    for name, size in (("magic", 4), ("version", 4), ("features", 8))
+)
+_STATE = ("view", "log_view", "commit", "base", "suffix_head", "doubt")
+_CHECKPOINT = (
+    "segment",
+    "entries",
+    "end",
+    "size",
+    "digest",
+    "first_op",
+    "first_position",
+    "first_segment",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class Superblock:
     replica_count: int
     segment_bytes: int
     state: ViewState
+    checkpoint: Checkpoint
     sequence: int = 1
     parent: bytes = ZERO16
     checksum: bytes = ZERO16
@@ -63,29 +71,41 @@ class Superblock:
 
 def encode(block: Superblock, copy: int) -> bytes:
     """One copy, COPY_BYTES long."""
-    state = block.state
+    state, checkpoint = block.state, block.checkpoint
     invariant(len(state.suffix) <= SUFFIX_MAX, "the suffix fits the superblock", headers=len(state.suffix))
-    fixed = _FIXED.pack(
-        MAGIC,
-        VERSION,
-        0,
-        FEATURES_KNOWN,
-        block.sequence,
-        block.parent,
-        block.cluster,
-        block.replica,
-        block.replica_count,
-        block.segment_bytes,
-        state.view,
-        state.log_view,
-        state.commit,
-        state.base,
-        state.suffix_head,
-        len(state.suffix),
-        state.doubt,
+    fixed = SUPERBLOCK.pack(
+        {
+            "checksum": ZERO16,
+            "copy": copy,
+            "magic": MAGIC,
+            "version": VERSION,
+            "features": FEATURES_KNOWN,
+            "sequence": block.sequence,
+            "parent": block.parent,
+            "cluster": block.cluster,
+            "replica": block.replica,
+            "replica_count": block.replica_count,
+            "segment_bytes": block.segment_bytes,
+            "view": state.view,
+            "log_view": state.log_view,
+            "commit": state.commit,
+            "base": state.base,
+            "suffix_head": state.suffix_head,
+            "doubt": state.doubt,
+            "suffix_count": len(state.suffix),
+            "segment": checkpoint.segment,
+            "entries": checkpoint.entries,
+            "end": checkpoint.end,
+            "size": checkpoint.size,
+            "digest": checkpoint.digest,
+            "first_op": checkpoint.first_op,
+            "first_position": checkpoint.first_position,
+            "first_segment": checkpoint.first_segment,
+            "header": checkpoint.header.raw,
+        }
     )
-    checked = (fixed + b"".join(header.raw for header in state.suffix)).ljust(COPY_BYTES - _CHECKED, b"\0")
-    return (xxhash.xxh3_128_digest(checked) + _COPY.pack(copy)).ljust(_CHECKED, b"\0") + checked
+    whole = (fixed + b"".join(header.raw for header in state.suffix)).ljust(COPY_BYTES, b"\0")
+    return xxhash.xxh3_128_digest(whole[_CHECKED:]) + whole[16:]
 
 
 def decode(data: bytes, copy: int) -> Superblock | None:
@@ -93,31 +113,40 @@ def decode(data: bytes, copy: int) -> Superblock | None:
 
     Raises FormatVersionError for an intact copy of an unknown format: never repaired.
     """
-    checked = data[_CHECKED:]
-    if len(data) != COPY_BYTES or data[:16] != xxhash.xxh3_128_digest(checked):
+    if len(data) != COPY_BYTES or data[:16] != xxhash.xxh3_128_digest(data[_CHECKED:]):
         return None
-    if data[16:_CHECKED] != _COPY.pack(copy).ljust(_CHECKED - 16, b"\0"):
+    if data[16:_CHECKED] != copy.to_bytes(2, "little").ljust(_CHECKED - 16, b"\0") or data[_MAGIC] != MAGIC:
         return None
-    magic, version, reserved, features, sequence, parent, *rest = _FIXED.unpack_from(checked)
-    if magic != MAGIC:
-        return None
-    if version != VERSION or features & ~FEATURES_KNOWN or reserved:
+    version, features = int.from_bytes(data[_VERSION], "little"), int.from_bytes(data[_FEATURES], "little")
+    if version != VERSION or features & ~FEATURES_KNOWN:
         raise FormatVersionError(
             f"superblock copy {copy} has format version {version} and features {features:#x}; this release knows "
             f"version {VERSION} and features {FEATURES_KNOWN:#x}: start a release that knows them",
             version=version,
             features=features,
         )
-    cluster, replica, replica_count, segment_bytes, view, log_view, commit, base, suffix_head, count, doubt = rest
-    end = _FIXED.size + count * HEADER_SIZE
-    if count > SUFFIX_MAX or checked[end:] != bytes(len(checked) - end):
+    found: dict[str, Any] | None = SUPERBLOCK.unpack(data)
+    if found is None:
+        return None
+    end = SUPERBLOCK.size + found["suffix_count"] * HEADER_SIZE
+    if found["suffix_count"] > SUFFIX_MAX or data[end:] != bytes(len(data) - end):
         return None
     try:
-        suffix = tuple(framing.decode_headers(checked[_FIXED.size : end]))
+        suffix = tuple(framing.decode_headers(data[SUPERBLOCK.size : end]))
+        header = framing.decode_header(found["header"])
     except FrameError:
         return None
-    state = ViewState(view, log_view, commit, base, suffix_head, suffix, doubt)
-    return Superblock(cluster, replica, replica_count, segment_bytes, state, sequence, parent, bytes(data[:16]))
+    state = ViewState(**{name: found[name] for name in _STATE}, suffix=suffix)
+    checkpoint = Checkpoint(header, **{name: found[name] for name in _CHECKPOINT})
+    identity = {name: found[name] for name in ("cluster", "replica", "replica_count", "segment_bytes")}
+    return Superblock(
+        **identity,
+        state=state,
+        checkpoint=checkpoint,
+        sequence=found["sequence"],
+        parent=found["parent"],
+        checksum=bytes(data[:16]),
+    )
 
 
 def choose(copies: Sequence[Superblock | None]) -> Superblock:
@@ -202,18 +231,33 @@ class SuperblockFile:
         """
         return phases(self._disk, self._file, self.current, self._damaged)
 
-    def update(self, state: ViewState) -> tuple[Superblock, list[list[Write]]]:
-        """The next content and its writes. View and log_view never go back."""
+    def update(
+        self, state: ViewState | None = None, checkpoint: Checkpoint | None = None
+    ) -> tuple[Superblock, list[list[Write]]]:
+        """The next content and its writes; what is not given stays. Views, checkpoint and trims never go back."""
         last = self._last
+        state = state if state is not None else last.state
         if state.view < last.state.view or state.log_view < last.state.log_view or state.log_view > state.view:
             raise _error(
                 "not_monotonic",
                 f"view {state.view} and log_view {state.log_view} would follow "
                 f"{last.state.view} and {last.state.log_view}",
             )
+        checkpoint = checkpoint if checkpoint is not None else last.checkpoint
+        if checkpoint.op < last.checkpoint.op or checkpoint.first_op < last.checkpoint.first_op:
+            raise _error(
+                "not_monotonic",
+                f"checkpoint {checkpoint.op} of a log from op {checkpoint.first_op} would follow "
+                f"checkpoint {last.checkpoint.op} of one from op {last.checkpoint.first_op}",
+            )
         digest = encode(last, 0)[:16]
-        self._last = replace(last, state=state, sequence=last.sequence + 1, parent=digest)
+        self._last = replace(last, state=state, checkpoint=checkpoint, sequence=last.sequence + 1, parent=digest)
         return self._last, phases(self._disk, self._file, self._last)
+
+    @property
+    def last(self) -> Superblock:
+        """What was handed to the disk last: `current` once all is durable."""
+        return self._last
 
     def confirm(self, block: Superblock) -> None:
         """Read an update back when it is durable. Raises WriteFailedError below the write quorum."""

@@ -28,6 +28,7 @@ COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
 VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
 VOTED_OUT = 2  # causes of VIEW_CHANGE_STARTED below this are a count of votes, the others hearsay
 COPY_BYTES = 16 * 1024
+HEADERS_AT = 472
 VIEW_FRAMES = frozenset(
     {
         Command.PREPARE_OK,
@@ -80,10 +81,10 @@ def durable_promises(files: Files) -> Promises:
     if not agreed:
         return Promises()
     data = agreed[max(agreed)][0]
-    view, log_view, _, _, suffix_head, count = struct.unpack_from("<QQQQQI", data, 104)
+    view, log_view, _, _, suffix_head, _, count = struct.unpack_from("<QQQQQQI", data, 104)
     suffix = {}
     for index in range(count):
-        raw = data[160 + index * HEADER_SIZE : 160 + (index + 1) * HEADER_SIZE]
+        raw = data[HEADERS_AT + index * HEADER_SIZE : HEADERS_AT + (index + 1) * HEADER_SIZE]
         suffix[suffix_head - count + 1 + index] = xxhash.xxh3_128_digest(raw[16:])
     return Promises(view, log_view, suffix_head, suffix)
 

@@ -108,7 +108,7 @@ class SimDisk:
     def names(self) -> list[str]:
         return sorted(self.files.durable)
 
-    def create(self, name: str, size: int) -> int:
+    def create(self, name: str, size: int, zeroed: bool = True) -> int:
         if name in self.files.durable:
             raise FileExistsError(errno.EEXIST, "exists", name)
         self.files.durable[name] = bytearray(size)

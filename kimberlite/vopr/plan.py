@@ -41,6 +41,7 @@ class Plan:
     event_bytes: int = 64
     replay: float = 0.0  # a frame sent long ago arrives again
     forfeit_gap: int = 4096  # as CoreConfig.forfeit_gap
+    checkpoint_ops: int = 4096  # executed between two checkpoints
     clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
 
 
@@ -96,4 +97,5 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         replay=some(0.02),
         clock_skew_ns=random.choice((0, 20, 2000)) * MS,
         forfeit_gap=random.choice((8, 4096)),
+        checkpoint_ops=random.choice((4, 16, 50, 4096)),
     )

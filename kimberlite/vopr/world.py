@@ -25,7 +25,7 @@ from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.client.session import Session
 from kimberlite.errors import KimberliteError, OutcomeUnknownError, WriteFailedError
-from kimberlite.node.driver import Driver, FastCodec, known_headers, requests_of
+from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, requests_of, restore
 from kimberlite.state_machine import Batch
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation
@@ -357,8 +357,16 @@ class World:
             seed=self.schedule.getrandbits(64),
             now=self.now,
         )
+        machine = DigestMachine()
+        restore(machine, recovered)
         driver = ObservedDriver(
-            core, store, DigestMachine(), _Port(self, index), Observer(self, index), lambda: self.now
+            core,
+            store,
+            machine,
+            _Port(self, index),
+            Observer(self, index),
+            lambda: self.now,
+            CheckpointPolicy(plan.checkpoint_ops),
         )
         driver.world, driver.index = self, index
         skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)

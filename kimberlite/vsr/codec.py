@@ -16,6 +16,7 @@ from kimberlite.types import HEADER_SIZE, Bytes, ClientId, FrameReason, Header, 
 
 SUFFIX_OPS_MAX = 48  # ops that a view-change frame describes: one bit each in 64-bit sets
 _EVIDENCE = struct.Struct("<QQQQ")
+_TRIM = struct.Struct("<QQ")
 
 
 class ClientRequest(NamedTuple):
@@ -85,3 +86,16 @@ def decode_chain(codec: Codec, body: Bytes) -> list[Header]:
         if after.op != before.op + 1 or after.parent != before.checksum:
             raise FrameError(f"headers of ops {before.op} and {after.op} are not chained", reason=FrameReason.BAD_SIZE)
     return headers
+
+
+def encode_trim(first_op: int, first_position: int) -> bytes:
+    """Body of a TRIM prepare: the log begins with that op, whose first event has that position."""
+    return _TRIM.pack(first_op, first_position)
+
+
+def decode_trim(body: Bytes) -> tuple[int, int]:
+    """The inverse. Raises FrameError."""
+    if len(body) != _TRIM.size:
+        raise FrameError(f"a trim of {len(body)} bytes has {_TRIM.size}", reason=FrameReason.BAD_SIZE)
+    first_op, first_position = _TRIM.unpack(body)
+    return first_op, first_position

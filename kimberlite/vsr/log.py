@@ -150,6 +150,10 @@ class Log:
             self.faulty.discard(self.op)
             self.op -= 1
 
+    def trim(self, first_op: int) -> None:
+        """The log begins with `first_op` now: damage below it concerns nobody any more."""
+        self.faulty = {op for op in self.faulty if op >= first_op}
+
     # Planning
 
     def missing(self, limit: int) -> Iterator[Header]:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
-from kimberlite.types import ZERO16, Bytes, Command, Message, Operation, Reason, Status
+from kimberlite.types import ZERO16, Bytes, Checksum, Command, Message, Operation, Reason, Status
 from kimberlite.vsr import quorum, repair, view_change
-from kimberlite.vsr.codec import ClientRequest
+from kimberlite.vsr.codec import ClientRequest, encode_trim
 from kimberlite.vsr.sessions import Result, Session
 from kimberlite.vsr.state import Prepared
 from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
@@ -117,6 +117,16 @@ def flush(r: Replica) -> None:
         _prepare(r, _take_batch(r))
 
 
+def propose_trim(r: Replica, first_op: int, first_position: int) -> bool:
+    """Prepare a TRIM, unless that is not for this replica to do, or not now."""
+    if r.status != Status.NORMAL or not r.is_primary or not r.ready or r.draining:
+        return False
+    if not r.first_op < first_op <= min(r.trimmable_op, r.applied) or len(r.pipeline) >= r.config.pipeline_max:
+        return False
+    _send_prepare(r, encode_trim(first_op, first_position), [], operation=Operation.TRIM)
+    return True
+
+
 def _catch_up_done(r: Replica) -> bool:
     """Whether everything that the last view left is committed and applied here."""
     return r.applied >= r.ready_at_op and r.view_token is None
@@ -142,8 +152,7 @@ def next_timestamp(r: Replica, previous: int) -> int:
 
 
 def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
-    """Make the next prepare, send it to all backups and to the journal."""
-    previous = r.log.headers[r.log.op]
+    """Make one prepare of these requests."""
     first = batch[0][0].header
     body: Bytes
     if len(batch) == 1:
@@ -162,6 +171,24 @@ def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
         operation, client, session, request = int(Operation.BATCH), ZERO16, 0, 0
         context, checksum_body = ZERO16, None
         count = sum(m.header.count for m, _ in batch)
+    r.emit(EventKind.QUEUED, r.now - batch[0][1])
+    _send_prepare(
+        r,
+        body,
+        batch,
+        operation=operation,
+        client=client,
+        session=session,
+        request=request,
+        count=count,
+        context=context,
+        checksum_body=checksum_body,
+    )
+
+
+def _send_prepare(r: Replica, body: Bytes, batch: list[tuple[Message, int]], **fields: int | Checksum | None) -> None:
+    """Make the next prepare of these fields, send it to all backups and to the journal."""
+    previous = r.log.headers[r.log.op]
     timestamp = r.last_timestamp = next_timestamp(r, previous.timestamp)
     header = r.codec.make_header(
         body,
@@ -172,23 +199,17 @@ def _prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
         op=previous.op + 1,
         commit=r.commit_max,
         parent=previous.checksum,
-        operation=operation,
-        client=client,
-        session=session,
-        request=request,
         timestamp=timestamp,
         position=previous.position + previous.count,
-        count=count,
-        context=context,
-        checksum_body=checksum_body,
+        checkpoint_op=r.checkpoint_op,
+        **fields,  # type: ignore[arg-type]
     )
     message = Message(header, body)
     r.log.append(message)
     r.pipeline.append(Prepared(header, r.now, 0, batch))
     r.entered[header.op] = r.now
     r.broadcast(message)
-    r.emit(EventKind.QUEUED, r.now - batch[0][1])
-    r.emit(EventKind.PREPARED, header.op, count, header.size)
+    r.emit(EventKind.PREPARED, header.op, header.count, header.size)
     r.prepare_timer.start_if_idle(r.now + r.prng.jitter(r.config.prepare_resend_ns))
     r.heartbeat_timer.start(r.now + r.config.heartbeat_ns)
 
@@ -323,6 +344,7 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
         r.emit(EventKind.PEER_ROUND_TRIP, header.replica, peer.round_trip)
     peer.op = max(peer.op, header.op)
     peer.commit = header.commit
+    peer.checkpoint = header.checkpoint_op
     known = r.log.headers.get(header.op)
     if known is None:
         return  # far behind: nothing in the pipeline is concerned

@@ -85,9 +85,10 @@ class Replica:
         self.view = recovered.view_state.view
         self.log_view = recovered.view_state.log_view
         self.commit_max = 0
-        self.applied = 0
-        self.apply_emitted = 0
-        self.positions = 0  # events in the applied log
+        restored = recovered.restored
+        self.applied = self.apply_emitted = self.checkpoint_op = restored.op if restored is not None else 0
+        self.positions = restored.positions if restored is not None else 0  # events in the applied log
+        self.first_op = recovered.first_op  # of the log
         self.log = Log(recovered.settled_header, headers)
         self.log_state = LogState(0, 0, ())
 
@@ -122,7 +123,7 @@ class Replica:
         self.repairs: dict[int, RepairRequest] = {}
         self.headers_request: HeadersRequest | None = None
 
-        self.sessions = SessionTable(config.sessions_max)
+        self.sessions = SessionTable.decode(config.sessions_max, restored.sessions if restored is not None else b"")
         self.peers: dict[int, Peer] = {
             replica: Peer() for replica in range(config.replica_count) if replica != self.index
         }
@@ -218,6 +219,31 @@ class Replica:
         self.apply_emitted = max(self.applied, min(self.apply_emitted, op - 1))
         self.emit(EventKind.FAULTY, op)
         repair.wake(self)
+
+    def checkpointed(self, op: int) -> None:
+        """The checkpoint of `op` is durable here: peers hear of it with the next frame."""
+        self.checkpoint_op = op
+        self.emit(EventKind.CHECKPOINTED, op)
+
+    def trimmed(self, first_op: int) -> None:
+        """A committed TRIM was executed: the log begins with `first_op`."""
+        self.first_op = max(self.first_op, first_op)
+        self.log.trim(first_op)
+        for op in [op for op in self.repairs if op < first_op]:
+            self.peers[self.repairs.pop(op).peer].repairs -= 1
+        self.emit(EventKind.TRIMMED, first_op)
+
+    def propose_trim(self, first_op: int, first_position: int, now: int) -> bool:
+        """As primary: have the log begin with `first_op`, a committed one, whose first event is
+        first_position. False when that can not be proposed now; see `trimmable_op`."""
+        self.now = now
+        return normal.propose_trim(self, first_op, first_position)
+
+    @property
+    def trimmable_op(self) -> int:
+        """Highest op with which the log may begin: what is before is in a durable checkpoint of every
+        replica, so that none will ever need it to catch up."""
+        return min([self.checkpoint_op, *(peer.checkpoint for peer in self.peers.values())]) + 1
 
     def set_clock_offset(self, offset_ns: int) -> None:
         """Nanoseconds to add to `now` to obtain the time since 1970."""
@@ -365,6 +391,7 @@ class Replica:
             replica=self.index,
             view=self.view,
             commit=self.commit_max,
+            checkpoint_op=self.checkpoint_op,
             **fields,  # type: ignore[arg-type]
         )
         return Message(header, body)

@@ -9,10 +9,13 @@ Imports errors and types only.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from kimberlite.errors import invariant
 from kimberlite.types import Bytes, ClientId, Operation
+
+_SESSION = struct.Struct("<16sQQQQII")
 
 
 class Result(NamedTuple):
@@ -55,6 +58,29 @@ class SessionTable:
     def clients(self) -> list[ClientId]:
         """Who has a session, the next to be evicted first."""
         return list(self._table)
+
+    def encode(self) -> bytes:
+        """The whole table in the order of eviction: client, number, request, op, position, count and size of
+        the reply, then the reply, of each. The same on every replica after the same op."""
+        parts: list[Bytes] = []
+        for client, session in self._table.items():
+            numbers = (session.number, session.request, session.op, session.position, session.count)
+            parts += [_SESSION.pack(client, *numbers, len(session.body)), session.body]
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, limit: int, data: bytes) -> SessionTable:
+        """The inverse."""
+        table = cls(limit)
+        offset = 0
+        while offset < len(data):
+            client, number, request, op, position, count, size = _SESSION.unpack_from(data, offset)
+            offset += _SESSION.size
+            session = table._table[client] = Session(number)
+            session.request, session.op, session.position, session.count = request, op, position, count
+            session.body = data[offset : offset + size]
+            offset += size
+        return table
 
     def get(self, client: ClientId) -> Session | None:
         return self._table.get(client)

@@ -27,6 +27,7 @@ class Peer:
     round_trip: int = 0
     repair_latency: int = 0  # EWMA
     repairs: int = 0  # in flight
+    checkpoint: int = 0  # op of its checkpoint, as it said last
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,8 @@ class EventKind(IntEnum):
     RECOVERED = auto()  # nanoseconds since start: in normal status, and all applied that was known to be committed then
     STUCK = auto()  # op: neither a copy nor a nack quorum; b = replicas heard
     PEER_ROUND_TRIP = auto()  # peer, nanoseconds
+    CHECKPOINTED = auto()  # op
+    TRIMMED = auto()  # first op of the log
     FORFEITED = auto()  # commit number, ops behind it: this replica gave up leading its view
 
 

@@ -26,7 +26,7 @@ def generator() -> ModuleType:
     return module
 
 
-REFERENCES = ["configuration.md", "exit-codes.md", "command-line.md", "metrics.md"]
+REFERENCES = ["configuration.md", "exit-codes.md", "command-line.md", "metrics.md", "disk-layout.md"]
 
 
 @pytest.mark.parametrize("name", REFERENCES)

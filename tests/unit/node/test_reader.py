@@ -19,6 +19,7 @@ class Journal:
     def __init__(self) -> None:
         self.ops: list[Message] = []
         self.position = 0
+        self.first_position = 0
         self.log: list[bytes] = []
         self.damaged: set[int] = set()
         self.reads: list[int] = []
@@ -149,3 +150,14 @@ def test_sequential_reads_read_an_entry_once(journal: Journal) -> None:
     for position in range(8, 38):
         source.read(position, 1, 100)
     assert journal.reads.count(first or 0) == 1
+
+
+def test_a_trimmed_position_says_where_the_log_begins() -> None:
+    journal = Journal()
+    journal.apply(b"a", b"b")
+    journal.apply(b"c")
+    journal.first_position = 2
+    with pytest.raises(PositionError, match="position 1 was trimmed: the log has positions 2 to 2") as raised:
+        reader(journal)[0].read(1, 1, 100)
+    assert (raised.value.position, raised.value.first, raised.value.end) == (1, 2, 3)
+    assert reader(journal)[0].read(2, 1, 100)[1] == 1

@@ -42,7 +42,7 @@ class Log:
         if self.damaged:
             raise CorruptEntryError("damaged")
         if not 0 <= position < self.end:
-            raise PositionError("outside")
+            raise PositionError("outside", position=position, first=0, end=self.end)
         self.asked = (position, count_max, bytes_max)
         found = self.events[position : position + count_max]
         return events.build(found), len(found)

@@ -33,7 +33,7 @@ class RecordingDisk(SimDisk):
         self.recorder = recorder or Recorder()
         self.released: list[str] = []
 
-    def create(self, name: str, size: int) -> int:
+    def create(self, name: str, size: int, zeroed: bool = True) -> int:
         self.recorder.events.append((name, size))
         return super().create(name, size)
 

@@ -64,7 +64,7 @@ def test_the_superblock_appears_last_and_whole(kit: Any) -> None:
     class Crashing(kit.disk):  # type: ignore[misc]
         files_max = 0
 
-        def create(self, name: str, size: int) -> int:
+        def create(self, name: str, size: int, zeroed: bool = True) -> int:
             if len(self.files.durable) == self.files_max:
                 raise Crash
             return super().create(name, size)

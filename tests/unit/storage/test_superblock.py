@@ -14,8 +14,9 @@ import xxhash
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import FormatVersionError, SuperblockError, WriteFailedError
 from kimberlite.storage import superblock
+from kimberlite.storage.layout import SUPERBLOCK
 from kimberlite.storage.superblock import COPIES, COPY_BYTES, Superblock, SuperblockFile, choose, decode, encode
-from kimberlite.types import SUFFIX_MAX, Command, Header, Operation, ViewState, root_header
+from kimberlite.types import SUFFIX_MAX, Checkpoint, Command, Header, Operation, ViewState, root_header
 from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, make_unreadable
 
 CLUSTER = bytes(range(16))
@@ -39,7 +40,7 @@ def headers(count: int) -> tuple[Header, ...]:
 
 
 def block(**changes: object) -> Superblock:
-    whole = Superblock(CLUSTER, 1, 3, 1 << 20, ViewState(suffix=(ROOT,)))
+    whole = Superblock(CLUSTER, 1, 3, 1 << 20, ViewState(suffix=(ROOT,)), Checkpoint(ROOT))
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -128,10 +129,10 @@ def test_r19_an_intact_copy_of_an_unknown_format_is_refused_and_not_taken_for_da
     ("offset", "content"),
     [
         (32, b"KMSX"),  # another file with a good checksum
-        (144, (SUFFIX_MAX + 1).to_bytes(4, "little")),  # more headers than the limit
-        (144, (2).to_bytes(4, "little")),  # more than there are
-        (144, (0).to_bytes(4, "little")),  # fewer: content in what should be zeros
-        (160, b"\xff"),  # a header that fails its own checksum
+        (SUPERBLOCK.offset("suffix_count"), (SUFFIX_MAX + 1).to_bytes(4, "little")),  # more headers than the limit
+        (SUPERBLOCK.offset("suffix_count"), (2).to_bytes(4, "little")),  # more than there are
+        (SUPERBLOCK.offset("suffix_count"), (0).to_bytes(4, "little")),  # fewer: content in what should be zeros
+        (SUPERBLOCK.size, b"\xff"),  # a header that fails its own checksum
         (COPY_BYTES - 1, b"\x01"),  # the last byte of the padding
     ],
 )
