@@ -14,7 +14,8 @@ KimberliteError                    1   root; never raised itself
 |   |-- WriteFailedError          17   a write or sync failed: the process must end
 |   |-- CorruptEntryError         18   an entry on disk fails its checks
 |   |-- UnrecoverableError        19   a committed operation is gone from every copy
-|   `-- CheckpointError           27   no copy of a checkpoint is intact
+|   |-- CheckpointError           27   no copy of a checkpoint is intact
+|   `-- DiskFullError             28   no space, or no quota, for one more file: nothing was changed
 |-- NetworkError                  20   connection-level failures
 |   |-- AddressInUseError         21   a listener could not be opened
 |   |-- FrameError                22   bytes that are no frame of this protocol
@@ -23,7 +24,8 @@ KimberliteError                    1   root; never raised itself
 |-- RejectedError                 30   the cluster answered no: nothing was appended
 |   |-- BusyError                 31   a bounded queue is full; retry later
 |   |-- SessionEvictedError       32   the session was evicted; earlier outcomes stand
-|   `-- PositionError             33   a read outside what the log holds
+|   |-- PositionError             33   a read outside what the log holds
+|   `-- NoSpaceError              34   the disks of too many replicas are full; reads go on
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
 |-- InvariantError                50   an internal rule was broken: the process must end
 |-- ViolationError                51   the simulator found a broken invariant
@@ -144,6 +146,13 @@ class CheckpointError(StorageError):
     exit_code = 27
 
 
+class DiskFullError(StorageError):
+    """The file system, or the quota, has no space for one more file: nothing was changed. Not fatal: a running
+    replica tries again by itself. Attributes: file, size, free (bytes), errno."""
+
+    exit_code = 28
+
+
 class NetworkError(KimberliteError):
     """A connection-level failure."""
 
@@ -196,6 +205,13 @@ class PositionError(RejectedError):
     """A read outside of what the log holds. Attributes: position, first (lower ones were trimmed), end."""
 
     exit_code = 33
+
+
+class NoSpaceError(RejectedError):
+    """Appends are refused because the disks of too many replicas are full: nothing was appended. Reads and status
+    go on. Make room, or have the log trimmed: appends are accepted again by themselves."""
+
+    exit_code = 34
 
 
 class OutcomeUnknownError(KimberliteError, TimeoutError):

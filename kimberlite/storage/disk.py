@@ -29,6 +29,8 @@ from kimberlite._fast import append
 from kimberlite.errors import (
     DataLockedError,
     DataMissingError,
+    DiskFullError,
+    KimberliteError,
     StorageError,
     UnsafeFileSystemError,
     UsageError,
@@ -40,6 +42,9 @@ ZERO_CHUNK = 1 << 18  # a write that commits wait for waits behind one of these 
 ZERO_PAUSE = 9  # times what the chunk took: files made ahead get a tenth of the disk
 LOCK_NAME = "lock"
 NEW = ".new"  # suffix of a file that is not whole yet
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+FREE_AFTER_BYTES = 1 << 20  # what a new file must leave free: metadata of others, and of ours, need some
+PID_BYTES = 32
 MODES = ("auto", "direct", "buffered")
 
 
@@ -94,15 +99,20 @@ class FileDisk:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+            holder = os.pread(lock, PID_BYTES, 0).decode("ascii", "replace").strip()
             os.close(lock)
             raise DataLockedError(
                 f"{self.directory} is in use by process {holder or 'unknown'}; stop that one first",
                 path=str(self.directory),
                 pid=int(holder) if holder.isdigit() else None,
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            # In place and always as long: a restart on a full disk finds its block there.
+            os.pwrite(lock, f"{os.getpid()}\n".ljust(PID_BYTES).encode(), 0)
+        except OSError as error:
+            if error.errno not in NO_SPACE:  # it is there to be read by people: not worth a refusal
+                os.close(lock)
+                raise
         return lock
 
     def _remove_unfinished(self) -> None:
@@ -157,37 +167,80 @@ class FileDisk:
             if preparation is None or preparation.size != size:
                 _make_file(self._dir, name, size, self.mode == "direct", None if zeroed else _AT_ONCE)
         except OSError as error:
-            raise WriteFailedError(
-                f"{self.directory / name}: {size} bytes could not be reserved: {os.strerror(error.errno or 0)}; "
-                "nothing was acknowledged after it. Make room, then restart: the replica repairs itself from its peers",
-                file=name,
-                offset=0,
-                errno=error.errno,
-            ) from error
+            raise self._no_space(error, name, size) from error
         # Linked under its name only when whole: a crash leaves no half-made file behind.
         if self.exists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        os.rename(name + NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
-        os.fsync(self._dir)
+        try:
+            os.rename(name + NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        except OSError as error:  # a directory may need one more block
+            os.unlink(name + NEW, dir_fd=self._dir)
+            raise self._no_space(error, name, size) from error
+        self._sync_directory(name)
         return self._open(name)
+
+    def _sync_directory(self, name: str) -> None:
+        try:
+            os.fsync(self._dir)
+        except OSError as error:
+            raise self._fatal(error, name, "the sync of its directory failed") from error
 
     def prepare(self, name: str, size: int) -> None:
         """Begin to make a file in the background, for a later `create` of the same name and size."""
         if name not in self._preparing and not self.exists(name):
             self._preparing[name] = _Preparation(self._dir, name, size, self.mode == "direct")
 
+    def is_prepared(self, name: str) -> bool:
+        preparation = self._preparing.get(name)
+        return preparation is None or preparation.ended
+
+    def _no_space(self, error: OSError, name: str, size: int) -> KimberliteError:
+        """Why a file could not be made: no space is one thing, anything else is a disk not to be trusted."""
+        if error.errno not in NO_SPACE:
+            return self._fatal(error, name, f"{size} bytes could not be reserved")
+        free = self.free_bytes()
+        return DiskFullError(
+            f"{self.directory / name}: there is no space for a file of {size} bytes, with {free} bytes free "
+            f"({os.strerror(error.errno or 0)}); make room",
+            file=name,
+            size=size,
+            free=free,
+            errno=error.errno,
+        )
+
+    def _fatal(self, error: OSError, name: str, what: str) -> WriteFailedError:
+        return WriteFailedError(
+            f"{self.directory / name}: {what}: {os.strerror(error.errno or 0)}; nothing was acknowledged after it. "
+            "Check the disk, then restart: the replica repairs itself from its peers",
+            file=name,
+            offset=0,
+            errno=error.errno,
+        )
+
     def open(self, name: str) -> int:
         """Open, after making sure that what is there is durable: decide nothing on less."""
         fd = self._open(name)
         if not self.readonly:
-            os.fsync(fd)
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise self._fatal(error, name, "a sync failed") from error
         return fd
 
     def _open(self, name: str) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDONLY if self.readonly else os.O_RDWR)
         if self.mode == "direct":
             flags |= os.O_DIRECT | os.O_DSYNC
-        fd = os.open(name, flags, dir_fd=self._dir)
+        try:
+            fd = os.open(name, flags, dir_fd=self._dir)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{self.directory / name} could not be opened: {os.strerror(error.errno or 0)}",
+                path=str(self.directory / name),
+                errno=error.errno,
+            ) from error
         self._files[fd] = name
         return fd
 
@@ -199,12 +252,22 @@ class FileDisk:
         return os.fstat(file).st_size
 
     def remove(self, name: str) -> None:
-        os.unlink(name, dir_fd=self._dir)
-        os.fsync(self._dir)
+        try:
+            os.unlink(name, dir_fd=self._dir)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._fatal(error, name, "it could not be removed") from error
+        self._sync_directory(name)
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(old, new, src_dir_fd=self._dir, dst_dir_fd=self._dir)
-        os.fsync(self._dir)
+        try:
+            os.rename(old, new, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._fatal(error, old, f"it could not be renamed to {new}") from error
+        self._sync_directory(new)
         for fd, name in self._files.items():
             if name == old:
                 self._files[fd] = new
@@ -306,6 +369,10 @@ class _Preparation:
         except OSError as error:
             self._error = error
 
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
     def finish(self) -> None:
         """Takes what is left of one chunk. Raises what went wrong."""
         self._needed.set()
@@ -327,9 +394,14 @@ def _make_file(directory: int, name: str, size: int, direct: bool, needed: threa
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_DIRECT if direct else 0)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name + NEW, dir_fd=directory)
+    # Asked first: an allocation that fails takes all there is for a moment, from everybody.
+    info = os.fstatvfs(directory)
+    if info.f_bavail * info.f_frsize < size + FREE_AFTER_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     fd = os.open(name + NEW, flags, 0o600, dir_fd=directory)
     try:
-        _sys.allocate(fd, size)
+        if not _sys.allocate(fd, size):
+            needed = None  # only zeros reserve it here
         zeros = memoryview(append.AlignedBuffer(min(ZERO_CHUNK, size)))
         offset = 0
         while offset < size and not (needed is not None and needed.is_set()):

@@ -28,6 +28,7 @@ from kimberlite.errors import (
     DataExistsError,
     DataLockedError,
     DataMissingError,
+    DiskFullError,
     StorageError,
     UnsafeFileSystemError,
     UsageError,
@@ -208,7 +209,7 @@ def test_r4_symbolic_links_are_not_followed(tmp_path: Path, disk: FileDisk) -> N
     target.write_bytes(b"t" * SECTOR)
     (tmp_path / "link").symlink_to(target)
     (tmp_path / "made.new").symlink_to(target)
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(StorageError, match="could not be opened") as raised:
         disk.open("link")
     assert raised.value.errno == errno.ELOOP
     disk.create("made", SECTOR)
@@ -317,6 +318,105 @@ def test_what_goes_wrong_ahead_is_reported_when_the_file_is_needed_and_never_at_
             disk.create("needed", 4 * SECTOR)
         disk.close()
     file_disk(tmp_path).close()  # the lock was let go
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_no_space_for_a_file_is_no_failure_and_leaves_nothing_behind(
+    disk: FileDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, ahead: bool
+) -> None:
+    def refuse(fd: int, size: int) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(_sys, "allocate", refuse)
+        if ahead:
+            disk.prepare("a", 4 * SECTOR)
+            while not disk.is_prepared("a"):
+                pass
+        with pytest.raises(DiskFullError, match="no space for a file of 16384 bytes") as raised:
+            disk.create("a", 4 * SECTOR)
+    details = raised.value.details
+    assert (details["file"], details["size"], details["errno"]) == ("a", 4 * SECTOR, number)
+    assert details["free"] == disk.free_bytes() > 0
+    assert disk.names() == [LOCK_NAME]
+    assert descriptors() == before
+    assert disk.size(disk.create("a", 4 * SECTOR)) == 4 * SECTOR, "there is space again"
+
+
+def test_a_file_that_would_fill_the_disk_is_not_even_tried(disk: FileDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(_sys, "allocate", lambda fd, size: asked.append(size))
+    with pytest.raises(DiskFullError, match="make room"):
+        disk.create("a", disk.free_bytes() // SECTOR * SECTOR)
+    assert asked == []
+
+
+def test_a_directory_without_space_for_one_more_name(disk: FileDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*names: str, **directories: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(DiskFullError):
+        patched.setattr(os, "rename", refuse)
+        disk.create("a", SECTOR)
+    assert disk.names() == [LOCK_NAME]
+    disk.create("a", SECTOR)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_r5_a_failed_sync_of_the_directory_is_final(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whatever the kernel calls it: what the directory said may be lost."""
+    disk.release(disk.create("b", SECTOR))
+    real = os.fsync
+
+    def fail(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and disk.exists("a"):
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for action in (lambda: disk.create("a", SECTOR), lambda: disk.rename("b", "c"), lambda: disk.remove("c")):
+        with pytest.raises(WriteFailedError, match="the sync of its directory failed") as raised:
+            action()
+        assert raised.value.details["errno"] == number
+
+
+def test_r5_a_failed_sync_when_a_file_is_opened_is_final(disk: FileDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.release(disk.create("a", SECTOR))
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WriteFailedError, match="a sync failed"):
+        disk.open("a")
+
+
+def test_a_file_made_ahead_where_space_can_not_be_reserved_is_zeroed_to_its_end(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sys, "allocate", lambda fd, size: False)
+    size = 2 * storage_disk.ZERO_CHUNK + SECTOR
+    disk.prepare("a", size)
+    file = disk.create("a", size)
+    assert (disk.size(file), os.fstat(file).st_blocks * 512 >= size) == (size, True)
+
+
+def test_a_lock_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of the process in it is for people: a replica starts without it."""
+
+    def refuse(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuse)
+        disk = file_disk(tmp_path)
+    with pytest.raises(DataLockedError):
+        file_disk(tmp_path)
+    disk.close()
 
 
 def test_rename_and_remove(disk: FileDisk) -> None:
