@@ -277,7 +277,8 @@ class Log:
 
         Await the future. Raises EventTooLargeError and BusyError at once; the future gives
         UnavailableError (nothing was sent), OutcomeUnknownError (a TimeoutError: it may be in the
-        log), SessionEvictedError, RejectedError. timeout: seconds, 10 when None.
+        log), SessionEvictedError, NoSpaceError (disks were full until the timeout; nothing was
+        appended), RejectedError. timeout: seconds, 10 when None.
         """
         session = self._running()
         now = time.monotonic_ns()

@@ -7,7 +7,9 @@ each learns its own position.
 
 Deadlines. An append whose request was never sent fails with UnavailableError: nothing
 happened. One whose request may have arrived fails with OutcomeUnknownError; the request
-goes on being sent until it is answered, so that what follows stays in order.
+goes on being sent until it is answered, so that what follows stays in order. One that was refused
+for lack of disk space is sent again with back-off, for room may be made meanwhile; when it was still
+refused at its deadline, it fails with NoSpaceError: nothing happened.
 
 Inputs: append, step, tick, connected, disconnected. Outputs: take_output, next_deadline. Times
 are monotonic nanoseconds handed in. The seed gives the jitter; there is no other randomness.
@@ -26,6 +28,7 @@ from kimberlite.errors import (
     BusyError,
     EventTooLargeError,
     KimberliteError,
+    NoSpaceError,
     OutcomeUnknownError,
     RejectedError,
     SessionEvictedError,
@@ -83,12 +86,18 @@ class Request:
     sent_at: int = 0
     attempts: int = 0
     refused: int = 0  # copies that were answered by a REJECT which says that they were never executed
+    reason: int = 0  # of the last REJECT
     back_off: int = 0
 
     @property
     def is_surely_refused(self) -> bool:
         """Every copy was refused: none of them can be in the log, or get there."""
         return self.refused >= self.attempts
+
+    @property
+    def lacks_space(self) -> bool:
+        """Nothing of it is in the log, for there was no space for it."""
+        return self.reason == Reason.DISK_FULL and self.is_surely_refused
 
 
 class Session:
@@ -210,7 +219,11 @@ class Session:
         """Deadlines and retries."""
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
-        if self._retry_at is not None and now >= self._retry_at and self._request is not None:
+        if self._retry_at is not None and now >= self._retry_at:
+            if self._request is None:
+                self._retry_at = None
+                self.flush(now)
+                return
             if self._request.back_off == 0:
                 self._target = self._next_target()
             self._send(now)
@@ -340,7 +353,7 @@ class Session:
 
     def _on_reject(self, message: Message, request: Request, now: int) -> None:
         header = message.header
-        reason = header.reason
+        reason = request.reason = header.reason
         # A primary that is voted out says NOT_PRIMARY of what it had prepared, too: that may yet be committed.
         request.refused += reason != Reason.NOT_PRIMARY
         if reason in ELSEWHERE:
@@ -356,6 +369,14 @@ class Session:
         if reason in RETRY_LATER:
             request.back_off = BACK_OFF_NS << min(request.attempts, 7)
             self._retry_at = now + request.back_off // 2 + int(self._random.random() * request.back_off)
+            deadlines = [append.deadline for append in request.appends if append.deadline is not None]
+            if (
+                request.lacks_space
+                and deadlines
+                and self._retry_at + 4 * self._round_trip > min(deadlines) - BACK_OFF_NS
+            ):
+                # Not so late that its deadline finds it under way: its outcome would be unknown.
+                self._retry_at = max(min(deadlines), now)
             return
         self._request = None
         self._retry_at = None
@@ -445,17 +466,23 @@ class Session:
         if expired:
             self._waiting = deque(append for append in self._waiting if not late(append))
             self._waiting_bytes -= sum(append.size for append in expired)
-            self._fail(
-                expired,
-                UnavailableError(
-                    "no replica took the append before its deadline: nothing was sent; check that a quorum is running"
-                ),
+            error: KimberliteError = UnavailableError(
+                "no replica took the append before its deadline: nothing was sent; check that a quorum is running"
             )
+            if self._request is not None and self._request.lacks_space:
+                error = _no_space()
+            self._fail(expired, error)
         request = self._request
         if request is not None:
             expired = [append for append in request.appends if late(append)]
             if expired and request.first_sent_at is None:
-                self._unsend(request, expired)
+                error = UnavailableError(
+                    "no replica could be reached before the deadline: nothing was sent; check the addresses and that "
+                    "the replicas are running"
+                )
+                self._take_back(request, expired, error, now)
+            elif expired and request.lacks_space:
+                self._take_back(request, expired, _no_space(), now)
             elif expired:
                 # Positions of the others are counted on from the first: keep their places.
                 request.appends = [
@@ -474,8 +501,9 @@ class Session:
             pending += [append.deadline for append in self._request.appends if append.deadline is not None]
         self._expires_at = min(pending, default=None)
 
-    def _unsend(self, request: Request, expired: Sequence[Append]) -> None:
-        """A request that never left is taken apart again."""
+    def _take_back(self, request: Request, expired: Sequence[Append], error: KimberliteError, now: int) -> None:
+        """A request that is certainly not in the log, nor on its way there, is taken apart again: its number is
+        free, and what is not late goes on waiting."""
         handles = {append.handle for append in expired}
         kept = [append for append in request.appends if append.handle not in handles]
         self._waiting.extendleft(reversed(kept))
@@ -483,11 +511,13 @@ class Session:
         if request.message.header.operation == Operation.APPLY:
             self._request_number -= 1
         self._request = None
-        self._retry_at = None
-        self._fail(
-            expired,
-            UnavailableError(
-                "no replica could be reached before the deadline: nothing was sent; check the addresses and that the "
-                "replicas are running"
-            ),
-        )
+        self._retry_at = now + BACK_OFF_NS if kept else None
+        self._fail(expired, error)
+
+
+def _no_space() -> NoSpaceError:
+    return NoSpaceError(
+        "the cluster refused the append until its deadline, because the disks of too many replicas are full: nothing "
+        "was appended; make room, or have the log trimmed, see `kimberlite status`",
+        reason=Reason.DISK_FULL,
+    )

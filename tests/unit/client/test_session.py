@@ -16,6 +16,7 @@ from kimberlite.client.session import MS, Outcome, Session
 from kimberlite.errors import (
     BusyError,
     EventTooLargeError,
+    NoSpaceError,
     OutcomeUnknownError,
     RejectedError,
     SessionEvictedError,
@@ -382,6 +383,54 @@ def test_a_request_that_never_left_is_taken_apart() -> None:
     assert (request.header.request, event_batches.slice(request.body, 0, 1)) == (2, [b"kept"])
     session.step(reply(request, position=1), 0)
     assert [outcome.handle for outcome in outcomes(session)] == [kept]
+
+
+def test_an_append_refused_for_lack_of_space_until_its_deadline_is_certainly_not_in_the_log() -> None:
+    session = registered()
+    gone = session.append([b"gone"], 0, 1000 * MS)
+    kept = session.append([b"kept"], 0, 10**13)
+    session.flush(0)
+    _, request = only(session)
+    now = attempts = 0
+    while not (done := outcomes(session)):
+        session.step(reject(request, Reason.DISK_FULL), now)
+        now = session.next_deadline() or 0
+        session.tick(now)
+        attempts += 1
+    (outcome,) = done
+    assert (outcome.handle, type(outcome.error), now) == (gone, NoSpaceError, 1000 * MS)
+    assert attempts > 5, "room may be made meanwhile"
+    waits = session.append([b"waits"], now, now + 10**12)
+    now = session.next_deadline() or 0
+    session.tick(now)
+    _, request = only(session)
+    assert event_batches.slice(request.body, 0, 2) == [b"kept", b"waits"], "without what has failed"
+    assert request.header.request == 2, "its number is free"
+    session.step(reply(request, position=5), now)
+    assert [(outcome.handle, outcome.position) for outcome in outcomes(session)] == [(kept, 5), (waits, 6)]
+
+
+def test_what_waits_behind_a_refusal_for_lack_of_space_says_so_too() -> None:
+    session = make()
+    session.append([b"a"], 0, 1000 * MS)
+    session.flush(0)
+    _, register = only(session)
+    assert register.header.operation == Operation.REGISTER
+    session.step(reject(register, Reason.DISK_FULL), 0)
+    session.tick(1000 * MS)
+    (outcome,) = session.take_output()[1]
+    assert type(outcome.error) is NoSpaceError
+
+
+def test_a_copy_without_an_answer_leaves_the_outcome_unknown_in_spite_of_a_later_refusal() -> None:
+    session = registered()
+    _, request = begin(session, deadline=1000 * MS)
+    session.tick(session.next_deadline() or 0)  # the first copy was not answered
+    assert only(session) == (1, request)
+    session.step(reject(request, Reason.DISK_FULL, replica=1), 500 * MS)
+    session.tick(1000 * MS)
+    (outcome,) = session.take_output()[1]
+    assert type(outcome.error) is OutcomeUnknownError
 
 
 # Refusals and eviction
