@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 Checksum: TypeAlias = bytes  # 16 bytes: XXH3-128, canonical (big-endian) byte order
@@ -21,6 +21,7 @@ NO_REPLICA = 255  # header.replica of a frame that a client sent
 FORMAT_VERSION = 1  # of frames and of journal entries: they share the header
 RELEASE = 1  # raised with every change of behaviour that replicas must agree on
 HEADER_SIZE = 256
+FLAG_DISK_FULL = 1  # header.flags of PREPARE_OK and DO_VIEW_CHANGE: the disk of the sender is full
 REPLICAS_MAX = 6
 
 
@@ -244,6 +245,38 @@ class HeaderFactory(Protocol):
 def root_header(make_header: HeaderFactory, cluster: ClusterId) -> Header:
     """Header of op 0, where every replica's hash chain starts. Depends on the cluster only."""
     return make_header(cluster=cluster, command=Command.PREPARE, replica=0, operation=Operation.ROOT)
+
+
+SECTOR = 4096  # entries of the journal begin on such boundaries
+
+
+class Room(NamedTuple):
+    """What a journal can take without a new file: `rest` bytes of the segment in use, then `spare` whole ones.
+
+    is_exhausted: the next segment could not be reserved; there was no space for it, and there may be soon.
+    """
+
+    rest: int
+    segment_bytes: int
+    spare: int = 0
+    is_exhausted: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """At most; entries leave the end of a segment empty when they do not fit."""
+        return self.rest + self.spare * self.segment_bytes
+
+    def after(self, size: int) -> Room | None:
+        """What is left when an entry of that size has been appended; None when it does not fit."""
+        padded = (size + SECTOR - 1) // SECTOR * SECTOR
+        if padded <= self.rest:
+            return self._replace(rest=self.rest - padded)
+        if self.spare and padded <= self.segment_bytes:
+            return self._replace(rest=self.segment_bytes - padded, spare=self.spare - 1)
+        return None
+
+
+ROOM_UNBOUNDED = Room(1 << 62, 1 << 62)
 
 
 class EntryState(IntEnum):

@@ -50,8 +50,9 @@ Exit codes
    14  superblock damaged               31  cluster busy, try again
    15  unknown format version           32  session evicted
    16  unsafe file system               33  position not in the log
-   17  a write or sync failed           40  timed out, outcome unknown
-   27  checkpoint damaged
+   17  a write or sync failed           34  disks full: nothing appended
+   27  checkpoint damaged               40  timed out, outcome unknown
+   28  no space for a file
    50  internal invariant broken        55  file of metrics unusable
    51  vopr: a violation was found      63  KIMBERLITE_KERNEL: no such kernel
    52  vopr: a planted bug missed       64  KIMBERLITE_KERNEL: not built

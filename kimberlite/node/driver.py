@@ -196,10 +196,13 @@ class Driver:
     # The round
 
     def _run(self) -> None:
-        core = self.core
+        core, store = self.core, self.store
         for _ in range(ROUNDS_MAX):
+            store.make_room(self._now, False)
+            core.room = store.room
             work = core.take_work()
-            if not work:
+            changed = core.wants_room and store.make_room(self._now, True)
+            if not work and not changed:
                 self.behind = False
                 return
             # Messages first: they travel while the disk writes. None of them depends on what this

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
+from kimberlite.errors import DiskFullError
 from kimberlite.types import (
+    SECTOR,
     SUFFIX_MAX,
     Bytes,
     Checkpoint,
@@ -23,6 +25,7 @@ from kimberlite.types import (
     Message,
     Recovered,
     RecoveredEntry,
+    Room,
     ViewState,
 )
 
@@ -35,15 +38,15 @@ __all__ = [
     "LogStore",
     "Recovered",
     "RecoveredEntry",
+    "Room",
     "ViewState",
     "Write",
 ]
 
-SECTOR = 4096  # alignment of every write: offset, length and memory
-
 
 class Write(NamedTuple):
-    """One write: `buffer` (length a multiple of SECTOR, built by Disk.aligned) at `offset`."""
+    """One write: `buffer` (length a multiple of SECTOR, built by Disk.aligned) at `offset`. SECTOR is the
+    alignment of every write: offset, length and memory."""
 
     file: int
     offset: int
@@ -78,10 +81,16 @@ class Disk(Protocol):
 
         zeroed: the zeros are written, so that overwriting them changes no metadata; else only reserved,
         which is quicker, for what is written once.
+
+        Raises DiskFullError, with nothing changed, when there is no space or quota for it; any other failure
+        is a WriteFailedError, and fatal.
         """
 
     def prepare(self, name: str, size: int) -> None:
         """A `create` of that name and size will follow: whoever can may begin, without blocking."""
+
+    def is_prepared(self, name: str) -> bool:
+        """Whether `create` would not wait for what `prepare` has begun, be it made or failed."""
 
     def open(self, name: str) -> int: ...
     def release(self, file: int) -> None:
@@ -120,7 +129,27 @@ class LogStore(Protocol):
 
     def append(self, token: int, entries: Sequence[Message]) -> None:
         """Write prepares of consecutive ops, the first one above the current head,
-        as one group: entries first, then their witnesses."""
+        as one group: entries first, then their witnesses.
+
+        They must fit `room`: whoever appends more waits for a new file, and what is left of the store after a
+        DiskFullError can not be used.
+        """
+
+    @property
+    def room(self) -> Room:
+        """What can certainly be appended."""
+
+    def make_room(self, now: int, needed: bool) -> bool:
+        """Reserve the next segment when it is time to, in the background; or when it is `needed`, and
+        wait for it. Whether there is more room now, or it has become known that there is no space for more.
+
+        A full disk is no failure: it is remembered (`disk_full`), and tried again at intervals of `now`
+        (monotonic nanoseconds). Raises WriteFailedError.
+        """
+
+    @property
+    def disk_full(self) -> DiskFullError | None:
+        """Why the next segment could not be reserved; None when it was, or was not needed yet."""
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
         """Write prepares in place for ops whose header and place are known."""

@@ -24,7 +24,7 @@ from itertools import groupby
 
 import xxhash
 
-from kimberlite.errors import CheckpointError, DataExistsError, StorageError, invariant
+from kimberlite.errors import CheckpointError, DataExistsError, DiskFullError, StorageError, invariant
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, Write
@@ -56,6 +56,7 @@ from kimberlite.types import (
     Message,
     Recovered,
     Restored,
+    Room,
     root_header,
 )
 
@@ -63,6 +64,7 @@ SEGMENT_BYTES = 64 << 20
 SEGMENT_BYTES_MIN = 64 << 10
 LOADED_MAX = 4  # cold segments kept in memory
 PREPARE_AT = 4  # the next segment is made ready when one part of so many of this one is used
+RETRY_NS = 1_000_000_000  # until a segment is asked for again for which there was no space
 
 
 def format_store(
@@ -90,7 +92,11 @@ def format_store(
             f"segments of {segment_bytes} bytes: they must be multiples of {SECTOR}, and at least 64 KiB"
         )
     disk.release(disk.create(journal_name(0), segment_bytes))
-    disk.release(disk.create(witness_name(0), witness_bytes(segment_bytes)))
+    try:
+        disk.release(disk.create(witness_name(0), witness_bytes(segment_bytes)))
+    except DiskFullError:
+        disk.remove(journal_name(0))  # so that it can be tried again when there is space
+        raise
     root = root_header(make_header, cluster)
     block = superblock.Superblock(
         cluster, replica, replica_count, segment_bytes, ViewState(suffix=(root,)), Checkpoint(root)
@@ -116,6 +122,7 @@ class _CheckpointWrite:
     commits: bool
     file: int = -1  # of the copy under way
     offset: int = 0
+    is_stalled: bool = False  # there was no space for the next copy
 
 
 class Store:
@@ -142,6 +149,9 @@ class Store:
         self._floor = (block.checkpoint.first_op, block.checkpoint.first_position)  # of the log, as last trimmed
         self._leftovers: list[str] = []  # files that nothing refers to any more
         self.bytes_written = 0
+        self.room = Room(0, self.segment_bytes)
+        self.disk_full: DiskFullError | None = None
+        self._reserve_at = self._checkpoint_at = 0  # not before that time
 
     # Start
 
@@ -161,6 +171,7 @@ class Store:
             self._clear_damage_behind()
         # An entry is acknowledged only when its witness is durable: also after a restart.
         self._disk.flush()
+        self._measure()
         self._find_leftovers()
         if restored is not None and bad_copies:
             data = checkpoints.encode(restored)
@@ -322,14 +333,41 @@ class Store:
                 self._record(segment, contents, index)
             witness_writes += self._witness_writes(segment, contents, low, high)
         self._write_entries(token, range(first, self._head + 1), entry_writes, witness_writes, held)
-        self._prepare_next()
+        self._measure()
 
-    def _prepare_next(self) -> None:
-        """Have the next segment made in time: zeroing it takes longer than a commit may wait."""
-        segment, contents = self._active()
-        if not self._spare and PREPARE_AT * (contents.end() or 0) > self.segment_bytes:
-            self._disk.prepare(journal_name(segment.number + 1), self.segment_bytes)
-            self._disk.prepare(witness_name(segment.number + 1), witness_bytes(self.segment_bytes))
+    # Room
+
+    def _measure(self) -> None:
+        _, contents = self._active()
+        end = contents.end()
+        rest = self.segment_bytes - end if end is not None else 0  # unknown until a repair has told
+        self.room = Room(rest, self.segment_bytes, len(self._spare), self.disk_full is not None)
+
+    def make_room(self, now: int, needed: bool) -> bool:
+        write = self._checkpoint_write
+        if write is not None and write.is_stalled and now >= self._checkpoint_at:
+            self._checkpoint_at = now + RETRY_NS
+            write.is_stalled = False
+            self._write_chunk(write)
+        room = self.room
+        used = self.segment_bytes - room.rest
+        is_time = not room.spare and PREPARE_AT * used > self.segment_bytes
+        if now < self._reserve_at or not (needed or is_time or room.is_exhausted):
+            return False
+        number = (self._spare or self._segments)[-1].number + 1
+        files = {witness_name(number): witness_bytes(self.segment_bytes), journal_name(number): self.segment_bytes}
+        for name, size in files.items():
+            self._disk.prepare(name, size)
+        if not needed and not all(self._disk.is_prepared(name) for name in files):
+            return False
+        try:
+            self._spare.append(self._create_segment(number))
+            self.disk_full = None
+        except DiskFullError as error:
+            self.disk_full = error
+            self._reserve_at = now + RETRY_NS
+        self._measure()
+        return self.room != room
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
         held: set[int] = set()
@@ -427,6 +465,7 @@ class Store:
         segment.count = keep
         self._head = op
         self._faulty = {number for number in self._faulty if number <= op}
+        self._measure()
 
     def set_view_state(self, token: int, state: ViewState) -> None:
         block, phases = self._superblock.update(state)
@@ -459,7 +498,13 @@ class Store:
                 self._disk.remove(name)
             if name in self._leftovers:
                 self._leftovers.remove(name)
-            write.file = self._disk.create(name, len(write.data), zeroed=False)
+            try:
+                write.file = self._disk.create(name, len(write.data), zeroed=False)
+            except DiskFullError:
+                # Kept, and tried again in make_room. A trim does not wait for it: it may be what makes room.
+                write.is_stalled = True
+                self._update_checkpoint(self._superblock.last.checkpoint)
+                return
             write.offset = 0
         part = write.data[write.offset : write.offset + checkpoints.CHUNK]
         buffer = self._disk.aligned(len(part))
@@ -485,7 +530,7 @@ class Store:
             return
         invariant(first_op <= self._head + 1, "a log begins within itself", first_op=first_op, head=self._head)
         self._floor = (first_op, first_position)
-        if self._checkpoint_write is None:  # else its superblock update does it
+        if self._checkpoint_write is None or self._checkpoint_write.is_stalled:  # else its superblock update does it
             self._update_checkpoint(self._superblock.last.checkpoint)
 
     def _update_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -576,31 +621,34 @@ class Store:
         return writes
 
     def _next_segment(self, header: Header) -> tuple[Segment, Contents, list[Write]]:
-        """Begin the next segment with the entry of `header`: a spare one, or a new one. With the writes
-        that take old witnesses off it, so that all it holds agree on which op is its first."""
-        number = self._segments[-1].number + 1
-        stale: list[Write] = []
-        if self._spare:
-            segment = self._spare.pop(0)
-            segment.base, segment.position, segment.count = header.op, header.position, 0
-            stale = [
-                write
-                for write in self._wipe(segment, self._contents(segment), self.segment_bytes)
-                if write.file == segment.witness
-            ]
-        else:
-            # The witness first: with the journal the segment exists. One that a crash left alone is empty.
-            if self._disk.exists(witness_name(number)):
-                witness = self._disk.open(witness_name(number))
-            else:
-                witness = self._disk.create(witness_name(number), witness_bytes(self.segment_bytes))
-            journal = self._disk.create(journal_name(number), self.segment_bytes)
-            image = bytearray(witness_bytes(self.segment_bytes))
-            segment = Segment(number, header.op, 0, header.position, journal, witness, Contents(image))
+        """Begin the next segment with the entry of `header`. With the writes that take old witnesses off
+        it, so that all it holds agree on which op is its first."""
+        if not self._spare:  # whoever heeds `room` does not get here; a full disk is an end here
+            self._spare.append(self._create_segment(self._segments[-1].number + 1))
+        segment = self._spare.pop(0)
+        segment.base, segment.position, segment.count = header.op, header.position, 0
+        stale = [
+            write
+            for write in self._wipe(segment, self._contents(segment), self.segment_bytes)
+            if write.file == segment.witness
+        ]
         self._segments.append(segment)
         if len(self._segments) > HOT_SEGMENTS + 1:
             self._cool(self._segments[-HOT_SEGMENTS - 2])
         return segment, self._contents(segment), stale
+
+    def _create_segment(self, number: int) -> Segment:
+        """The witness first: with the journal the segment exists. One that a crash left alone is empty."""
+        if self._disk.exists(witness_name(number)):
+            witness = self._disk.open(witness_name(number))
+        else:
+            witness = self._disk.create(witness_name(number), witness_bytes(self.segment_bytes))
+        try:
+            journal = self._disk.create(journal_name(number), self.segment_bytes)
+        except DiskFullError:
+            self._disk.release(witness)
+            raise
+        return Segment(number, 0, 0, 0, journal, witness, Contents(bytearray(witness_bytes(self.segment_bytes))))
 
     def _cool(self, segment: Segment) -> None:
         """Keep a segment that is no longer written only as long as it is used."""

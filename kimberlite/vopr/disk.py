@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kimberlite.errors import WriteFailedError, invariant
+from kimberlite.errors import DiskFullError, WriteFailedError, invariant
 from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.types import Bytes
 
@@ -50,6 +50,7 @@ class Files:
     # where it was ever put. Where to look, for checkers that search the journals; never what is there now.
     places: dict[bytes, list[tuple[str, int]]] = field(default_factory=dict)
     torn_places: set[tuple[bytes, str, int]] = field(default_factory=set)  # those of torn writes alone
+    capacity: int | None = None  # bytes that all files may have together; None: any number
 
     def note(self, name: str, offset: int, data: Bytes, torn: bool = False) -> None:
         """`data` has just been put at `offset`."""
@@ -111,11 +112,19 @@ class SimDisk:
     def create(self, name: str, size: int, zeroed: bool = True) -> int:
         if name in self.files.durable:
             raise FileExistsError(errno.EEXIST, "exists", name)
+        used = sum(map(len, self.files.durable.values()))
+        if self.files.capacity is not None and used + size > self.files.capacity:
+            raise DiskFullError(
+                f"{name}: no space for {size} bytes, {used} of {self.files.capacity} are used", file=name, size=size
+            )
         self.files.durable[name] = bytearray(size)
         return self.open(name)
 
     def prepare(self, name: str, size: int) -> None:
         """Creating costs no time here."""
+
+    def is_prepared(self, name: str) -> bool:
+        return True
 
     def open(self, name: str) -> int:
         if name not in self.files.durable:
@@ -271,6 +280,15 @@ def corrupt(files: Files, name: str, offset: int, length: int, rng: random.Rando
     files.versions[name] = files.versions.get(name, 0) + 1
     for at in range(offset, min(offset + length, len(content))):
         content[at] ^= rng.randrange(1, 256)
+
+
+def fill(files: Files) -> None:
+    """No space for one more file, until `empty`."""
+    files.capacity = sum(map(len, files.durable.values()))
+
+
+def empty(files: Files) -> None:
+    files.capacity = None
 
 
 def make_unreadable(files: Files, name: str, sector: int) -> None:

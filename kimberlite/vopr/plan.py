@@ -62,6 +62,9 @@ FAULTS = (
     "clock_jump",
     "foreign",
     "evict",
+    "disk_full",
+    "disk_full_all",
+    "disk_space",
 )
 
 
@@ -76,6 +79,7 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
     weights = {kind: (0.0 if random.random() < 0.3 else random.random()) for kind in FAULTS}
     weights["heal"] = max(weights["heal"], 0.4)
     weights["restart"] = max(weights["restart"], 0.6)
+    weights["disk_space"] = max(weights["disk_space"], 0.4)
     return Plan(
         seed=seed,
         replica_count=random.choices((1, 2, 3, 4, 5, 6), (1, 2, 8, 1, 3, 1))[0],

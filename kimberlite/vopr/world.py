@@ -28,9 +28,9 @@ from kimberlite.errors import KimberliteError, OutcomeUnknownError, WriteFailedE
 from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, requests_of, restore
 from kimberlite.state_machine import Batch
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation
+from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Reason
 from kimberlite.vopr.checkers import VIEW_CHANGE_QUORUM, Acknowledged, Checkers, Promises, Violation, durable_promises
-from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, make_unreadable
+from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, empty, fill, make_unreadable
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.plan import MS, Plan, streams
 from kimberlite.vsr.config import CoreConfig
@@ -117,6 +117,8 @@ class Observer:
             label = event.kind.name
             if event.kind is EventKind.DROPPED:
                 label = f"DROPPED_{DropReason(event.b).name}"
+            elif event.kind is EventKind.REJECTED:
+                label = f"REJECTED_{Reason(event.a).name}"
             world.counts[label] = world.counts.get(label, 0) + 1
             if event.kind is EventKind.PREPARE_ACKED:
                 world.checkers.on_commit(world, self._index, event.a)
@@ -226,6 +228,8 @@ class SimClient:
                 record.position = outcome.position
             elif not isinstance(outcome.error, OutcomeUnknownError):
                 record.refused = True
+                label = type(outcome.error).__name__
+                world.counts[label] = world.counts.get(label, 0) + 1
             world.trace.add(world.now, "outcome", self.name, record.number, outcome.position)
         deadline = self.session.next_deadline()
         if deadline is not None and (self.timer_at is None or deadline < self.timer_at):
@@ -350,6 +354,7 @@ class World:
                 sessions_max=plan.sessions_max,
                 forfeit_gap=plan.forfeit_gap,
                 prepare_bytes_max=PREPARE_BYTES_MAX,
+                request_bytes_max=PREPARE_BYTES_MAX,
             ),
             codec=FastCodec(),
             recovered=recovered,
@@ -518,6 +523,14 @@ class World:
             node.disk.fail_next_write = errno.EIO
         elif kind == "clock_jump" and node.up:
             node.driver.core.set_clock_offset(EPOCH_NS + (argument % 10_000 - 5_000) * MS)
+        elif kind == "disk_full":
+            fill(self.files[target])
+        elif kind == "disk_full_all":
+            for files in self.files:
+                fill(files)
+        elif kind == "disk_space":
+            for files in self.files:
+                empty(files)
         elif kind == "foreign":
             self._foreign(argument)
         elif kind == "evict" and self.clients:
@@ -597,6 +610,8 @@ class World:
         self.network.faults_on = False
         self.network.heal()
         self.doomed = [None] * count
+        for files in self.files:
+            empty(files)
         for node in self.nodes:
             node.disk.fail_next_write = None
             if node.disk.has_failed:  # its replica ends as soon as it hears of it: that too is before the faults end

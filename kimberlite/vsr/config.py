@@ -49,6 +49,13 @@ class CoreConfig:
     repair_expiry_ns: int = 250 * MS
     abdicate_ns: int = 2000 * MS  # a primary that cannot commit for this long stops leading
     forfeit_gap: int = 4096  # a candidate this many ops behind leaves the view to another
+    # Room in the journal that requests of clients leave to what the protocol itself must append on a full disk.
+    room_kept_bytes: int = 32 << 10
+
+    @property
+    def pipeline_bytes(self) -> int:
+        """What a full pipeline of the largest entries takes, about."""
+        return self.pipeline_max * (max(self.prepare_bytes_max, self.request_bytes_max) + (64 << 10))
 
     def __post_init__(self) -> None:
         if not 1 <= self.replica_count <= REPLICAS_MAX:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from kimberlite.errors import invariant
-from kimberlite.types import Checksum, Header, Message
+from kimberlite.types import Checksum, Header, Message, Room
 
 WINDOW = 256  # headers kept below the applied op, and bodies at most, to serve retransmissions
 # Bodies are views of receive buffers: one that is kept keeps its buffer from being used again, and
@@ -47,6 +47,7 @@ class Log:
         self.writing: dict[int, Checksum] = {}
         self.faulty: set[int] = set()
         self.candidates: dict[int, Header] = {}
+        self.is_waiting_for_room = False  # the last take_writes held back what did not fit
         self._applied: deque[tuple[int, int]] = deque()  # (op, size) of applied bodies still kept
         self._applied_bytes = 0
 
@@ -167,10 +168,12 @@ class Log:
             if op <= self.durable and header is not None and op not in self.bodies and op not in self.writing:
                 yield header
 
-    def take_writes(self) -> list[Message]:
-        """Entries to write now: damaged or missing ones in place, then appends in order."""
+    def take_writes(self, room: Room) -> list[Message]:
+        """Entries to write now: damaged or missing ones in place, then appends in order, as far as there is
+        room for them. The others stay here, not durable and so not acknowledged, until there is."""
         writes: list[Message] = []
         bodies = self.bodies
+        self.is_waiting_for_room = False
         if self.durable < self.journal_head or self.faulty:
             self._in_place(writes)
         head = self.journal_head
@@ -179,6 +182,11 @@ class Log:
             return self._begin(writes)  # the place of what follows may depend on its repair
         following = head + 1
         while following <= self.linked and following in bodies:
+            left = room.after(bodies[following].header.size)
+            if left is None:
+                self.is_waiting_for_room = True
+                break
+            room = left
             writes.append(bodies[following])
             self.journal_head = following
             following += 1

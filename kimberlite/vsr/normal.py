@@ -13,15 +13,30 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
-from kimberlite.types import ZERO16, Bytes, Checksum, Command, Message, Operation, Reason, Status
+from kimberlite.types import (
+    FLAG_DISK_FULL,
+    HEADER_SIZE,
+    ZERO16,
+    Bytes,
+    Checksum,
+    Command,
+    Message,
+    Operation,
+    Reason,
+    Room,
+    Status,
+)
 from kimberlite.vsr import quorum, repair, view_change
 from kimberlite.vsr.codec import ClientRequest, encode_trim
+from kimberlite.vsr.config import PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
 from kimberlite.vsr.state import Prepared
 from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
+
+REQUEST_RECORD_BYTES = 72  # what a request adds to a prepare of several beside its body, or more
 
 # Requests
 
@@ -58,6 +73,8 @@ def propose(r: Replica, message: Message) -> Admission:
             return _refuse(r, message, Reason.REQUEST_TOO_NEW)
     if is_in_flight(r, message):
         return _duplicate(r, message)
+    if not r.can_journal:
+        return _refuse(r, message, Reason.DISK_FULL)
     if len(r.queue) >= r.config.queue_max or r.queue_bytes + len(message.body) > r.config.queue_bytes_max:
         return _refuse(r, message, Reason.BUSY_QUEUE)
     r.in_flight[header.client] = header.request
@@ -113,8 +130,47 @@ def flush(r: Replica) -> None:
         waiting, r.waiting = r.waiting, []
         for message, _ in waiting:
             propose(r, message)
+    if not r.queue or len(r.pipeline) >= r.config.pipeline_max:
+        return
+    room = _room_ahead(r)
     while r.queue and len(r.pipeline) < r.config.pipeline_max:
-        _prepare(r, _take_batch(r))
+        batch = _take_batch(r)
+        room = room and room.after(_entry_bytes_max(batch))
+        if room is None or room.bytes < r.config.room_kept_bytes:
+            _put_back(r, batch)
+            if r.room.is_exhausted:
+                _refuse_queue(r)
+            else:
+                r.wants_room = True
+            break
+        _prepare(r, batch)
+
+
+def _room_ahead(r: Replica) -> Room | None:
+    """Room in the journal behind what this log holds already; None when even that does not fit."""
+    room: Room | None = r.room
+    for op in range(r.log.journal_head + 1, r.log.op + 1):
+        room = room and room.after(r.log.headers[op].size)
+    return room
+
+
+def _entry_bytes_max(batch: Sequence[tuple[Message, int]]) -> int:
+    """At most so large is the prepare of these requests."""
+    return HEADER_SIZE + sum(len(message.body) + REQUEST_RECORD_BYTES for message, _ in batch)
+
+
+def _put_back(r: Replica, batch: Sequence[tuple[Message, int]]) -> None:
+    r.queue.extendleft(reversed(batch))
+    r.queue_bytes += sum(len(message.body) for message, _ in batch)
+
+
+def _refuse_queue(r: Replica) -> None:
+    """There is no room for what waits, and no more can be had: none of it was prepared."""
+    for message, _ in r.queue:
+        del r.in_flight[message.header.client]
+        r.reject(message, Reason.DISK_FULL)
+    r.queue.clear()
+    r.queue_bytes = 0
 
 
 def propose_trim(r: Replica, first_op: int, first_position: int) -> bool:
@@ -123,7 +179,11 @@ def propose_trim(r: Replica, first_op: int, first_position: int) -> bool:
         return False
     if not r.first_op < first_op <= min(r.trimmable_op, r.applied) or len(r.pipeline) >= r.config.pipeline_max:
         return False
-    _send_prepare(r, encode_trim(first_op, first_position), [], operation=Operation.TRIM)
+    body = encode_trim(first_op, first_position)
+    room = _room_ahead(r)
+    if room is None or room.after(HEADER_SIZE + len(body)) is None:
+        return False
+    _send_prepare(r, body, [], operation=Operation.TRIM)
     return True
 
 
@@ -235,9 +295,12 @@ def on_prepare(r: Replica, message: Message) -> None:
         heard_primary(r)
         r.learn_commit(header.commit)
         r.known_head = max(r.known_head, header.op)
-        if header.op == r.log.op + 1 and r.log.op in r.log.headers:
+        if is_held_back(r):
+            r.drop(message, DropReason.BOUND)  # repair fetches it when there is room
+            repair.wake(r)
+        elif header.op == r.log.op + 1 and r.log.op in r.log.headers:
             _accept(r, message)
-            while (following := r.stash.pop(r.log.op + 1, None)) is not None:
+            while not is_held_back(r) and (following := r.stash.pop(r.log.op + 1, None)) is not None:
                 _accept(r, following)
         elif header.op > r.log.op:
             if len(r.stash) < r.config.pipeline_max:
@@ -247,6 +310,11 @@ def on_prepare(r: Replica, message: Message) -> None:
             repair.wake(r)
         else:
             r.drop(message, DropReason.DUPLICATE)
+
+
+def is_held_back(r: Replica) -> bool:
+    """A full disk: bodies that can not be written are kept up to a bound."""
+    return r.log.is_waiting_for_room and r.log.op - r.log.journal_head >= PIPELINE_LIMIT
 
 
 def _on_known_prepare(r: Replica, message: Message) -> None:
@@ -310,7 +378,8 @@ def acknowledge(r: Replica) -> None:
     if header is None:
         return
     nonce, r.echo_nonce = r.echo_nonce, 0
-    r.send(r.primary, r.make(Command.PREPARE_OK, op=op, context=header.checksum, nonce=nonce))
+    flags = FLAG_DISK_FULL if r.is_disk_full else 0
+    r.send(r.primary, r.make(Command.PREPARE_OK, op=op, context=header.checksum, nonce=nonce, flags=flags))
 
 
 # Acknowledgements and commits at the primary
@@ -345,6 +414,7 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
     peer.op = max(peer.op, header.op)
     peer.commit = header.commit
     peer.checkpoint = header.checkpoint_op
+    peer.is_full = bool(header.flags & FLAG_DISK_FULL)
     known = r.log.headers.get(header.op)
     if known is None:
         return  # far behind: nothing in the pipeline is concerned

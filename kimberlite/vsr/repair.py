@@ -117,6 +117,8 @@ def _request_entries(r: Replica) -> None:
             return
         if header.op in r.repairs:
             continue
+        if r.log.is_waiting_for_room and header.op > r.log.journal_head:
+            continue  # it could not be written
         peer = _choose_peer(r, header)
         if peer is None:
             return

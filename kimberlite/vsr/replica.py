@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from kimberlite.errors import FrameError, invariant
 from kimberlite.types import (
+    ROOM_UNBOUNDED,
     Bytes,
     Checksum,
     ClientId,
@@ -102,6 +103,10 @@ class Replica:
         self.ready = False
         self.ready_at_op = 0
         self.draining = False
+        # The disk, as the driver last found it: before each round it says what the journal has room for.
+        self.room = ROOM_UNBOUNDED
+        self.is_short_of_space = False  # the file system has less left than it should
+        self.wants_room = False  # the last round held something back for lack of room
         self.abdicated = False
         self.last_timestamp = 0
         self.entered: dict[int, int] = {}  # op not yet applied -> when its prepare entered this log
@@ -261,7 +266,9 @@ class Replica:
     # Outputs
 
     def take_work(self) -> Work:
-        """Everything to do since the last call."""
+        """Everything to do since the last call. `wants_room` afterwards: something waits for room in the
+        journal, and goes on in a later round when `room` has grown."""
+        self.wants_room = False
         normal.flush(self)
         self.note_committed()
         self._write_entries()
@@ -279,6 +286,8 @@ class Replica:
     def next_deadline(self) -> int | None:
         """When `tick` has something to do; None when only an input can change anything."""
         if self.apply_emitted < min(self.commit_max, self.log.durable) and not self.log.faulty:
+            return self.now
+        if self.wants_room:
             return self.now
         deadlines = [
             timer.deadline
@@ -325,6 +334,7 @@ class Replica:
             known_commit=self.commit_max,
             known_head=max(self.known_head, self.log.op),
             draining=self.draining,
+            is_disk_full=self.is_disk_full,
             peers=tuple(
                 PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip, peer.repair_latency)
                 for replica, peer in self.peers.items()
@@ -347,12 +357,29 @@ class Replica:
         return self.primary == self.index
 
     @property
+    def is_disk_full(self) -> bool:
+        """No segment can be reserved any more, and what is left is little; or the file system is nearly full.
+        This replica goes on writing what fits, but nobody should count on it for more."""
+        return self.is_short_of_space or (self.room.is_exhausted and self.room.bytes < self.config.pipeline_bytes)
+
+    @property
+    def full_peers(self) -> list[int]:
+        return [replica for replica, peer in self.peers.items() if peer.is_full]
+
+    @property
+    def can_journal(self) -> bool:
+        """Whether this replica and a quorum have room for more: else a request would neither be committed
+        nor answered until somebody makes some."""
+        others = len(self.peers) - len(self.full_peers)
+        return not self.is_disk_full and 1 + others >= self.quorums.replication
+
+    @property
     def commit(self) -> int:
         """Highest op known to be committed that this replica's own log reaches."""
         return min(self.commit_max, self.log.linked)
 
     def _unhealthy(self) -> str:
-        """Why nothing is committed here, or the empty string."""
+        """Why nothing is committed here, or not everything can be written; or the empty string."""
         silent = [
             f"replica {replica} unheard for {(self.now - peer.last_heard) / 1e9:.1f} s"
             if peer.last_heard
@@ -372,6 +399,12 @@ class Replica:
             return f"primary of view {self.view} is committing what the last view left, up to op {self.ready_at_op}"
         if self.suspecting:
             return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
+        if self.is_primary and not self.can_journal:
+            full = sorted([*([self.index] if self.is_disk_full else []), *self.full_peers])
+            return f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"
+        if self.is_disk_full:
+            waiting = self.log.op - self.log.journal_head
+            return f"disk full: the journal has room for {self.room.bytes} more bytes; {waiting} ops wait for more"
         return ""
 
     # Used by the sub-protocols
@@ -467,7 +500,8 @@ class Replica:
         """Hand entries to the journal, in groups: one for all that waits."""
         if self.view_token is not None:
             return  # the journal must not grow before the superblock says what is void
-        entries = self.log.take_writes()
+        entries = self.log.take_writes(self.room)
+        self.wants_room |= self.log.is_waiting_for_room
         if entries:
             self._persist(Persist(self._next_token, PersistKind.WRITE, tuple(entries)))
 

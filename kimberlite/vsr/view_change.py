@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
-from kimberlite.types import Command, Header, Message, Reason, Status
+from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
 from kimberlite.vsr import repair
 from kimberlite.vsr.codec import (
     SUFFIX_OPS_MAX,
@@ -303,6 +303,7 @@ def _send_evidence(r: Replica) -> None:
         op=r.log.op,
         log_view=r.log_view,
         count=len(evidence.headers),
+        flags=FLAG_DISK_FULL if r.is_disk_full else 0,
     )
     if r.is_primary:
         on_do_view_change(r, message)
@@ -337,6 +338,8 @@ def on_do_view_change(r: Replica, message: Message) -> None:
         if r.view_token is None:
             r.send(header.replica, _start_view_message(r))
         return
+    if header.replica != r.index:
+        r.peers[header.replica].is_full = bool(header.flags & FLAG_DISK_FULL)
     r.evidence[header.replica] = DoViewChange(
         header.replica, header.log_view, header.op, header.commit, decode_evidence(r.codec, message.body)
     )
@@ -366,11 +369,26 @@ def _try_to_choose(r: Replica) -> None:
         r.emit(EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked)
         suspect(r)
         return
+    if r.is_disk_full and lacks_entries(r, choice.suffix):
+        # It could not answer anybody before somebody makes room on its disk.
+        r.emit(EventKind.FORFEITED, choice.commit, choice.suffix[-1].op - r.log.durable)
+        suspect(r)
+        return
     if choice.dropped:
         r.emit(EventKind.SUFFIX_DROPPED, choice.suffix[-1].op + 1, choice.dropped)
     r.learn_commit(choice.commit)
     canonical = r.log.linked if r.log_view == choice.log_view else r.log.committed
     install(r, choice.suffix, min(canonical, choice.commit))
+
+
+def lacks_entries(r: Replica, suffix: tuple[Header, ...]) -> bool:
+    """Whether entries of the chosen log would have to be appended here."""
+    known = (r.log.headers.get(header.op) for header in suffix)
+    held = all(
+        own is not None and own.checksum == header.checksum and r.log.holds(header.op)
+        for own, header in zip(known, suffix, strict=True)
+    )
+    return not held
 
 
 # Installation

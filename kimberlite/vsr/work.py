@@ -192,6 +192,7 @@ class Snapshot:
     known_commit: int  # highest commit number heard of, may be above the own log
     known_head: int  # backup: head of the primary's log as last heard
     draining: bool
+    is_disk_full: bool  # nearly, or nothing more can be reserved
     peers: tuple[PeerSnapshot, ...]
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
 

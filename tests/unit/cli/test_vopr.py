@@ -112,18 +112,20 @@ def test_replay_of_a_failing_seed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_minimize_writes_what_replay_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "small.json"
-    command = ["vopr", "minimize", "1", "--requests", "8", "--canary", "quorum-off-by-one", "--output", str(path)]
+    with planted("quorum-off-by-one"):
+        seed = next(str(seed) for seed in range(50) if runs.run(runs.Script(seed, 8)).check == "I8 quorum audit")
+    command = ["vopr", "minimize", seed, "--requests", "8", "--canary", "quorum-off-by-one", "--output", str(path)]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "I8 quorum audit" in out
-    assert f"replay: kimberlite vopr replay 1 --script {path} --canary quorum-off-by-one" in out
+    assert f"replay: kimberlite vopr replay {seed} --script {path} --canary quorum-off-by-one" in out
     with planted("quorum-off-by-one"):
         assert runs.run(Script.parse(path.read_text())).check == "I8 quorum audit"
-    assert main(["vopr", "replay", "1", "--script", str(path), "--canary", "quorum-off-by-one"]) == 51
-    assert main(["vopr", "replay", "1", "--script", str(path)]) == 0
+    assert main(["vopr", "replay", seed, "--script", str(path), "--canary", "quorum-off-by-one"]) == 51
+    assert main(["vopr", "replay", seed, "--script", str(path)]) == 0
     capsys.readouterr()
-    assert main(["vopr", "replay", "2", "--script", str(path)]) == 2
-    assert "is a run of seed 1, not 2" in capsys.readouterr().err
+    assert main(["vopr", "replay", "99", "--script", str(path)]) == 2
+    assert f"is a run of seed {seed}, not 99" in capsys.readouterr().err
     assert main([*command, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["check"], row["faults"], row["script"]) == ("I8 quorum audit", [], str(path))

@@ -12,9 +12,9 @@ from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
 from kimberlite.node.driver import ROUNDS_MAX, Driver, FastCodec, known_headers
 from kimberlite.state_machine import Batch, EventLog
-from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Message, Operation, Reason, Status
-from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
+from kimberlite.storage.store import RETRY_NS, Store, format_store
+from kimberlite.types import ROOM_UNBOUNDED, Command, Message, Operation, Reason, Status
+from kimberlite.vopr.disk import Files, SimDisk, empty, fill, make_unreadable
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import Event, EventKind, ToReplica, Work
@@ -90,14 +90,14 @@ class Alone:
             self.driver.on_tick()
         raise AssertionError("a lone replica leads")
 
-    def request(self, number: int, *payloads: bytes, session: int = 0) -> Message:
+    def request(self, number: int, *payloads: bytes, session: int = 0, client: bytes = CLIENT) -> Message:
         body = event_batches.build(payloads) if payloads else b""
         return Message(
             make_header(
                 body,
                 cluster=CLUSTER,
                 command=Command.REQUEST,
-                client=CLIENT,
+                client=client,
                 session=session,
                 request=number,
                 operation=Operation.APPLY if payloads else Operation.REGISTER,
@@ -184,6 +184,8 @@ class Endless:
     """A core that always has work."""
 
     rounds = 0
+    room = ROOM_UNBOUNDED
+    wants_room = False
 
     def take_work(self) -> Work:
         self.rounds += 1
@@ -200,6 +202,68 @@ def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
     node.driver._run()
     assert node.driver.behind
     assert core.rounds == len(node.trace) == ROUNDS_MAX
+
+
+# A full disk
+
+
+def refusals(node: Alone) -> list[int]:
+    found = [
+        item.header.reason for item in node.trace if isinstance(item, Message) and item.header.command == Command.REJECT
+    ]
+    node.trace.clear()
+    return found
+
+
+def test_a_full_disk_refuses_appends_before_anything_fails_and_takes_them_again_when_there_is_space() -> None:
+    node = Alone()
+    session = node.register()
+    fill(node.files)
+    number = 0
+    while not (refused := refusals(node)):
+        number += 1
+        node.now += 1000
+        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+    assert refused == [Reason.DISK_FULL]
+    assert node.store.room.rest >= 32 << 10, "before it is full"
+    assert node.driver.core.snapshot().is_disk_full
+    assert "disk full on replica 0: appends are refused" in node.driver.core.snapshot().unhealthy
+    assert not node.disk.has_failed
+    # What it has done already it answers; who is new is refused.
+    node.driver.on_input(requests=[node.request(number - 1, b"again", session=session)])
+    (reply,) = node.replies()
+    assert reply.header.position == number - 2
+    assert node.store.read(node.store.head) is not None
+    empty(node.files)
+    node.now += RETRY_NS
+    node.driver.on_tick()
+    assert not node.driver.core.snapshot().is_disk_full
+    node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+    (reply,) = node.replies()
+    assert reply.header.position == number - 1
+    batches = [event_batches.slice(batch.body, 0, 1)[0] for batch in node.machine.batches]
+    assert batches == [b"%d" % count for count in range(1, number + 1)]
+
+
+def test_what_is_accepted_and_finds_no_room_is_refused_and_not_appended() -> None:
+    node = Alone().settle()
+    clients = [bytes([number]) * 16 for number in range(1, 4)]
+    node.driver.on_input(requests=[node.request(0, client=client) for client in clients])
+    sessions = [reply.header.session for reply in node.replies()]
+    requests = [
+        node.request(1, b"x" * (20 << 10), session=session, client=client)
+        for session, client in zip(sessions, clients, strict=True)
+    ]
+    fill(node.files)
+    head = node.store.head
+    node.driver.on_input(requests=requests)
+    assert refusals(node) == [Reason.DISK_FULL] * 3
+    assert (node.store.head, node.driver.core.log.op, node.driver.core.in_flight) == (head, head, {})
+    empty(node.files)
+    node.now += RETRY_NS
+    node.driver.on_tick()
+    node.driver.on_input(requests=requests)
+    assert [reply.header.position for reply in node.replies()] == [0, 1, 2]
 
 
 # What the core answers to requests that it does not accept

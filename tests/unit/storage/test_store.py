@@ -7,14 +7,21 @@ from typing import Any
 import pytest
 
 from kimberlite._fast.framing import make_header
-from kimberlite.errors import DataExistsError, DataMissingError, InvariantError, StorageError, WriteFailedError
+from kimberlite.errors import (
+    DataExistsError,
+    DataMissingError,
+    DiskFullError,
+    InvariantError,
+    StorageError,
+    WriteFailedError,
+)
 from kimberlite.storage import superblock
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, decode_record, journal_name, witness_bytes, witness_name
 from kimberlite.storage.scan import HOT_SEGMENTS
-from kimberlite.storage.store import LOADED_MAX, Store, format_store
-from kimberlite.types import HEADER_SIZE, EntryState, ViewState
-from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
+from kimberlite.storage.store import LOADED_MAX, RETRY_NS, Store, format_store
+from kimberlite.types import HEADER_SIZE, EntryState, Room, ViewState
+from kimberlite.vopr.disk import Files, SimDisk, empty, fill, make_unreadable
 
 WHOLE = SECTOR - HEADER_SIZE  # a body that fills a sector exactly
 
@@ -503,3 +510,77 @@ def test_one_append_over_more_segments_than_are_kept(kit: Any, bench: Any) -> No
         assert [reader.store.read(message.header.op).header for message in entries] == [m.header for m in entries]
     records = [bench.files.durable[witness_name(number)][:RECORD_BYTES] for number in range(13)]
     assert all(any(record) for record in records)
+
+
+# Room, and none left
+
+
+def test_room_is_what_is_left_of_the_segment_in_use(bench: Any, kit: Any) -> None:
+    assert bench.store.room == Room(kit.segment, kit.segment)
+    bench.append(kit.chain([1, SECTOR]))
+    assert bench.store.room == Room(kit.segment - 3 * SECTOR, kit.segment)
+    assert bench.reopen().store.room == bench.store.room
+    bench.store.truncate(1)
+    assert bench.store.room == Room(kit.segment - SECTOR, kit.segment)
+
+
+def test_the_next_segment_is_reserved_when_a_quarter_is_used(bench: Any, kit: Any) -> None:
+    sectors = kit.segment // SECTOR
+    entries = kit.chain([1] * sectors)
+    bench.append(entries[: sectors // 4])
+    assert not bench.store.make_room(0, needed=False)
+    bench.append(entries[sectors // 4 : sectors // 4 + 1])
+    assert bench.store.make_room(0, needed=False)
+    rest = kit.segment - (sectors // 4 + 1) * SECTOR
+    assert bench.store.room == Room(rest, kit.segment, spare=1)
+    assert not bench.store.make_room(0, needed=False), "one is enough"
+    assert bench.store.make_room(0, needed=True), "unless more is asked for"
+    assert bench.store.room.spare == 2
+    again = bench.reopen()
+    assert again.store.room == bench.store.room, "found again after a restart"
+    assert again.store.head == sectors // 4 + 1
+    more = kit.chain([2] * sectors, after=again.store.header(again.store.head))
+    again.append(more)
+    assert contents(again.store)[-sectors:] == [message.body for message in more]
+
+
+def test_a_full_disk_is_remembered_and_asked_again_at_intervals(bench: Any, kit: Any) -> None:
+    entries = kit.chain([1] * (kit.segment // SECTOR))
+    bench.append(entries[:-1])
+    fill(bench.files)
+    before = bench.disk.names()
+    assert bench.store.make_room(1000, needed=False), "that there is none is news"
+    assert isinstance(bench.store.disk_full, DiskFullError)
+    assert bench.store.room == Room(SECTOR, kit.segment, is_exhausted=True)
+    assert bench.disk.names() == before
+    bench.append(entries[-1:])  # what fits goes on being written
+    assert contents(bench.store) == [message.body for message in entries]
+    empty(bench.files)
+    assert not bench.store.make_room(1000 + RETRY_NS - 1, needed=True)
+    assert bench.store.make_room(1000 + RETRY_NS, needed=False)
+    assert (bench.store.room, bench.store.disk_full) == (Room(0, kit.segment, spare=1), None)
+
+
+def test_a_disk_that_is_full_behind_the_witness_file(bench: Any, kit: Any) -> None:
+    """The pair is made by two creations; a start between them, and a second attempt, find the first."""
+    bench.append(kit.chain([1] * (kit.segment // SECTOR)))
+    fill(bench.files)
+    bench.files.capacity += witness_bytes(kit.segment)
+    assert bench.store.make_room(0, needed=True)
+    assert (bench.disk.exists(witness_name(1)), bench.disk.exists(journal_name(1))) == (True, False)
+    again = bench.reopen()
+    for one in (bench, again):
+        empty(one.files)
+        assert one.store.make_room(RETRY_NS, needed=True)
+        assert one.store.room == Room(0, kit.segment, spare=1)
+        one.append(kit.chain([2], after=one.store.header(one.store.head)))
+
+
+def test_format_on_a_full_disk_can_be_tried_again(kit: Any) -> None:
+    files = Files(capacity=kit.segment)
+    for _ in range(2):
+        with pytest.raises(DiskFullError):
+            format_store(
+                kit.disk(files), make_header, cluster=kit.cluster, replica=0, replica_count=3, segment_bytes=kit.segment
+            )
+        assert not files.durable

@@ -215,6 +215,7 @@ SNAPSHOT = Snapshot(
     known_commit=8,
     known_head=10,
     draining=False,
+    is_disk_full=False,
     peers=(
         PeerSnapshot(0, 100 * SECOND, 8, 8, 1000, 2000),
         PeerSnapshot(2, 98 * SECOND, 3, 3, 1000, 0),

@@ -6,7 +6,7 @@ import pytest
 
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
-from kimberlite.types import Command, Header, Message, Operation, root_header
+from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Operation, Room, root_header
 from kimberlite.vsr.log import BODIES_BYTES, WINDOW, Log
 
 CLUSTER = b"c" * 16
@@ -36,7 +36,7 @@ def filled(headers: list[Header], durable: int | None = None) -> Log:
     log = Log(headers[0])
     for header in headers[1:]:
         log.append(Message(header))
-    log.take_writes()
+    log.take_writes(ROOM_UNBOUNDED)
     for header in headers[1:]:
         if durable is None or header.op <= durable:
             log.mark_durable(header)
@@ -66,8 +66,36 @@ def test_entries_are_written_once_and_in_order() -> None:
     log = Log(headers[0])
     for header in headers[1:]:
         log.append(Message(header))
-    assert [message.header.op for message in log.take_writes()] == [1, 2, 3]
-    assert log.take_writes() == []
+    assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [1, 2, 3]
+    assert log.take_writes(ROOM_UNBOUNDED) == []
+
+
+def test_what_has_no_room_is_held_back_until_there_is() -> None:
+    headers = chain(4, body=b"x" * 5000)
+    log = Log(headers[0])
+    for header in headers[1:]:
+        log.append(Message(header, b"x" * 5000))
+    written = log.take_writes(Room(2 * 4096, 1 << 20))
+    assert [message.header.op for message in written] == [1]
+    assert (log.journal_head, log.is_waiting_for_room) == (1, True)
+    assert log.take_writes(Room(4096, 1 << 20)) == []
+    assert [message.header.op for message in log.take_writes(Room(4096, 1 << 20, spare=1))] == [2, 3, 4]
+    assert not log.is_waiting_for_room
+
+
+@pytest.mark.parametrize(
+    ("room", "size", "left"),
+    [
+        (Room(4096, 16384), 1, Room(0, 16384)),
+        (Room(8192, 16384), 4097, Room(0, 16384)),
+        (Room(4096, 16384), 4097, None),
+        (Room(4096, 16384, spare=2), 4097, Room(8192, 16384, spare=1)),
+        (Room(0, 16384, spare=1, is_exhausted=True), 16384, Room(0, 16384, is_exhausted=True)),
+        (Room(0, 16384, spare=1), 16385, None),
+    ],
+)
+def test_room_after_an_entry(room: Room, size: int, left: Room | None) -> None:
+    assert room.after(size) == left
 
 
 def test_a_missing_body_holds_back_what_follows() -> None:
@@ -77,10 +105,10 @@ def test_a_missing_body_holds_back_what_follows() -> None:
         assert log.extend(header)
     log.bodies[2] = Message(headers[2])
     log.bodies[3] = Message(headers[3])
-    assert log.take_writes() == []
+    assert log.take_writes(ROOM_UNBOUNDED) == []
     assert [header.op for header in log.missing(10)] == [1]
     log.bodies[1] = Message(headers[1])
-    assert [message.header.op for message in log.take_writes()] == [1, 2, 3]
+    assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [1, 2, 3]
 
 
 def test_a_header_that_does_not_continue_is_refused() -> None:
@@ -146,7 +174,7 @@ def test_damage_is_neither_held_nor_absent_and_is_repaired_in_place() -> None:
     assert log.durable == 3
     assert [header.op for header in log.missing(10)] == [2]
     log.bodies[2] = Message(headers[2])
-    assert [message.header.op for message in log.take_writes()] == [2]
+    assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [2]
     log.mark_durable(headers[2])
     assert log.holds(2)
 
