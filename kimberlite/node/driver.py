@@ -174,12 +174,11 @@ class Driver:
         self.core.step_down(self._now)
         self._run()
 
-    def propose_trim(self, first_op: int, first_position: int) -> bool:
-        """As primary: trim the log. False when that can not be proposed now; nothing is lost by asking again."""
+    def trim(self, first_op: int, first_position: int) -> None:
+        """As primary: propose to trim the log; nothing happens when that can not be done now."""
         self._now = self._clock()
-        proposed = self.core.propose_trim(first_op, first_position, self._now)
+        self.core.propose_trim(first_op, first_position, self._now)
         self._run()
-        return proposed
 
     def on_disk(self) -> None:
         """Writes may have completed. Raises WriteFailedError: the process must end."""

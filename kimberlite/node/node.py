@@ -466,10 +466,7 @@ class Node:
             last_op=min(core.trimmable_op, core.applied),
         )
         if chosen is not None:
-            self._run(lambda: self._propose_trim(*chosen))
-
-    def _propose_trim(self, first_op: int, first_position: int) -> None:
-        self.driver.propose_trim(first_op, first_position)  # refused now: asked again at the next look
+            self._run(lambda: self.driver.trim(*chosen))
 
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)

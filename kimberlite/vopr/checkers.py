@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from kimberlite._fast import events as event_batches
 from kimberlite.node.driver import FastCodec
 from kimberlite.types import HEADER_SIZE, Checksum, ClientId, Command, Header, Message, Operation
 from kimberlite.vopr.disk import Files
@@ -28,7 +29,8 @@ COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
 VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
 VOTED_OUT = 2  # causes of VIEW_CHANGE_STARTED below this are a count of votes, the others hearsay
 COPY_BYTES = 16 * 1024
-HEADERS_AT = 472
+FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, 472  # in a copy
+OP_AT = 80  # in a header
 VIEW_FRAMES = frozenset(
     {
         Command.PREPARE_OK,
@@ -57,6 +59,8 @@ class Promises:
     log_view: int = 0
     suffix_head: int = 0
     suffix: dict[int, Checksum] = field(default_factory=dict)
+    checkpoint_op: int = 0
+    first_op: int = 1
 
     def is_void(self, header: Header) -> bool:
         """Whether an entry, though on the disk, was cut off or replaced by a view change."""
@@ -86,7 +90,9 @@ def durable_promises(files: Files) -> Promises:
     for index in range(count):
         raw = data[HEADERS_AT + index * HEADER_SIZE : HEADERS_AT + (index + 1) * HEADER_SIZE]
         suffix[suffix_head - count + 1 + index] = xxhash.xxh3_128_digest(raw[16:])
-    return Promises(view, log_view, suffix_head, suffix)
+    (checkpoint_op,) = struct.unpack_from("<Q", data, CHECKPOINT_HEADER_AT + OP_AT)
+    (first_op,) = struct.unpack_from("<Q", data, FIRST_OP_AT)
+    return Promises(view, log_view, suffix_head, suffix, checkpoint_op, first_op)
 
 
 def has_durable_entry(files: Files, header: Header) -> bool:
@@ -101,6 +107,15 @@ def _entry_at(files: Files, name: str, at: int, header: Header) -> bool:
         return False
     body = bytes(content[at + 256 : at + header.size])
     return xxhash.xxh3_128_digest(body) == header.checksum_body
+
+
+def events_of(requests: Sequence[ClientRequest]) -> list[bytes]:
+    """The events that the requests of a prepare append, in order."""
+    found: list[bytes] = []
+    for request in requests:
+        if request.operation == Operation.APPLY:
+            found += event_batches.slice(request.body, 0, request.events)
+    return found
 
 
 @dataclass(slots=True)
@@ -155,6 +170,8 @@ class Checkers:
     acknowledged: dict[int, dict[int, Checksum]] = field(default_factory=dict)  # I12: replica -> op -> identity
     log_views: dict[int, int] = field(default_factory=dict)
     sessions: SessionOracle = field(init=False)
+    log: list[bytes] = field(default_factory=list)  # all events of the ops up to `logged`
+    logged: int = 0
     decided: int = 0  # the highest op that a primary has counted as committed
     quorum_audits: int = 0
     agreements: int = 0  # times an op of one replica was compared with that of another
@@ -197,6 +214,23 @@ class Checkers:
                     "I10 exactly once", f"request {request.request} committed in ops {earlier} and {header.op}"
                 )
         self.sessions.commit(header.op, requests)
+
+    def on_events(self, op: int, requests: Sequence[ClientRequest]) -> None:
+        """The log as it is when first executed: what is trimmed later can not be read back."""
+        if op == self.logged + 1:
+            self.logged = op
+            self.log += events_of(requests)
+
+    def on_trim(self, world: World, replica: int, message: Message) -> None:
+        """What is trimmed is in a durable checkpoint of every replica: none will need it to catch up."""
+        (first_op,) = struct.unpack_from("<Q", message.body)
+        for other in range(self.replica_count):
+            if world.promises(other).checkpoint_op < first_op - 1:
+                raise Violation(
+                    "I7 trimmed too early",
+                    f"replica {replica} trims what is before op {first_op}; the checkpoint of replica {other} is "
+                    f"of op {world.promises(other).checkpoint_op}",
+                )
 
     def on_executed(self, replica: int, op: int, digest: bytes, clients: Sequence[ClientId]) -> None:
         """I11: the same state and the same sessions after each op, on every replica, every time."""
@@ -241,6 +275,13 @@ class Checkers:
             raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
         if core.applied > min(core.commit_max, log.durable):
             raise Violation("I7 order", f"replica {replica}: applied {core.applied} above commit {core.commit_max}")
+        promises = world.promises(replica)
+        if not promises.first_op - 1 <= promises.checkpoint_op <= core.commit_max:
+            raise Violation(
+                "I7 order",
+                f"replica {replica}: its log begins with op {promises.first_op}, its checkpoint is of op "
+                f"{promises.checkpoint_op}, commit {core.commit_max}",
+            )
         floor = self.commit_floor.get(replica, 0)
         if core.commit_max < floor:
             raise Violation("I3 monotone commit", f"replica {replica}: commit {core.commit_max} after {floor}")

@@ -148,6 +148,8 @@ class SimDisk:
 
     def remove(self, name: str) -> None:
         del self.files.durable[name]
+        self.files.unreadable.pop(name, None)
+        self.files.used.pop(name, None)
 
     def rename(self, old: str, new: str) -> None:
         self.files.durable[new] = self.files.durable.pop(old)

@@ -65,6 +65,7 @@ FAULTS = (
     "disk_full",
     "disk_full_all",
     "disk_space",
+    "trim",
 )
 
 

@@ -16,6 +16,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import BinaryIO
 
@@ -29,7 +30,15 @@ from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_he
 from kimberlite.state_machine import Batch
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Reason
-from kimberlite.vopr.checkers import VIEW_CHANGE_QUORUM, Acknowledged, Checkers, Promises, Violation, durable_promises
+from kimberlite.vopr.checkers import (
+    VIEW_CHANGE_QUORUM,
+    Acknowledged,
+    Checkers,
+    Promises,
+    Violation,
+    durable_promises,
+    events_of,
+)
 from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, empty, fill, make_unreadable
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.plan import MS, Plan, streams
@@ -134,7 +143,11 @@ class ObservedDriver(Driver):
 
     def _execute(self, header: Header, message: Message | None) -> None:
         world = self.world
-        world.checkers.on_applied(self.index, header, requests_of(header, message))
+        requests = requests_of(header, message)
+        world.checkers.on_applied(self.index, header, requests)
+        world.checkers.on_events(header.op, requests)
+        if header.operation == Operation.TRIM and message is not None:
+            world.checkers.on_trim(world, self.index, message)
         super()._execute(header, message)
         digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
         world.checkers.on_executed(self.index, header.op, digest, self.core.sessions.clients)
@@ -535,6 +548,8 @@ class World:
             self._foreign(argument)
         elif kind == "evict" and self.clients:
             self.clients[argument % len(self.clients)].restart()
+        elif kind == "trim":
+            self._trim(argument)
 
     def _resume(self, index: int, life: int) -> None:
         node = self.nodes[index]
@@ -542,6 +557,19 @@ class World:
             backlog, node.backlog = node.backlog, []
             for action in backlog:
                 action()
+
+    def _trim(self, argument: int) -> None:
+        """Somebody has the log trimmed: to the beginning of one of the primary's segments."""
+        for node in self.nodes:
+            core = node.driver.core
+            if not node.up or not core.is_primary or not core.ready:
+                continue
+            extents = list(node.store.extents())
+            extent = extents[argument % len(extents)] if extents else None
+            if extent is not None and core.first_op < extent.first_op <= core.trimmable_op:
+                trim = partial(node.driver.trim, extent.first_op, extent.first_position)
+                self._act(node.index, node.life, trim)
+                return
 
     def _foreign(self, argument: int) -> None:
         """A frame of another cluster strays in: like one of ours, but for its cluster and its numbers."""
@@ -577,7 +605,9 @@ class World:
         self.rotten = True
         random = Random(argument)
         files = self.files[self.rot_victim]
-        name = random.choice(sorted(name for name in files.durable if name.startswith(("journal", "witness"))))
+        # Of a checkpoint one copy only: that both are lost is more than one event does.
+        names = [name for name in files.durable if name.startswith(("journal", "witness")) or name.endswith("-a")]
+        name = random.choice(sorted(names))
         used = files.used.get(name, 0)
         if not used:
             return
@@ -659,37 +689,37 @@ class World:
             raise Violation("E1 liveness", f"{who} did not finish in {limit // MS} ms: clients {busy} wait; {states}")
 
     def _read_all(self, node: SimNode) -> None:
-        for op in range(1, node.driver.core.applied + 1):
+        for op in range(node.store.first_op, node.driver.core.applied + 1):
             if node.store.read(op) is None:
                 life = node.life
                 self._act(node.index, life, node.driver.on_damage)
 
     def read_log(self) -> list[bytes]:
-        """All events, read from every replica's journal; they must be the same."""
-        logs = [self._events_of(node) for node in self.nodes]
-        for index, log in enumerate(logs):
-            if log != logs[0]:
-                raise Violation(
-                    "E2 same log", f"replica {index} has {len(log)} events, replica 0 {len(logs[0])}, or others"
-                )
-        return logs[0]
+        """All events: what was trimmed as it was when it was first executed, the rest as every replica's
+        journal has it."""
+        log = self.checkers.log
+        for node in self.nodes:
+            self._compare_events(node, log)
+        return log
 
-    def _events_of(self, node: SimNode) -> list[bytes]:
-        log: list[bytes] = []
-        for op in range(1, node.driver.core.applied + 1):
+    def _compare_events(self, node: SimNode, log: list[bytes]) -> None:
+        """What a replica can read is the log, from where it begins there to its end."""
+        position = node.store.first_position
+        for op in range(node.store.first_op, node.driver.core.applied + 1):
             message = node.store.read(op)
             if message is None:
                 raise Violation("E2 readable", f"replica {node.index} cannot read op {op}")
             header = message.header
-            if header.position != len(log):
-                raise Violation("E2 positions", f"op {op} begins at {header.position}, the log has {len(log)} events")
-            if header.operation == Operation.APPLY:
-                log += event_batches.slice(message.body, 0, header.count)
-            elif header.operation == Operation.BATCH:
-                for request in event_batches.unpack_requests(message.body):
-                    if request.operation == Operation.APPLY:
-                        log += event_batches.slice(request.body, 0, request.events)
-        return log
+            if header.position != position:
+                raise Violation(
+                    "E2 positions", f"op {op} begins at {header.position}, the one before ends at {position}"
+                )
+            found = events_of(requests_of(header, message))
+            if found != log[position : position + len(found)]:
+                raise Violation("E2 same log", f"replica {node.index} has other events in op {op}")
+            position += len(found)
+        if position != len(log):
+            raise Violation("E2 same log", f"the log of replica {node.index} ends at {position}, not at {len(log)}")
 
 
 class _Port:
