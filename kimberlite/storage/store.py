@@ -177,8 +177,9 @@ class Store:
             data = checkpoints.encode(restored)
             self._checkpoint_write = _CheckpointWrite(start, data, bad_copies, commits=False)
             self._write_chunk(self._checkpoint_write)
-        if restored is None:
-            return result.recovered
+        if restored is None:  # though not readable any more, the checkpoint says how much was committed
+            commit = max(result.recovered.commit, block.checkpoint.op)
+            return replace(result.recovered, commit=commit)
         return replace(
             result.recovered,
             first_op=start.first_op,

@@ -21,11 +21,12 @@ from typing import Any, TypeAlias
 from kimberlite._fast import framing
 from kimberlite.client import session as client
 from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError
+from kimberlite.storage import checkpoint as checkpoint_files
 from kimberlite.storage import journal, scan, store, superblock
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
-from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Status
+from kimberlite.types import HEADER_SIZE, Checkpoint, Command, Header, Message, Operation, Status
 from kimberlite.vopr import checkers, network, plan, world
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
@@ -666,6 +667,44 @@ def _executed_before_commit() -> list[Patch]:
             self.apply_emitted = op
 
     return [(Replica, "_emit_applies", emit_applies)]
+
+
+@canary("the sessions are not in the checkpoint")
+def _sessions_not_in_the_checkpoint() -> list[Patch]:
+    return [(SessionTable, "encode", lambda self: b"")]
+
+
+@canary("the log is trimmed by the primary's checkpoint alone")
+def _trim_by_own_checkpoint() -> list[Patch]:
+    return [(Replica, "trimmable_op", property(lambda self: self.checkpoint_op + 1))]
+
+
+@canary("the superblock names a checkpoint before its file is written")
+def _checkpoint_named_before_it_is_written() -> list[Patch]:
+    original = store.Store._write_chunk
+
+    def write_chunk(self: store.Store, write: Any) -> None:
+        if write.commits:
+            write.commits = False
+            self._update_checkpoint(write.mark)
+        original(self, write)
+
+    return [(store.Store, "_write_chunk", write_chunk)]
+
+
+@canary("a checkpoint is kept once")
+def _checkpoint_kept_once() -> list[Patch]:
+    return [(checkpoint_files, "COPIES", ("a",))]
+
+
+@canary("a checkpoint says that one operation more is in it than is")
+def _checkpoint_one_op_ahead() -> list[Patch]:
+    original = store.Store.mark
+
+    def mark(self: store.Store, op: int) -> Checkpoint | None:
+        return original(self, op + 1 if self.header(op + 1) is not None else op)
+
+    return [(store.Store, "mark", mark)]
 
 
 @canary("frames of another cluster are accepted")

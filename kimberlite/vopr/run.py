@@ -33,6 +33,7 @@ Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, on whom
 # E4: what a campaign of that many seeds must have reached, or it proves less than it seems to.
 LABELS_SEEDS_MIN = 100
 LABELS_WANTED = (
+    "CHECKPOINTED",
     "DROPPED_OLD_VIEW",
     "DROPPED_WRONG_CLUSTER",
     "DUPLICATE",
@@ -42,6 +43,7 @@ LABELS_WANTED = (
     "REPAIR_EXPIRED",
     "SESSION_EVICTED",
     "SUFFIX_DROPPED",
+    "TRIMMED",
     "agreements",
     "corrupted",
     "quorum_audits",

@@ -1,0 +1,273 @@
+"""Checkpoints: the file, and how a store writes, commits, reads back and trims by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import CheckpointError, FormatVersionError
+from kimberlite.storage import checkpoint
+from kimberlite.storage.disk import FileDisk
+from kimberlite.storage.store import Store, format_store
+from kimberlite.types import Command, Header, Message, Operation, root_header
+from kimberlite.vopr.disk import Files, SimDisk, corrupt, make_unreadable
+
+CLUSTER = bytes(range(16))
+SEGMENT = 64 << 10
+SNAPSHOT = Random(5).randbytes(checkpoint.CHUNK + 10_000)  # more than a chunk
+
+
+def content(**changes: Any) -> checkpoint.Content:
+    whole = checkpoint.Content(CLUSTER, root_header(make_header, CLUSTER), 3, b"sessions", b"snapshot" * 100)
+    return replace(whole, **changes)
+
+
+# The file
+
+
+@pytest.mark.parametrize("sessions", [b"", b"s", b"s" * 5000])
+@pytest.mark.parametrize("snapshot", [b"", b"x", b"x" * 4096])
+def test_a_file_comes_back(sessions: bytes, snapshot: bytes) -> None:
+    whole = content(sessions=sessions, snapshot=snapshot)
+    data = checkpoint.encode(whole)
+    assert len(data) % 4096 == 0
+    read = checkpoint.decode(data)
+    assert (read.machine, read.sessions, read.snapshot) == (3, sessions, snapshot)
+    assert (read.cluster, read.header.checksum) == (CLUSTER, whole.header.checksum)
+
+
+def test_every_flipped_bit_of_a_file_is_noticed() -> None:
+    data = checkpoint.encode(content())
+    for bit in range(len(data) * 8):
+        spoiled = bytearray(data)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((CheckpointError, FormatVersionError)):
+            checkpoint.decode(bytes(spoiled))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 8191])
+def test_a_file_cut_short_is_noticed(size: int) -> None:
+    with pytest.raises(CheckpointError):
+        checkpoint.decode(checkpoint.encode(content())[:size])
+
+
+# The store
+
+
+class Log:
+    """A store over a simulated disk, and its entries."""
+
+    def __init__(self) -> None:
+        self.files = Files()
+        self.sizes = Random(1)
+        format_store(self.disk(), make_header, cluster=CLUSTER, replica=0, replica_count=1, segment_bytes=SEGMENT)
+        self.headers: list[Header] = [root_header(make_header, CLUSTER)]
+        self.start()
+
+    def disk(self) -> SimDisk:
+        return SimDisk(self.files, lambda: 0, lambda: 0)
+
+    def start(self) -> Any:
+        self.store = Store(self.disk(), make_header)
+        self.recovered = self.store.recover()
+        return self.recovered
+
+    def append(self, count: int, size: int = 3000) -> None:
+        for _ in range(count):
+            before = self.headers[-1]
+            body = self.sizes.randbytes(size)
+            header = make_header(
+                body,
+                cluster=CLUSTER,
+                command=Command.PREPARE,
+                op=before.op + 1,
+                parent=before.checksum,
+                operation=Operation.APPLY,
+                position=before.position + before.count,
+                count=2,
+            )
+            self.headers.append(header)
+            self.store.append(1, [Message(header, body)])
+            self.finish()
+
+    def checkpoint(self, op: int, snapshot: bytes = SNAPSHOT) -> None:
+        mark = self.store.mark(op)
+        assert mark is not None
+        self.store.write_checkpoint(mark, 1, b"sessions of %d" % op, snapshot)
+        self.finish()
+
+    def finish(self) -> None:
+        """Until nothing is under way, not even a file to be removed."""
+        for _ in range(60):
+            self.store.completions()
+
+    def names(self, kind: str) -> list[str]:
+        return [name for name in sorted(self.files.durable) if name.startswith(kind)]
+
+
+def test_a_restart_begins_at_the_checkpoint() -> None:
+    log = Log()
+    log.append(40)
+    log.checkpoint(30)
+    recovered = log.start()
+    assert recovered.restored is not None
+    assert (recovered.restored.op, recovered.restored.positions) == (30, 60)
+    assert (recovered.restored.sessions, recovered.restored.snapshot) == (b"sessions of 30", SNAPSHOT)
+    assert (recovered.settled, recovered.head) == (40, 40)
+    for op in range(1, 41):
+        message = log.store.read(op)
+        assert message is not None and message.header.checksum == log.headers[op].checksum
+    log.append(20)
+    assert log.start().head == 60
+
+
+def test_only_the_latest_checkpoint_is_kept_and_none_goes_back() -> None:
+    log = Log()
+    log.append(12)
+    log.checkpoint(4)
+    assert log.store.mark(4) is None and log.store.mark(3) is None
+    log.checkpoint(9)
+    assert log.names("checkpoint") == [checkpoint.file_name(9, "a"), checkpoint.file_name(9, "b")]
+    assert log.start().restored.op == 9
+
+
+def test_nothing_below_the_checkpoint_is_read_at_the_start() -> None:
+    log = Log()
+    log.append(200)
+    log.checkpoint(190)
+    first = log.names("journal")[0]
+    for name in (first, first.replace("journal", "witness")):
+        for sector in range(len(log.files.durable[name]) // 4096):
+            make_unreadable(log.files, name, sector)
+    recovered = log.start()
+    assert (recovered.settled, recovered.head, recovered.faulty) == (200, 200, 0)
+
+
+@pytest.mark.parametrize("copy", checkpoint.COPIES)
+def test_one_damaged_copy_is_made_good_from_the_other(copy: str) -> None:
+    log = Log()
+    log.append(12)
+    log.checkpoint(9)
+    name = checkpoint.file_name(9, copy)
+    good = bytes(log.files.durable[name])
+    corrupt(log.files, name, 5000, 1, Random(0))
+    assert log.start().restored.op == 9
+    log.finish()
+    assert bytes(log.files.durable[name]) == good
+
+
+def test_without_a_copy_the_whole_log_is_executed_again_while_it_is_there() -> None:
+    log = Log()
+    log.append(12)
+    log.checkpoint(9)
+    for copy in checkpoint.COPIES:
+        corrupt(log.files, checkpoint.file_name(9, copy), 0, 16, Random(0))
+    recovered = log.start()
+    assert recovered.restored is None
+    assert (recovered.settled, recovered.commit >= 9) == (12, True)
+
+
+def test_without_a_copy_a_trimmed_log_is_refused() -> None:
+    log = Log()
+    log.append(100)
+    log.checkpoint(90)
+    log.store.trim(33, 64)
+    log.finish()
+    for copy in checkpoint.COPIES:
+        del log.files.durable[checkpoint.file_name(90, copy)]
+    with pytest.raises(CheckpointError, match="replace this replica"):
+        log.start()
+
+
+def test_a_trim_gives_space_back_and_is_not_forgotten() -> None:
+    log = Log()
+    log.append(100)
+    log.checkpoint(90)
+    extents = list(log.store.extents())
+    third = extents[2]
+    log.store.trim(third.first_op, third.first_position)
+    log.finish()
+    for _ in range(2):
+        assert log.names("journal")[0] == "journal-00000002"
+        assert log.names("witness")[0] == "witness-00000002"
+        assert (log.store.first_op, log.store.first_position) == (third.first_op, third.first_position)
+        assert log.store.read(third.first_op - 1) is None and log.store.find(third.first_position - 1) is None
+        assert not log.store.faulty
+        for op in range(third.first_op, 101):
+            assert log.store.read(op) is not None
+        assert log.store.find(third.first_position) == third.first_op
+        log.start()
+
+
+def test_a_trim_waits_for_the_checkpoint_that_no_longer_needs_what_goes() -> None:
+    log = Log()
+    log.append(100)
+    first_op, first_position, *_ = list(log.store.extents())[2]
+    log.store.trim(first_op, first_position)
+    log.finish()
+    assert log.store.first_op == 1 and log.names("journal")[0] == "journal-00000000"
+    log.checkpoint(first_op - 2)
+    assert log.store.first_op == 1
+    log.checkpoint(first_op - 1)
+    assert log.store.first_op == first_op and log.names("journal")[0] == "journal-00000002"
+    assert log.start().first_op == first_op
+
+
+def test_what_a_crash_left_of_an_unfinished_checkpoint_is_removed() -> None:
+    log = Log()
+    log.append(12)
+    log.checkpoint(5)
+    log.files.durable[checkpoint.file_name(9, "a")] = bytearray(4096)
+    log.start()
+    log.finish()
+    assert log.names("checkpoint") == [checkpoint.file_name(5, copy) for copy in checkpoint.COPIES]
+
+
+def test_chunks_leave_room_for_others() -> None:
+    log = Log()
+    log.append(3)
+    mark = log.store.mark(3)
+    assert mark is not None
+    log.store.write_checkpoint(mark, 1, b"", SNAPSHOT)
+    submitted = log.store._disk.writes
+    assert submitted > 0
+    log.store.completions()
+    assert log.store._disk.writes == submitted + 1, "a chunk at a time"
+    assert log.store.checkpoint.op == 0, "not before all of it is durable"
+
+
+def test_on_a_real_disk(tmp_path: Path) -> None:
+    disk = FileDisk(tmp_path, unsafe=True)
+    format_store(disk, make_header, cluster=CLUSTER, replica=0, replica_count=1, segment_bytes=SEGMENT)
+    disk.close()
+    log = Log.__new__(Log)
+    log.sizes = Random(1)
+    log.headers = [root_header(make_header, CLUSTER)]
+    disk = FileDisk(tmp_path, unsafe=True)
+    log.store = Store(disk, make_header)
+    log.store.recover()
+
+    def finish() -> None:
+        for _ in range(60):
+            disk.flush()
+            log.store.completions()
+
+    log.finish = finish  # type: ignore[method-assign]
+    log.append(100)
+    log.checkpoint(90)
+    extent = list(log.store.extents())[1]
+    log.store.trim(extent.first_op, extent.first_position)
+    log.finish()
+    log.store.close()
+    disk = FileDisk(tmp_path, unsafe=True)
+    store = Store(disk, make_header)
+    recovered = store.recover()
+    assert recovered.restored is not None and recovered.restored.snapshot == SNAPSHOT
+    assert (recovered.first_op, recovered.head) == (extent.first_op, 100)
+    assert not (tmp_path / "journal-00000000").exists()
+    store.close()
