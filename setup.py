@@ -48,6 +48,7 @@ KERNELS = {
     "events": ["km_events.c"],
     "append": ["km_append.c"],
     "metrics": ["km_metrics.c", "km_xxh3.c"],
+    "witness": ["km_witness.c", "km_frame.c", "km_xxh3.c"],
 }
 extensions = [
     Extension(

@@ -17,7 +17,7 @@ import xxhash
 
 from kimberlite.errors import ExtensionError, ExtensionMissingError, SelfTestError
 
-EXTENSIONS = ("append", "checksum", "events", "framing", "metrics")
+EXTENSIONS = ("append", "checksum", "events", "framing", "metrics", "witness")
 
 # One length at least for every path of the algorithm: empty, 1-3, 4-8, 9-16, 17-128 (four
 # depths), 129-240, one block with and without a full last stripe, several blocks.

@@ -36,7 +36,7 @@ from kimberlite.storage.journal import (
     witness_bytes,
     witness_name,
 )
-from kimberlite.storage.scan import Scan, release, scan
+from kimberlite.storage.scan import Scan, fill_below, release, scan
 from kimberlite.types import Checksum, EntryState, Header, Message, root_header
 
 CHUNK = 64 << 10  # of a witness file, read at a time
@@ -227,6 +227,7 @@ class Audit:
             yield Finding(Cause.FILE_MISSING, str(error.details["file"]), False, str(error))
             return
         self._scan = result
+        fill_below(self._disk, result.below, block.segment_bytes, result.segments[0].base, block.checkpoint.first_op)
         for segment in (*result.segments, *result.spare):
             release(segment, self._disk)
         for entry in result.recovered.entries:
@@ -255,7 +256,10 @@ class Audit:
     def _spans(self) -> list[_Span]:
         """The segments of the log, in order."""
         if self._scan is not None:
-            return [_Span(segment.number, segment.base, segment.count) for segment in self._scan.segments]
+            return [
+                _Span(segment.number, segment.base, segment.count)
+                for segment in (*self._scan.below, *self._scan.segments)
+            ]
         # A file is missing: what the segments that are left say of themselves.
         bases = {number: self._base(number) for number in self._journals}
         spans = []

@@ -28,7 +28,7 @@ from kimberlite._fast import checksum, framing
 from kimberlite.errors import FrameError
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.recovery import Entry
-from kimberlite.types import HEADER_SIZE, FrameReason, Header, Message
+from kimberlite.types import HEADER_SIZE, Bytes, FrameReason, Header, Message
 
 RECORD_BYTES = 512
 RECORDS_PER_SECTOR = SECTOR // RECORD_BYTES
@@ -76,7 +76,7 @@ class Record:
     offset: int
 
 
-def decode_record(data: bytes | memoryview, segment: int, index: int) -> Record | None:
+def decode_record(data: Bytes, segment: int, index: int) -> Record | None:
     """None when it is damaged or belongs elsewhere."""
     if checksum.xxh3_128(data[:_SUM]) != data[_SUM:]:
         return None
@@ -87,6 +87,12 @@ def decode_record(data: bytes | memoryview, segment: int, index: int) -> Record 
         return Record(framing.decode_header(data[:HEADER_SIZE]), offset)
     except FrameError:
         return None
+
+
+def place_in_record(image: bytearray, index: int) -> int:
+    """Offset of the entry, from a record that is known to be intact."""
+    offset: int = _PLACE.unpack_from(image, index * RECORD_BYTES + HEADER_SIZE)[0]
+    return offset
 
 
 class Flaw(Enum):

@@ -41,7 +41,8 @@ class Scan:
     """What a restart found, for the store and for the core."""
 
     recovered: Recovered
-    segments: list[Segment]  # of the log, in order; at least one
+    below: list[Segment]  # of the log, below that of the checkpoint: not read
+    segments: list[Segment]  # of the log, from there on, in order; at least one
     spare: list[Segment]  # files beyond the log, to be used again
     fixes: list[int]  # ops whose witness is to be written again
     faulty: set[int]
@@ -315,7 +316,6 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
     walk.prepare()
     first = walk.thaw(0).headers[0] if start.entries else None
     segments[0].position = first.position if first is not None else 0
-    _fill_below(disk, below, segment_bytes, segments[0].base, start.first_op)
     # Below the checkpoint nothing is in doubt, but what has lost its place has to be written again.
     displaced = {segments[0].base + index for index, header in enumerate(walk.thaw(0).headers) if header is None}
 
@@ -395,7 +395,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
         torn=torn,
         faulty=sum(entry.state is EntryState.FAULTY for entry in entries),
     )
-    return Scan(recovered, below + segments[: at + 1], segments[at + 1 :], fixes, faulty)
+    return Scan(recovered, below, segments[: at + 1], segments[at + 1 :], fixes, faulty)
 
 
 def _find_segments(disk: Disk, segment_bytes: int, start: Checkpoint) -> tuple[list[Segment], list[Segment]]:
@@ -425,7 +425,11 @@ def _find_segments(disk: Disk, segment_bytes: int, start: Checkpoint) -> tuple[l
     return segments[: start.segment - first], segments[start.segment - first :]
 
 
-def _fill_below(disk: Disk, below: list[Segment], segment_bytes: int, following: int, first_op: int) -> None:
+def fill_below(disk: Disk, below: list[Segment], segment_bytes: int, following: int, first_op: int) -> None:
+    """Find what the segments below the checkpoint hold, for an audit: every witness file is read.
+
+    following: op behind the last of them. first_op: of the log, where its first segment says nothing.
+    """
     for segment in reversed(below):
         file = disk.open(witness_name(segment.number))
         records = records_of(read_image(disk, file, witness_bytes(segment_bytes)), segment.number)

@@ -8,44 +8,39 @@ one queue of submissions, carried out in order:
 - a checkpoint: its two copies one after another, chunk by chunk, each chunk when the one before is
   durable, so that others' writes get in between; then the superblock, which makes it the one in force.
 
-Memory does not grow with the log: only the last segments are kept, others are read back
-from their witness files when needed (a few at a time).
+Memory does not grow with the log: only the segment that is written is kept, and those it has left
+as long as writes to them are under way. All others are index.ColdSegments.
 
 May import: errors, types, _fast, storage.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain
 
 import xxhash
 
 from kimberlite.errors import CheckpointError, DataExistsError, DiskFullError, StorageError, invariant
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
+from kimberlite.storage.handles import Handles
+from kimberlite.storage.index import ColdSegments, Start
 from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, Write
 from kimberlite.storage.journal import (
-    RECORD_BYTES,
-    RECORDS_PER_SECTOR,
-    ZERO_RECORD,
     Contents,
     Segment,
-    encode_record,
-    is_zero_record,
     journal_name,
     read_entry,
-    records_of,
     round_up,
     segment_number,
     witness_bytes,
     witness_name,
 )
+from kimberlite.storage.open_segment import OpenSegment
 from kimberlite.storage.recovery import Entry
-from kimberlite.storage.scan import HOT_SEGMENTS, read_image, release, scan
+from kimberlite.storage.scan import release, scan
 from kimberlite.types import (
     HEADER_SIZE,
     Checkpoint,
@@ -62,7 +57,7 @@ from kimberlite.types import (
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_BYTES_MIN = 64 << 10
-LOADED_MAX = 4  # cold segments kept in memory
+PREFETCH_MAX = 1024  # headers that are read with one call
 PREPARE_AT = 4  # the next segment is made ready when one part of so many of this one is used
 RETRY_NS = 1_000_000_000  # until a segment is asked for again for which there was no space
 
@@ -136,15 +131,15 @@ class Store:
         self.cluster, self.replica, self.replica_count = block.cluster, block.replica, block.replica_count
         self.segment_bytes = block.segment_bytes
         self._root = root_header(make_header, block.cluster)
-        self._segments: list[Segment] = []
-        self._spare: list[Segment] = []
-        self._loaded: OrderedDict[int, Segment] = OrderedDict()  # cold segments in memory, by number
+        self._handles = Handles(disk)
+        self._open: list[OpenSegment] = []  # the last is written; the others have writes under way
+        self._cold = ColdSegments(disk, self._handles, block.segment_bytes, self._mark_faulty)
+        self._spare: list[tuple[int, bytearray | None]] = []  # segments to use again; what their witness will hold
         self._faulty: set[int] = set()
         self._head = 0
         self._next_token = 1
-        self._pending: dict[int, tuple[int | None, Callable[[], None] | None]] = {}
+        self._pending: dict[int, tuple[int | None, Callable[[], None] | None, Collection[int]]] = {}
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
-        self._held: Counter[int] = Counter()  # segment -> groups of writes to it, being made or under way
         self._checkpoint_write: _CheckpointWrite | None = None
         self._floor = (block.checkpoint.first_op, block.checkpoint.first_position)  # of the log, as last trimmed
         self._leftovers: list[str] = []  # files that nothing refers to any more
@@ -159,9 +154,9 @@ class Store:
         block = self._superblock.current
         start, restored, bad_copies = self._read_checkpoint(block.checkpoint)
         result = scan(self._disk, block.state, self.segment_bytes, start)
-        self._segments, self._spare = result.segments, result.spare
+        self._take_over(start, result.segments, result.spare)
         self._faulty = result.faulty
-        self._head = self._segments[-1].last
+        self._head = self._active.last
         repairs = self._superblock.repair()
         if repairs:
             self._submit(repairs, None, None)
@@ -215,30 +210,58 @@ class Store:
             elif (number := segment_number(name)) is not None and number < current.first_segment:
                 self._leftovers.append(name)
 
+    def _take_over(self, start: Checkpoint, segments: list[Segment], spare: list[Segment]) -> None:
+        """Keep of what a restart has read the segments whose contents it still has."""
+        self._cold.begin_at(start.first_segment, Start(start.first_op, start.first_position, certain=False))
+        for segment in reversed(segments):
+            if segment.contents is None:
+                break
+            begin = Start(segment.base, segment.position)
+            self._open.insert(0, OpenSegment.of(segment.number, begin, segment.contents))
+            self._handles.adopt(segment.number, segment.journal, segment.witness)
+        self._cold.end_at(self._open[0].number, self._open[0].start)
+        for segment in segments[: -len(self._open)]:
+            release(segment, self._disk)
+            is_known = segment.position or segment.base == 1  # else its first entry is damaged
+            begun = Start(segment.base, segment.position) if is_known else None
+            self._cold.take_over(segment.number, begun, segment.unwitnessed)
+        for segment in spare:
+            release(segment, self._disk)
+            self._spare.append((segment.number, None))
+
+    def _mark_faulty(self, op: int) -> None:
+        self._faulty.add(op)
+
     def _clear_damage_behind(self) -> None:
         """Witness records behind the end of the log that a crash has torn: left there they would make
         a torn entry look like a damaged one, later."""
-        segment, contents = self._active()
-        records = records_of(contents.image, segment.number)
-        damaged = [
-            index
-            for index in range(segment.count, len(records))
-            if records[index] is None and not is_zero_record(contents.image, index)
-        ]
-        for index in damaged:
-            contents.image[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = ZERO_RECORD
-        if damaged:
-            self._submit([self._witness_writes(segment, contents, damaged[0], damaged[-1])], None, None)
+        segment = self._active
+        damaged = segment.clear_damage_behind()
+        if damaged is not None:
+            held: set[int] = set()
+            self._hold(segment.number, held)
+            self._submit([self._witness_writes(segment, *damaged)], None, None, held)
 
     def _fix_witnesses(self, ops: Sequence[int]) -> None:
-        for _, group in groupby(ops, key=lambda op: self._segment_of(op).number):
-            writes: list[Write] = []
-            for op in group:
-                segment, contents, index = self._locate(op)
-                self._record(segment, contents, index)
-                writes += self._witness_writes(segment, contents, index, index)
-            self._submit([[write] for write in writes], None, None)
-            self._disk.flush()  # before the segment is let go, for the next one to be read
+        for op in ops:
+            held: set[int] = set()
+            segment = self._open_segment(op)
+            if segment is None:
+                self._fix_cold_witness(op, held)
+                continue
+            index = op - segment.base
+            header, offset = segment.header(index), segment.place(index)
+            if header is not None and offset is not None:
+                segment.put(index, header, offset)
+                self._hold(segment.number, held)
+                self._submit([self._witness_writes(segment, index, index)], None, None, held)
+
+    def _fix_cold_witness(self, op: int, held: set[int]) -> None:
+        number = self._cold.segment_of(op)
+        self._hold(number, held)
+        write = self._cold.rewrite_witness(op)
+        phases = [[write]] if write is not None else []
+        self._submit(phases, None, lambda: self._cold.written(number, write), held)
 
     # Properties
 
@@ -257,14 +280,13 @@ class Store:
 
     @property
     def segment_count(self) -> int:
-        return len(self._segments)
+        """Segments that hold a part of the log."""
+        return self._active.number + 1 - self._cold.first
 
     @property
     def bytes_used(self) -> int:
         """Bytes of the journal that hold entries, padding and unused ends of segments included."""
-        contents = self._segments[-1].contents
-        end = contents.end() if contents is not None else None
-        return (len(self._segments) - 1) * self.segment_bytes + (end or 0)
+        return (self.segment_count - 1) * self.segment_bytes + (self._active.end or 0)
 
     @property
     def view_state(self) -> ViewState:
@@ -296,7 +318,7 @@ class Store:
         first = self._head + 1
         held: set[int] = set()
         wipes: list[Write] = []
-        runs: list[tuple[Segment, list[Message], int]] = []  # segment, entries, offset of the first
+        runs: list[tuple[OpenSegment, list[Message], int]] = []  # segment, entries, offset of the first
         for message in entries:
             size = round_up(message.header.size)
             invariant(
@@ -305,20 +327,17 @@ class Store:
                 entry=size,
                 segment=self.segment_bytes,
             )
-            segment, contents = self._active()
-            self._hold(segment, held)
-            end = contents.end()
-            invariant(end is not None, "the place of the next entry is known", op=message.header.op)
-            offset = end or 0
+            segment = self._active
+            self._hold(segment.number, held)
+            invariant(segment.end is not None, "the place of the next entry is known", op=message.header.op)
+            offset = segment.end or 0
             if offset + size > self.segment_bytes:
-                wipes += self._wipe(segment, contents, offset)
-                segment, contents, stale = self._next_segment(message.header)
-                self._hold(segment, held)
+                wipes += self._wipe(segment, offset)
+                self._hold(segment.number + 1, held)
+                segment, stale = self._next_segment(message.header)
                 wipes += stale
                 offset = 0
-            contents.headers.append(message.header)
-            contents.offsets.append(offset)
-            segment.count += 1
+            segment.add(message.header, offset)
             self._head += 1
             if runs and runs[-1][0] is segment:
                 runs[-1][1].append(message)
@@ -326,21 +345,17 @@ class Store:
                 runs.append((segment, [message], offset))
         entry_writes, witness_writes = wipes, []
         for segment, messages, offset in runs:
-            entry_writes.append(self._entries_write(segment, messages, offset))
-            contents = self._contents(segment)
+            entry_writes.append(self._entries_write(segment.number, messages, offset))
             low = messages[0].header.op - segment.base
             high = messages[-1].header.op - segment.base
-            for index in range(low, high + 1):
-                self._record(segment, contents, index)
-            witness_writes += self._witness_writes(segment, contents, low, high)
+            witness_writes += self._witness_writes(segment, low, high)
         self._write_entries(token, range(first, self._head + 1), entry_writes, witness_writes, held)
         self._measure()
 
     # Room
 
     def _measure(self) -> None:
-        _, contents = self._active()
-        end = contents.end()
+        end = self._active.end
         rest = self.segment_bytes - end if end is not None else 0  # unknown until a repair has told
         self.room = Room(rest, self.segment_bytes, len(self._spare), self.disk_full is not None)
 
@@ -355,14 +370,14 @@ class Store:
         is_time = not room.spare and PREPARE_AT * used > self.segment_bytes
         if now < self._reserve_at or not (needed or is_time or room.is_exhausted):
             return False
-        number = (self._spare or self._segments)[-1].number + 1
+        number = (self._spare[-1][0] if self._spare else self._active.number) + 1
         files = {witness_name(number): witness_bytes(self.segment_bytes), journal_name(number): self.segment_bytes}
         for name, size in files.items():
             self._disk.prepare(name, size)
         if not needed and not all(self._disk.is_prepared(name) for name in files):
             return False
         try:
-            self._spare.append(self._create_segment(number))
+            self._create_segment(number)
             self.disk_full = None
         except DiskFullError as error:
             self.disk_full = error
@@ -372,49 +387,66 @@ class Store:
 
     def repair(self, token: int, entries: Sequence[Message]) -> None:
         held: set[int] = set()
-        entry_writes, witness_writes = [], []
+        entry_writes, witness_writes, cold = [], [], []
         for message in entries:
             header = message.header
-            segment, contents, index = self._locate(header.op)
-            self._hold(segment, held)
-            offset = contents.place(index)
-            invariant(
-                offset is not None and offset + round_up(header.size) <= self.segment_bytes,
-                "the place of a repaired entry is known and holds it",
-                op=header.op,
-                offset=offset,
-            )
-            contents.headers[index] = header
-            contents.offsets[index] = offset
-            self._record(segment, contents, index)
-            entry_writes.append(self._entries_write(segment, [message], offset or 0))
-            witness_writes += self._witness_writes(segment, contents, index, index)
-        self._write_entries(token, [message.header.op for message in entries], entry_writes, witness_writes, held)
+            segment = self._open_segment(header.op)
+            number = self._number_of(header.op)
+            self._hold(number, held)
+            if segment is None:
+                offset, write = self._cold.rewrite(header)
+                witness_writes.append(write)
+                cold.append((number, write))
+            else:
+                index = header.op - segment.base
+                offset = self._place_of_repair(segment, index, header)
+                segment.put(index, header, offset)
+                witness_writes += self._witness_writes(segment, index, index)
+            entry_writes.append(self._entries_write(number, [message], offset))
+        ops = [message.header.op for message in entries]
+        self._write_entries(token, ops, entry_writes, witness_writes, held, cold)
 
-    def _hold(self, segment: Segment, held: set[int]) -> None:
-        """Keep a segment in memory, and its files open, until the group of writes that `held` belongs to is done."""
-        if segment.number not in held:
-            held.add(segment.number)
-            self._held[segment.number] += 1
+    def _hold(self, number: int, held: set[int]) -> None:
+        """Keep a segment's files open, and what is known of it, until the group of writes that `held`
+        belongs to is done."""
+        if number not in held:
+            held.add(number)
+            self._handles.hold([number])
+
+    def _place_of_repair(self, segment: OpenSegment, index: int, header: Header) -> int:
+        offset = segment.place(index)
+        invariant(
+            offset is not None and offset + round_up(header.size) <= self.segment_bytes,
+            "the place of a repaired entry is known and holds it",
+            op=header.op,
+            offset=offset,
+        )
+        return offset or 0
 
     def _write_entries(
-        self, token: int, ops: Sequence[int], entry_writes: list[Write], witness_writes: list[Write], held: set[int]
+        self,
+        token: int,
+        ops: Sequence[int],
+        entry_writes: list[Write],
+        witness_writes: list[Write],
+        held: set[int],
+        cold: Sequence[tuple[int, Write]] = (),
     ) -> None:
+        """held: the segments written to. cold: those of the witness writes that ColdSegments waits for."""
+
         def done() -> None:
-            for number in held:
-                self._held[number] -= 1
-                if not self._held[number]:
-                    del self._held[number]
             for op in ops:
                 if self._in_flight.get(op) == disk_token:
                     del self._in_flight[op]
                     self._faulty.discard(op)
+            for number, write in cold:
+                self._cold.written(number, write)
 
-        disk_token = self._submit([entry_writes, witness_writes], token, done)
+        disk_token = self._submit([entry_writes, witness_writes], token, done, held)
         for op in ops:
             self._in_flight[op] = disk_token
 
-    def _entries_write(self, segment: Segment, messages: Sequence[Message], offset: int) -> Write:
+    def _entries_write(self, number: int, messages: Sequence[Message], offset: int) -> Write:
         """One write of consecutive entries: each copied once, into aligned zeroed memory."""
         buffer = self._disk.aligned(sum(round_up(message.header.size) for message in messages))
         at = 0
@@ -425,48 +457,42 @@ class Store:
                 buffer[at + HEADER_SIZE : at + header.size] = message.body
             at += round_up(header.size)
         self.bytes_written += len(buffer)
-        return Write(self._journal(segment), offset, buffer)
+        return Write(self._handles.journal(number), offset, buffer)
 
-    def _record(self, segment: Segment, contents: Contents, index: int) -> None:
-        """Enter an entry into the witness image."""
-        header, offset = contents.headers[index], contents.offsets[index]
-        if header is not None and offset is not None:
-            at = index * RECORD_BYTES
-            contents.image[at : at + RECORD_BYTES] = encode_record(header, offset, segment.number, index)
-            segment.unwitnessed.pop(index, None)
-
-    def _witness_writes(self, segment: Segment, contents: Contents, first: int, last: int) -> list[Write]:
+    def _witness_writes(self, segment: OpenSegment, first: int, last: int) -> list[Write]:
         """The witness sectors that hold the records first..last."""
-        start = first // RECORDS_PER_SECTOR * SECTOR
-        end = (last // RECORDS_PER_SECTOR + 1) * SECTOR
-        buffer = self._disk.aligned(end - start)
-        buffer[:] = contents.image[start:end]
-        self.bytes_written += end - start
-        return [Write(self._witness(segment), start, buffer)]
+        start, content = segment.sectors(first, last)
+        buffer = self._disk.aligned(len(content))
+        buffer[:] = content
+        self.bytes_written += len(content)
+        return [Write(self._handles.witness(segment.number), start, buffer)]
 
     def truncate(self, op: int) -> None:
         invariant(op <= self._head, "a journal is cut below its head", op=op, head=self._head)
-        while len(self._segments) > 1 and self._segments[-1].base > op:
-            segment = self._segments.pop()
-            segment.count = 0
-            self._loaded.pop(segment.number, None)
-            contents = self._contents(segment)
-            contents.headers.clear()
-            contents.offsets.clear()
-            segment.unwitnessed.clear()
-            self._spare.insert(0, segment)
-        segment = self._segments[-1]
-        contents = self._contents(segment)
-        self._loaded.pop(segment.number, None)
-        keep = op - segment.base + 1
-        del contents.headers[keep:]
-        del contents.offsets[keep:]
-        for index in [index for index in segment.unwitnessed if index >= keep]:
-            del segment.unwitnessed[index]
-        segment.count = keep
+        while self._active.base > op and self._active.number > self._cold.first:
+            segment = self._open.pop()
+            self._spare.insert(0, (segment.number, segment.image if self._handles.is_held(segment.number) else None))
+            if not self._open:
+                self._reopen(op)
+        segment = self._active
+        segment.cut(op - segment.base + 1)
         self._head = op
         self._faulty = {number for number in self._faulty if number <= op}
         self._measure()
+
+    def _reopen(self, op: int) -> None:
+        """Write again to the cold segment that holds `op`."""
+        wanted = self._cold.segment_of(op)
+        for number in range(self._spare[0][0] - 1, wanted, -1):
+            self._spare.insert(0, (number, self._cold.image(number) if self._handles.is_held(number) else None))
+        start = self._cold.start(wanted)
+        contents = Contents(self._cold.image(wanted))
+        for number in range(start.base, op + 1):
+            _, _, header, offset = self._cold.locate(number)
+            contents.headers.append(header)
+            contents.offsets.append(offset)
+        self._open.append(OpenSegment.of(wanted, start, contents))
+        self._cold.end_at(wanted, start)
 
     def set_view_state(self, token: int, state: ViewState) -> None:
         block, phases = self._superblock.update(state)
@@ -477,13 +503,11 @@ class Store:
     def mark(self, op: int) -> Checkpoint | None:
         if self._checkpoint_write is not None or op <= self._superblock.last.checkpoint.op:
             return None
-        segment, contents, index = self._locate(op)
-        header, end = contents.headers[index], contents.end_of(index)
-        if header is None or end is None:
+        number, index, header, offset = self._locate(op)
+        if header is None or offset is None:
             return None
-        return replace(
-            self._superblock.last.checkpoint, header=header, segment=segment.number, entries=index + 1, end=end
-        )
+        end = offset + round_up(header.size)
+        return replace(self._superblock.last.checkpoint, header=header, segment=number, entries=index + 1, end=end)
 
     def write_checkpoint(self, mark: Checkpoint, machine: int, sessions: bytes, snapshot: bytes) -> None:
         data = checkpoints.encode(checkpoints.Content(self.cluster, mark.header, machine, sessions, snapshot))
@@ -538,9 +562,8 @@ class Store:
         """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes."""
         first_op, first_position = self._floor
         if first_op <= checkpoint.op + 1 and first_op > checkpoint.first_op:
-            segment, _, _ = self._locate(first_op)
             checkpoint = replace(
-                checkpoint, first_op=first_op, first_position=first_position, first_segment=segment.number
+                checkpoint, first_op=first_op, first_position=first_position, first_segment=self._number_of(first_op)
             )
         if checkpoint == self._superblock.last.checkpoint:
             return
@@ -559,159 +582,127 @@ class Store:
     def _sweep(self) -> None:
         """Let go of what nothing refers to any more: one file at a time, for removing one takes a while."""
         checkpoint = self.checkpoint
-        if self._segments[0].number < checkpoint.first_segment and not self._held[self._segments[0].number]:
-            segment = self._segments.pop(0)
-            self._loaded.pop(segment.number, None)
-            release(segment, self._disk)
+        number = self._cold.first
+        if number < min(checkpoint.first_segment, self._open[0].number) and not self._handles.is_held(number):
+            self._handles.forget(number)
+            self._cold.begin_at(number + 1, self._cold.start(number + 1))
             self._faulty = {op for op in self._faulty if op >= checkpoint.first_op}
-            self._leftovers += [journal_name(segment.number), witness_name(segment.number)]
+            self._leftovers += [journal_name(number), witness_name(number)]
         if self._leftovers:
             name = self._leftovers.pop(0)
             if self._disk.exists(name):
                 self._disk.remove(name)
 
-    def _submit(self, phases: Sequence[Sequence[Write]], token: int | None, done: Callable[[], None] | None) -> int:
+    def _submit(
+        self,
+        phases: Sequence[Sequence[Write]],
+        token: int | None,
+        done: Callable[[], None] | None,
+        held: Collection[int] = (),
+    ) -> int:
+        """held: segments that are let go when the writes are done."""
         disk_token = self._next_token
         self._next_token += 1
-        self._pending[disk_token] = (token, done)
+        self._pending[disk_token] = (token, done, held)
         self._disk.submit(disk_token, phases)
         return disk_token
 
     def completions(self) -> list[int]:
         tokens = []
         for disk_token in self._disk.completions():
-            token, done = self._pending.pop(disk_token)
+            token, done, held = self._pending.pop(disk_token)
+            self._handles.let_go(held)
             if done is not None:
                 done()
             if token is not None:
                 tokens.append(token)
+        if len(self._open) > 1:
+            self._leave()
         self._sweep()
         return tokens
 
     # Segments
 
-    def _journal(self, segment: Segment) -> int:
-        if segment.journal is None:
-            segment.journal = self._disk.open(journal_name(segment.number))
-        return segment.journal
+    @property
+    def _active(self) -> OpenSegment:
+        """The segment that is written."""
+        return self._open[-1]
 
-    def _witness(self, segment: Segment) -> int:
-        if segment.witness is None:
-            segment.witness = self._disk.open(witness_name(segment.number))
-        return segment.witness
+    def _open_segment(self, op: int) -> OpenSegment | None:
+        """The segment of an op, None when it is a cold one."""
+        for segment in reversed(self._open):
+            if op >= segment.base:
+                return segment
+        return None
 
-    def _active(self) -> tuple[Segment, Contents]:
-        segment = self._segments[-1]
-        return segment, self._contents(segment)
+    def _number_of(self, op: int) -> int:
+        segment = self._open_segment(op)
+        return segment.number if segment is not None else self._cold.segment_of(op)
 
-    def _wipe(self, segment: Segment, contents: Contents, end: int) -> list[Write]:
+    def _leave(self) -> None:
+        """Let go of segments that are no longer written."""
+        while len(self._open) > 1 and not self._handles.is_held(self._open[0].number):
+            segment = self._open.pop(0)
+            self._cold.end_at(self._open[0].number, self._open[0].start)
+            self._cold.take_over(segment.number, segment.start, segment.apart)
+
+    def _wipe(self, segment: OpenSegment, end: int) -> list[Write]:
         """Writes that leave nothing of an older log behind the last entry of a segment, which goes on
         in the next: what stood there would be taken for what follows, for it too has its parent before it.
         """
-        writes = []
-        used = len(contents.headers) * RECORD_BYTES
-        nothing = bytes(len(contents.image) - used)
-        if contents.image[used:] != nothing:
-            contents.image[used:] = nothing
-            start = used // SECTOR * SECTOR
-            buffer = self._disk.aligned(len(contents.image) - start)
-            buffer[:] = contents.image[start:]
-            writes.append(Write(self._witness(segment), start, buffer))
+        writes = self._wipe_witness(segment)
         if end + SECTOR <= self.segment_bytes:
-            writes.append(Write(self._journal(segment), end, self._disk.aligned(SECTOR)))
+            writes.append(Write(self._handles.journal(segment.number), end, self._disk.aligned(SECTOR)))
         return writes
 
-    def _next_segment(self, header: Header) -> tuple[Segment, Contents, list[Write]]:
+    def _wipe_witness(self, segment: OpenSegment) -> list[Write]:
+        wiped = segment.wipe()
+        if wiped is None:
+            return []
+        start, content = wiped
+        buffer = self._disk.aligned(len(content))
+        buffer[:] = content
+        return [Write(self._handles.witness(segment.number), start, buffer)]
+
+    def _next_segment(self, header: Header) -> tuple[OpenSegment, list[Write]]:
         """Begin the next segment with the entry of `header`. With the writes that take old witnesses off
         it, so that all it holds agree on which op is its first."""
         if not self._spare:  # whoever heeds `room` does not get here; a full disk is an end here
-            self._spare.append(self._create_segment(self._segments[-1].number + 1))
-        segment = self._spare.pop(0)
-        segment.base, segment.position, segment.count = header.op, header.position, 0
-        stale = [
-            write
-            for write in self._wipe(segment, self._contents(segment), self.segment_bytes)
-            if write.file == segment.witness
-        ]
-        self._segments.append(segment)
-        if len(self._segments) > HOT_SEGMENTS + 1:
-            self._cool(self._segments[-HOT_SEGMENTS - 2])
-        return segment, self._contents(segment), stale
+            self._create_segment(self._active.number + 1)
+        number, image = self._spare.pop(0)
+        segment = OpenSegment(number, header.op, header.position)
+        segment.image = image if image is not None else self._cold.image(number).rstrip(b"\0")
+        segment.image += bytes(-len(segment.image) % SECTOR)
+        self._open.append(segment)
+        return segment, self._wipe_witness(segment)
 
-    def _create_segment(self, number: int) -> Segment:
-        """The witness first: with the journal the segment exists. One that a crash left alone is empty."""
-        if self._disk.exists(witness_name(number)):
-            witness = self._disk.open(witness_name(number))
-        else:
-            witness = self._disk.create(witness_name(number), witness_bytes(self.segment_bytes))
-        try:
-            journal = self._disk.create(journal_name(number), self.segment_bytes)
-        except DiskFullError:
-            self._disk.release(witness)
-            raise
-        return Segment(number, 0, 0, 0, journal, witness, Contents(bytearray(witness_bytes(self.segment_bytes))))
+    def _create_segment(self, number: int) -> None:
+        """One more to use. The witness first: with the journal the segment exists. One that a crash left
+        alone is empty."""
+        name = witness_name(number)
+        if not self._disk.exists(name):
+            self._handles.adopt(number, None, self._disk.create(name, witness_bytes(self.segment_bytes)))
+        self._handles.adopt(number, self._disk.create(journal_name(number), self.segment_bytes), None)
+        self._spare.append((number, bytearray()))
 
-    def _cool(self, segment: Segment) -> None:
-        """Keep a segment that is no longer written only as long as it is used."""
-        if segment.contents is None:
-            return
-        self._loaded[segment.number] = segment
-        self._loaded.move_to_end(segment.number)
-        for number in list(self._loaded)[: max(len(self._loaded) - LOADED_MAX, 0)]:
-            if not self._held[number]:
-                release(self._loaded.pop(number), self._disk)
-
-    def _contents(self, segment: Segment) -> Contents:
-        """What a segment holds; read back from its witness file when it is cold."""
-        if segment.contents is None:
-            image = read_image(self._disk, self._witness(segment), witness_bytes(self.segment_bytes))
-            contents = segment.contents = Contents(image)
-            records = records_of(image, segment.number)
-            for index in range(segment.count):
-                record = records[index] if index < len(records) else None
-                if index in segment.unwitnessed:
-                    header, offset = segment.unwitnessed[index]
-                    contents.headers.append(header)
-                    contents.offsets.append(offset)
-                elif record is not None and record.header.op == segment.base + index:
-                    contents.headers.append(record.header)
-                    contents.offsets.append(record.offset)
-                else:
-                    self._read_without_witness(segment, contents)
-            self._cool(segment)
-        elif segment.number in self._loaded:
-            self._loaded.move_to_end(segment.number)
-        return segment.contents
-
-    def _read_without_witness(self, segment: Segment, contents: Contents) -> None:
-        """The next entry of a cold segment whose witness is damaged: from the entry itself."""
-        op = segment.base + len(contents.headers)
-        offset = contents.end()
-        header: Header | None = None
-        if offset is not None:
-            _, message = read_entry(self._disk, self._journal(segment), offset, self.segment_bytes)
-            if message is not None and message.header.op == op:
-                header = message.header
-        if header is None:
-            self._faulty.add(op)
-        contents.headers.append(header)
-        contents.offsets.append(offset)
-
-    def _segment_of(self, op: int) -> Segment:
-        return self._segments[bisect_right(self._segments, op, key=lambda segment: segment.base) - 1]
-
-    def _locate(self, op: int) -> tuple[Segment, Contents, int]:
-        segment = self._segment_of(op)
-        return segment, self._contents(segment), op - segment.base
+    def _locate(self, op: int) -> tuple[int, int, Header | None, int | None]:
+        """Number of the segment, index in it, header and offset of an op, as far as they are known."""
+        segment = self._open_segment(op)
+        if segment is None:
+            return self._cold.locate(op)
+        index = op - segment.base
+        return segment.number, index, segment.header(index), segment.place(index)
 
     # Reading
 
     def extents(self) -> Iterator[Extent]:
         used = self.bytes_used
-        for number, segment in enumerate(self._segments):
-            header = self.header(segment.base)
-            if segment.count and header is not None:
-                yield Extent(segment.base, header.position, header.timestamp, used - number * self.segment_bytes)
+        starts = ((number, self._cold.start(number)) for number in range(self._cold.first, self._open[0].number))
+        opened = ((segment.number, segment.start) for segment in self._open if segment.count)
+        for count, (_, start) in enumerate(chain(starts, opened)):
+            header = self.header(start.base)
+            if header is not None:
+                yield Extent(start.base, header.position, header.timestamp, used - count * self.segment_bytes)
 
     def header(self, op: int) -> Header | None:
         if op == 0:
@@ -720,12 +711,15 @@ class Store:
             return self.checkpoint.header  # also when its entry was trimmed
         if not self.first_op <= op <= self._head:
             return None
-        _, contents, index = self._locate(op)
-        return contents.headers[index]
+        segment = self._open_segment(op)
+        return segment.header(op - segment.base) if segment is not None else self._cold.header(op)
 
     def headers(self, first: int, last: int) -> list[Header]:
         result: list[Header] = []
-        for op in range(min(last, self._head), first - 1, -1):
+        last = min(last, self._head)
+        if first < self._open[0].base:
+            self._cold.prefetch(max(first, last - PREFETCH_MAX, 1), last)
+        for op in range(last, first - 1, -1):
             header = self.header(op)
             if header is None or (result and header.checksum != result[-1].parent):
                 break
@@ -735,14 +729,12 @@ class Store:
     def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
         if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return None
-        segment, contents, index = self._locate(op)
-        expected = contents.headers[index]
-        offset = contents.place(index)
+        number, _, expected, offset = self._locate(op)
         if expected is not None and checksum is not None and expected.checksum != checksum:
             return None
         entry, message = Entry.DAMAGED, None
         if offset is not None:
-            entry, message = read_entry(self._disk, self._journal(segment), offset, self.segment_bytes)
+            entry, message = read_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes)
         wanted = expected.checksum if expected is not None else checksum
         if entry is not Entry.GOOD or message is None or message.header.checksum != wanted:
             self._faulty.add(op)
@@ -752,29 +744,12 @@ class Store:
     def find(self, position: int) -> int | None:
         if position < self.first_position:
             return None
-        at = bisect_right(self._segments, position, key=lambda segment: segment.position) - 1
-        while at >= 0 and self._segments[at].count == 0:
-            at -= 1
-        if at < 0:
-            return None
-        segment = self._segments[at]
-        contents = self._contents(segment)
-        low, high = 0, len(contents.headers) - 1
-        while low < high:  # the last header whose position is not above
-            middle = (low + high + 1) // 2
-            header = contents.headers[middle]
-            probe = middle
-            while header is None and probe > low:
-                probe -= 1
-                header = contents.headers[probe]
-            if header is not None and header.position <= position:
-                low = middle
-            else:
-                high = middle - 1
-        found = contents.headers[low]
-        if found is None or not found.position <= position < found.position + found.count:
-            return None
-        return segment.base + low
+        for segment in reversed(self._open):
+            if segment.count and position >= segment.position:
+                op = segment.find(position)
+                if op is not None:
+                    return op
+        return self._cold.find(position)
 
     def close(self) -> None:
         self._disk.flush()

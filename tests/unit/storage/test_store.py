@@ -18,8 +18,7 @@ from kimberlite.errors import (
 from kimberlite.storage import superblock
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, decode_record, journal_name, witness_bytes, witness_name
-from kimberlite.storage.scan import HOT_SEGMENTS
-from kimberlite.storage.store import LOADED_MAX, RETRY_NS, Store, format_store
+from kimberlite.storage.store import RETRY_NS, Store, format_store
 from kimberlite.types import HEADER_SIZE, EntryState, Room, ViewState
 from kimberlite.vopr.disk import Files, SimDisk, empty, fill, make_unreadable
 
@@ -213,9 +212,9 @@ def test_memory_does_not_grow_with_the_log(bench: Any, kit: Any) -> None:
         before = entries[-1].header
     for store in (bench.store, bench.reopen().store):
         assert contents(store)
-        loaded = [segment for segment in store._segments if segment.contents is not None]
-        assert len(loaded) <= LOADED_MAX + HOT_SEGMENTS + 2
-        assert len(store._segments) == 12
+        store.completions()
+        assert [segment.number for segment in store._open] == [11]
+        assert store.segment_count == 12
 
 
 def test_a_segment_that_is_gone_is_named(bench: Any, kit: Any) -> None:

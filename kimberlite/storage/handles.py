@@ -1,0 +1,79 @@
+"""The open files of the segments: a bounded number of them, whatever the length of the log.
+
+May import: storage.interface, storage.journal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from itertools import islice
+
+from kimberlite.storage.interface import Disk
+from kimberlite.storage.journal import journal_name, witness_name
+
+HANDLES_MAX = 256  # of 1024 descriptors that a process commonly may have
+
+
+class Handles:
+    """Handles of journal and witness files by segment number, opened when needed.
+
+    Those used least recently are released, but none of a segment that is held: something of it is
+    under way.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._held: Counter[int] = Counter()
+
+    def journal(self, number: int) -> int:
+        return self._handle(journal_name(number), number)
+
+    def witness(self, number: int) -> int:
+        return self._handle(witness_name(number), number)
+
+    def adopt(self, number: int, journal: int | None, witness: int | None) -> None:
+        """Take over handles that were opened elsewhere."""
+        for name, handle in ((journal_name(number), journal), (witness_name(number), witness)):
+            if handle is not None:
+                if name in self._open:
+                    self._disk.release(handle)
+                else:
+                    self._keep(name, handle)
+
+    def hold(self, numbers: Iterable[int]) -> None:
+        """Writes to these segments are under way; to be followed by `let_go`."""
+        self._held.update(numbers)
+
+    def let_go(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._held[number] -= 1
+            if not self._held[number]:
+                del self._held[number]
+
+    def is_held(self, number: int) -> bool:
+        return number in self._held
+
+    def forget(self, number: int) -> None:
+        """The files of a segment are about to be removed: nothing of it may be under way."""
+        for name in (journal_name(number), witness_name(number)):
+            handle = self._open.pop(name, None)
+            if handle is not None:
+                self._disk.release(handle)
+
+    def _handle(self, name: str, number: int) -> int:
+        handle = self._open.get(name)
+        if handle is None:
+            handle = self._disk.open(name)
+            self._keep(name, handle)
+        else:
+            self._open.move_to_end(name)
+        return handle
+
+    def _keep(self, name: str, handle: int) -> None:
+        self._open[name] = handle
+        excess = max(len(self._open) - HANDLES_MAX, 0)
+        idle = (other for other in self._open if other != name and int(other.partition("-")[2]) not in self._held)
+        for other in list(islice(idle, excess)):
+            self._disk.release(self._open.pop(other))

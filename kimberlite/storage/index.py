@@ -1,0 +1,484 @@
+"""Segments that are no longer written: found, read and repaired without keeping them in memory.
+
+Nothing is stored for each segment. Where one begins is read from its files when it matters, an op
+is found by binary search over the numbers of the segments, and what is remembered (beginnings,
+indexes, sectors of witness files) is bounded, whatever the length of the log:
+
+- a beginning is what the first witness record and the first entry agree on; where they do not, most of
+  the evidence: these two, the other records, and where the segment before ends;
+- an index holds the event position at each sector of the witness file and the places of entries
+  whose witness is damaged. It is made in one pass over the witness file when it is first needed;
+- a record is read and rewritten with the 4 KiB sector it is in. A sector that is being written is
+  kept, as it will be, until it is durable: the next change to it builds on that.
+
+May import: errors, types, _fast, storage.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeAlias
+
+from kimberlite._fast import framing, witness
+from kimberlite.errors import FrameError, invariant
+from kimberlite.storage.handles import Handles
+from kimberlite.storage.interface import SECTOR, Disk, Write
+from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    RECORDS_PER_SECTOR,
+    decode_record,
+    encode_record,
+    read_entry,
+    records_of,
+    round_up,
+    witness_bytes,
+)
+from kimberlite.storage.scan import read_image
+from kimberlite.types import Header
+
+INDEX_BYTES = 6 << 20  # of all indexes together: 768 segments of 64 MiB full of single events
+SECTORS_MAX = 256  # sectors of witness files kept
+STARTS_MAX = 4096  # beginnings of segments kept
+_PLACE_BYTES = 128  # what the place of an entry costs whose witness is damaged
+_UNREADABLE = b"\xff" * SECTOR  # no valid record, and not one that was never written
+_DISTANCE_MAX = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a segment begins. certain: False when the position is only a lower bound, for damage."""
+
+    base: int  # op of its first entry
+    position: int  # of its first event
+    certain: bool = True
+
+
+# By index: header and offset, as far as known, of entries whose witness tells nothing or something else.
+Apart: TypeAlias = dict[int, tuple[Header | None, int | None]]
+
+
+@dataclass(slots=True)
+class _Index:
+    start: Start
+    count: int  # entries
+    positions: memoryview  # see _fast.witness.index_records
+    places: dict[int, int | None] = field(default_factory=dict)  # of entries whose witness is damaged
+
+    @property
+    def bytes(self) -> int:
+        return self.positions.nbytes + _PLACE_BYTES * (len(self.places) + 2)
+
+
+def find_event(position: int, low: int, high: int, header: Callable[[int], Header | None]) -> int | None:
+    """Which of the entries low..high holds the event at `position`; None when none is known to."""
+    while low <= high:
+        middle = probe = (low + high) // 2
+        found = header(probe)
+        while found is None and probe > low:
+            probe -= 1
+            found = header(probe)
+        if found is None or found.position + found.count <= position:
+            low = middle + 1
+        elif found.position <= position:
+            return probe
+        else:
+            high = probe - 1
+    return None
+
+
+class ColdSegments:
+    """All segments below the one that `end_at` names. One thread uses it.
+
+    damaged: told the op of an entry that neither witness nor entry can tell the identity of.
+    """
+
+    def __init__(self, disk: Disk, handles: Handles, segment_bytes: int, damaged: Callable[[int], None]) -> None:
+        self._disk = disk
+        self._handles = handles
+        self._segment_bytes = segment_bytes
+        self._damaged = damaged
+        self.first = 0  # number of the lowest segment there is
+        self._first_start = Start(1, 0)
+        self._end = 0
+        self._end_start = Start(1, 0)
+        self._starts: OrderedDict[int, Start] = OrderedDict()
+        self._indexes: OrderedDict[int, _Index] = OrderedDict()
+        self._index_bytes = 0
+        self._sectors: OrderedDict[tuple[int, int], bytearray] = OrderedDict()
+        self._under_way: Counter[tuple[int, int]] = Counter()  # writes of a sector
+        self._apart: dict[int, Apart] = {}  # of segments that have any
+
+    # What there is
+
+    def begin_at(self, number: int, start: Start | None = None) -> None:
+        """The lowest segment is `number`; `start` where its own files say nothing."""
+        for gone in range(self.first, min(number, self._end)):
+            self.forget(gone)
+        self.first = number
+        if start is not None:
+            self._first_start = start
+
+    def end_at(self, number: int, start: Start) -> None:
+        """Segments below `number` are cold; that one begins at `start`."""
+        for gone in range(number, self._end):
+            self.forget(gone)
+        self._end, self._end_start = number, start
+
+    def take_over(self, number: int, start: Start | None, apart: Apart) -> None:
+        """A segment that is no longer written: where it begins, if that is known, and what its files do not
+        tell of its entries."""
+        if start is not None:
+            self._learn(number, start)
+        if apart:
+            self._apart[number] = apart
+
+    def _learn(self, number: int, start: Start) -> None:
+        self._starts[number] = start
+        self._starts.move_to_end(number)
+        if len(self._starts) > STARTS_MAX:
+            self._starts.popitem(last=False)
+
+    def forget(self, number: int) -> None:
+        """A segment will be written again, or is gone."""
+        self._starts.pop(number, None)
+        self._apart.pop(number, None)
+        index = self._indexes.pop(number, None)
+        if index is not None:
+            self._index_bytes -= index.bytes
+        for key in [key for key in self._sectors if key[0] == number]:
+            del self._sectors[key]
+            self._under_way.pop(key, None)
+
+    def image(self, number: int) -> bytearray:
+        """The witness file of a segment, as it is and as it is being made."""
+        image = read_image(self._disk, self._handles.witness(number), witness_bytes(self._segment_bytes))
+        for segment, sector in self._under_way:
+            if segment == number:
+                image[sector * SECTOR : (sector + 1) * SECTOR] = self._sectors[segment, sector]
+        return image
+
+    # Where segments begin
+
+    def start(self, number: int) -> Start:
+        if number == self._end:
+            return self._end_start
+        known = self._starts.get(number)
+        if known is None:
+            known = self._find_start(number)
+            self._learn(number, known)
+        else:
+            self._starts.move_to_end(number)
+        return known
+
+    def _find_start(self, number: int) -> Start:
+        record = decode_record(self._sector(number, 0)[:RECORD_BYTES], number, 0)
+        witnessed = record.header if record is not None else None
+        try:
+            standing = framing.decode_header(self._disk.read(self._handles.journal(number), 0, SECTOR))
+        except (FrameError, OSError):
+            standing = None
+        if witnessed is not None and standing is not None and witnessed.checksum == standing.checksum:
+            return Start(witnessed.op, witnessed.position)
+        # One of them is damaged, or was not written when a newer log began the segment with another op.
+        evidence = [header.op for header in (standing, witnessed) if header is not None]
+        records = records_of(self.image(number), number)
+        others = Counter(
+            record.header.op - at
+            for at, record in enumerate(records)
+            if record is not None and at >= (RECORDS_PER_SECTOR if witnessed is not None else 0)
+        )
+        if others:
+            evidence.append(others.most_common(1)[0][0])
+        if number > self.first:
+            evidence.append(self.start(number - 1).base + len(records_of(self.image(number - 1), number - 1)))
+        base = Counter(evidence or [self._first_start.base]).most_common(1)[0][0]
+        for header in (witnessed, standing):
+            if header is not None and header.op == base:
+                return Start(base, header.position)
+        if number == self.first:
+            return Start(base, self._first_start.position, certain=False)
+        before = self.start(number - 1)
+        last, _ = self._record(number - 1, before, base - 1 - before.base)
+        if last is not None:
+            return Start(base, last.position + last.count)
+        return Start(base, before.position, certain=False)
+
+    def segment_of(self, op: int) -> int:
+        """The cold segment with `op`, which is above the first one's base and below the end's."""
+        low, high = self.first, self._end - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.start(middle).base <= op:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _segment_at(self, position: int) -> int:
+        low, high = self.first, self._end - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.start(middle).position <= position:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    # Indexes
+
+    def _count(self, number: int) -> int:
+        entries = self.start(number + 1).base - self.start(number).base
+        return max(0, min(entries, self._segment_bytes // SECTOR))
+
+    def _index(self, number: int) -> _Index:
+        known = self._indexes.get(number)
+        if known is not None:
+            self._indexes.move_to_end(number)
+            return known
+        start, count = self.start(number), self._count(number)
+        length = round_up(count * RECORD_BYTES)
+        image = read_image(self._disk, self._handles.witness(number), length)
+        for segment, sector in self._under_way:
+            if segment == number and sector * SECTOR < length:
+                image[sector * SECTOR : (sector + 1) * SECTOR] = self._sectors[segment, sector]
+        for at in self._apart.get(number, ()):
+            image[at * RECORD_BYTES : (at + 1) * RECORD_BYTES] = bytes(RECORD_BYTES)
+        positions, damaged = witness.index_records(image, count, number, start.base, start.position)
+        index = _Index(start, count, positions)
+        for at in damaged:
+            index.places[at] = self._resolve(number, index, image, at)
+        self._indexes[number] = index
+        self._index_bytes += index.bytes
+        while self._index_bytes > INDEX_BYTES and len(self._indexes) > 1:
+            _, oldest = self._indexes.popitem(last=False)
+            self._index_bytes -= oldest.bytes
+        return index
+
+    def _resolve(self, number: int, index: _Index, image: bytearray, at: int) -> int | None:
+        """Where an entry stands whose witness is damaged: behind the one before it."""
+        header, place = self._apart.get(number, {}).get(at, (None, None))
+        if header is not None and place is not None:
+            return place
+        if at == 0:
+            place = 0
+        elif at - 1 in self._apart.get(number, ()):
+            place = _end(*self._apart[number][at - 1])
+        elif at - 1 in index.places:
+            before = self._entry(number, index.start, at - 1, index.places[at - 1])
+            place = _end(before, index.places[at - 1])
+        else:
+            record = decode_record(image[(at - 1) * RECORD_BYTES : at * RECORD_BYTES], number, at - 1)
+            place = _end(record.header, record.offset) if record is not None else None
+        if at not in self._apart.get(number, ()) and self._entry(number, index.start, at, place) is None:
+            self._damaged(index.start.base + at)
+        return place
+
+    def _entry(self, number: int, start: Start, at: int, place: int | None) -> Header | None:
+        """The header of an intact entry at its place; None when there is none."""
+        if place is None:
+            return None
+        _, message = read_entry(self._disk, self._handles.journal(number), place, self._segment_bytes)
+        return message.header if message is not None and message.header.op == start.base + at else None
+
+    # Records
+
+    def _sector(self, number: int, sector: int) -> bytearray:
+        key = number, sector
+        content = self._sectors.get(key)
+        if content is not None:
+            self._sectors.move_to_end(key)
+            return content
+        try:
+            data = bytearray(self._disk.read(self._handles.witness(number), sector * SECTOR, SECTOR))
+        except OSError:
+            data = bytearray()
+        return self._keep(key, data.ljust(SECTOR, b"\xff"))
+
+    def _keep(self, key: tuple[int, int], content: bytearray) -> bytearray:
+        self._sectors[key] = content
+        excess = max(len(self._sectors) - SECTORS_MAX, 0)
+        for other in list(islice((at for at in self._sectors if at != key and at not in self._under_way), excess)):
+            del self._sectors[other]
+        return content
+
+    def prefetch(self, first: int, last: int) -> None:
+        """The records of ops first..last will be needed: read them with one call for each segment."""
+        op = first
+        while op <= last and op < self._end_start.base:
+            number = self.segment_of(op)
+            base, following = self.start(number).base, self.start(number + 1).base
+            low, high = (op - base) // RECORDS_PER_SECTOR, (min(last + 1, following) - 1 - base) // RECORDS_PER_SECTOR
+            high = min(high, low + SECTORS_MAX // 2)
+            if low < high and any((number, sector) not in self._sectors for sector in range(low, high + 1)):
+                try:
+                    data = self._disk.read(self._handles.witness(number), low * SECTOR, (high + 1 - low) * SECTOR)
+                except OSError:
+                    return  # each is read by itself, and what can not be read is damaged
+                for sector in range(low, high + 1):
+                    part = data[(sector - low) * SECTOR : (sector + 1 - low) * SECTOR]
+                    if len(part) == SECTOR and (number, sector) not in self._sectors:
+                        self._keep((number, sector), bytearray(part))
+            op = max(following, op + 1)
+
+    def _record(self, number: int, start: Start, at: int) -> tuple[Header | None, int | None]:
+        """Header and offset of an entry, as its witness tells them, or as is known better."""
+        if not 0 <= at < self._segment_bytes // SECTOR:
+            return None, None
+        if number in self._apart and at in self._apart[number]:
+            return self._apart[number][at]
+        sector = self._sector(number, at // RECORDS_PER_SECTOR)
+        where = at % RECORDS_PER_SECTOR * RECORD_BYTES
+        record = decode_record(memoryview(sector)[where : where + RECORD_BYTES], number, at)
+        if record is None or record.header.op != start.base + at:
+            return None, None
+        return record.header, record.offset
+
+    def _find(self, number: int, start: Start, at: int) -> tuple[Header | None, int | None]:
+        """Header and offset of an entry, from the entry itself when its witness is damaged."""
+        header, place = self._record(number, start, at)
+        if header is not None and place is not None:
+            return header, place
+        if place is None:
+            place = self._place(number, start, at)
+        return (header or self._entry(number, start, at, place)), place
+
+    def _place(self, number: int, start: Start, at: int) -> int | None:
+        """Where an entry stands whose witness does not tell it."""
+        index = self._index(number)
+        if at < index.count and at not in index.places:  # damaged since
+            self._indexes.pop(number)
+            self._index_bytes -= index.bytes
+            index = self._index(number)
+        place = index.places.get(at)
+        if place is None and at > 0:
+            place = _end(*self._record(number, start, at - 1))  # perhaps repaired since
+        return place
+
+    # For the store
+
+    def header(self, op: int) -> Header | None:
+        """Header of an op: of its witness, or of its entry when the witness is damaged."""
+        number = self.segment_of(op)
+        start = self.start(number)
+        return self._find(number, start, op - start.base)[0]
+
+    def locate(self, op: int) -> tuple[int, int, Header | None, int | None]:
+        """Number of the segment, index in it, header and offset of an op, as far as they are known."""
+        number = self.segment_of(op)
+        start = self.start(number)
+        at = op - start.base
+        return number, at, *self._find(number, start, at)
+
+    def find(self, position: int) -> int | None:
+        """The op that holds event `position`, or None when no readable one does."""
+        if self._end <= self.first:
+            return None
+        number = self._segment_at(position)
+        while True:
+            op = self._find_in(number, position)
+            start = self.start(number)
+            if op is not None or start.certain or number == self.first:
+                return op
+            number -= 1
+
+    def _find_in(self, number: int, position: int) -> int | None:
+        index = self._index(number)
+        start, positions = index.start, index.positions
+        distance = min(max(position - start.position, 0), _DISTANCE_MAX)
+        beyond = bisect_right(positions, distance)  # the first sector that begins behind it
+        low = bisect_left(positions, positions[beyond - 1]) * RECORDS_PER_SECTOR if beyond else 0
+        high = min((beyond + 1) * RECORDS_PER_SECTOR, index.count)
+        first_beyond = beyond * RECORDS_PER_SECTOR
+        if first_beyond < high and first_beyond not in index.places:
+            high = first_beyond
+        at = find_event(position, low, high - 1, lambda at: self._find(number, start, at)[0])
+        return start.base + at if at is not None else None
+
+    # Repair
+
+    def rewrite(self, header: Header) -> tuple[int, Write]:
+        """The offset where the entry of `header` is to be written again, and the write of its witness,
+        to be made when that is durable; then `written`. The segment must be held.
+
+        Other records of the same sector stay as they are, damaged ones too. When the sector can not be
+        read, those that the hash chain proves are made anew from their entries.
+        """
+        number, at, _, place = self.locate(header.op)
+        invariant(
+            place is not None and place + round_up(header.size) <= self._segment_bytes,
+            "the place of a repaired entry is known and holds it",
+            op=header.op,
+            offset=place,
+        )
+        return place or 0, self._rewrite_record(number, at, header, place or 0)
+
+    def rewrite_witness(self, op: int) -> Write | None:
+        """The same for the witness alone of an entry that is intact; None when it is not, after all."""
+        number = self.segment_of(op)
+        start = self.start(number)
+        at = op - start.base
+        header, place = self._record(number, start, at)
+        if at not in self._apart.get(number, ()):
+            place = self._place(number, start, at)
+            header = self._entry(number, start, at, place)
+        if header is None or place is None:
+            return None
+        return self._rewrite_record(number, at, header, place)
+
+    def _rewrite_record(self, number: int, at: int, header: Header, place: int) -> Write:
+        sector = at // RECORDS_PER_SECTOR
+        content = self._sector(number, sector)
+        is_unreadable = content == _UNREADABLE
+        _put_record(content, number, at, header, place)
+        if number in self._apart:
+            self._apart[number].pop(at, None)
+        if is_unreadable:
+            self._restore(number, at, header, content)
+        self._under_way[number, sector] += 1
+        buffer = self._disk.aligned(SECTOR)
+        buffer[:] = content
+        return Write(self._handles.witness(number), sector * SECTOR, buffer)
+
+    def _restore(self, number: int, at: int, header: Header, content: bytearray) -> None:
+        """Records of an unreadable sector from their entries, as far as the chain from `header` goes."""
+        start = self.start(number)
+        first = at // RECORDS_PER_SECTOR * RECORDS_PER_SECTOR
+        end = min(first + RECORDS_PER_SECTOR, self._count(number))
+        for step, indexes in ((-1, range(at - 1, first - 1, -1)), (1, range(at + 1, end))):
+            known = header
+            for other in indexes:
+                _, place = self._find(number, start, other)
+                found = self._entry(number, start, other, place)
+                if found is None or place is None:
+                    break
+                lower, upper = (found, known) if step < 0 else (known, found)
+                if upper.parent != lower.checksum:
+                    break
+                _put_record(content, number, other, found, place)
+                known = found
+        for other in range(self._count(number) - first, RECORDS_PER_SECTOR):
+            if other >= 0:  # never written
+                content[other * RECORD_BYTES : (other + 1) * RECORD_BYTES] = bytes(RECORD_BYTES)
+
+    def written(self, number: int, write: Write | None) -> None:
+        """A write of a witness sector that `rewrite` gave is durable."""
+        if write is None:
+            return
+        key = number, write.offset // SECTOR
+        if key in self._under_way:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
+
+
+def _end(header: Header | None, place: int | None) -> int | None:
+    return place + round_up(header.size) if header is not None and place is not None else None
+
+
+def _put_record(content: bytearray, number: int, at: int, header: Header, place: int) -> None:
+    where = at % RECORDS_PER_SECTOR * RECORD_BYTES
+    content[where : where + RECORD_BYTES] = encode_record(header, place, number, at)

@@ -1,0 +1,423 @@
+"""Segments that are no longer written: found and read without being kept, whatever is damaged, and repaired in place.
+
+Segments hold sixteen sectors. The log here has entries of one to four sectors with zero to five events each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import InvariantError
+from kimberlite.storage import handles, index
+from kimberlite.storage.handles import Handles
+from kimberlite.storage.index import ColdSegments, Start
+from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    decode_record,
+    encode_record,
+    journal_name,
+    witness_bytes,
+    witness_name,
+)
+from kimberlite.storage.store import Store
+from kimberlite.types import HEADER_SIZE, Message, ViewState
+from kimberlite.vopr.disk import Files, SimDisk, corrupt, make_unreadable
+
+SEGMENTS = 12
+
+
+@dataclass
+class Log:
+    """A log over SEGMENTS segments, the last of which is written, and where everything in it stands."""
+
+    kit: Any
+    files: Files
+    entries: list[Message]
+    bases: list[int]  # of the segments
+    places: list[tuple[int, int, int]]  # of op - 1: segment, index, offset
+
+    def copied(self) -> Files:
+        copied: Files = self.kit.copied(self.files)
+        return copied
+
+    def cold(self, files: Files) -> tuple[ColdSegments, set[int]]:
+        """All but the last segment, with nothing known of them."""
+        faulty: set[int] = set()
+        disk = self.kit.disk(files)
+        cold = ColdSegments(disk, Handles(disk), self.kit.segment, faulty.add)
+        first = self.entries[self.bases[-1] - 1].header
+        cold.end_at(len(self.bases) - 1, Start(first.op, first.position))
+        return cold, faulty
+
+    @property
+    def cold_entries(self) -> list[Message]:
+        return self.entries[: self.bases[-1] - 1]
+
+    def ops_of(self, number: int) -> range:
+        return range(self.bases[number], self.bases[number + 1])
+
+
+@pytest.fixture(scope="module")
+def log(kit: Any) -> Log:
+    rng = random.Random(5)
+    bench = kit.fresh()
+    entries: list[Message] = []
+    bases, places = [], []
+    offset, number, at = 0, 0, 0
+    while True:
+        body = rng.randbytes(rng.choice([10, 300, 3000, 5000, 13000]))
+        events = rng.choice([0, 1, 1, 2, 5])
+        message = kit.prepare(entries[-1].header if entries else kit.root, body, events=events)
+        size = (message.header.size + SECTOR - 1) // SECTOR * SECTOR
+        if offset + size > kit.segment:
+            number, offset, at = number + 1, 0, 0
+        if number == SEGMENTS:
+            break
+        if at == 0:
+            bases.append(message.header.op)
+        entries.append(message)
+        places.append((number, at, offset))
+        offset, at = offset + size, at + 1
+        bench.append([message])
+    assert bench.store.segment_count == SEGMENTS
+    return Log(kit, bench.files, entries, bases, places)
+
+
+def expected_positions(entries: list[Message]) -> list[int]:
+    """Position -> op."""
+    return [message.header.op for message in entries for _ in range(message.header.count)]
+
+
+def check_all(log: Log, cold: ColdSegments, unknown: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    """Everything is told as it is; of the ops in `unknown` nothing need be known."""
+    for message in log.cold_entries:
+        op = message.header.op
+        number, at, header, offset = cold.locate(op)
+        assert header == cold.header(op)
+        if op in unknown:
+            assert header is None or header == message.header
+        else:
+            assert header == message.header
+            assert (number, at, offset) == log.places[op - 1]
+    for position, op in enumerate(expected_positions(log.cold_entries)):
+        assert cold.find(position) == op or (op in unknown and cold.find(position) is None), position
+
+
+def record_at(log: Log, op: int) -> tuple[str, int]:
+    number, at, _ = log.places[op - 1]
+    return witness_name(number), at * RECORD_BYTES
+
+
+def damage_record(log: Log, files: Files, op: int) -> None:
+    name, offset = record_at(log, op)
+    corrupt(files, name, offset + 100, 1, random.Random(op))
+
+
+def damage_entry(log: Log, files: Files, op: int) -> None:
+    number, _, offset = log.places[op - 1]
+    corrupt(files, journal_name(number), offset + 30, 1, random.Random(op))
+
+
+# Finding
+
+
+def test_everything_is_found_with_nothing_known(log: Log) -> None:
+    cold, faulty = log.cold(log.copied())
+    check_all(log, cold)
+    assert cold.find(len(expected_positions(log.cold_entries))) is None
+    assert not faulty
+
+
+def test_nothing_is_kept_for_each_segment_beyond_the_bounds(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, bound in (("INDEX_BYTES", 700), ("SECTORS_MAX", 3), ("STARTS_MAX", 2)):
+        monkeypatch.setattr(index, name, bound)
+    monkeypatch.setattr(handles, "HANDLES_MAX", 4)
+    cold, _ = log.cold(log.copied())
+    check_all(log, cold)
+    cold.prefetch(1, log.bases[-1] - 1)
+    check_all(log, cold)
+    assert len(cold._starts) <= 2
+    assert len(cold._sectors) <= 3
+    assert len(cold._handles._open) <= 4
+    assert 1 <= len(cold._indexes) < 4
+    assert cold._index_bytes == sum(kept.bytes for kept in cold._indexes.values()) <= 700
+
+
+def test_the_log_may_begin_at_any_segment(log: Log) -> None:
+    for first in range(SEGMENTS - 1):
+        cold, _ = log.cold(log.copied())
+        cold.begin_at(first)
+        for message in log.cold_entries[log.bases[first] - 1 :]:
+            assert cold.header(message.header.op) == message.header
+
+
+# Damage
+
+
+@pytest.mark.parametrize("number", range(SEGMENTS - 1))
+def test_one_of_two_pieces_of_evidence_is_enough(log: Log, number: int) -> None:
+    """The first entry of a segment tells where it begins, and so does its witness."""
+    for damage in (damage_record, damage_entry):
+        files = log.copied()
+        damage(log, files, log.bases[number])
+        cold, faulty = log.cold(files)
+        check_all(log, cold)
+        assert not faulty
+
+
+@pytest.mark.parametrize("number", range(SEGMENTS - 1))
+def test_a_segment_whose_first_entry_is_gone_is_found_by_the_others(log: Log, number: int) -> None:
+    files = log.copied()
+    op = log.bases[number]
+    damage_record(log, files, op)
+    damage_entry(log, files, op)
+    cold, faulty = log.cold(files)
+    check_all(log, cold, {op})
+    assert faulty == {op}
+    assert cold.locate(op) == (number, 0, None, 0), "its place is known: it can be repaired"
+
+
+@pytest.mark.parametrize("wipe", ["unreadable", "zero", "ones"])
+@pytest.mark.parametrize("number", range(SEGMENTS - 1))
+def test_a_witness_file_may_be_gone(log: Log, number: int, wipe: str) -> None:
+    files = log.copied()
+    size = witness_bytes(log.kit.segment)
+    if wipe == "unreadable":
+        for sector in range(size // SECTOR):
+            make_unreadable(files, witness_name(number), sector)
+    else:
+        files.durable[witness_name(number)][:] = (b"\0" if wipe == "zero" else b"\xff") * size
+    cold, faulty = log.cold(files)
+    check_all(log, cold)
+    assert not faulty, "the entries are whole"
+
+
+def test_a_segment_that_tells_nothing_of_its_beginning_begins_where_the_one_before_ends(log: Log) -> None:
+    for number in range(1, SEGMENTS - 1):
+        files = log.copied()
+        files.durable[witness_name(number)][:] = b"\xff" * witness_bytes(log.kit.segment)
+        damage_entry(log, files, log.bases[number])
+        cold, _ = log.cold(files)
+        # Its first entry is lost, and with it the places of those behind it, until it is repaired.
+        check_all(log, cold, set(log.ops_of(number)))
+        for op in log.ops_of(number):
+            message = log.entries[op - 1]
+            assert cold.rewrite(message.header)[0] == log.places[op - 1][2]
+        check_all(log, cold)
+
+
+@pytest.mark.parametrize("what", ["witness", "entry"])
+def test_what_an_older_log_has_left_does_not_move_a_segment(log: Log, what: str) -> None:
+    """A lost write: the first sector of a file as it was when the segment began with another op."""
+    for number, shift in itertools.product(range(1, SEGMENTS - 1), (-1, 1)):
+        files = log.copied()
+        older = [message.header for message in log.entries[log.bases[number] - 1 + shift :]]
+        if what == "entry":
+            files.durable[journal_name(number)][:HEADER_SIZE] = older[0].raw
+        else:
+            sector = b"".join(encode_record(older[at], at * SECTOR, number, at) for at in range(8))
+            files.durable[witness_name(number)][:SECTOR] = sector
+        cold, _ = log.cold(files)
+        assert cold.start(number).base == log.bases[number]
+        start = log.bases[number]
+        check_all(log, cold, set(range(start, start + 8)) if what == "witness" else set())
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damage_anywhere_never_tells_a_lie(log: Log, seed: int) -> None:
+    rng = random.Random(seed)
+    files = log.copied()
+    for _ in range(rng.randrange(1, 12)):
+        number = rng.randrange(SEGMENTS - 1)
+        if rng.random() < 0.5:
+            corrupt(files, witness_name(number), rng.randrange(16) * RECORD_BYTES + 7, rng.choice([1, 600, 4096]), rng)
+        elif rng.random() < 0.5:
+            make_unreadable(files, rng.choice([witness_name, journal_name])(number), rng.randrange(2))
+        else:
+            corrupt(files, journal_name(number), rng.randrange(log.kit.segment), rng.choice([1, 4096, 9000]), rng)
+    cold, faulty = log.cold(files)
+    for message in log.cold_entries:
+        header = cold.header(message.header.op)
+        assert header is None or header == message.header
+    positions = expected_positions(log.cold_entries)
+    for position, op in enumerate(positions):
+        assert cold.find(position) in (op, None)
+    assert all(cold.header(op) is None for op in faulty)
+
+
+# Repair
+
+
+def damage_store(log: Log, ops: set[int]) -> tuple[Store, SimDisk, list[int]]:
+    """A store that was opened before those entries were damaged; its writes take ten units of time a phase."""
+    clock = [0]
+    disk = SimDisk(log.copied(), lambda: clock[0], lambda: 10)
+    store = Store(disk, make_header)
+    store.recover()
+    store.completions()
+    for op in ops:
+        damage_entry(log, disk.files, op)
+        assert store.read(op) is None
+    assert store.faulty == ops
+    return store, disk, clock
+
+
+def ops_of_one_sector(log: Log) -> list[int]:
+    return max(
+        ([op for op in log.ops_of(number) if log.places[op - 1][1] < 8] for number in range(SEGMENTS - 3)), key=len
+    )
+
+
+def test_repairs_of_one_sector_under_way_at_once_keep_each_other(log: Log) -> None:
+    ops = ops_of_one_sector(log)
+    store, disk, clock = damage_store(log, set(ops[:4]))
+    for op in ops[:4]:
+        damage_record(log, disk.files, op)
+    for token, op in enumerate(ops[:4], 1):
+        store.repair(token, [log.entries[op - 1]])
+    assert store.read(ops[0]) is None
+    clock[0] = 1000
+    assert store.completions() == [1, 2, 3, 4]
+    assert disk.files.durable == log.files.durable
+    assert not store.faulty
+    for op in ops:
+        assert store.read(op).body == log.entries[op - 1].body  # type: ignore[union-attr]
+
+
+def test_a_sector_under_way_is_not_read_back_from_the_disk(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "SECTORS_MAX", 1)
+    ops = ops_of_one_sector(log)
+    store, disk, clock = damage_store(log, {ops[0], ops[1]})
+    damage_record(log, disk.files, ops[0])
+    damage_record(log, disk.files, ops[1])
+    store._cold._sectors.clear()
+    store.repair(1, [log.entries[ops[0] - 1]])
+    for number in range(SEGMENTS - 2):  # what was used last pushes out what is not under way
+        store.header(log.bases[number])
+    store.repair(2, [log.entries[ops[1] - 1]])
+    clock[0] = 1000
+    assert store.completions() == [1, 2]
+    assert disk.files.durable == log.files.durable
+    for number in range(SEGMENTS - 2):
+        store.header(log.bases[number])
+    assert len(store._cold._sectors) == 1
+
+
+def test_a_damaged_neighbour_survives_a_repair_as_it_is(log: Log) -> None:
+    first, second, third = ops_of_one_sector(log)[:3]
+    store, disk, clock = damage_store(log, {second})
+    for op in (first, third):
+        damage_record(log, disk.files, op)
+    before = log.kit.copied(disk.files).durable
+    store._cold._sectors.clear()
+    store.repair(1, [log.entries[second - 1]])
+    clock[0] = 1000
+    assert store.completions() == [1]
+    for op in (first, third):
+        name, at = record_at(log, op)
+        assert disk.files.durable[name][at : at + RECORD_BYTES] == before[name][at : at + RECORD_BYTES]
+    assert store.read(second).body == log.entries[second - 1].body  # type: ignore[union-attr]
+
+
+def test_an_unreadable_sector_is_made_again_from_the_entries_that_the_chain_proves(log: Log) -> None:
+    ops = ops_of_one_sector(log)
+    victim, lost = ops[2], ops[4]
+    store, disk, clock = damage_store(log, {victim})
+    number = log.places[victim - 1][0]
+    damage_entry(log, disk.files, lost)
+    make_unreadable(disk.files, witness_name(number), 0)
+    store._cold._sectors.clear()
+    store.repair(1, [log.entries[victim - 1]])
+    clock[0] = 1000
+    assert store.completions() == [1]
+    image = disk.files.durable[witness_name(number)]
+    for op in ops:
+        at = log.places[op - 1][1]
+        data = bytes(image[at * RECORD_BYTES : (at + 1) * RECORD_BYTES])
+        record = decode_record(data, number, at)
+        if op < lost:
+            assert record is not None
+            assert record.header == log.entries[op - 1].header
+        elif op == lost:
+            assert record is None
+            assert any(data), "damaged, and not as if it had never been written"
+    assert image[len(ops) * RECORD_BYTES : SECTOR] == bytes(SECTOR - len(ops) * RECORD_BYTES)
+
+
+def test_what_has_no_place_can_not_be_repaired(log: Log) -> None:
+    first, second = ops_of_one_sector(log)[:2]
+    files = log.copied()
+    for op in (first, second):
+        damage_entry(log, files, op)
+        damage_record(log, files, op)
+    cold, faulty = log.cold(files)
+    assert cold.header(second) is None
+    assert faulty >= {first, second}
+    with pytest.raises(InvariantError, match="place"):
+        cold.rewrite(log.entries[second - 1].header)
+    cold.rewrite(log.entries[first - 1].header)
+    assert cold.rewrite(log.entries[second - 1].header)[0] == log.places[second - 1][2]
+
+
+def test_a_repair_is_seen_by_a_new_index(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = ops_of_one_sector(log)
+    files = log.copied()
+    damage_record(log, files, ops[1])
+    damage_entry(log, files, ops[1])
+    cold, _ = log.cold(files)
+    cold.rewrite(log.entries[ops[1] - 1].header)
+    cold._indexes.clear()
+    cold._index_bytes = 0
+    check_all(log, cold)
+
+
+# Truncation
+
+
+@pytest.mark.parametrize("number", [0, 4, SEGMENTS - 2])
+@pytest.mark.parametrize("where", ["first", "last", "middle"])
+def test_a_log_may_be_cut_within_a_cold_segment(log: Log, number: int, where: str) -> None:
+    ops = log.ops_of(number)
+    op = {"first": ops[0], "last": ops[-1], "middle": ops[len(ops) // 2]}[where]
+    bench = log.kit.open(log.copied())
+    kept = log.entries[:op]
+    bench.promise(ViewState(1, 1, base=op, suffix_head=op, suffix=(kept[-1].header,)))
+    bench.store.truncate(op)
+    assert bench.store.segment_count == number + 1
+    new = log.kit.chain([5000] * 40, after=kept[-1].header, view=1, salt=3)
+    bench.append(new[:1])
+    bench.append(new[1:])
+    for store in (bench.store, bench.reopen().store):
+        assert store.head == op + 40
+        for message in [*kept, *new]:
+            assert store.header(message.header.op) == message.header
+            assert store.read(message.header.op).body == message.body
+        for position, holder in enumerate(expected_positions([*kept, *new])):
+            assert store.find(position) == holder
+    if number < SEGMENTS - 6:
+        assert sorted(bench.files.durable) == sorted(log.files.durable), "segments are used again"
+
+
+def test_a_truncation_while_a_repair_is_under_way(log: Log) -> None:
+    """What is under way arrives before what is written next, and nothing of it is taken for the new log's."""
+    ops = log.ops_of(5)
+    store, disk, clock = damage_store(log, {ops[1]})
+    damage_record(log, disk.files, ops[1])
+    store.repair(1, [log.entries[ops[1] - 1]])
+    kept = log.entries[: ops[0] - 3]
+    store.set_view_state(2, ViewState(1, 1, base=len(kept), suffix_head=len(kept), suffix=(kept[-1].header,)))
+    store.truncate(len(kept))
+    new = log.kit.chain([5000] * 12, after=kept[-1].header, view=1, salt=3)
+    store.append(3, new)
+    clock[0] = 10_000
+    assert store.completions() == [1, 2, 3]
+    again = log.kit.open(disk.files)
+    assert again.recovered.settled_header == new[-1].header
+    assert again.store.header(ops[1]).view == 1 or again.recovered.head < ops[1]
