@@ -16,6 +16,7 @@ import click
 
 from kimberlite.cli.common import bytes_text, json_option, note, print_json, table
 from kimberlite.errors import DataMissingError, SuperblockError
+from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock as superblocks
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Disk
@@ -26,12 +27,14 @@ from kimberlite.storage.journal import (
     read_entry,
     records_of,
     round_up,
+    segment_number,
     witness_bytes,
     witness_name,
 )
 from kimberlite.storage.recovery import Entry
 from kimberlite.storage.scan import read_image
 from kimberlite.types import Header, Operation
+from kimberlite.vsr.sessions import SessionTable
 
 DIRECTORY = click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 JOURNAL_COLUMNS = (
@@ -115,6 +118,12 @@ def describe_superblock(block: superblocks.Superblock) -> dict[str, object]:
         "base": state.base,
         "suffix_head": state.suffix_head,
         "doubt": state.doubt,
+        "checkpoint_op": block.checkpoint.op,
+        "checkpoint_bytes": block.checkpoint.size,
+        "checkpoint_digest": block.checkpoint.digest.hex(),
+        "first_op": block.checkpoint.first_op,
+        "first_position": block.checkpoint.first_position,
+        "first_segment": block.checkpoint.first_segment,
         "suffix": [
             {
                 "op": header.op,
@@ -175,7 +184,8 @@ def journal(data: Path, start: int, limit: int | None, as_json: bool) -> None:
 def journal_rows(disk: Disk, start: int) -> Iterator[dict[str, object]]:
     """What stands at every place of the journal where something was ever written, from op `start` on."""
     names = set(disk.names())
-    number = 0
+    numbers = [number for name in names if name.startswith("journal") and (number := segment_number(name)) is not None]
+    number = min(numbers, default=0)  # not 0 when the log was trimmed
     while journal_name(number) in names and witness_name(number) in names:
         witness = disk.open(witness_name(number))
         file = disk.open(journal_name(number))
@@ -249,6 +259,55 @@ def journal_line(row: dict[str, object]) -> str:
         value.ljust(width) if name in ("operation", "entry", "witness", "checksum") else value.rjust(width)
         for name, value, width in zip(JOURNAL_COLUMNS, values, widths, strict=True)
     ).rstrip()
+
+
+@inspect.command(short_help="The state that a restart begins with.")
+@DIRECTORY
+@json_option
+def checkpoint(data: Path, as_json: bool) -> None:
+    """Show the checkpoint that the superblock names: the state that a restart begins with.
+
+    Both copies are read and verified, and the client sessions shown. Exits with 14 when the superblock can not
+    be read, with 27 when no copy of the checkpoint is good.
+    """
+    with open_data(data) as disk:
+        named = superblocks.choose(superblocks.read_copies(disk, disk.open(superblocks.NAME))).checkpoint
+        facts: dict[str, object] = {
+            "op": named.op,
+            "events": named.positions,
+            "bytes": named.size,
+            "digest": named.digest.hex(),
+            "first_op": named.first_op,
+            "first_position": named.first_position,
+        }
+        if not named.size:
+            print_json(facts) if as_json else click.echo("there is no checkpoint yet: a restart begins with op 1")
+            return
+        facts["copies"] = {copy: checkpoints.check_copy(disk, named, copy) or "good" for copy in checkpoints.COPIES}
+        content, _ = checkpoints.read(disk, named)
+    sessions = [
+        {
+            "client": client.hex(),
+            "session": session.number,
+            "request": session.request,
+            "op": session.op,
+            "position": session.position,
+            "events": session.count,
+            "reply bytes": len(session.body),
+        }
+        for client, session in SessionTable.decode(0, content.sessions).items()
+    ]
+    facts |= {"machine_version": content.machine, "snapshot_bytes": len(content.snapshot), "sessions": len(sessions)}
+    if as_json:
+        print_json({**facts, "sessions": sessions})
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(f"{key}: {state}" for key, state in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name.replace('_', ' '):<{width}}  {text}")
+    if sessions:
+        click.echo()
+        click.echo(table(tuple(sessions[0]), sessions))
 
 
 @inspect.command(short_help="What a replica has counted and measured.")

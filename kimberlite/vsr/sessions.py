@@ -10,6 +10,7 @@ Imports errors and types only.
 from __future__ import annotations
 
 import struct
+from collections.abc import ItemsView
 from typing import NamedTuple
 
 from kimberlite.errors import invariant
@@ -53,6 +54,10 @@ class SessionTable:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def items(self) -> ItemsView[ClientId, Session]:
+        """Client and session, the next to be evicted first."""
+        return self._table.items()
 
     @property
     def clients(self) -> list[ClientId]:
