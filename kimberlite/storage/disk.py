@@ -4,8 +4,8 @@ Implements storage.interface.Disk. Two modes:
 
 - `direct`: O_DIRECT and O_DSYNC. Nothing of ours is ever in the page cache, and the error
   of a write is reported by that very write.
-- `buffered`: through the page cache, fdatasync at the end of each phase; reads drop the
-  cached range first, so that they come from the disk. Weaker: after a failed sync the kernel
+- `buffered`: through the page cache, fdatasync at the end of each phase; reads drop what is
+  cached of the file first, so that they come from the disk. Weaker: after a failed sync the kernel
   reports success for bytes it has lost, which is why any failure is final here.
   Chosen by `auto` only where direct I/O is impossible.
 
@@ -133,9 +133,10 @@ class FileDisk:
         return "direct" if possible else "buffered"
 
     def _direct_is_possible(self) -> bool:
-        """Ask by doing: open a file of ours with O_DIRECT, or a probe where there is none."""
-        names = [name for name in self.names() if name != LOCK_NAME]
-        name = names[0] if names else LOCK_NAME
+        """Ask by doing: open a file with O_DIRECT. Not a directory, which can not be opened so (lost+found)."""
+        with os.scandir(self._dir) as entries:
+            files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        name = min(files - {LOCK_NAME}, default=LOCK_NAME)
         try:
             probe = os.open(name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._dir)
         except FileNotFoundError:
@@ -277,7 +278,9 @@ class FileDisk:
         span = (offset + length + SECTOR - 1) // SECTOR * SECTOR - start
         buffer = memoryview(append.AlignedBuffer(max(span, SECTOR), False))
         if self.mode == "buffered":
-            os.posix_fadvise(file, start, span, os.POSIX_FADV_DONTNEED)
+            # All of the file: a page of the cache may hold many sectors (ext4 since Linux 6.16), and the kernel keeps
+            # one that is not wholly within the range.
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         got = 0
         while got < span:
             count = os.preadv(file, [buffer[got:span]], start + got)

@@ -193,6 +193,17 @@ def test_r6_buffered_is_chosen_only_where_direct_is_impossible(
 # Files
 
 
+def test_r6_a_directory_in_the_way_says_nothing_of_direct_io(tmp_path: Path) -> None:
+    """The root of an ext4 file system has one: lost+found."""
+    chosen = file_disk(tmp_path)
+    chosen.close()
+    (tmp_path / LOCK_NAME).unlink()
+    (tmp_path / "a-directory").mkdir()
+    disk = file_disk(tmp_path)
+    disk.close()
+    assert disk.mode == chosen.mode
+
+
 def test_r4_files_belong_to_their_owner_alone(disk: FileDisk, tmp_path: Path) -> None:
     disk.create("a", SECTOR)
     old = os.umask(0)
