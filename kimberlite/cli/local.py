@@ -139,8 +139,9 @@ class LocalCluster:
                 configuration.apply_override(document, setting)
             format_replica(configuration.from_mapping(document), replica.data)
 
-    def start(self, index: int) -> Replica:
-        """Start a replica process and return at once."""
+    def start(self, index: int, under: Sequence[str] = ()) -> Replica:
+        """Start a replica process and return at once. under: a command that runs it, in the same process
+        (`strace -D` for one)."""
         replica = self.replicas[index]
         listed = ", ".join(f'"{address}"' for address in self.addresses)
         settings = [f"cluster.addresses=[{listed}]", *self.settings]
@@ -153,6 +154,7 @@ class LocalCluster:
         with replica.log.open("ab") as log:
             replica.process = subprocess.Popen(
                 [
+                    *under,
                     sys.executable,
                     "-P",
                     "-m",

@@ -1,0 +1,29 @@
+"""The fault rigs of tests/rigs, sized for every run. `make faults` runs them whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RIGS = Path(__file__).parents[1] / "rigs"
+
+
+def run(environment: dict[str, str], name: str, *arguments: str) -> str:
+    """Run a rig to its end; what it printed. Its numbers go to our output as well."""
+    command = [sys.executable, str(RIGS / name), *arguments]
+    own = {key: value for key, value in environment.items() if key != "PYTHONSAFEPATH"}  # its helpers are beside it
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=600)
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_kill_before_system_calls(environment: dict[str, str], tmp_path: Path) -> None:
+    assert shutil.which("strace"), "needs strace: apt-get install strace"
+    shown = run(environment, "kill_points.py", "--seconds", "45", "--dir", str(tmp_path))
+    match = re.search(r"^(\d+) kills of (\d+) points", shown, re.MULTILINE)
+    assert match is not None, shown
+    assert int(match[1]) >= 3 and int(match[2]) >= 100, shown

@@ -1,0 +1,258 @@
+"""What the fault rigs share: clusters with small segments, clients that write down what they saw, and the verdict.
+
+The rigs are programs (`python tests/rigs/NAME.py`), so that a person can run them as CI does; the tests of
+tests/integration run them too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import kimberlite
+from kimberlite import config as configuration
+from kimberlite._fast.framing import make_header
+from kimberlite.cli import probe
+from kimberlite.cli.local import LocalCluster
+from kimberlite.errors import BusyError, KimberliteError, OutcomeUnknownError, UnavailableError
+from kimberlite.node.format import make_directory, write_config
+from kimberlite.storage.disk import FileDisk
+from kimberlite.storage.store import format_store
+from kimberlite.vopr.checkers import Acknowledged, check_history
+
+POLL_S = 0.02
+
+
+class RigError(Exception):
+    """The run shows a fault of the system, or shows nothing because the fault was never injected."""
+
+
+@dataclass(slots=True)
+class RigCluster(LocalCluster):
+    """A LocalCluster whose segments may be smaller than the configuration allows, so that they change often."""
+
+    segment_bytes: int = 8 << 20
+
+    def _format(self, addresses: tuple[str, ...]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        cluster = secrets.token_hex(16)
+        for replica in self.replicas:
+            document: dict[str, object] = {
+                "cluster": {"id": cluster, "replica": replica.index, "addresses": list(addresses)}
+            }
+            for setting in self.settings:
+                configuration.apply_override(document, setting)
+            config = configuration.from_mapping(document)
+            make_directory(replica.data)
+            disk = FileDisk(replica.data, mode=config.storage.mode, unsafe=config.storage.unsafe)
+            try:
+                format_store(
+                    disk,
+                    make_header,
+                    cluster=config.cluster_id,
+                    replica=replica.index,
+                    replica_count=len(addresses),
+                    segment_bytes=self.segment_bytes,
+                )
+            finally:
+                disk.close()
+            write_config(config, replica.data / configuration.CONFIG_NAME)
+
+    def statuses(self) -> list[dict[str, object] | None]:
+        """What each replica says of itself; None for one that does not answer."""
+        answers = probe.fetch_all(self.addresses, 1.0)
+        return [None if isinstance(answer, UnavailableError) else answer for answer in answers]
+
+    def primary(self) -> int | None:
+        """The replica that leads, as the one in the highest view says."""
+        leading = [
+            (int(str(status["view"])), index)
+            for index, status in enumerate(self.statuses())
+            if status is not None and status["role"] == "primary" and status["status"] == "normal"
+        ]
+        return max(leading)[1] if leading else None
+
+    def settle(self, timeout: float = 60.0) -> None:
+        """Wait until every replica has committed and holds what the most advanced one has."""
+
+        def equal() -> bool:
+            statuses = self.statuses()
+            seen = {(s["commit"], s["op"], s["applied"]) if s is not None else None for s in statuses}
+            faulty = [s["faulty"] for s in statuses if s is not None]
+            return None not in seen and len(seen) == 1 and not any(faulty) and len(set(*seen)) == 1
+
+        wait_for(equal, "all replicas hold the same log, all of it committed", timeout)
+
+    def read_log(self, index: int) -> list[bytes]:
+        """All events, from that replica alone."""
+        with kimberlite.sync.connect([self.addresses[index]], timeout=30.0) as log:
+            return list(log.read())
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+    """Poll until it holds. Raises RigError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RigError(f"not within {timeout:.0f} s: {what}")
+        time.sleep(POLL_S)
+
+
+class Load:
+    """Clients that append on a thread of their own, each append written down as the checker wants it.
+
+    Every event is unique. rate: appends a second of all together. sizes: bounds of an event's bytes.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        clients: int = 4,
+        rate: float = 100.0,
+        sizes: tuple[int, int] = (40, 2000),
+        timeout: float = 60.0,
+        seed: int = 0,
+    ) -> None:
+        self.history: list[Acknowledged] = []
+        self.acknowledged = 0
+        self.error: BaseException | None = None
+        self._addresses = list(addresses)
+        self._clients = clients
+        self._pause_s = clients / rate
+        self._sizes = sizes
+        self._timeout = timeout
+        self._random = random.Random(seed)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # kept for the thread that judges
+            self.error = error
+
+    async def _main(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for client in range(self._clients):
+                group.create_task(self._client(client))
+
+    async def _client(self, client: int) -> None:
+        number = 0
+        async with kimberlite.connect(self._addresses) as log:
+            while not self._stopping:
+                count = self._random.choice((1, 1, 2, 5))
+                events = tuple(
+                    b"%d-%d-%d " % (client, number, index) + bytes(self._random.randint(*self._sizes))
+                    for index in range(count)
+                )
+                append = Acknowledged(client, number, events, time.monotonic_ns())
+                self.history.append(append)
+                number += 1
+                try:
+                    append.position = await log.append(events, timeout=self._timeout)
+                    append.returned_at = time.monotonic_ns()
+                    self.acknowledged += 1
+                except OutcomeUnknownError:
+                    pass
+                except (UnavailableError, BusyError):  # nothing was sent, or it was not let in
+                    append.refused = True
+                await asyncio.sleep(self._pause_s * self._random.uniform(0.5, 1.5))
+
+    def start(self) -> Load:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Let what is under way end. Raises what went wrong in the clients."""
+        self._stopping = True
+        self._thread.join(self._timeout + 30)
+        if self._thread.is_alive():
+            raise RigError("the clients did not end")
+        if self.error is not None:
+            raise RigError(f"a client failed: {self.error!r}") from self.error
+
+    def wait_progress(self, count: int, timeout: float = 60.0) -> None:
+        """Wait until `count` more appends are acknowledged."""
+        wanted = self.acknowledged + count
+        wait_for(lambda: self.acknowledged >= wanted or self.error is not None, f"{count} more appends", timeout)
+        if self.error is not None:
+            raise RigError(f"a client failed: {self.error!r}") from self.error
+
+
+@contextlib.contextmanager
+def running(cluster: LocalCluster) -> Iterator[None]:
+    """Stop the cluster at the end, and show the end of its logs when something went wrong."""
+    try:
+        yield
+    except BaseException:
+        for replica in cluster.replicas:
+            if replica.log.exists():
+                print(f"--- {replica.log.name}\n{replica.log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
+        raise
+    finally:
+        cluster.stop()
+
+
+def inspect_journal(data: Path) -> list[dict[str, object]]:
+    """The rows of `kimberlite inspect journal`, offline."""
+    command = [sys.executable, "-P", "-m", "kimberlite", "inspect", "journal", "--json", str(data)]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    if done.returncode != 0:
+        raise RigError(f"inspect journal {data}: exit code {done.returncode}: {done.stderr.decode()[-500:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was compared."""
+
+    events: int
+    appends: int
+    unknown: int
+    ops: int
+
+
+def judge(cluster: RigCluster, load: Load) -> Verdict:
+    """The whole verdict on a cluster whose load has been stopped; stops the cluster.
+
+    The logs that the replicas serve are equal event by event, the history of the clients is linearizable and exact,
+    and in every journal each op stands once, whole and witnessed, with the same checksum on all replicas.
+    """
+    cluster.settle()
+    statuses = cluster.statuses()
+    logs = [cluster.read_log(index) for index in range(cluster.replica_count)]
+    for index, log in enumerate(logs):
+        if log != logs[0]:
+            raise RigError(f"replica {index} serves {len(log)} events that are not the {len(logs[0])} of replica 0")
+    check_history(load.history, logs[0])
+    cluster.stop()
+    commit = int(str(statuses[0]["commit"])) if statuses[0] is not None else 0
+    journals = [inspect_journal(replica.data) for replica in cluster.replicas]
+    entries: list[list[tuple[object, object, object]]] = []
+    for index, rows in enumerate(journals):
+        bad = [row for row in rows if row["entry"] != "good" or row["witness"] != "good"]
+        if bad:
+            raise RigError(f"replica {index}: inspect journal shows {bad[:3]}")
+        entries.append([(row["op"], row["checksum"], row["position"]) for row in rows])
+        if [op for op, _, _ in entries[-1]] != list(range(1, commit + 1)):
+            raise RigError(f"replica {index}: the journal does not hold the ops 1 to {commit}, each once")
+        if entries[-1] != entries[0]:
+            raise RigError(f"replica {index}: the journal differs from that of replica 0")
+    unknown = sum(append.position is None and not append.refused for append in load.history)
+    return Verdict(len(logs[0]), load.acknowledged, unknown, commit)
+
+
+def show(error: BaseException) -> str:
+    """One line for a failed run."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, (RigError, KimberliteError)) else repr(error)
