@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RIGS = Path(__file__).parents[1] / "rigs"
 
 
@@ -19,6 +21,15 @@ def run(environment: dict[str, str], name: str, *arguments: str) -> str:
     print(done.stdout)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+@pytest.mark.parametrize("scenario", ["write_error", "no_ack", "page_cache", "cache_pages", "read_error"])
+def test_a_disk_whose_blocks_fail(environment: dict[str, str], tmp_path: Path, scenario: str) -> None:
+    """Needs root, /dev/fuse and a free loop device."""
+    shown = run(environment, "block_errors.py", "--only", scenario, "--dir", str(tmp_path))
+    for mode in ("direct", "buffered"):
+        assert re.search(rf"^{scenario} \({mode}\): ", shown, re.MULTILINE), shown
+    assert shown.endswith("all passed\n")
 
 
 def test_kill_before_system_calls(environment: dict[str, str], tmp_path: Path) -> None:
