@@ -37,6 +37,7 @@ class LogReader:
         self._applied = applied
         self._damaged = damaged
         self._last: Message | None = None  # the entry read last: sequential reads come back to it
+        self._next: tuple[int, int | None] = (-1, None)  # the position behind the last read, and an op at or below it
 
     @property
     def end(self) -> int:
@@ -75,7 +76,7 @@ class LogReader:
         bytes_max = max(bytes_max, 1)
         parts: list[Bytes] = []
         count = size = 0
-        op = self._store.find(position)
+        op = last = self._next[1] if self._next[0] == position else self._store.find(position)
         for _ in range(OPS_PER_READ_MAX):
             if op is None or op > self.applied or count >= count_max or size >= bytes_max:
                 break
@@ -86,15 +87,18 @@ class LogReader:
                     continue
                 part, take = self._within(body, events_here, skip, take, bytes_max - size, bool(parts))
                 if take:
+                    last = op
                     parts.append(part)
                     count += take
                     size += len(part)
                 if skip + take < events_here or size >= bytes_max:
                     # The next batch would leave a gap behind what did not fit.
+                    self._next = position + count, op
                     return events.concat(parts), count
             op += 1
         if not parts:
             raise CorruptEntryError(f"position {position} can not be read here now", position=position)
+        self._next = position + count, last
         return events.concat(parts), count
 
     def _within(

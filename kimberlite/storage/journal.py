@@ -106,21 +106,24 @@ class Flaw(Enum):
     PADDING = auto()  # what follows the body up to a whole sector is not zero
 
 
-def examine_entry(disk: Disk, file: int, offset: int, limit: int) -> Message | Flaw:
-    """The entry at `offset`, at most up to byte `limit` of the segment, fully verified; or what is wrong."""
+def examine_entry(disk: Disk, file: int, offset: int, limit: int, expected: int = SECTOR) -> Message | Flaw:
+    """The entry at `offset`, at most up to byte `limit` of the segment, fully verified; or what is wrong.
+
+    expected: its size as far as it is known; what is right is read with one call.
+    """
     if offset + SECTOR > limit:
         return Flaw.NOTHING
     try:
-        head = disk.read(file, offset, SECTOR)
+        head = disk.read(file, offset, min(round_up(expected), limit - offset))
         if len(head) < SECTOR:
             return Flaw.UNREADABLE
-        if bytes(head) == _ZERO_SECTOR:
+        if bytes(head[:SECTOR]) == _ZERO_SECTOR:
             return Flaw.NOTHING
         header = framing.decode_header(head, 0, limit - offset)
         padded = round_up(header.size)
         if offset + padded > limit:
             return Flaw.SIZE
-        whole = head if padded == SECTOR else disk.read(file, offset, padded)
+        whole = head[:padded] if padded <= len(head) else disk.read(file, offset, padded)
     except FrameError as error:
         return Flaw.SIZE if error.details["reason"] == FrameReason.BAD_SIZE else Flaw.HEADER
     except OSError:
@@ -137,12 +140,12 @@ def examine_entry(disk: Disk, file: int, offset: int, limit: int) -> Message | F
     return Message(header, body)
 
 
-def read_entry(disk: Disk, file: int, offset: int, limit: int) -> tuple[Entry, Message | None]:
+def read_entry(disk: Disk, file: int, offset: int, limit: int, expected: int = SECTOR) -> tuple[Entry, Message | None]:
     """What `examine_entry` says as evidence for the decision table: GOOD with the message, ZERO, or DAMAGED.
 
     Whether a GOOD one is the expected one is for the caller to say.
     """
-    found = examine_entry(disk, file, offset, limit)
+    found = examine_entry(disk, file, offset, limit, expected)
     if isinstance(found, Flaw):
         return (Entry.ZERO if found is Flaw.NOTHING else Entry.DAMAGED), None
     return Entry.GOOD, found

@@ -503,7 +503,7 @@ class Store:
     def mark(self, op: int) -> Checkpoint | None:
         if self._checkpoint_write is not None or op <= self._superblock.last.checkpoint.op:
             return None
-        number, index, header, offset = self._locate(op)
+        number, index, header, offset = self.place_of(op)
         if header is None or offset is None:
             return None
         end = offset + round_up(header.size)
@@ -685,7 +685,7 @@ class Store:
         self._handles.adopt(number, self._disk.create(journal_name(number), self.segment_bytes), None)
         self._spare.append((number, bytearray()))
 
-    def _locate(self, op: int) -> tuple[int, int, Header | None, int | None]:
+    def place_of(self, op: int) -> tuple[int, int, Header | None, int | None]:
         """Number of the segment, index in it, header and offset of an op, as far as they are known."""
         segment = self._open_segment(op)
         if segment is None:
@@ -729,12 +729,13 @@ class Store:
     def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
         if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return None
-        number, _, expected, offset = self._locate(op)
+        number, _, expected, offset = self.place_of(op)
         if expected is not None and checksum is not None and expected.checksum != checksum:
             return None
         entry, message = Entry.DAMAGED, None
         if offset is not None:
-            entry, message = read_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes)
+            size = expected.size if expected is not None else SECTOR
+            entry, message = read_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes, size)
         wanted = expected.checksum if expected is not None else checksum
         if entry is not Entry.GOOD or message is None or message.header.checksum != wanted:
             self._faulty.add(op)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -51,3 +52,16 @@ def test_a_gate_fails_the_run(tmp_path: Path, at_most: float, verdict: str, code
     [line] = [line for line in done.stdout.splitlines() if line.startswith(verdict)]
     rounds = 25 if code else 5  # more rounds before it is given up
     assert "test_one: " in line and f"{rounds} rounds" in line
+
+
+def test_reads_are_measured_on_a_log_that_was_made(tmp_path: Path) -> None:
+    """The two commands work, and what they make and read is a sound log."""
+    data = tmp_path / "data"
+    for arguments in (
+        ("make_log.py", str(data), "--events", "300", "--events-per-op", "7", "--event-bytes", "50", "--unsafe"),
+        ("reads.py", str(data), "--reads", "20", "--span", "100"),
+    ):
+        command = [sys.executable, str(BENCHES / arguments[0]), *arguments[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["events"] == 300

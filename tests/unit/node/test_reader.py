@@ -161,3 +161,25 @@ def test_a_trimmed_position_says_where_the_log_begins() -> None:
         reader(journal)[0].read(1, 1, 100)
     assert (raised.value.position, raised.value.first, raised.value.end) == (1, 2, 3)
     assert reader(journal)[0].read(2, 1, 100)[1] == 1
+
+
+def test_a_read_that_continues_the_last_one_searches_nothing(journal: Journal) -> None:
+    searched: list[int] = []
+    find = journal.find
+    journal.find = lambda position: searched.append(position) or find(position)  # type: ignore[method-assign, func-returns-value]
+    last = len(journal.ops)
+    reader = LogReader(
+        journal,  # type: ignore[arg-type]
+        end=lambda: journal.position,
+        applied=lambda: last,
+        damaged=lambda op: None,
+    )
+    for count_max in (1, 2, 3, 7, 100):
+        searched.clear()
+        position, got = 0, []
+        while position < reader.end:
+            body, count = reader.read(position, count_max, 1 << 20)
+            got += events.slice(body, 0, count)
+            position += count
+        assert got == journal.log
+        assert searched == [0]
