@@ -4,7 +4,7 @@
 
 runs three replicas in this one process (each with its own data directory and its own sockets, as if
 they were on three machines), sets a few keys through one client and shows that every replica arrives
-at the same dictionary. Run it again with the same DIR: the dictionaries are rebuilt from the log.
+at the same dictionary. Run it again with the same DIR: the dictionaries come back, from the last checkpoint and the log after it.
 
 A command is one event: a JSON list, ["set", key, value] or ["delete", key]. `apply` is the only
 place that changes the dictionary, and it is a function of the committed commands alone: no clock, no
@@ -64,6 +64,12 @@ class KeyValue:
                 self.data[key] = value
             case ["delete", str(key)]:
                 self.data.pop(key, None)
+
+    def freeze(self) -> KeyValue:
+        """A quick copy, which is then written by another thread while commands go on."""
+        frozen = KeyValue()
+        frozen.data, frozen.applied = dict(self.data), self.applied
+        return frozen
 
     def snapshot(self, writer: BinaryIO) -> None:
         writer.write(json.dumps([self.applied, self.data], sort_keys=True).encode())

@@ -6,12 +6,18 @@ import asyncio
 import importlib.util
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+import kimberlite
 from kimberlite import events
+from kimberlite.cli.local import free_port
+from kimberlite.config import from_mapping
+from kimberlite.node.format import format_replica
 from kimberlite.state_machine import Batch
 
 
@@ -47,6 +53,39 @@ def test_the_dictionary_is_rebuilt_after_a_restart(kv: ModuleType, storage: dict
     machines = asyncio.run(kv.run(tmp_path, [["delete", "key 0"]], storage))
     expected = {f"key {number}": str(number) for number in range(1, 1000)}
     assert [machine.data for machine in machines] == [expected] * 3
+
+
+def test_a_restart_executes_only_what_came_after_the_checkpoint(
+    kv: ModuleType, storage: dict[str, object], tmp_path: Path
+) -> None:
+    """Commands go on while the frozen copy is written; what is written is the state at its op."""
+    appends = 100
+    addresses = [f"127.0.0.1:{free_port(1)}"]
+    cluster = {"id": "6b" * 16, "replica": 0, "addresses": addresses}
+    config = from_mapping(
+        {"cluster": cluster, "telemetry": {"enabled": False}, "storage": storage, "checkpoint": {"ops": 16}}
+    )
+    format_replica(config, tmp_path / "0")
+
+    async def run(machine: Any, count: int) -> None:
+        async with kimberlite.Node(config, tmp_path / "0", machine), kimberlite.connect(addresses) as log:
+            for number in range(count):
+                await log.append([json.dumps(["set", f"key {machine.applied}", str(number)]).encode()], timeout=30)
+
+    first = kv.KeyValue()
+    asyncio.run(run(first, appends))
+    executed = []
+
+    class Watched(kv.KeyValue):  # type: ignore[name-defined,misc]
+        def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+            executed.extend(batches)
+            return super().apply(batches)
+
+    second = Watched()
+    asyncio.run(run(second, 1))
+    assert second.applied == appends + 1
+    assert len(executed) <= 2 * 16 + 1
+    assert {**second.data} == {**first.data, f"key {appends}": "0"}
 
 
 def test_apply_snapshot_restore(kv: ModuleType) -> None:
