@@ -4,7 +4,8 @@
 
 runs three replicas in this one process (each with its own data directory and its own sockets, as if
 they were on three machines), sets a few keys through one client and shows that every replica arrives
-at the same dictionary. Run it again with the same DIR: the dictionaries come back, from the last checkpoint and the log after it.
+at the same dictionary. Run it again with the same DIR: the dictionaries come back, from the last
+checkpoint and the log after it.
 
 A command is one event: a JSON list, ["set", key, value] or ["delete", key]. `apply` is the only
 place that changes the dictionary, and it is a function of the committed commands alone: no clock, no
