@@ -278,7 +278,9 @@ class Node:
                 inline=bool(stats["inline_now"]),
                 entry_bytes=store.bytes_written,
                 log_bytes=store.bytes_used,
-                entries=store.head,
+                entries=store.head - store.first_op + 1,
+                first_position=store.first_position,
+                checkpoint_op=store.checkpoint.op,
                 free_bytes=disk.free_bytes() if self._ticks % FREE_SPACE_EVERY == 0 else None,
             )
         )

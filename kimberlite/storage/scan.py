@@ -315,7 +315,8 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
     walk = _Walk(disk, state, segment_bytes, start, segments)
     walk.prepare()
     first = walk.thaw(0).headers[0] if start.entries else None
-    segments[0].position = first.position if first is not None else 0
+    begins_here = start.positions if not start.entries else 0
+    segments[0].position = first.position if first is not None else begins_here
     # Below the checkpoint nothing is in doubt, but what has lost its place has to be written again.
     displaced = {segments[0].base + index for index, header in enumerate(walk.thaw(0).headers) if header is None}
 

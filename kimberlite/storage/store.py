@@ -562,9 +562,10 @@ class Store:
         """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes."""
         first_op, first_position = self._floor
         if first_op <= checkpoint.op + 1 and first_op > checkpoint.first_op:
-            checkpoint = replace(
-                checkpoint, first_op=first_op, first_position=first_position, first_segment=self._number_of(first_op)
-            )
+            number = self._number_of(first_op)
+            checkpoint = replace(checkpoint, first_op=first_op, first_position=first_position, first_segment=number)
+            if number > checkpoint.segment:  # the checkpoint's own entry goes too: what follows begins a segment
+                checkpoint = replace(checkpoint, segment=number, entries=0, end=0)
         if checkpoint == self._superblock.last.checkpoint:
             return
 

@@ -207,6 +207,7 @@ def _gauge(name: str, help: str, how: str, moved: str, scenario: str, unit: Unit
 LOAD = "load"  # clients append and read
 REFUSALS = "refusals"  # duplicates, evictions, clients at the wrong replica, bytes that are no frame
 REPAIRS = "repair"  # a backup that was away, and a peer that does not answer its requests
+RETENTION = "retention"  # more is appended than is kept
 DAMAGE = "damage"  # a flipped byte in a journal and in a superblock
 STALL = "stall"  # a primary whose backups are stopped
 RECOVERING = "recovering"  # a primary that starts again while its peers are stopped
@@ -215,7 +216,7 @@ DRAIN = "drain"  # SIGTERM
 HANG = "hang"  # SIGSTOP
 WRITE_FAILURE = "write_failure"  # a journal write that the system refuses
 FIXED = "fixed"  # what does not move: compared with what is known from elsewhere
-SCENARIOS = (LOAD, REFUSALS, REPAIRS, DAMAGE, STALL, RECOVERING, KILL, DRAIN, HANG, WRITE_FAILURE, FIXED)
+SCENARIOS = (LOAD, REFUSALS, REPAIRS, DAMAGE, RETENTION, STALL, RECOVERING, KILL, DRAIN, HANG, WRITE_FAILURE, FIXED)
 
 LATENCIES = (
     _histogram(
@@ -630,6 +631,20 @@ HEALTH = (
         "appends",
         LOAD,
         base_name="log_entries",
+    ),
+    _gauge(
+        "log_first_event",
+        "Position of the first event that can be read: lower ones were trimmed.",
+        "A reader whose position comes near it is about to lose events.",
+        "a trim",
+        RETENTION,
+    ),
+    _gauge(
+        "checkpoint_number",
+        "Op of the durable checkpoint: a restart executes what comes after it.",
+        "applied_number minus it is what a restart has to do; when it stands still, so does trimming.",
+        "CHECKPOINTED",
+        LOAD,
     ),
     _gauge(
         "log_event_count",

@@ -42,6 +42,8 @@ class StorageSample(NamedTuple):
     entry_bytes: int  # written to the journal
     log_bytes: int
     entries: int
+    first_position: int
+    checkpoint_op: int
     free_bytes: int | None  # None: as before
 
 
@@ -398,6 +400,8 @@ class Recorder:
         self._set["journal_inline"](sample.inline)
         self._set["log_size"](sample.log_bytes)
         self._set["log_entry_count"](sample.entries)
+        self._set["log_first_event"](sample.first_position)
+        self._set["checkpoint_number"](sample.checkpoint_op)
         if sample.free_bytes is not None:
             self._set["disk_free"](sample.free_bytes)
 

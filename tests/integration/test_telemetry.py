@@ -44,6 +44,7 @@ SESSIONS_MAX = 4
 APPENDS = 600  # so many that repair asks the replica that is silent, too, though it asks the quick one first
 LOAD_APPENDS = 300  # enough to set off the garbage collector
 EVENTS_PER_APPEND = 5
+RETENTION_BYTES = 24 << 20
 WATCH_S = 0.005
 GAUGES_S = 0.25  # gauges are set every 0.1 s
 TURN_S = 0.25  # the longest turn of a loop on a busy machine
@@ -312,14 +313,15 @@ class Player:
         self.until(level, "the victim has caught up")
 
     def damage(self, step: Step) -> None:
-        """Flip bytes in the last entries of a backup's journal, and in a copy of its superblock."""
+        """Flip bytes in the last entries of a journal, which a restart reads, and in a copy of a superblock."""
         victim = step.backups[0]
         step.facts["victim"] = victim
         self.cluster.kill(victim, signal.SIGTERM)
         data = self.cluster.replicas[victim].data
         journal = sorted(data.glob("journal-*"))[0]
         content = bytearray(journal.read_bytes())
-        for sector in (2, 3):
+        last = len(content.rstrip(b"\0")) // 4096
+        for sector in (last - 1, last):
             content[4096 * sector + 300] ^= 0xFF
         journal.write_bytes(content)
         superblock = data / "superblock"
@@ -330,6 +332,17 @@ class Player:
         step.restarted.add(victim)
         self.until(lambda: step.high[victim].get("journal_faulty", 0) > 0, "the damage is found")
         self.until(lambda: probe.fetch_status(self.cluster.addresses[victim], 5)["faulty"] == 0, "it is repaired")
+
+    def retention(self, step: Step) -> None:
+        """Two segments more than are kept, and then as many operations as a checkpoint takes."""
+        self.append(110, (RETENTION_BYTES + (32 << 20)) // 110 // EVENTS_PER_APPEND)
+        self.append(100)
+
+        def trimmed(replica: int) -> bool:
+            scrape = self.scrape(replica)
+            return scrape is not None and scrape["vsr_log_first_event"] > 0
+
+        self.until(lambda: all(map(trimmed, range(REPLICAS))), "every replica has trimmed its log")
 
     def stall(self, step: Step) -> None:
         """The backups stop, clients go on asking: the primary fails to commit, and gives up in the end."""
@@ -453,6 +466,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, settings: tuple[str, ...]) -
     own = (
         f"limits.sessions_max={SESSIONS_MAX}",
         "limits.pipeline_max=1",
+        "checkpoint.ops=100",
+        f"retention.bytes_max={RETENTION_BYTES}",
         "storage.inline_threshold_us=1000000",  # any disk counts as quick; where a scenario wants it slow, it says so
         "timing.suspect_min_ms=800",  # on a busy machine no views change but those that a scenario wants
     )
@@ -695,6 +710,8 @@ PROOFS: dict[str, Proof] = {
     "log_size": rises(),
     "log_entry_count": rises(),
     "log_event_count": exact_events,
+    "log_first_event": rises(),
+    "checkpoint_number": rises(),
     "last_commit": passes(lambda age: 0 <= age < 5),
     "disk_free": free_space,
     "client_sessions_active": rises(),

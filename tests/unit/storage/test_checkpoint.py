@@ -218,6 +218,22 @@ def test_a_trim_waits_for_the_checkpoint_that_no_longer_needs_what_goes() -> Non
     assert log.start().first_op == first_op
 
 
+def test_a_trim_may_take_everything_that_is_in_the_checkpoint() -> None:
+    log = Log()
+    log.append(60)
+    first_op, first_position, *_ = list(log.store.extents())[2]
+    log.checkpoint(first_op - 1)  # the last entry of its segment, which goes
+    log.store.trim(first_op, first_position)
+    log.finish()
+    assert log.names("journal")[0] == "journal-00000002"
+    for _ in range(2):
+        recovered = log.start()
+        assert (recovered.settled, recovered.head, recovered.restored.op) == (60, 60, first_op - 1)
+        assert log.store.find(first_position) == first_op
+        for op in range(first_op, 61):
+            assert log.store.read(op) is not None
+
+
 def test_what_a_crash_left_of_an_unfinished_checkpoint_is_removed() -> None:
     log = Log()
     log.append(12)

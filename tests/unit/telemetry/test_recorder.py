@@ -283,6 +283,8 @@ def test_storage(recorder: Recorder) -> None:
         entry_bytes=6000,
         log_bytes=7000,
         entries=4,
+        first_position=11,
+        checkpoint_op=12,
         free_bytes=None,
     )
     recorder.update_storage(sample._replace(free_bytes=1 << 40))
@@ -299,5 +301,7 @@ def test_storage(recorder: Recorder) -> None:
         "bytes_written": 6000,
         "log_size": 7000,
         "log_entry_count": 4,
+        "log_first_event": 11,
+        "checkpoint_number": 12,
         "disk_free": 1 << 40,
     }
