@@ -37,7 +37,7 @@ from kimberlite.storage.journal import (
     witness_name,
 )
 from kimberlite.storage.scan import Scan, fill_below, release, scan
-from kimberlite.types import Checksum, EntryState, Header, Message, root_header
+from kimberlite.types import EntryState, Header, Message, root_header
 
 CHUNK = 64 << 10  # of a witness file, read at a time
 
@@ -155,7 +155,7 @@ class Audit:
         self._block: superblock.Superblock | None = None
         self._scan: Scan | None = None
         self._states: dict[int, EntryState] = {}
-        self._identities: dict[int, Checksum] = {}
+        self._identities: dict[int, Header] = {}
         self.total_bytes = superblock.COPIES * superblock.COPY_BYTES + sum(
             self._size(name) for number in self._journals for name in (journal_name(number), witness_name(number))
         )
@@ -233,9 +233,9 @@ class Audit:
         for entry in result.recovered.entries:
             self._states[entry.op] = entry.state
             if entry.header is not None:
-                self._identities[entry.op] = entry.header.checksum
-        for header in block.state.suffix:
-            self._identities.setdefault(header.op, header.checksum)
+                self._identities[entry.op] = entry.header
+        for op, header in result.identities.items():
+            self._identities.setdefault(op, header)
 
     def _required(self) -> superblock.Superblock:
         if self._block is None:
@@ -340,11 +340,12 @@ class Audit:
         witness = record.header if isinstance(record, Record) and self._fits(record.header, place) else None
         offset = record.offset if isinstance(record, Record) and witness is not None else place.end
         found = Flaw.UNREADABLE if offset is None else self._examine(journal, offset)
-        known = witness
+        known = witness or (self._identities.get(place.op) if place.op is not None else None)
+        intact = False
         if isinstance(found, Message):
             header = found.header
             if self._fits(header, place) and (witness is None or witness.checksum == header.checksum):
-                known = header
+                known, intact = header, True
                 self.entries += 1
                 self.entry_bytes += round_up(header.size)
                 if witness is None:
@@ -362,7 +363,7 @@ class Audit:
             yield from self._damage(place, None, Cause.ENTRY_LOST, "nothing is left that tells where the entry stands")
         else:
             yield from self._damage(place, offset, *_FLAWS[found])
-        if known is None and not isinstance(record, Record) and record is not Cause.WITNESS_MISSING:
+        if not intact and not isinstance(record, Record) and record is not Cause.WITNESS_MISSING:
             yield from self._judged(self._witness_finding(place, record, harmless=False))
         if place.op is None and known is not None:
             place.op = known.op
@@ -376,12 +377,12 @@ class Audit:
         """Whether an entry may be the one of that place."""
         if place.op is None:
             return True
-        identity = self._identities.get(place.op)
-        return (
-            header.op == place.op
-            and (identity is None or identity == header.checksum)
-            and (place.before is None or place.before.checksum == header.parent)
-        )
+        identity, state = self._identities.get(place.op), self._required().state
+        if identity is not None and identity.checksum != header.checksum:
+            return False
+        if header.op != place.op or (header.op > state.suffix_head and header.view != state.log_view):
+            return False
+        return place.before is None or place.before.checksum == header.parent
 
     def _damage(self, place: _Place, offset: int | None, cause: Cause, text: str) -> Iterator[Finding]:
         name = journal_name(place.number)

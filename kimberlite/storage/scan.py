@@ -17,6 +17,8 @@ from kimberlite._fast import framing
 from kimberlite.errors import DataMissingError, FrameError
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    RECORDS_PER_SECTOR,
     Contents,
     Record,
     Segment,
@@ -46,6 +48,7 @@ class Scan:
     spare: list[Segment]  # files beyond the log, to be used again
     fixes: list[int]  # ops whose witness is to be written again
     faulty: set[int]
+    identities: dict[int, Header]  # those that the superblock's suffix proves, from it downwards
 
 
 @dataclass(slots=True)
@@ -199,13 +202,20 @@ class _Walk:
 
     def _witness_at(self, at: int, index: int, op: int, before: Header | None) -> tuple[Witness, Record | None]:
         records = self.records(at)
-        if index >= len(records):
-            return Witness.ZERO, None
-        record = records[index]
+        record = records[index] if index < len(records) else None
         if record is None:
-            zero = is_zero_record(self.thaw(at).image, index)
-            return (Witness.ZERO if zero else Witness.DAMAGED), None
+            return (Witness.DAMAGED if self._is_damaged_at(at, index) else Witness.ZERO), None
         return (Witness.MATCH if self.acceptable(record.header, op, before) else Witness.OTHER), record
+
+    def _is_damaged_at(self, at: int, index: int) -> bool:
+        """Whether a record that is none is damaged. In a sector that holds a damaged one zeros prove nothing either:
+        what came over the sector may have taken the record away."""
+        if not self.is_damaged:
+            return False
+        image, records = self.thaw(at).image, self.records(at)
+        first = index // RECORDS_PER_SECTOR * RECORDS_PER_SECTOR
+        neighbours = range(first, min(first + RECORDS_PER_SECTOR, len(records)))
+        return any(records[near] is None and not is_zero_record(image, near) for near in neighbours)
 
     def look(self, op: int, before: Header | None, at: int, index: int, end: int | None) -> _Found:
         """Find the place and the evidence of `op`: next in this segment, or first in the following."""
@@ -375,14 +385,18 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
         before = found.header
         op += 1
     # What neither entry nor witness places at the end of the journal is appended anew; the faulty among
-    # it stay in doubt.
-    faulty = {number for number in faulty if number <= last_placed} | displaced
+    # it stay in doubt, also when their sector of the witnesses is written meanwhile.
+    doubted = {number for number in faulty if number > last_placed}
+    faulty = (faulty - doubted) | displaced
     while segments[at].last > last_placed and segments[at].count:
         tail = walk.thaw(at)
         tail.headers.pop()
         tail.offsets.pop()
         segments[at].count -= 1
-        segments[at].unwitnessed.pop(segments[at].count, None)
+        index = segments[at].count
+        segments[at].unwitnessed.pop(index, None)
+        if segments[at].base + index in doubted and is_zero_record(tail.image, index):
+            tail.image[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = b"\xff" * RECORD_BYTES
         if segments[at].count == 0 and at > 0:
             at -= 1
     recovered = Recovered(
@@ -396,7 +410,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
         torn=torn,
         faulty=sum(entry.state is EntryState.FAULTY for entry in entries),
     )
-    return Scan(recovered, below, segments[: at + 1], segments[at + 1 :], fixes, faulty)
+    return Scan(recovered, below, segments[: at + 1], segments[at + 1 :], fixes, faulty, walk.identities)
 
 
 def _find_segments(disk: Disk, segment_bytes: int, start: Checkpoint) -> tuple[list[Segment], list[Segment]]:

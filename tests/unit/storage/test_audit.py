@@ -267,13 +267,13 @@ def test_what_a_crash_leaves_is_harmless(kit: Any, small: Any, image: Files) -> 
     raw = (late.header.raw + bytes(late.body)).ljust(SECTOR, b"\0")
     image.durable[JOURNAL][END : END + SECTOR] = raw
     image.durable[JOURNAL][END + SECTOR : END + SECTOR + 512] = (torn.header.raw + bytes(torn.body))[:512]
-    image.durable[WITNESS][6 * RECORD_BYTES + 4] = 1
+    image.durable[WITNESS][9 * RECORD_BYTES + 4] = 1  # in another sector than the records
     result = audited(image)
     assert result.damage == []
     assert [(f.cause, f.op, f.offset) for f in result.findings] == [
         (Cause.WITNESS_MISSING, 5, 4 * RECORD_BYTES),
         (Cause.ENTRY_TORN, None, END + SECTOR),
-        (Cause.WITNESS_DAMAGED, None, 6 * RECORD_BYTES),
+        (Cause.WITNESS_DAMAGED, None, 9 * RECORD_BYTES),
     ]
     assert result.audit.entries == 5
 

@@ -253,3 +253,24 @@ def test_what_was_written_while_it_grew_cold_is_let_go_later(kit: Any, bench: An
         bench.store.header(message.header.op)
     bench.store.completions()
     assert [segment.number for segment in bench.store._open] == [13]
+
+
+def test_a_witness_sector_that_was_written_over_proves_of_no_entry_that_it_was_never_written(
+    kit: Any, bench: Any
+) -> None:
+    """One record of it is damaged, the others are zeros: what came over them may have taken them away."""
+    entries = kit.chain([WHOLE, WHOLE, WHOLE, 10])
+    bench.append(entries)
+    for damaged in range(4):
+        image = kit.copied(bench.files)
+        damage_entry(image, 0, damaged * SECTOR)
+        witness = image.durable[witness_name(0)]
+        witness[:] = bytes(len(witness))
+        damage_witness(image, 0, 0)
+        recovered = kit.open(image).recovered
+        assert recovered.settled == damaged
+        assert recovered.head >= 4, "acknowledged"
+        assert {state for state, _ in states(recovered).values()} == {EntryState.FAULTY}
+        # The witnesses of the intact entries were written again: what is in doubt stays so.
+        again = kit.open(image).recovered
+        assert (again.settled, again.head) == (recovered.settled, recovered.head)
