@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --retries 5 --ti
 SOURCES := $(shell find kimberlite -type f ! -path '*/__pycache__/*' ! -name '*.so' ! -name '_native.c') \
 	setup.py pyproject.toml
 
-.PHONY: dev test lint bench sim faults asan docs wheel clean
+.PHONY: dev test lint bench sim enumerate faults asan docs wheel clean
 .DEFAULT_GOAL := test
 
 # --- set-up -------------------------------------------------------------------------------------
@@ -60,6 +60,10 @@ bench: $(VENV)/stamp-package $(VENV)/stamp-test
 
 sim: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr run --seeds 0:1000 --jobs "$$(nproc)" $(ARGS)
+
+# Every damage of a small disk: a million images.
+enumerate: $(VENV)/stamp-package
+	$(BIN)/kimberlite vopr enumerate corruption --jobs "$$(nproc)" $(ARGS)
 
 # Real processes under real faults, every single one: kill -9 before each system call that writes the disk (hours), and
 # a disk whose blocks fail (root; minutes). The tests run a sample of the first and all of the second.

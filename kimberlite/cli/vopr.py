@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kimberlite.cli.common import json_option, note, print_json
+from kimberlite.cli.common import json_option, note, print_json, table
 from kimberlite.errors import CanaryMissedError, UsageError, ViolationError
 from kimberlite.vopr import canaries as planted
+from kimberlite.vopr import corruption
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.plan import REQUESTS
@@ -39,20 +40,23 @@ requests_option = click.option(
     help="Appends that the clients of a run make together.",
 )
 
+OUTCOMES = ("repaired", "healed", "harmless", "refused", "wrong")  # of an image with damage
+
 canary_option = click.option("--canary", metavar="NAME", help="With that planted bug, to see how it fails.")
 
 
 class Bar:
-    """A progress bar on standard error when that is a terminal; gives a function to advance it."""
+    """A progress bar on standard error when that is a terminal; gives a function to advance it, by one or
+    by as many as it is told."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what = what
         self._total = total
         self._progress: Progress | None = None
 
-    def __enter__(self) -> Callable[[], None]:
+    def __enter__(self) -> Callable[..., None]:
         if not sys.stderr.isatty():
-            return lambda: None
+            return lambda count=1: None
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -68,7 +72,7 @@ class Bar:
         task = progress.add_task(self._what, total=self._total)
         progress.start()
         self._progress = progress
-        return lambda: progress.advance(task)
+        return lambda count=1: progress.advance(task, count)
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:
@@ -271,3 +275,46 @@ def canaries(seeds_max: int, only: tuple[str, ...], requests: int, as_json: bool
         click.echo(f"{len(found) - len(missed)} of {len(found)} planted bugs found")
     if missed:
         raise CanaryMissedError(f"planted bugs not found: {', '.join(missed)}", names=missed)
+
+
+@vopr.group("enumerate", short_help="Every damage of a small disk, instead of luck.")
+def enumerate_group() -> None:
+    """Every damage of a small disk, one at a time, instead of luck."""
+
+
+@enumerate_group.command("corruption", short_help="Damage every bit, sector and file.")
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of kinds with more than a thousand images, only every N-th.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes that share the images."
+)
+@json_option
+def enumerate_corruption(every: int, jobs: int, as_json: bool) -> None:
+    """Damage every bit, sector and file of two small replicas, one at a time; start, read everything, repair.
+
+    Nothing may crash, no start may be refused while enough is left, what is served must be what was acknowledged,
+    and everything else must be known to be damaged and repaired with the entries of a peer. Prints how many
+    images ended how: repaired from a peer, healed by the start alone, harmless, refused (what is left is no
+    replica). Ends with exit code 51 when something was wrong. With --json the totals are one line.
+    """
+    with Bar("images", corruption.total(every)) as advance:
+        report = corruption.enumerate_all(every, jobs, advance)
+    columns = ("damage", "images", *OUTCOMES)
+    rows: list[dict[str, object]] = [
+        {"damage": kind, "images": sum(counts.values()), **counts} for kind, counts in report.outcomes.items()
+    ]
+    totals = {"images": report.images, **{name: report.totals.get(name, 0) for name in OUTCOMES}}
+    if as_json:
+        print_json({**totals, "kinds": report.outcomes, "failures": report.failures})
+    else:
+        click.echo(table(columns, [*rows, {"damage": "all", **totals}]))
+        for text in report.failures:
+            click.echo(text)
+    if report.wrong:
+        raise ViolationError(f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}", seeds=[])

@@ -162,3 +162,24 @@ def test_canaries_fail_when_one_is_missed(monkeypatch: pytest.MonkeyPatch, capsy
     assert "planted bugs not found: quorum-off-by-one" in captured.err
     assert f"{len(CANARIES) - 1} of {len(CANARIES)} planted bugs found" in captured.out
     assert main(["vopr", "canaries", "--only", "nonsense"]) == 2
+
+
+def test_enumerate_corruption(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["vopr", "enumerate", "corruption", "--every", "50021"]
+    assert main(command) == 0
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["damage", "images", "repaired", "healed", "harmless", "refused", "wrong"]
+    assert last.split()[0] == "all" and len(rows) > 10
+    assert main([*command, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    totals = json.loads(line)
+    assert totals["images"] == sum(totals[name] for name in ("repaired", "healed", "harmless", "refused"))
+    assert (totals["wrong"], totals["failures"]) == (0, [])
+
+    def crashing(*arguments: object) -> str:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("kimberlite.vopr.corruption.judge", crashing)
+    assert main(command) == 51
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError: boom" in captured.out and "images went wrong" in captured.err

@@ -10,12 +10,11 @@ import pytest
 from kimberlite._fast.framing import make_header
 from kimberlite.storage.interface import Write
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import ClusterId, Command, Header, Message, Operation, Recovered, ViewState, root_header
+from kimberlite.types import ClusterId, Header, Message, Recovered, ViewState
+from kimberlite.vopr.corruption import CLUSTER, ROOT, chain, copied, prepare
 from kimberlite.vopr.disk import Files, SimDisk
 
-CLUSTER: ClusterId = b"storage-cluster!"
 SEGMENT = 64 << 10
-ROOT = root_header(make_header, CLUSTER)
 
 
 @dataclass
@@ -49,36 +48,6 @@ class RecordingDisk(SimDisk):
         self.released.append(self._handles[file])
 
 
-def prepare(before: Header, body: bytes = b"", *, view: int = 0, commit: int = 0, events: int = 1) -> Message:
-    """The prepare after `before`."""
-    position = before.position + before.count
-    header = make_header(
-        body,
-        cluster=CLUSTER,
-        command=Command.PREPARE,
-        replica=0,
-        view=view,
-        op=before.op + 1,
-        commit=commit,
-        parent=before.checksum,
-        operation=Operation.APPLY,
-        position=position,
-        count=events,
-    )
-    return Message(header, body)
-
-
-def chain(
-    sizes: Sequence[int], *, after: Header = ROOT, view: int = 0, salt: int = 0, events: int = 1
-) -> list[Message]:
-    """Prepares with bodies of those sizes, one after another."""
-    result: list[Message] = []
-    for number, size in enumerate(sizes):
-        body = bytes((number + salt + at) % 251 for at in range(size))
-        result.append(prepare(result[-1].header if result else after, body, view=view, events=events))
-    return result
-
-
 @dataclass
 class Bench:
     """A formatted store and the means to open it again from any image."""
@@ -110,13 +79,6 @@ class Bench:
 
     def reopen(self) -> Bench:
         return open_bench(copied(self.files))
-
-
-def copied(files: Files) -> Files:
-    return Files(
-        {name: bytearray(content) for name, content in files.durable.items()},
-        {name: set(sectors) for name, sectors in files.unreadable.items()},
-    )
 
 
 def open_bench(files: Files, recorder: Recorder | None = None) -> Bench:

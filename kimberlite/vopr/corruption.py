@@ -1,0 +1,512 @@
+"""Corruption by enumeration: a small replica, every single damage of its disk, and what becomes of each.
+
+    bits         every bit of every file, one at a time
+    sectors      every one zeroed, filled with ones, unreadable, swapped with every other, in the place of every
+                 other, as it was at every earlier time; and every superblock copy as it was
+    files        every one cut short at every byte, and gone
+
+Each image is started by the production store and everything is read from it. Nothing may crash; what is served must
+be what was acknowledged, byte for byte; what is not served must be known to be damaged, never be called absent;
+with the entries of a peer all of it must be repaired; and after another start nothing may be wrong any more. A start
+may be refused only where one event took more than one copy: no two copies of the superblock left, or a whole file. The
+audit of the damaged disk must name the very ops that a replica on it finds damaged.
+
+`python -m kimberlite.vopr.corruption FIRST STEP EVERY` prints the report on every STEP-th image as JSON: the workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+from kimberlite._fast.framing import make_header
+from kimberlite.errors import DataMissingError, StorageError, SuperblockError
+from kimberlite.storage import superblock
+from kimberlite.storage.audit import Audit, Cause
+from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, witness_name
+from kimberlite.storage.store import Store, format_store
+from kimberlite.types import ClusterId, Command, EntryState, Header, Message, Operation, ViewState, root_header
+from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
+
+CLUSTER: ClusterId = b"storage-cluster!"
+SEGMENT_BYTES = 64 << 10
+FAILURES_SHOWN = 20
+PROGRESS_EVERY = 500  # images
+ROOT = root_header(make_header, CLUSTER)
+# What an audit may still say of an image that has been repaired: nothing of it is about the log.
+LEFT_OVER = {Cause.FILE_SIZE, Cause.ENTRY_TORN}
+
+
+class Instant(SimDisk):
+    """A disk on which writes take no time."""
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(files, lambda: 0, lambda: 0)
+
+
+def copied(files: Files) -> Files:
+    """Contents and unreadable sectors, without the books that checkers of a run keep."""
+    return Files(
+        {name: bytearray(content) for name, content in files.durable.items()},
+        {name: set(sectors) for name, sectors in files.unreadable.items()},
+    )
+
+
+def prepare(before: Header, body: bytes = b"", *, view: int = 0, commit: int = 0, events: int = 1) -> Message:
+    """The prepare after `before`."""
+    header = make_header(
+        body,
+        cluster=CLUSTER,
+        command=Command.PREPARE,
+        replica=0,
+        view=view,
+        op=before.op + 1,
+        commit=commit,
+        parent=before.checksum,
+        operation=Operation.APPLY,
+        position=before.position + before.count,
+        count=events,
+    )
+    return Message(header, body)
+
+
+def chain(
+    sizes: Sequence[int], *, after: Header = ROOT, view: int = 0, salt: int = 0, events: int = 1
+) -> list[Message]:
+    """Prepares with bodies of those sizes, one after another."""
+    result: list[Message] = []
+    for number, size in enumerate(sizes):
+        body = bytes((number + salt + at) % 251 for at in range(size))
+        result.append(prepare(result[-1].header if result else after, body, view=view, events=events))
+    return result
+
+
+# The replica that is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """A replica's disk, what it has acknowledged and promised, and how the disk was at earlier times."""
+
+    name: str
+    files: Files
+    history: list[Files]
+    entries: list[Message]  # acknowledged, in order of their ops from 1
+    state: ViewState
+    used: dict[str, int]  # bytes of a file up to which damage is enumerated
+    ends: dict[str, int]  # bytes of a file in which every bit matters
+
+
+class _Builder:
+    """Writes a log, and keeps what the disk was after each step."""
+
+    def __init__(self) -> None:
+        self.files = Files()
+        format_store(
+            Instant(self.files),
+            make_header,
+            cluster=CLUSTER,
+            replica=0,
+            replica_count=3,
+            segment_bytes=SEGMENT_BYTES,
+        )
+        self.store = Store(Instant(self.files), make_header)
+        self.store.recover()
+        self.history: list[Files] = []
+        self.state = self.store.view_state
+        self._keep()
+
+    def _keep(self) -> None:
+        self.store.completions()
+        self.history.append(copied(self.files))
+
+    def append(self, entries: Sequence[Message]) -> None:
+        self.store.append(1, entries)
+        self._keep()
+
+    def enter(self, state: ViewState, keep: int) -> None:
+        """A view change whose log has none of the ops above `keep` that stand here."""
+        self.store.set_view_state(1, state)
+        self.state = state
+        self._keep()
+        self.store.truncate(keep)
+
+    def specimen(self, name: str, entries: list[Message]) -> Specimen:
+        used = {}
+        ends = {superblock.NAME: superblock.COPIES * superblock.COPY_BYTES}
+        for message in entries:
+            number, index, _, offset = self.store._locate(message.header.op)
+            ends[witness_name(number)] = (index + 1) * RECORD_BYTES
+            ends[journal_name(number)] = (offset or 0) + round_up(message.header.size)
+        for file, content in self.files.durable.items():
+            end = len(content.rstrip(b"\0"))
+            behind = SECTOR if file.startswith("journal-") else len(content)
+            used[file] = min((end + SECTOR - 1) // SECTOR * SECTOR + behind, len(content))
+        return Specimen(name, self.files, self.history[:-1], entries, self.state, used, ends)
+
+
+def small() -> Specimen:
+    """Four entries in six sectors, in the place of two of an older view."""
+    builder = _Builder()
+    builder.append(chain([700, 3000], salt=9))
+    entries = chain([100, 9000, 0, 300], view=1)
+    builder.enter(ViewState(1, 1, base=0, suffix_head=0, suffix=(ROOT,)), 0)
+    for message in entries:
+        builder.append([message])
+    return builder.specimen("one segment", entries)
+
+
+def long() -> Specimen:
+    """Four segments of a log, one of which a restart does not read, and a fifth that an older view had filled."""
+    builder = _Builder()
+    old = chain([SECTOR - 256] * 60 + [20_000, 9000, SECTOR])
+    for start in range(0, len(old), 7):
+        builder.append(old[start : start + 7])
+    kept = old[:50]
+    suffix = tuple(message.header for message in kept[-8:])
+    builder.enter(ViewState(2, 2, commit=45, base=45, suffix_head=50, suffix=suffix), 50)
+    new = chain([5000, 100, SECTOR - 256, 0], after=kept[-1].header, view=2, salt=3)
+    for message in new:
+        builder.append([message])
+    return builder.specimen("four segments", kept + new)
+
+
+# What happens to it
+
+
+@dataclass(slots=True)
+class Damage:
+    """A disk after one event. may_refuse: errors with which a start on it may end."""
+
+    text: str
+    files: Files
+    may_refuse: tuple[type[StorageError], ...] = ()
+    is_double: bool = False  # it hits both pieces of evidence for an op, journal and witness
+    must: str = ""  # how it has to end, where that is known beforehand
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """All damages of one kind, by number from 0."""
+
+    name: str
+    count: int
+    make: Callable[[int], Damage]
+
+
+def kinds(specimen: Specimen) -> list[Kind]:
+    files, used = specimen.files, specimen.used
+    names = sorted(files.durable)
+    sectors = [(name, at) for name in names for at in range(0, used[name], SECTOR)]
+    pairs = list(itertools.combinations(sectors, 2))
+    orders = list(itertools.permutations(sectors, 2))
+    versions = list(range(len(specimen.history)))
+    copies = [(version, copy) for version in versions for copy in range(superblock.COPIES)]
+    older = [(version, sector) for version in versions for sector in sectors]
+
+    def bit(name: str) -> Callable[[int], Damage]:
+        def make(number: int) -> Damage:
+            at = number // 8
+            image = copied(files)
+            image.durable[name][at] ^= 1 << number % 8
+            matters = at < specimen.ends.get(name, 0)
+            must = ("repaired" if name.startswith("journal-") else "healed") if matters else ""
+            return Damage(f"bit {number % 8} of byte {at} of {name}", image, must=must)
+
+        return make
+
+    def filled(byte: int) -> Callable[[int], Damage]:
+        def make(number: int) -> Damage:
+            name, at = sectors[number]
+            image = copied(files)
+            image.durable[name][at : at + SECTOR] = bytes([byte]) * SECTOR
+            return Damage(f"{name} offset {at} filled with {byte:#x}", image)
+
+        return make
+
+    def unreadable(number: int) -> Damage:
+        name, at = sectors[number]
+        image = copied(files)
+        make_unreadable(image, name, at // SECTOR)
+        return Damage(f"{name} offset {at} can not be read", image)
+
+    def swapped(number: int) -> Damage:
+        left, right = pairs[number]
+        image = copied(files)
+        _put(image, left, _sector(files, right))
+        _put(image, right, _sector(files, left))
+        both = {left[0][:7], right[0][:7]} == {"journal", "witness"}
+        return Damage(f"{left} and {right} swapped", image, is_double=both)
+
+    def misdirected(number: int) -> Damage:
+        source, target = orders[number]
+        image = copied(files)
+        _put(image, target, _sector(files, source))
+        return Damage(f"{source} also at {target}", image)
+
+    def rolled_back(number: int) -> Damage:
+        version, sector = older[number]
+        image = copied(files)
+        _put(image, sector, _sector(specimen.history[version], sector))
+        return Damage(f"{sector} as it was in version {version}", image)
+
+    def copy_rolled_back(number: int) -> Damage:
+        version, copy = copies[number]
+        image = copied(files)
+        at = slice(copy * superblock.COPY_BYTES, (copy + 1) * superblock.COPY_BYTES)
+        image.durable[superblock.NAME][at] = specimen.history[version].durable[superblock.NAME][at]
+        return Damage(f"superblock copy {copy} as it was in version {version}", image)
+
+    def cut(name: str) -> Callable[[int], Damage]:
+        def make(length: int) -> Damage:
+            image = copied(files)
+            del image.durable[name][length:]
+            lost = name == superblock.NAME and length < superblock.READ_QUORUM * superblock.COPY_BYTES
+            return Damage(f"{name} cut to {length} bytes", image, (SuperblockError,) if lost else ())
+
+        return make
+
+    def gone(number: int) -> Damage:
+        image = copied(files)
+        del image.durable[names[number]]
+        return Damage(f"{names[number]} gone", image, (DataMissingError, SuperblockError))
+
+    return [
+        *(Kind(f"bits of a {_what(name)}", used[name] * 8, bit(name)) for name in names),
+        Kind("sector zeroed", len(sectors), filled(0)),
+        Kind("sector of ones", len(sectors), filled(0xFF)),
+        Kind("sector unreadable", len(sectors), unreadable),
+        Kind("sectors swapped", len(pairs), swapped),
+        Kind("sector misdirected", len(orders), misdirected),
+        Kind("sector rolled back", len(older), rolled_back),
+        Kind("superblock copy rolled back", len(copies), copy_rolled_back),
+        *(Kind(f"{_what(name)} cut short", len(files.durable[name]), cut(name)) for name in names),
+        Kind("file gone", len(names), gone),
+    ]
+
+
+def _what(name: str) -> str:
+    """journal, witness, superblock."""
+    return name.split("-")[0]
+
+
+def _sector(files: Files, place: tuple[str, int]) -> bytes:
+    """A sector as it was; zeros where there was no such file."""
+    name, at = place
+    return bytes(files.durable.get(name, b"")[at : at + SECTOR]).ljust(SECTOR, b"\0")
+
+
+def _put(files: Files, place: tuple[str, int], data: bytes) -> None:
+    name, at = place
+    files.durable[name][at : at + SECTOR] = data
+
+
+# What becomes of it
+
+
+class Wrong(AssertionError):
+    """Something that must not happen."""
+
+
+def judge(specimen: Specimen, damage: Damage) -> str:
+    """Start on a damaged disk, read everything, repair it. Returns how it ended: refused, repaired (from a peer),
+    healed (by the start alone) or harmless. Raises Wrong, and whatever crashes."""
+    image, entries = damage.files, specimen.entries
+    before = {name: bytes(content) for name, content in image.durable.items()}
+    audit = Audit(Instant(image))
+    try:
+        named = {finding.op for finding in audit.findings() if not finding.harmless and finding.op is not None}
+    except FileNotFoundError:
+        named = set()
+    try:
+        store = Store(Instant(image), make_header)
+        recovered = store.recover()
+    except damage.may_refuse:
+        return "refused"
+    except StorageError as error:
+        raise Wrong(f"the start was refused: {error}") from error
+    store.completions()
+    _check(recovered.view_state == specimen.state, "the promises are others")
+    beyond = recovered.head > len(entries) and damage.is_double  # it may fear to have had more
+    _check(recovered.head == len(entries) or beyond, f"the log ends with op {recovered.head}")
+    absent = [entry.op for entry in recovered.entries if entry.state is EntryState.ABSENT]
+    _check(not absent, f"ops {absent} were acknowledged and are called absent")
+    faulty = {entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY}
+    faulty |= _read_all(store, entries, faulty)
+    faulty = {op for op in faulty if op <= len(entries)}  # of more, the primary says that it never was
+    named = {op for op in named if op <= len(entries)}
+    _check(store.faulty <= faulty, "an op is called damaged that is not")
+    _check(named == faulty, f"the audit names ops {sorted(named)}, the replica {sorted(faulty)}")
+    healed = any(image.durable[name] != content for name, content in before.items())
+    for op in sorted(faulty):
+        message = entries[op - 1]
+        if op <= store.head:
+            store.repair(op, [message])
+        else:
+            store.append(op, [message])
+        _check(store.completions() == [op], "the repair is durable")
+    _check(not store.faulty, "what was repaired is still called damaged")
+    _check(not _read_all(store, entries, set()), "what was repaired can not be read")
+    if any(image.durable[name] != content for name, content in specimen.files.durable.items()):
+        _restart_whole(specimen, image)
+    return "repaired" if faulty else "healed" if healed else "harmless"
+
+
+def _check(condition: bool, text: str) -> None:
+    if not condition:
+        raise Wrong(text)
+
+
+def _read_all(store: Store, entries: Sequence[Message], known: set[int]) -> set[int]:
+    """The ops that can not be read. Everything that is served is what was acknowledged."""
+    lost = set()
+    for message in entries:
+        header = message.header
+        op = header.op
+        for served in (store.read(op, header.checksum), store.read(op)):
+            if served is None:
+                lost.add(op)
+                _check(op in known or op in store.faulty, f"op {op} is not served and not known to be damaged")
+            else:
+                _check(served.header == header and served.body == message.body, f"op {op}: wrong bytes served")
+        found = store.header(op)
+        _check(found is None or found == header, f"op {op}: a wrong header served")
+        _check(store.find(header.position) in (op, None), f"position {header.position}: a wrong op found")
+    ops = {header.op: header for header in store.headers(1, len(entries))}
+    _check(all(header == entries[op - 1].header for op, header in ops.items()), "wrong headers served")
+    for op in (0, len(entries) + 1, len(entries) + 9):
+        _check(store.read(op) is None, f"op {op} served, which there is not")
+    _check(store.find(len(entries)) is None, "a position found that there is not")
+    return lost
+
+
+def _restart_whole(specimen: Specimen, image: Files) -> None:
+    """After a repair, the next start finds everything, and nothing to do."""
+    store = Store(Instant(image), make_header)
+    recovered = store.recover()
+    count = len(specimen.entries)
+    _check((recovered.settled, recovered.head, recovered.view_state) == (count, count, specimen.state), "not repaired")
+    _check(not store.faulty, "damaged again")
+    left = {finding.cause for finding in Audit(Instant(image)).findings()} - LEFT_OVER
+    _check(not left, f"after the repair the audit finds {sorted(left)}")
+
+
+# All of it
+
+
+@dataclass(slots=True)
+class Report:
+    """How many images of each kind ended how, and the first of those that went wrong."""
+
+    images: int = 0
+    outcomes: dict[str, dict[str, int]] = field(default_factory=dict)  # kind -> outcome -> images
+    wrong: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, outcome: str) -> None:
+        self.images += 1
+        counts = self.outcomes.setdefault(kind, {})
+        counts[outcome] = counts.get(outcome, 0) + 1
+
+    def merge(self, other: Report) -> None:
+        self.images += other.images
+        self.wrong += other.wrong
+        self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
+        for kind, counts in other.outcomes.items():
+            self.outcomes[kind] = dict(Counter(self.outcomes.get(kind, {})) + Counter(counts))
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return dict(sum((Counter(counts) for counts in self.outcomes.values()), Counter[str]()))
+
+
+WHOLE_UP_TO = 1000  # kinds of so few images are never sampled
+
+
+def numbers(kind: Kind, every: int) -> range:
+    return range(0, kind.count, 1 if kind.count <= WHOLE_UP_TO else every)
+
+
+def plan(every: int) -> Iterator[tuple[Specimen, Kind, int]]:
+    """Every image, or every so many of each kind. Of the long log only what is done to whole sectors and files."""
+    for specimen in (small(), long()):
+        for kind in kinds(specimen):
+            one_by_one = kind.name.startswith("bits") or kind.name.endswith("cut short")
+            step = every * 509 if one_by_one and specimen.name != "one segment" else every
+            for number in numbers(kind, step):
+                yield specimen, kind, number
+
+
+def total(every: int) -> int:
+    return sum(1 for _ in plan(every))
+
+
+def enumerate_part(first: int, step: int, every: int, advance: Callable[[int], None] = lambda count: None) -> Report:
+    """The images first, first + step, ... of the plan."""
+    report = Report()
+    for specimen, kind, number in itertools.islice(plan(every), first, None, step):
+        damage = kind.make(number)
+        try:
+            outcome = judge(specimen, damage)
+            _check(damage.must in ("", outcome), f"{outcome}, not {damage.must}")
+            report.add(kind.name, outcome)
+        except Exception as error:  # whatever a damaged disk makes happen is what is looked for
+            report.add(kind.name, "wrong")
+            report.wrong += 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error} ({where.name})"
+            if len(report.failures) < FAILURES_SHOWN:
+                report.failures.append(f"{specimen.name}, {damage.text}: {text}")
+        if report.images % PROGRESS_EVERY == 0:
+            advance(PROGRESS_EVERY)
+    advance(report.images % PROGRESS_EVERY)
+    return report
+
+
+def enumerate_all(every: int, jobs: int = 1, advance: Callable[[int], None] = lambda count: None) -> Report:
+    """All images, or every so many of each kind, on that many processes. advance: called with how many are done."""
+    if jobs <= 1:
+        return enumerate_part(0, 1, every, advance)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "kimberlite.vopr.corruption", *map(str, (index, jobs, every))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(jobs)
+    ]
+    report = Report()
+    try:
+        for worker in workers:
+            lines = worker.stdout if worker.stdout is not None else ()
+            last = ""
+            for last in lines:
+                if last.startswith("+"):
+                    advance(int(last))
+            if worker.wait() or not last.startswith("{"):
+                raise RuntimeError("a process that enumerates damage has died")
+            report.merge(Report(**json.loads(last)))
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+            if worker.stdout is not None:
+                worker.stdout.close()
+    return report
+
+
+def _worker(arguments: Sequence[str]) -> None:
+    first, step, every = map(int, arguments)
+    report = enumerate_part(first, step, every, lambda count: print(f"+{count}", flush=True))
+    print(json.dumps(asdict(report)), flush=True)
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1:])
