@@ -289,7 +289,7 @@ def enumerate_group() -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="Of kinds with more than a thousand images, only every N-th.",
+    help="Of kinds with more than a hundred images, only every N-th.",
 )
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes that share the images."

@@ -427,7 +427,7 @@ class Report:
         return dict(sum((Counter(counts) for counts in self.outcomes.values()), Counter[str]()))
 
 
-WHOLE_UP_TO = 1000  # kinds of so few images are never sampled
+WHOLE_UP_TO = 100  # kinds of so few images are never sampled
 
 
 def numbers(kind: Kind, every: int) -> range:
