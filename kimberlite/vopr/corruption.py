@@ -142,7 +142,7 @@ class _Builder:
         used = {}
         ends = {superblock.NAME: superblock.COPIES * superblock.COPY_BYTES}
         for message in entries:
-            number, index, _, offset = self.store._locate(message.header.op)
+            number, index, _, offset = self.store.place_of(message.header.op)
             ends[witness_name(number)] = (index + 1) * RECORD_BYTES
             ends[journal_name(number)] = (offset or 0) + round_up(message.header.size)
         for file, content in self.files.durable.items():
