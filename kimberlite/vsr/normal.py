@@ -514,6 +514,7 @@ def on_commit(r: Replica, message: Message) -> None:
         )
     r.learn_commit(header.commit)
     r.known_head = max(r.known_head, header.op)
+    r.trimmed_by_primary = header.request
     r.echo_nonce = header.nonce
     r.ack_due = True
     if r.known_head > r.log.op or r.log.durable < r.log.op:
@@ -521,7 +522,7 @@ def on_commit(r: Replica, message: Message) -> None:
 
 
 def _heartbeat(r: Replica) -> None:
-    """Tell the backups the head (op), the commit number and the identity of that op."""
+    """Tell the backups the head (op), the commit number and the identity of that op, and the first op there is."""
     commit = r.commit
     header = r.log.headers.get(commit)
     r.broadcast(
@@ -530,6 +531,7 @@ def _heartbeat(r: Replica) -> None:
             op=r.log.op,
             position=commit,
             context=header.checksum if header is not None else ZERO16,  # ZERO16: no longer in memory
+            request=r.first_op,
             nonce=r.now,
         )
     )

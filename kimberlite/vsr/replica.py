@@ -114,6 +114,7 @@ class Replica:
         # Backup
         self.stash: dict[int, Message] = {}
         self.known_head = 0  # head of the primary as last heard
+        self.trimmed_by_primary = 0  # first op that the primary has, as last heard
         self.ack_due = False
         self.echo_nonce = 0
 
@@ -397,6 +398,12 @@ class Replica:
                 return "; ".join([f"op {oldest.header.op} has {acks} of {quorum} acks", *silent])
         if self.is_primary and not self.ready:
             return f"primary of view {self.view} is committing what the last view left, up to op {self.ready_at_op}"
+        if not self.is_primary and self.trimmed_by_primary > self.log.linked + 1:
+            return (
+                f"this replica has the log up to op {self.log.linked}, the primary's begins with op "
+                f"{self.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and it can "
+                "not catch up"
+            )
         if self.suspecting:
             return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
         if self.is_primary and not self.can_journal:
