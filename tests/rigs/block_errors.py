@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from faulty_file import FaultyFile
-from harness import Load, RigCluster, RigError, inspect_journal, judge, running, show, wait_for
+from harness import Load, RigCluster, RigError, end_in_order, inspect_journal, judge, running, show, wait_for
 
 import kimberlite
 from kimberlite.errors import OutcomeUnknownError, UnavailableError, WriteFailedError
@@ -370,7 +370,7 @@ def cache_pages(directory: Path, mode: str) -> str:
 def read_error(directory: Path, mode: str) -> str:
     """See the module docstring."""
     with scene(directory, mode, 3) as it:
-        load = Load(it.cluster.addresses, rate=150.0).start()
+        load = Load(it.cluster.addresses, rate=100.0, sizes=(40, 12_000)).start()
         wait_for(lambda: len(it.files("journal")) > 3, "a few segments", 60)
         faults: list[Callable[[], None]] = [lambda: _reads_fail_while_it_runs(it), lambda: _reads_fail_at_start(it)]
         numbers = []
@@ -446,6 +446,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--mode", choices=MODES, action="append", help="only these ways of writing")
     parser.add_argument("--dir", type=Path, help="where the data goes; a temporary directory when not given")
     options = parser.parse_args(arguments)
+    end_in_order()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="block-errors-", dir=options.dir) as directory:
         for name in options.only or SCENARIOS:

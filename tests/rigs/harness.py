@@ -11,6 +11,7 @@ import contextlib
 import json
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from kimberlite import config as configuration
 from kimberlite._fast.framing import make_header
 from kimberlite.cli import probe
 from kimberlite.cli.local import LocalCluster
-from kimberlite.errors import BusyError, KimberliteError, OutcomeUnknownError, UnavailableError
+from kimberlite.errors import BusyError, KimberliteError, OutcomeUnknownError, PositionError, UnavailableError
 from kimberlite.node.format import make_directory, write_config
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.store import format_store
@@ -93,10 +94,10 @@ class RigCluster(LocalCluster):
 
         wait_for(equal, "all replicas hold the same log, all of it committed", timeout)
 
-    def read_log(self, index: int) -> list[bytes]:
-        """All events, from that replica alone."""
+    def read_log(self, index: int, start: int = 0) -> list[bytes]:
+        """All events from position `start` on, from that replica alone."""
         with kimberlite.sync.connect([self.addresses[index]], timeout=30.0) as log:
-            return list(log.read())
+            return list(log.read(start))
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
@@ -190,6 +191,48 @@ class Load:
             raise RigError(f"a client failed: {self.error!r}") from self.error
 
 
+class Follower:
+    """A client that reads the log from its beginning while it grows, so that what is trimmed later was seen."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.log: list[bytes] = []
+        self.error: BaseException | None = None
+        self._addresses = list(addresses)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # kept for the thread that judges
+            self.error = error
+
+    async def _main(self) -> None:
+        async with kimberlite.connect(self._addresses, timeout=60.0) as log:
+            while not self._stopping:
+                try:
+                    async for event in log.read(len(self.log)):
+                        self.log.append(event)
+                except PositionError as error:
+                    if int(str(error.details["first"])) > len(self.log):
+                        raise  # trimmed before it was read
+                    # Else only replicas that are behind are connected.
+                await asyncio.sleep(POLL_S)
+
+    def start(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def stop(self, end: int) -> list[bytes]:
+        """The events below `end`, all of which have been committed."""
+        wait_for(lambda: len(self.log) >= end or self.error is not None, f"{end} events are read", 60)
+        self._stopping = True
+        self._thread.join(60)
+        if self.error is not None:
+            raise RigError(f"the follower failed: {self.error!r}") from self.error
+        return self.log
+
+
 @contextlib.contextmanager
 def running(cluster: LocalCluster) -> Iterator[None]:
     """Stop the cluster at the end, and show the end of its logs when something went wrong."""
@@ -213,44 +256,74 @@ def inspect_journal(data: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def verify(data: Path) -> dict[str, object]:
+    """The totals of `kimberlite verify`, offline. Raises RigError when it finds damage."""
+    command = [sys.executable, "-P", "-m", "kimberlite", "verify", "--json", str(data)]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    if done.returncode != 0:
+        raise RigError(f"verify {data}: exit code {done.returncode}: {done.stdout.decode()[-800:]}")
+    totals: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return totals
+
+
 @dataclass(slots=True)
 class Verdict:
-    """What was compared."""
+    """What was compared. trimmed: events that no replica has any more."""
 
     events: int
     appends: int
     unknown: int
     ops: int
+    trimmed: int
 
 
-def judge(cluster: RigCluster, load: Load) -> Verdict:
+def judge(cluster: RigCluster, load: Load, follower: Follower | None = None) -> Verdict:
     """The whole verdict on a cluster whose load has been stopped; stops the cluster.
 
     The logs that the replicas serve are equal event by event, the history of the clients is linearizable and exact,
-    and in every journal each op stands once, whole and witnessed, with the same checksum on all replicas.
+    in every journal each op stands once, whole and witnessed, with the same checksum on all replicas, and `verify`
+    finds no damage. follower: has read what was trimmed since; needed where anything was.
     """
     cluster.settle()
-    statuses = cluster.statuses()
-    logs = [cluster.read_log(index) for index in range(cluster.replica_count)]
-    for index, log in enumerate(logs):
-        if log != logs[0]:
-            raise RigError(f"replica {index} serves {len(log)} events that are not the {len(logs[0])} of replica 0")
-    check_history(load.history, logs[0])
+    statuses = [status for status in cluster.statuses() if status is not None]
+    end, commit = int(str(statuses[0]["positions"])), int(str(statuses[0]["commit"]))
+    floors = [status["storage"] for status in statuses]
+    firsts = [int(str(floor["first_position"])) for floor in floors if isinstance(floor, dict)]
+    first_ops = [int(str(floor["first_op"])) for floor in floors if isinstance(floor, dict)]
+    whole = follower.stop(end) if follower is not None else cluster.read_log(0)
+    for index, first in enumerate(firsts):
+        if cluster.read_log(index, first) != whole[first:]:
+            raise RigError(
+                f"replica {index} does not serve the {end - first} events from position {first} on as appended"
+            )
+    check_history(load.history, whole)
     cluster.stop()
-    commit = int(str(statuses[0]["commit"])) if statuses[0] is not None else 0
-    journals = [inspect_journal(replica.data) for replica in cluster.replicas]
-    entries: list[list[tuple[object, object, object]]] = []
-    for index, rows in enumerate(journals):
+    entries: list[dict[int, object]] = []
+    for replica, first_op in zip(cluster.replicas, first_ops, strict=True):
+        rows = [row for row in inspect_journal(replica.data) if row["op"] is None or int(str(row["op"])) >= first_op]
         bad = [row for row in rows if row["entry"] != "good" or row["witness"] != "good"]
         if bad:
-            raise RigError(f"replica {index}: inspect journal shows {bad[:3]}")
-        entries.append([(row["op"], row["checksum"], row["position"]) for row in rows])
-        if [op for op, _, _ in entries[-1]] != list(range(1, commit + 1)):
-            raise RigError(f"replica {index}: the journal does not hold the ops 1 to {commit}, each once")
-        if entries[-1] != entries[0]:
-            raise RigError(f"replica {index}: the journal differs from that of replica 0")
+            raise RigError(f"replica {replica.index}: inspect journal shows {bad[:3]}")
+        if [row["op"] for row in rows] != list(range(first_op, commit + 1)):
+            raise RigError(
+                f"replica {replica.index}: the journal does not hold the ops {first_op} to {commit}, each once"
+            )
+        entries.append({int(str(row["op"])): (row["checksum"], row["position"]) for row in rows})
+        verify(replica.data)
+    for op in range(max(first_ops), commit + 1):
+        if len({journal[op] for journal in entries}) != 1:
+            raise RigError(f"the journals differ in op {op}")
     unknown = sum(append.position is None and not append.refused for append in load.history)
-    return Verdict(len(logs[0]), load.acknowledged, unknown, commit)
+    return Verdict(len(whole), load.acknowledged, unknown, commit, max(firsts))
+
+
+def end_in_order() -> None:
+    """Have SIGTERM end the rig as an error does: what it has started and mounted goes with it."""
+
+    def on_signal(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, on_signal)
 
 
 def show(error: BaseException) -> str:

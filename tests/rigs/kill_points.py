@@ -3,8 +3,9 @@
     python tests/rigs/kill_points.py               a sample over all kinds, for as long as --seconds says
     python tests/rigs/kill_points.py --all         every one
 
-One *life* of the victim is a script: start, appends over a change of segment, view changes until it leads, appends over
-another change of segment, a pause in which it loses the lead, an orderly stop. A first life is only traced: that says
+One *life* of the victim is a script: start, appends over a change of segment, with checkpoints, until the log is
+trimmed, view changes until it leads, appends over another change of segment, a pause in which it loses the lead, an
+orderly stop. A first life is only traced: that says
 which calls there are, and how many of each. Then, for each call and each N, the victim is started under
 `strace --inject=CALL:signal=KILL:when=N`, which kills it on entry to that call, before the call acts. It is started
 again without strace, catches up, and the cluster goes on; clients append all the time and write down what they saw.
@@ -15,7 +16,7 @@ threads do that make the next segment's files is selected by file name (strace -
 
 A life in which the kill never came is an error: it shows nothing. At the end of each cluster: no acknowledged event is
 lost, none is there twice (the exact checker of the simulator judges the clients' histories), the three replicas hold
-the same entries, and `kimberlite inspect journal` finds no damage.
+the same entries, and `kimberlite inspect journal` and `kimberlite verify` find no damage.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import Load, RigCluster, RigError, judge, running, show, wait_for
+from harness import Follower, Load, RigCluster, RigError, end_in_order, judge, running, show, wait_for
 
 from kimberlite import _sys
 from kimberlite.errors import UnavailableError
@@ -56,7 +57,11 @@ CALLS = (
     "io_submit",
 )
 SEGMENT_BYTES = 384 << 10  # 96 sectors; made in two chunks
-RATE = 40.0  # appends a second: a life is long enough for everything, and has not more calls than needed
+# Few and large appends: segments change often, and a life has not more calls than it must.
+RATE = 15.0  # a second
+EVENT_BYTES = (40, 12_000)
+# Checkpoints and trims come several times in a life.
+SETTINGS = ("limits.prepare_bytes_max=65536", "checkpoint.ops=24", f"retention.bytes_max={2 * SEGMENT_BYTES}")
 VICTIM = 1
 LIVES_EACH = 12  # for one cluster: its logs grow, and a start reads them
 LIFE_S = 60.0
@@ -116,11 +121,13 @@ class Victim:
 
     def next_segment(self) -> int:
         """Number of the segment that is made next: its files do not exist yet."""
-        names = set(os.listdir(self.cluster.replicas[VICTIM].data))
-        number = 0
-        while journal_name(number) in names or witness_name(number) in names:
-            number += 1
-        return number
+        return max(self.segments(), default=-1) + 1
+
+    def segments(self) -> set[int]:
+        """Numbers of the segments of which there is a file."""
+        names = os.listdir(self.cluster.replicas[VICTIM].data)
+        matches = (re.fullmatch(r"(?:journal|witness)-(\d+)", name) for name in names)
+        return {int(match[1]) for match in matches if match is not None}
 
     def start(self, point: Point | None) -> None:
         """Start under strace; without a point it only watches."""
@@ -174,6 +181,10 @@ class Victim:
         self.phase = "appends"
         if not until(segment_changes(), "a change of segment"):
             return
+        self.phase = "trim"
+        before = min(self.segments())
+        if not until(lambda: min(self.segments()) > before, "the log is trimmed"):
+            return
         self.phase = "view change"
         while (leader := cluster.primary()) != VICTIM:
             if leader is not None:
@@ -198,7 +209,7 @@ class Victim:
         if not until(lambda: answers(VICTIM), "it goes on as a backup"):
             return
         self.phase = "appends as backup"
-        wanted = load.acknowledged + 40
+        wanted = load.acknowledged + 10
         until(lambda: load.acknowledged >= wanted, "more appends")
 
     def stop(self) -> int | None:
@@ -251,6 +262,7 @@ def plan(way: str, trace: Path) -> list[Point]:
     """All points of one way of writing, out of the trace of a whole life."""
     calls = calls_of(trace)
     makers = {call.thread for call in calls if call.name == "fallocate" and kind_of(call.arguments).endswith(".new")}
+    makers.discard(calls[0].thread)  # the event loop, which makes the files of checkpoints
     points: dict[tuple[str, str, int], Point] = {}
     for call in calls:  # of the threads that start() and the write engine run on: no file name is needed
         if call.thread not in makers:
@@ -296,7 +308,7 @@ class Rig:
         self.directory = directory
         self.seed = seed
         self.killed: list[Killed] = []
-        self.events = self.appends = self.unknown = self.clusters = 0
+        self.events = self.appends = self.unknown = self.trimmed = self.clusters = 0
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             self.settings = ("storage.unsafe=true",) if _sys.why_volatile(descriptor) else ()
@@ -305,7 +317,7 @@ class Rig:
 
     def cluster(self, way: str) -> RigCluster:
         self.clusters += 1
-        settings = (*self.settings, *WAYS[way], "limits.prepare_bytes_max=65536")
+        settings = (*self.settings, *WAYS[way], *SETTINGS)
         return RigCluster(self.directory / f"cluster-{self.clusters}", settings=settings, segment_bytes=SEGMENT_BYTES)
 
     def traced_life(self, way: str) -> list[Point]:
@@ -315,8 +327,9 @@ class Rig:
             cluster.prepare()
             cluster.start_all()
             cluster.wait_ready(60)
-            load = Load(cluster.addresses, rate=RATE, seed=self.seed).start()
-            load.wait_progress(20)
+            follower = Follower(cluster.addresses).start()
+            load = Load(cluster.addresses, rate=RATE, sizes=EVENT_BYTES, seed=self.seed).start()
+            load.wait_progress(10)
             victim = Victim(cluster, load, cluster.directory / "trace")
             cluster.kill(VICTIM)
             victim.start(None)
@@ -327,7 +340,7 @@ class Rig:
             cluster.start(VICTIM)
             load.wait_progress(5)
             cluster.wait_ready(60)
-            self._judge(cluster, load)
+            self._judge(cluster, load, follower)
         points = plan(way, victim.trace)
         self._discard(cluster)
         return points
@@ -339,7 +352,8 @@ class Rig:
             cluster.prepare()
             cluster.start_all()
             cluster.wait_ready(60)
-            load = Load(cluster.addresses, rate=RATE, seed=self.seed + self.clusters).start()
+            follower = Follower(cluster.addresses).start()
+            load = Load(cluster.addresses, rate=RATE, sizes=EVENT_BYTES, seed=self.seed + self.clusters).start()
             victim = Victim(cluster, load, cluster.directory / "trace")
             load.wait_progress(10)
             for point in points:
@@ -349,7 +363,7 @@ class Rig:
                 killed = self.life(victim, point)
                 self.killed.append(killed)
                 say(f"{point}: before {killed.target}, {killed.phase}; {time.monotonic() - began:.1f} s")
-            self._judge(cluster, load)
+            self._judge(cluster, load, follower)
         self._discard(cluster)
 
     def life(self, victim: Victim, point: Point) -> Killed:
@@ -397,12 +411,13 @@ class Rig:
         wait_for(caught_up, f"{point}: the victim has caught up", 60)
         return Killed(point, kind_of(unfinished[-1].arguments), phase)
 
-    def _judge(self, cluster: RigCluster, load: Load) -> None:
+    def _judge(self, cluster: RigCluster, load: Load, follower: Follower) -> None:
         load.stop()
-        verdict = judge(cluster, load)
+        verdict = judge(cluster, load, follower)
         self.events += verdict.events
         self.appends += verdict.appends
         self.unknown += verdict.unknown
+        self.trimmed += verdict.trimmed
 
     def _discard(self, cluster: RigCluster) -> None:
         shutil.rmtree(cluster.directory)
@@ -416,6 +431,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--way", choices=sorted(WAYS), action="append", help="only these ways of writing")
     parser.add_argument("--dir", type=Path, help="where the data goes; a temporary directory when not given")
     options = parser.parse_args(arguments)
+    end_in_order()
     seed = options.seed if options.seed is not None else random.randrange(1 << 32)
     ways = options.way or list(WAYS)
     if not options.all:
@@ -453,7 +469,8 @@ def main(arguments: Sequence[str]) -> int:
     total = sum(map(len, points.values()))
     print(
         f"{len(rig.killed)} kills of {total} points, {rig.clusters} clusters, {rig.appends} appends acknowledged, "
-        f"{rig.unknown} unknown, {rig.events} events, none lost, none twice, {time.monotonic() - began:.0f} s"
+        f"{rig.unknown} unknown, {rig.events} events ({rig.trimmed} trimmed), none lost, none twice, "
+        f"{time.monotonic() - began:.0f} s"
     )
     return 0
 
