@@ -425,6 +425,18 @@ class StorageConfig:
         "Accept a file system that cannot make a write durable (tmpfs, overlay). For tests only: an acknowledgement "
         "then promises nothing.",
     )
+    free_bytes_min: int = knob(
+        256 * MIB,
+        "What should stay free in the file system. Below it this replica counts as full: appends are refused "
+        "(NoSpaceError) when it leads, or when too few others have room. Reads go on, it goes on writing what is "
+        "appended meanwhile, and is itself again when a quarter more is free. Checkpoints, and with them trimming, "
+        "need some of it. 0 switches this off; the space for the next segment is reserved ahead in any case.",
+        unit="bytes",
+        low=0,
+        high=1 << 50,
+        too_low="No space for a checkpoint, without which nothing can be trimmed.",
+        too_high="Space that is never used.",
+    )
     inline_threshold_us: int = knob(
         400,
         "While journal writes take less than this they are made in the event loop; above it on the disk thread.",

@@ -96,8 +96,8 @@ class Request:
 
     @property
     def lacks_space(self) -> bool:
-        """Nothing of it is in the log, for there was no space for it."""
-        return self.reason == Reason.DISK_FULL and self.is_surely_refused
+        """There was no space for it, and no append of it is in the log; a REGISTER carries none."""
+        return self.reason == Reason.DISK_FULL and (self.is_surely_refused or not self.appends)
 
 
 class Session:

@@ -48,6 +48,7 @@ from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_he
 from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.reader import LogReader
 from kimberlite.node.server import ClientServer
+from kimberlite.node.space import FreeSpace
 from kimberlite.state_machine import EventLog, StateMachine
 from kimberlite.storage import superblock
 from kimberlite.storage.store import Store
@@ -136,6 +137,7 @@ class Node:
         self._stopping = False
         self._ticks = 0
         self._telemetry_problem = ""
+        self._free_space = FreeSpace(config.storage.free_bytes_min)
         self.telemetry: supervisor.TelemetryProcess | None = None
 
     # Life
@@ -281,9 +283,14 @@ class Node:
                 entries=store.head - store.first_op + 1,
                 first_position=store.first_position,
                 checkpoint_op=store.checkpoint.op,
-                free_bytes=disk.free_bytes() if self._ticks % FREE_SPACE_EVERY == 0 else None,
+                free_bytes=self._look_at_space() if self._ticks % FREE_SPACE_EVERY == 0 else None,
             )
         )
+
+    def _look_at_space(self) -> int:
+        free = self._disk.free_bytes()
+        self.driver.core.is_short_of_space = self._free_space.look(free)
+        return free
 
     def _build(self) -> None:
         config = self.config
@@ -523,6 +530,7 @@ class Node:
         core.now = now
         snapshot = core.snapshot()
         stats = self._disk.stats()
+        free = self._disk.free_bytes()
         return {
             "replica": snapshot.replica,
             "cluster": self.config.cluster.id,
@@ -550,7 +558,10 @@ class Node:
                 "inline": bool(stats["inline_now"]),
                 "write_latency_us": stats["latency_ns"] // 1000,
                 "bytes": self._store.bytes_used,
-                "free_bytes": self._disk.free_bytes(),
+                "free_bytes": free,
+                "free_bytes_min": self.config.storage.free_bytes_min,
+                "room_bytes": self._store.room.bytes,
+                "full": snapshot.is_disk_full,
                 "checkpoint_op": self._store.checkpoint.op,
                 "first_op": self._store.first_op,
                 "first_position": self._store.first_position,
@@ -569,7 +580,9 @@ class Node:
             else {"problem": self._telemetry_problem},
             "unhealthy": "; ".join(
                 [
-                    *([snapshot.unhealthy] if snapshot.unhealthy else []),
+                    *filter(
+                        None, [snapshot.unhealthy, str(self._store.disk_full or ""), self._free_space.reason(free)]
+                    ),
                     *(f"replica {index}: {refusal}" for index, refusal in sorted(self._peers.refusals.items())),
                 ]
             ),

@@ -214,9 +214,24 @@ RECOVERING = "recovering"  # a primary that starts again while its peers are sto
 KILL = "kill"  # a killed primary, started again with a disk that counts as slow
 DRAIN = "drain"  # SIGTERM
 HANG = "hang"  # SIGSTOP
+FULL = "full"  # file systems with less free space than they should have
 WRITE_FAILURE = "write_failure"  # a journal write that the system refuses
 FIXED = "fixed"  # what does not move: compared with what is known from elsewhere
-SCENARIOS = (LOAD, REFUSALS, REPAIRS, DAMAGE, RETENTION, STALL, RECOVERING, KILL, DRAIN, HANG, WRITE_FAILURE, FIXED)
+SCENARIOS = (
+    LOAD,
+    REFUSALS,
+    REPAIRS,
+    DAMAGE,
+    RETENTION,
+    STALL,
+    RECOVERING,
+    KILL,
+    DRAIN,
+    HANG,
+    FULL,
+    WRITE_FAILURE,
+    FIXED,
+)
 
 LATENCIES = (
     _histogram(
@@ -792,6 +807,16 @@ HEALTH = (
         "use of the disk",
         LOAD,
         Unit.BYTES,
+        essential=True,
+    ),
+    _gauge(
+        "disk_full",
+        "1 while this replica has no room for more: the file system or the quota, or less free than "
+        "storage.free_bytes_min.",
+        "The cluster goes on without it while a quorum has room and another one leads; then appends are refused "
+        "(vsr_requests_rejected with reason disk_full). Make room: it goes on by itself.",
+        "a reservation that fails; free space",
+        FULL,
         essential=True,
     ),
     _gauge(

@@ -82,7 +82,10 @@ def check_commit(seen: Observation) -> Check:
 
 def check_disk(seen: Observation) -> Check:
     free, need = seen.number("disk_free"), int(seen.info["segment_bytes"])
-    return Check("disk", free >= need, f"{free / 2**20:.0f} MiB free, one journal segment is {need / 2**20:.0f} MiB")
+    told = f"{free / 2**20:.0f} MiB free, one journal segment is {need / 2**20:.0f} MiB"
+    if seen.number("disk_full") > 0:
+        return Check("disk", False, f"no room for more: {told}")
+    return Check("disk", free >= need, told)
 
 
 def check_draining(seen: Observation) -> Check:

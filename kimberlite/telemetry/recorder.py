@@ -350,6 +350,7 @@ class Recorder:
             "pipeline_limit": snapshot.pipeline_limit,
             "journal_faulty": snapshot.faulty,
             "draining": snapshot.draining,
+            "disk_full": snapshot.is_disk_full,
             "client_sessions_active": snapshot.sessions,
             "client_sessions_limit": snapshot.sessions_limit,
             "client_connections": connections,

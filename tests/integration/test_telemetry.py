@@ -34,7 +34,7 @@ from kimberlite._fast import events, framing
 from kimberlite._fast.metrics import HistogramValue, Kind, Region
 from kimberlite.cli import probe
 from kimberlite.cli.local import LocalCluster
-from kimberlite.errors import DataMissingError, UnavailableError
+from kimberlite.errors import DataMissingError, NoSpaceError, UnavailableError
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Role
 from kimberlite.types import Command, Operation
@@ -435,6 +435,27 @@ class Player:
         finally:
             self.signal(victim, signal.SIGCONT)
 
+    def full(self, step: Step) -> None:
+        """No disk has as much left as it should: appends are refused, reads go on."""
+        usual = self.cluster.settings
+        self.cluster.stop()
+        self.cluster.settings = (*usual, f"storage.free_bytes_min={1 << 50}")
+        self.cluster.start_all()
+        self.cluster.settings = usual
+        step.restarted |= set(range(REPLICAS))
+        leader = self.primary()
+        with sync.connect(list(self.cluster.addresses)) as log:
+            with pytest.raises(NoSpaceError, match="nothing was appended"):
+                log.append([b"refused"], timeout=1.0)
+            assert next(iter(log.read(start=0)))
+        time.sleep(GAUGES_S)
+        step.facts["scrape"] = self.scrape(leader)
+        step.facts["readyz"] = fetch(self.cluster.replicas[leader].telemetry, "/readyz/disk")
+        self.cluster.stop()
+        self.cluster.start_all()
+        self.primary()
+        self.append(1)
+
     def write_failure(self, step: Step) -> None:
         """The kernel refuses a backup's writes from now on: it ends, and its last values can still be had."""
         victim = step.facts["victim"] = step.backups[0]
@@ -748,6 +769,7 @@ PROOFS: dict[str, Proof] = {
     "journal_inline": both(
         passes(lambda inline: inline == 0, on=primary), passes(lambda inline: inline == 1, on=backups)
     ),
+    "disk_full": both(shown(lambda full: full == 1), passes(lambda full: full == 0)),
     "draining": both(reached(lambda value: value == 1, on=primary), passes(lambda value: value == 0)),
     "event_loop_last_turn": both(shown(lambda age: age > 5), passes(lambda age: age < 1)),
     "journal_errors": shown(lambda count: count == 1, "write"),
@@ -828,6 +850,13 @@ def test_liveness_of_a_replica_that_hangs(story: dict[str, Step]) -> None:
     status, body = story[catalogue.HANG].facts["livez"]
     assert status == 503
     assert "failed  event_loop: last turned" in body
+
+
+def test_a_full_disk_is_counted_and_not_ready(story: dict[str, Step]) -> None:
+    facts = story[catalogue.FULL].facts
+    assert facts["scrape"]['vsr_requests_rejected_total{reason="disk_full"}'] > 0
+    assert facts["readyz"][0] == 503
+    assert "no room for more" in facts["readyz"][1]
 
 
 def test_the_last_values_survive_a_crash(story: dict[str, Step]) -> None:

@@ -34,6 +34,7 @@ def test_nothing_recorded_yet_is_not_ready(reader: Reader, recorder: Recorder) -
         ("replica_status", lambda now: 1, "status", "view_change in view 4"),
         ("replica_status", lambda now: 77, "status", "unknown in view 4"),
         ("disk_free", lambda now: 1 << 20, "disk", "1 MiB free, one journal segment is 16 MiB"),
+        ("disk_full", lambda now: 1, "disk", "no room for more: 1048576 MiB free, one journal segment is 16 MiB"),
         ("draining", lambda now: 1, "draining", "being stopped"),
         ("oldest_uncommitted", lambda now: now - 3 * SECOND, "commit", "op 42 has 0 of 2 acks and waits for 3.0 s"),
         ('replica_lag{peer="1"}', lambda now: 4 * SECOND, "commit", "0 committed ops are not applied here, for 4.0 s"),

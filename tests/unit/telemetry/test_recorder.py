@@ -245,6 +245,7 @@ def test_gauges_of_a_primary(recorder: Recorder) -> None:
         "repair_inflight_count": 2,
         "repair_budget_available": 14,
         "draining": 0,
+        "disk_full": 0,
         "quorum_margin": 0,
         "oldest_uncommitted": 90 * SECOND,
         "last_commit": 0,
@@ -262,12 +263,12 @@ def test_gauges_of_a_primary(recorder: Recorder) -> None:
 
 def test_gauges_of_a_backup(recorder: Recorder) -> None:
     """What only the primary can know is not guessed."""
-    backup = replace(SNAPSHOT, is_primary=False, known_commit=20, draining=True)
+    backup = replace(SNAPSHOT, is_primary=False, known_commit=20, draining=True, is_disk_full=True)
     recorder.update(backup, 100 * SECOND, 0, 1024)
     assert math.isnan(gauge(recorder, "quorum_margin"))
     assert math.isnan(gauge(recorder, 'replica_lag_operations{peer="2"}'))
     assert gauge(recorder, 'replica_lag_operations{peer="1"}') == 12
-    assert gauge(recorder, "draining") == 1
+    assert gauge(recorder, "draining") == gauge(recorder, "disk_full") == 1
 
 
 def test_storage(recorder: Recorder) -> None:
