@@ -51,6 +51,8 @@ def propose(r: Replica, message: Message) -> Admission:
     if len(message.body) > r.config.request_bytes_max:
         return _refuse(r, message, Reason.TOO_LARGE)
     if not r.ready:
+        if not r.can_journal:  # this copy is taken by nobody; what became of others, the client knows to ask
+            return _refuse(r, message, Reason.DISK_FULL)
         # Sessions are not up to date yet: duplicates could not be told.
         if len(r.waiting) >= r.config.queue_max:
             return _refuse(r, message, Reason.BUSY_QUEUE)
@@ -130,6 +132,8 @@ def flush(r: Replica) -> None:
         waiting, r.waiting = r.waiting, []
         for message, _ in waiting:
             propose(r, message)
+    if (r.queue or r.waiting) and not r.can_journal:
+        _refuse_queue(r)
     if not r.queue or len(r.pipeline) >= r.config.pipeline_max:
         return
     room = _room_ahead(r)
@@ -168,7 +172,9 @@ def _refuse_queue(r: Replica) -> None:
     """There is no room for what waits, and no more can be had: none of it was prepared."""
     for message, _ in r.queue:
         del r.in_flight[message.header.client]
+    for message, _ in (*r.queue, *r.waiting):
         r.reject(message, Reason.DISK_FULL)
+    r.waiting.clear()
     r.queue.clear()
     r.queue_bytes = 0
 
@@ -414,7 +420,7 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
     peer.op = max(peer.op, header.op)
     peer.commit = header.commit
     peer.checkpoint = header.checkpoint_op
-    peer.is_full = bool(header.flags & FLAG_DISK_FULL)
+    r.note_disk(header.replica, header.flags)
     known = r.log.headers.get(header.op)
     if known is None:
         return  # far behind: nothing in the pipeline is concerned
@@ -546,7 +552,9 @@ def tick(r: Replica) -> None:
     if r.prepare_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and r.pipeline:
         _resend_oldest(r)
         r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
-        if r.now - r.pipeline[0].prepared_at > r.config.abdicate_ns and not r.abdicated and r.peers:
+        is_stuck = r.now - r.pipeline[0].prepared_at > r.config.abdicate_ns
+        # For want of room on the disks of others nobody else could commit it either.
+        if is_stuck and not r.abdicated and r.peers and (r.is_disk_full or r.can_journal):
             view_change.abdicate(r)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from kimberlite.errors import FrameError, invariant
 from kimberlite.types import (
+    FLAG_DISK_FULL,
     ROOM_UNBOUNDED,
     Bytes,
     Checksum,
@@ -106,6 +107,7 @@ class Replica:
         # The disk, as the driver last found it: before each round it says what the journal has room for.
         self.room = ROOM_UNBOUNDED
         self.is_short_of_space = False  # the file system has less left than it should
+        self.full_peers: set[int] = set()  # who says that its disk is full
         self.wants_room = False  # the last round held something back for lack of room
         self.abdicated = False
         self.last_timestamp = 0
@@ -364,15 +366,23 @@ class Replica:
         return self.is_short_of_space or (self.room.is_exhausted and self.room.bytes < self.config.pipeline_bytes)
 
     @property
-    def full_peers(self) -> list[int]:
-        return [replica for replica, peer in self.peers.items() if peer.is_full]
-
-    @property
     def can_journal(self) -> bool:
         """Whether this replica and a quorum have room for more: else a request would neither be committed
-        nor answered until somebody makes some."""
-        others = len(self.peers) - len(self.full_peers)
-        return not self.is_disk_full and 1 + others >= self.quorums.replication
+        nor answered until somebody makes some. Who is silent has none when others are full."""
+        if self.is_disk_full:
+            return False
+        if not self.full_peers:
+            return True
+        heard = self.now - self.config.suspect_max_ns
+        others = sum(peer.last_heard > heard and replica not in self.full_peers for replica, peer in self.peers.items())
+        return 1 + others >= self.quorums.replication
+
+    def note_disk(self, replica: int, flags: int) -> None:
+        """What a frame of that peer says of its disk."""
+        if flags & FLAG_DISK_FULL:
+            self.full_peers.add(replica)
+        else:
+            self.full_peers.discard(replica)
 
     @property
     def commit(self) -> int:
@@ -391,6 +401,10 @@ class Replica:
         if self.status != Status.NORMAL:
             why = f"{self.status.name.lower()} in view {self.view} for {(self.now - self.view_left_at) / 1e9:.1f} s"
             return "; ".join([why, *silent])
+        if self.is_primary and not self.can_journal:
+            full = sorted([*([self.index] if self.is_disk_full else []), *self.full_peers])
+            why = f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"
+            return "; ".join([why, *silent])
         if self.is_primary and self.pipeline:
             oldest = self.pipeline[0]
             if self.now - oldest.prepared_at > 4 * self.config.heartbeat_ns:
@@ -406,9 +420,6 @@ class Replica:
             )
         if self.suspecting:
             return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
-        if self.is_primary and not self.can_journal:
-            full = sorted([*([self.index] if self.is_disk_full else []), *self.full_peers])
-            return f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"
         if self.is_disk_full:
             waiting = self.log.op - self.log.journal_head
             return f"disk full: the journal has room for {self.room.bytes} more bytes; {waiting} ops wait for more"

@@ -28,7 +28,6 @@ class Peer:
     repair_latency: int = 0  # EWMA
     repairs: int = 0  # in flight
     checkpoint: int = 0  # op of its checkpoint, as it said last
-    is_full: bool = False  # it says that its disk is full
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,7 +339,7 @@ def on_do_view_change(r: Replica, message: Message) -> None:
             r.send(header.replica, _start_view_message(r))
         return
     if header.replica != r.index:
-        r.peers[header.replica].is_full = bool(header.flags & FLAG_DISK_FULL)
+        r.note_disk(header.replica, header.flags)
     r.evidence[header.replica] = DoViewChange(
         header.replica, header.log_view, header.op, header.commit, decode_evidence(r.codec, message.body)
     )

@@ -151,6 +151,54 @@ def test_a_primary_refuses_when_no_quorum_has_room(full: list[int], admission: A
         assert core.propose(register(), 50) is Admission.ACCEPTED
 
 
+def test_who_is_silent_does_not_count_when_another_is_full() -> None:
+    core = primary()
+    acknowledge(core, 2)
+    acknowledge(core, 1, FLAG_DISK_FULL)
+    assert core.propose(register(), 40) is Admission.ACCEPTED
+    later = 40 + core.config.suspect_max_ns
+    core.step(frame(Command.PING, replica=1, view=core.view), later)
+    assert core.propose(register(2), later) is Admission.REJECTED
+    core.step(frame(Command.PING, replica=2, view=core.view), later)
+    assert core.propose(register(3), later) is Admission.ACCEPTED
+
+
+def stuck(flags: int) -> Replica:
+    """A primary that leads with an op of the last view which nobody else has, and that waits for a quorum of it."""
+    core = replica(0, view=2)
+    settle(core)
+    (message,) = chain(1, view=2)
+    core.step(message, 15)
+    settle(core)
+    for by in (1, 2):
+        core.step(frame(Command.START_VIEW_CHANGE, replica=by, view=2), 20)
+    settle(core)
+    evidence = encode_evidence(Evidence(0, 1, 1, 0, (ROOT,)))
+    core.step(frame(Command.DO_VIEW_CHANGE, evidence, replica=1, view=3, log_view=2, count=1, flags=flags), 30)
+    settle(core)
+    assert (core.is_primary, core.status, core.ready, len(core.pipeline)) == (True, Status.NORMAL, False, 1)
+    return core
+
+
+def test_what_waits_for_a_new_primary_is_refused_when_no_quorum_has_room() -> None:
+    core = stuck(FLAG_DISK_FULL)
+    assert core.propose(register(), 40) is Admission.ACCEPTED, "replica 2 may have room"
+    assert refusals(settle(core)) == []
+    core.now = 30 + core.config.suspect_max_ns
+    assert refusals(settle(core)) == [Reason.DISK_FULL]
+    assert core.propose(register(), core.now) is Admission.REJECTED
+
+
+@pytest.mark.parametrize("flags", [0, FLAG_DISK_FULL])
+def test_a_primary_that_waits_for_room_elsewhere_goes_on_leading(flags: int) -> None:
+    core = stuck(flags)
+    for at in range(1, 10):
+        core.step(frame(Command.PING, replica=1, view=core.view), at * core.config.abdicate_ns)
+        core.tick(at * core.config.abdicate_ns)
+        settle(core)
+    assert core.abdicated is not bool(flags)
+
+
 def test_backups_say_that_their_disk_is_full() -> None:
     core = replica(1)
     for room, flags in ((PLENTY, 0), (FULL, FLAG_DISK_FULL), (PLENTY, 0)):
@@ -265,4 +313,4 @@ def test_evidence_says_that_the_disk_is_full() -> None:
     message = frame(Command.DO_VIEW_CHANGE, evidence, replica=1, view=2, log_view=1, count=1, flags=FLAG_DISK_FULL)
     leader.step(message, 30)
     settle(leader)
-    assert leader.full_peers == [1]
+    assert leader.full_peers == {1}
