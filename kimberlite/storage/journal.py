@@ -23,6 +23,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 from kimberlite._fast import checksum, framing
 from kimberlite.errors import FrameError
@@ -106,7 +107,13 @@ class Flaw(Enum):
     PADDING = auto()  # what follows the body up to a whole sector is not zero
 
 
-def examine_entry(disk: Disk, file: int, offset: int, limit: int, expected: int = SECTOR) -> Message | Flaw:
+class Readable(Protocol):
+    """As much of a Disk as reading an entry takes."""
+
+    def read(self, file: int, offset: int, length: int) -> memoryview: ...
+
+
+def examine_entry(disk: Readable, file: int, offset: int, limit: int, expected: int = SECTOR) -> Message | Flaw:
     """The entry at `offset`, at most up to byte `limit` of the segment, fully verified; or what is wrong.
 
     expected: its size as far as it is known; what is right is read with one call.

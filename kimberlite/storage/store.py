@@ -70,8 +70,13 @@ def format_store(
     replica: int,
     replica_count: int,
     segment_bytes: int = SEGMENT_BYTES,
+    before: Header | None = None,
+    first_position: int = 0,
 ) -> None:
     """Create the data of a new replica. The superblock is made last: without it there is no replica.
+
+    before: header of the op before the first one of the log, whose first event has `first_position`: for a log that
+    was trimmed elsewhere. The root when not given.
 
     Raises DataExistsError, having changed nothing, when there is any data already.
     """
@@ -92,10 +97,10 @@ def format_store(
     except DiskFullError:
         disk.remove(journal_name(0))  # so that it can be tried again when there is space
         raise
-    root = root_header(make_header, cluster)
-    block = superblock.Superblock(
-        cluster, replica, replica_count, segment_bytes, ViewState(suffix=(root,)), Checkpoint(root)
-    )
+    header = before if before is not None else root_header(make_header, cluster)
+    state = ViewState(commit=header.op, base=header.op, suffix_head=header.op, suffix=(header,))
+    start = Checkpoint(header, first_op=header.op + 1, first_position=first_position)
+    block = superblock.Superblock(cluster, replica, replica_count, segment_bytes, state, start)
     # Under another name until it is whole: a crash in the middle leaves no half-made replica.
     partial = superblock.NAME + ".new"
     if disk.exists(partial):
