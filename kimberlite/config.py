@@ -17,7 +17,7 @@ import difflib
 import ipaddress
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar, cast
@@ -798,6 +798,19 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}", source=str(path)) from None
     return parse(text, str(path), overrides)
+
+
+def new_replica(cluster: str, replica: int, addresses: Sequence[str], settings: Sequence[str], source: str) -> Config:
+    """The configuration of a replica that is being made: who it is, and `section.key=value` items.
+
+    Raises ConfigError.
+    """
+    document: dict[str, object] = {
+        "cluster": {"id": parse_cluster_id(cluster).hex(), "replica": replica, "addresses": list(addresses)}
+    }
+    for setting in settings:
+        apply_override(document, setting)
+    return from_mapping(document, source)
 
 
 def apply_override(document: dict[str, object], override: str) -> None:

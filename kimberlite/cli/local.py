@@ -104,17 +104,7 @@ class LocalCluster:
 
         Raises UsageError when the directory holds another number of replicas.
         """
-        if not 1 <= self.replica_count <= REPLICAS_MAX:
-            raise UsageError(f"a cluster has from 1 to {REPLICAS_MAX} replicas, not {self.replica_count}")
-        if not self.port:
-            self.port = free_port(self.replica_count)
-        addresses = tuple(f"{HOST}:{self.port + index}" for index in range(self.replica_count))
-        self.replicas = [
-            Replica(index, address, self.directory / str(index), self.directory / f"{index}.log")
-            for index, address in enumerate(addresses)
-        ]
-        for replica in self.replicas if self.telemetry else ():
-            replica.telemetry = f"{HOST}:{telemetry_port(self.port + TELEMETRY_PORT_OFFSET + replica.index)}"
+        self.choose_addresses()
         existing = sorted(path.parent.name for path in self.directory.glob("*/node.toml"))
         if existing:
             if existing != [str(index) for index in range(self.replica_count)]:
@@ -123,8 +113,21 @@ class LocalCluster:
                     "use --replicas as when it was made, or another --dir"
                 )
             return False
-        self._format(addresses)
+        self._format(self.addresses)
         return True
+
+    def choose_addresses(self) -> None:
+        """Fill `replicas`; nothing is made or read."""
+        if not 1 <= self.replica_count <= REPLICAS_MAX:
+            raise UsageError(f"a cluster has from 1 to {REPLICAS_MAX} replicas, not {self.replica_count}")
+        if not self.port:
+            self.port = free_port(self.replica_count)
+        self.replicas = [
+            Replica(index, f"{HOST}:{self.port + index}", self.directory / str(index), self.directory / f"{index}.log")
+            for index in range(self.replica_count)
+        ]
+        for replica in self.replicas if self.telemetry else ():
+            replica.telemetry = f"{HOST}:{telemetry_port(self.port + TELEMETRY_PORT_OFFSET + replica.index)}"
 
     def _format(self, addresses: tuple[str, ...]) -> None:
         from kimberlite.node.format import format_replica

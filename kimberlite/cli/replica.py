@@ -26,18 +26,29 @@ def settings_option(function: click.decorators.FC) -> click.decorators.FC:
     )(function)
 
 
+def replica_options(function: click.decorators.FC) -> click.decorators.FC:
+    """--cluster, --replica and --addresses: who a new replica is."""
+    for option in (
+        click.option(
+            "--addresses",
+            required=True,
+            type=configuration.parse_addresses,
+            metavar="HOST:PORT,...",
+            help="Client addresses of all replicas, in the same order on each.",
+        ),
+        click.option(
+            "--replica", required=True, type=int, metavar="I", help="Index of this replica in --addresses, from 0."
+        ),
+        click.option(
+            "--cluster", required=True, metavar="ID", help="32 hexadecimal digits or a UUID, the same for all replicas."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @click.command("format", short_help="Create the data of one replica.")
-@click.option(
-    "--cluster", required=True, metavar="ID", help="32 hexadecimal digits or a UUID, the same for all replicas."
-)
-@click.option("--replica", required=True, type=int, metavar="I", help="Index of this replica in --addresses, from 0.")
-@click.option(
-    "--addresses",
-    required=True,
-    type=configuration.parse_addresses,
-    metavar="HOST:PORT,...",
-    help="Client addresses of all replicas, in the same order on each.",
-)
+@replica_options
 @settings_option
 @json_option
 @click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
@@ -49,16 +60,7 @@ def format_command(
     Makes DIR with an empty journal and DIR/node.toml. Refuses, and changes nothing, when
     DIR holds a replica already: there is no option to overwrite; remove the directory.
     """
-    document: dict[str, object] = {
-        "cluster": {
-            "id": configuration.parse_cluster_id(cluster).hex(),
-            "replica": replica,
-            "addresses": list(addresses),
-        }
-    }
-    for setting in settings:
-        configuration.apply_override(document, setting)
-    config = configuration.from_mapping(document, "format")
+    config = configuration.new_replica(cluster, replica, addresses, settings, "format")
 
     from kimberlite.node.format import format_replica
 
