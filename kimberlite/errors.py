@@ -15,7 +15,8 @@ KimberliteError                    1   root; never raised itself
 |   |-- CorruptEntryError         18   an entry on disk fails its checks
 |   |-- UnrecoverableError        19   a committed operation is gone from every copy
 |   |-- CheckpointError           27   no copy of a checkpoint is intact
-|   `-- DiskFullError             28   no space, or no quota, for one more file: nothing was changed
+|   |-- DiskFullError             28   no space, or no quota, for one more file: nothing was changed
+|   `-- BackupError               29   a backup can not be taken, or not be restored
 |-- NetworkError                  20   connection-level failures
 |   |-- AddressInUseError         21   a listener could not be opened
 |   |-- FrameError                22   bytes that are no frame of this protocol
@@ -151,6 +152,13 @@ class DiskFullError(StorageError):
     replica tries again by itself. Attributes: file, size, free (bytes), errno."""
 
     exit_code = 28
+
+
+class BackupError(StorageError):
+    """A backup can not be taken from this replica into this target, or is not intact and can not be restored.
+    What the target held before still holds."""
+
+    exit_code = 29
 
 
 class NetworkError(KimberliteError):

@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("status", "status", "Show what each replica is doing."),
     "bench": ("bench", "bench", "Measure a cluster under load."),
     "inspect": ("inspect", "inspect", "Look into a data directory, offline and read-only."),
+    "backup": ("backup", "backup", "Copy the log of a replica, while it runs."),
+    "restore": ("backup", "restore", "Make the data of a new cluster from a backup."),
     "verify": ("verify", "verify", "Read and check everything in a data directory."),
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }
@@ -52,7 +54,7 @@ Exit codes
    16  unsafe file system               33  position not in the log
    17  a write or sync failed           34  disks full: nothing appended
    27  checkpoint damaged               40  timed out, outcome unknown
-   28  no space for a file
+   28  no space for a file              29  backup not possible, or damaged
    50  internal invariant broken        55  file of metrics unusable
    51  vopr: a violation was found      63  KIMBERLITE_KERNEL: no such kernel
    52  vopr: a planted bug missed       64  KIMBERLITE_KERNEL: not built

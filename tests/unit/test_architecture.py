@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The driver runs in the simulator as well: no sockets, no telemetry, no clock.
     "node.driver": {"errors", "types", "state_machine", "_fast", "vsr", "storage"},
     "node.reader": {"errors", "types", "_fast", "storage"},
+    "backup": {"errors", "types", "config", "_fast", "storage", "node.format"},
     "vopr": {"errors", "types", "state_machine", "_fast", "vsr", "storage", "client.session", "node.driver"},
     "cli": {
         "",
@@ -57,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client",
         "telemetry",
         "node",
+        "backup",
         "cli",
     },
     "cli.vopr": {"errors", "types", "vopr", "cli"},
