@@ -415,8 +415,8 @@ class Replica:
         if not self.is_primary and self.trimmed_by_primary > self.log.linked + 1:
             return (
                 f"this replica has the log up to op {self.log.linked}, the primary's begins with op "
-                f"{self.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and it can "
-                "not catch up"
+                f"{self.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and "
+                "can not be had any more"
             )
         if self.suspecting:
             return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
