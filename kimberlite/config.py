@@ -463,7 +463,7 @@ class CheckpointConfig:
         too_high="A restart executes many operations before it answers.",
     )
     bytes: int = knob(
-        256 * MIB,
+        64 * MIB,
         "Bytes of journal entries executed between two checkpoints, at most.",
         unit="bytes",
         low=64 * KIB,

@@ -84,7 +84,7 @@ class CheckpointPolicy:
     """A checkpoint is due when that many ops, or bytes of entries, were executed since the last."""
 
     ops: int = 4096
-    bytes: int = 256 << 20
+    bytes: int = 64 << 20
 
 
 class Background(Protocol):

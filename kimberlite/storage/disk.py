@@ -186,10 +186,10 @@ class FileDisk:
         except OSError as error:
             raise self._fatal(error, name, "the sync of its directory failed") from error
 
-    def prepare(self, name: str, size: int) -> None:
+    def prepare(self, name: str, size: int, zeroed: bool = True) -> None:
         """Begin to make a file in the background, for a later `create` of the same name and size."""
         if name not in self._preparing and not self.exists(name):
-            self._preparing[name] = _Preparation(self._dir, name, size, self.mode == "direct")
+            self._preparing[name] = _Preparation(self._dir, name, size, self.mode == "direct", zeroed)
 
     def is_prepared(self, name: str) -> bool:
         preparation = self._preparing.get(name)
@@ -358,10 +358,10 @@ _AT_ONCE.set()
 class _Preparation:
     """A file of zeros in the making on its own thread."""
 
-    def __init__(self, directory: int, name: str, size: int, direct: bool) -> None:
+    def __init__(self, directory: int, name: str, size: int, direct: bool, zeroed: bool) -> None:
         self.size = size
         self._error: OSError | None = None
-        self._needed = threading.Event()
+        self._needed = threading.Event() if zeroed else _AT_ONCE
         arguments = (directory, name, size, direct)
         self._thread = threading.Thread(target=self._run, args=arguments, name="km-prepare", daemon=True)
         self._thread.start()

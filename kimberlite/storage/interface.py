@@ -86,7 +86,7 @@ class Disk(Protocol):
         is a WriteFailedError, and fatal.
         """
 
-    def prepare(self, name: str, size: int) -> None:
+    def prepare(self, name: str, size: int, zeroed: bool = True) -> None:
         """A `create` of that name and size will follow: whoever can may begin, without blocking."""
 
     def is_prepared(self, name: str) -> bool:

@@ -122,6 +122,7 @@ class _CheckpointWrite:
     commits: bool
     file: int = -1  # of the copy under way
     offset: int = 0
+    is_waiting: bool = False  # for the file of the next copy, which is being made
     is_stalled: bool = False  # there was no space for the next copy
 
 
@@ -524,10 +525,14 @@ class Store:
         """Hand the next chunk of a checkpoint to the disk."""
         if write.file < 0:
             name = checkpoints.file_name(write.mark.op, write.copies[0])
-            if self._disk.exists(name):  # cut short by a crash, or damaged
+            if not write.is_waiting and self._disk.exists(name):  # cut short by a crash, or damaged
                 self._disk.remove(name)
             if name in self._leftovers:
                 self._leftovers.remove(name)
+            self._disk.prepare(name, len(write.data), zeroed=False)
+            write.is_waiting = not self._disk.is_prepared(name)
+            if write.is_waiting:
+                return
             try:
                 write.file = self._disk.create(name, len(write.data), zeroed=False)
             except DiskFullError:
@@ -624,6 +629,9 @@ class Store:
                 tokens.append(token)
         if len(self._open) > 1:
             self._leave()
+        write = self._checkpoint_write
+        if write is not None and write.is_waiting:
+            self._write_chunk(write)
         self._sweep()
         return tokens
 

@@ -120,7 +120,7 @@ class SimDisk:
         self.files.durable[name] = bytearray(size)
         return self.open(name)
 
-    def prepare(self, name: str, size: int) -> None:
+    def prepare(self, name: str, size: int, zeroed: bool = True) -> None:
         """Creating costs no time here."""
 
     def is_prepared(self, name: str) -> bool:
