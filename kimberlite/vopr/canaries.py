@@ -26,12 +26,24 @@ from kimberlite.storage import handles, journal, scan, store, superblock
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
-from kimberlite.types import HEADER_SIZE, Checkpoint, Command, Header, Message, Operation, Status
+from kimberlite.types import (
+    HEADER_SIZE,
+    ROOM_UNBOUNDED,
+    Checkpoint,
+    Command,
+    Header,
+    Message,
+    Operation,
+    Reason,
+    Room,
+    Status,
+)
 from kimberlite.vopr import checkers, network, plan, world
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
 from kimberlite.vopr.run import Campaign, Script, run
 from kimberlite.vsr import normal, quorum, recovery, repair, replica, view_change
+from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
@@ -298,6 +310,40 @@ def _witness_with_its_entry() -> list[Patch]:
         return original(self, phases, *arguments)
 
     return [(store.Store, "_submit", submit)]
+
+
+@canary("entries that a full disk has no room for are acknowledged with those before them")
+def _acknowledged_without_room() -> list[Patch]:
+    original = Log.take_writes
+
+    def take_writes(self: Log, room: Room) -> list[Message]:
+        writes = original(self, room)
+        if self.is_waiting_for_room:
+            self.on_disk.update(range(self.journal_head + 1, self.linked + 1))
+            self.link()
+        return writes
+
+    return [(Log, "take_writes", take_writes)]
+
+
+@canary("a journal that is full is handed entries all the same")
+def _written_without_room() -> list[Patch]:
+    original = Log.take_writes
+    return [(Log, "take_writes", lambda self, room: original(self, ROOM_UNBOUNDED))]
+
+
+@canary("a request is refused for a full disk when it is in the queue already")
+def _refused_after_it_was_queued() -> list[Patch]:
+    original = normal._refuse
+
+    def refuse(r: Replica, message: Message, reason: Reason) -> Admission:
+        if reason == Reason.DISK_FULL and r.ready:
+            r.in_flight[message.header.client] = message.header.request
+            r.queue.append((message, r.now))
+            r.queue_bytes += len(message.body)
+        return original(r, message, reason)
+
+    return [(normal, "_refuse", refuse), (normal, "_refuse_queue", lambda r: None)]
 
 
 # The view change

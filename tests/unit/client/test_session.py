@@ -433,6 +433,22 @@ def test_a_copy_without_an_answer_leaves_the_outcome_unknown_in_spite_of_a_later
     assert type(outcome.error) is OutcomeUnknownError
 
 
+def test_what_is_left_of_a_request_that_never_left_is_sent_by_itself() -> None:
+    session = registered()
+    for replica in range(3):
+        session.disconnected(replica, 0)
+    session.append([b"gone"], 0, 1000)
+    session.append([b"kept"], 0)
+    session.flush(0)
+    session.tick(1000)
+    outcomes(session)
+    session.connected(1, 2000)
+    now = session.next_deadline() or 0
+    session.tick(now)
+    _, request = only(session)
+    assert event_batches.slice(request.body, 0, 1) == [b"kept"]
+
+
 # Refusals and eviction
 
 
