@@ -293,8 +293,10 @@ def _divergent_tail_kept() -> list[Patch]:
 def _superblock_copies_at_once() -> list[Patch]:
     original = superblock.SuperblockFile.update
 
-    def update(self: superblock.SuperblockFile, state: ViewState) -> Any:
-        block, phases = original(self, state)
+    def update(
+        self: superblock.SuperblockFile, state: ViewState | None = None, checkpoint: Checkpoint | None = None
+    ) -> Any:
+        block, phases = original(self, state, checkpoint)
         return block, [[write for phase in phases for write in phase]]
 
     return [(superblock.SuperblockFile, "update", update)]
