@@ -34,7 +34,7 @@ def test_a_disk_whose_blocks_fail(environment: dict[str, str], tmp_path: Path, s
 
 def test_kill_before_system_calls(environment: dict[str, str], tmp_path: Path) -> None:
     assert shutil.which("strace"), "needs strace: apt-get install strace"
-    shown = run(environment, "kill_points.py", "--seconds", "60", "--dir", str(tmp_path))
+    shown = run(environment, "kill_points.py", "--seconds", "40", "--dir", str(tmp_path))
     match = re.search(r"^(\d+) kills of (\d+) points", shown, re.MULTILINE)
     assert match is not None, shown
-    assert int(match[1]) >= 3 and int(match[2]) >= 100, shown
+    assert int(match[1]) >= 2 and int(match[2]) >= 100, shown

@@ -377,7 +377,10 @@ def read_error(directory: Path, mode: str) -> str:
         for fault in faults:
             before = len(it.disk.file.failures("read"))
             fault()
-            wait_for(lambda: it.disk.file.order()["bad"]["read"] == 0, "all that failed is written again", 60)
+            try:
+                wait_for(lambda: not it.disk.file.order()["bad"]["read"], "all that failed is written again", 60)
+            except RigError as error:
+                raise RigError(f"{error}; {_what_fails(it)}") from error
             wait_for(lambda: it.status()["faulty"] == 0, "nothing is faulty", 60)
             numbers.append(len(it.disk.file.failures("read")) - before)
             if not numbers[-1]:
@@ -389,6 +392,18 @@ def read_error(directory: Path, mode: str) -> str:
         f"{numbers[0]} reads failed while it ran, {numbers[1]} at a start and after it; all repaired, "
         f"{verdict.appends} appends acknowledged, {verdict.events} events, none lost, none twice"
     )
+
+
+def _what_fails(it: Scene) -> str:
+    """The entries that still can not be read, for people."""
+    bad = set(it.disk.file.order()["bad"]["read"])
+    rows = []
+    for row in inspect_journal(it.data):
+        path = it.data / journal_name(int(str(row["segment"])))
+        for start, end in it.disk.ranges(path, int(str(row["offset"])), int(str(row["bytes"] or 1))):
+            if bad & set(range(start // 512, (end + 511) // 512)):
+                rows.append(row)
+    return f"sectors {sorted(bad)[:20]}: {rows[:3]}; {it.status()}"
 
 
 def _entries(it: Scene, wanted: int) -> list[dict[str, object]]:

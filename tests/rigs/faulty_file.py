@@ -120,8 +120,9 @@ class Server:
         """From now on operations of this kind fail in these ranges, and nowhere else."""
         self._faults[kind] = {sector for start, end in ranges for sector in sectors(start, end)}
 
-    def bad(self, kind: str) -> int:
-        return len(self._faults[kind])
+    def bad(self, kind: str) -> list[int]:
+        """Numbers of the sectors that fail."""
+        return sorted(self._faults[kind])
 
     def _check(self, kind: str, offset: int, size: int) -> None:
         self.served[kind] += 1
@@ -158,7 +159,7 @@ def serve(device: int, backing: int, size: int, control: int) -> None:
                     answer = {
                         "failed": server.failed,
                         "served": server.served,
-                        "bad": {kind: server.bad(kind) for kind in server.served},
+                        "bad": {kind: server.bad(kind) for kind in server.served},  # sectors
                     }
                     lines.write(json.dumps(answer).encode() + b"\n")
                 elif not server.serve_one():

@@ -99,6 +99,20 @@ class RigCluster(LocalCluster):
         with kimberlite.sync.connect([self.addresses[index]], timeout=30.0) as log:
             return list(log.read(start))
 
+    def read_kept(self, index: int) -> tuple[int, list[bytes]]:
+        """(first position, events) of what that replica still has; it may be trimmed at that moment."""
+        while True:
+            status = self.statuses()[index]
+            storage = status["storage"] if status is not None else None
+            if not isinstance(storage, dict):
+                raise RigError(f"replica {index} does not answer")
+            first = int(str(storage["first_position"]))
+            try:
+                return first, self.read_log(index, first)
+            except PositionError as error:
+                if int(str(error.details["first"])) <= first:
+                    raise
+
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
     """Poll until it holds. Raises RigError after `timeout` seconds."""
@@ -208,16 +222,32 @@ class Follower:
             self.error = error
 
     async def _main(self) -> None:
-        async with kimberlite.connect(self._addresses, timeout=60.0) as log:
-            while not self._stopping:
-                try:
-                    async for event in log.read(len(self.log)):
-                        self.log.append(event)
-                except PositionError as error:
-                    if int(str(error.details["first"])) > len(self.log):
-                        raise  # trimmed before it was read
-                    # Else only replicas that are behind are connected.
-                await asyncio.sleep(POLL_S)
+        async with asyncio.TaskGroup() as group:
+            for address in self._addresses:
+                group.create_task(self._follow(address))
+
+    async def _follow(self, address: str) -> None:
+        """Through one replica: one that is paused or down holds up nobody else."""
+        while not self._stopping:
+            with contextlib.suppress(UnavailableError):
+                async with kimberlite.connect([address], timeout=1.0) as log:
+                    while not self._stopping:
+                        await self._read(log)
+                        await asyncio.sleep(POLL_S)
+
+    async def _read(self, log: kimberlite.Log) -> None:
+        at = len(self.log)
+        try:
+            async for event in log.read(at):
+                if at == len(self.log):
+                    self.log.append(event)
+                elif self.log[at] != event:
+                    raise RigError(f"two replicas serve different events at position {at}")
+                at += 1
+        except PositionError as error:
+            if int(str(error.details["first"])) > len(self.log):
+                raise  # trimmed before it was read
+            # Else this replica is behind.
 
     def start(self) -> Follower:
         self._thread.start()
@@ -247,23 +277,29 @@ def running(cluster: LocalCluster) -> Iterator[None]:
         cluster.stop()
 
 
-def inspect_journal(data: Path) -> list[dict[str, object]]:
-    """The rows of `kimberlite inspect journal`, offline."""
-    command = [sys.executable, "-P", "-m", "kimberlite", "inspect", "journal", "--json", str(data)]
+def kimberlite_json(*arguments: str | Path) -> list[dict[str, object]]:
+    """What a command of the command line says with --json, line by line."""
+    command = [sys.executable, "-P", "-m", "kimberlite", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, timeout=120)
     if done.returncode != 0:
-        raise RigError(f"inspect journal {data}: exit code {done.returncode}: {done.stderr.decode()[-500:]}")
+        said = (done.stdout[-800:] + done.stderr[-500:]).decode(errors="replace")
+        raise RigError(f"{' '.join(command[4:])}: exit code {done.returncode}: {said}")
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def inspect_superblock(data: Path) -> dict[str, object]:
+    """What `kimberlite inspect superblock` shows, offline."""
+    return kimberlite_json("inspect", "superblock", data)[0]
+
+
+def inspect_journal(data: Path) -> list[dict[str, object]]:
+    """The rows of `kimberlite inspect journal`, offline."""
+    return kimberlite_json("inspect", "journal", data)
 
 
 def verify(data: Path) -> dict[str, object]:
     """The totals of `kimberlite verify`, offline. Raises RigError when it finds damage."""
-    command = [sys.executable, "-P", "-m", "kimberlite", "verify", "--json", str(data)]
-    done = subprocess.run(command, capture_output=True, timeout=120)
-    if done.returncode != 0:
-        raise RigError(f"verify {data}: exit code {done.returncode}: {done.stdout.decode()[-800:]}")
-    totals: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return totals
+    return kimberlite_json("verify", data)[-1]
 
 
 @dataclass(slots=True)
@@ -285,32 +321,33 @@ def judge(cluster: RigCluster, load: Load, follower: Follower | None = None) -> 
     finds no damage. follower: has read what was trimmed since; needed where anything was.
     """
     cluster.settle()
-    statuses = [status for status in cluster.statuses() if status is not None]
-    end, commit = int(str(statuses[0]["positions"])), int(str(statuses[0]["commit"]))
-    floors = [status["storage"] for status in statuses]
-    firsts = [int(str(floor["first_position"])) for floor in floors if isinstance(floor, dict)]
-    first_ops = [int(str(floor["first_op"])) for floor in floors if isinstance(floor, dict)]
+    status = next(status for status in cluster.statuses() if status is not None)
+    end, commit = int(str(status["positions"])), int(str(status["commit"]))
     whole = follower.stop(end) if follower is not None else cluster.read_log(0)
-    for index, first in enumerate(firsts):
-        if cluster.read_log(index, first) != whole[first:]:
-            raise RigError(
-                f"replica {index} does not serve the {end - first} events from position {first} on as appended"
-            )
+    firsts = []
+    for index in range(cluster.replica_count):
+        first, log = cluster.read_kept(index)
+        if log != whole[first:]:
+            raise RigError(f"replica {index} serves other events from position {first} on than the followed log has")
+        firsts.append(first)
     check_history(load.history, whole)
     cluster.stop()
     entries: list[dict[int, object]] = []
-    for replica, first_op in zip(cluster.replicas, first_ops, strict=True):
+    for replica in cluster.replicas:
+        first_op = int(str(inspect_superblock(replica.data)["first_op"]))
         rows = [row for row in inspect_journal(replica.data) if row["op"] is None or int(str(row["op"])) >= first_op]
         bad = [row for row in rows if row["entry"] != "good" or row["witness"] != "good"]
         if bad:
             raise RigError(f"replica {replica.index}: inspect journal shows {bad[:3]}")
-        if [row["op"] for row in rows] != list(range(first_op, commit + 1)):
-            raise RigError(
-                f"replica {replica.index}: the journal does not hold the ops {first_op} to {commit}, each once"
-            )
+        ops = [int(str(row["op"])) for row in rows]
+        if ops != list(range(first_op, first_op + len(ops))) or ops[-1] < commit:
+            raise RigError(f"replica {replica.index}: it does not hold each op from {first_op} to {commit} once")
+        # The log may have been trimmed once more after it was settled.
+        if any(row["operation"] != "trim" for row in rows[commit - first_op + 1 :]):
+            raise RigError(f"replica {replica.index}: the journal holds more than the log that was settled")
         entries.append({int(str(row["op"])): (row["checksum"], row["position"]) for row in rows})
         verify(replica.data)
-    for op in range(max(first_ops), commit + 1):
+    for op in range(max(min(journal) for journal in entries), commit + 1):
         if len({journal[op] for journal in entries}) != 1:
             raise RigError(f"the journals differ in op {op}")
     unknown = sum(append.position is None and not append.refused for append in load.history)
