@@ -13,9 +13,9 @@ from kimberlite._fast.framing import make_header
 from kimberlite.errors import CheckpointError, FormatVersionError
 from kimberlite.storage import checkpoint
 from kimberlite.storage.disk import FileDisk
-from kimberlite.storage.store import Store, format_store
+from kimberlite.storage.store import RETRY_NS, Store, format_store
 from kimberlite.types import Command, Header, Message, Operation, root_header
-from kimberlite.vopr.disk import Files, SimDisk, corrupt, make_unreadable
+from kimberlite.vopr.disk import Files, SimDisk, corrupt, fill, make_unreadable
 
 CLUSTER = bytes(range(16))
 SEGMENT = 64 << 10
@@ -182,6 +182,29 @@ def test_without_a_copy_a_trimmed_log_is_refused() -> None:
         del log.files.durable[checkpoint.file_name(90, copy)]
     with pytest.raises(CheckpointError, match="replace this replica"):
         log.start()
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_a_checkpoint_without_space_waits_for_it_and_holds_no_trim_back(copies: int) -> None:
+    """It may be the trim that makes the space. copies: as many of the checkpoint still find room."""
+    log = Log()
+    log.append(100)
+    log.checkpoint(60, b"small")
+    third = list(log.store.extents())[2]
+    fill(log.files)
+    assert log.files.capacity is not None
+    log.files.capacity += copies * len(log.files.durable[checkpoint.file_name(60, "a")])
+    log.checkpoint(90, b"small")
+    assert log.store.checkpoint.op == 60
+    log.store.trim(third.first_op, third.first_position)
+    log.finish()
+    assert (log.store.first_op, log.names("journal")[0]) == (third.first_op, "journal-00000002")
+    log.append(1)
+    log.store.make_room(RETRY_NS, needed=False)
+    log.finish()
+    assert log.store.checkpoint.op == 90
+    assert log.names("checkpoint") == [checkpoint.file_name(90, copy) for copy in checkpoint.COPIES]
+    assert log.start().restored.op == 90
 
 
 def test_a_trim_gives_space_back_and_is_not_forgotten() -> None:
