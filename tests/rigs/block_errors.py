@@ -47,7 +47,7 @@ from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.storage.journal import journal_name, witness_name
 from kimberlite.storage.superblock import COPY_BYTES, NAME
 
-DISK_BYTES = 192 << 20
+DISK_BYTES = 4 << 30  # sparse; a smaller one is held to be full
 SEGMENT_BYTES = 1 << 20
 VICTIM = 1
 WRITE_FAILED = 17
