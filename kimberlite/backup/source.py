@@ -90,7 +90,7 @@ class Source:
         recovered = result.recovered
         self.last_op = max(recovered.commit, applied)
         if block.replica_count == 1:
-            self.last_op = max(self.last_op, recovered.settled)
+            self.last_op = max(self.last_op, recovered.head)  # damaged or not: it may have been acknowledged
         self.uncertain = max(recovered.head - self.last_op, 0)  # ops of this log that are not known to be committed
         if self.last_op > recovered.settled:
             op = recovered.settled + 1

@@ -69,6 +69,7 @@ def take(disk: Disk, target: Target, progress: Progress = no_progress, applied: 
     for file in old.files if old is not None else ():
         if sizes.get(file.name) == file.bytes:
             backup.stored[file.name] = file
+    failed = ""
     for attempt in range(1, ATTEMPTS + 1):
         executed = applied()
         block = read_superblock(disk)
@@ -78,9 +79,11 @@ def take(disk: Disk, target: Target, progress: Progress = no_progress, applied: 
             manifest = _copy(backup, source)
             break
         except (BackupError, CheckpointError, DataMissingError, FileNotFoundError) as error:
-            # Either the replica went on, and what was looked for has changed or gone; or it is really so.
+            # Either the replica went on, and what was looked for has changed, gone or just come; or it is really so,
+            # and the same again.
             moved = read_superblock(disk).sequence != block.sequence
-            if moved and attempt < ATTEMPTS:
+            if (moved or str(error) != failed) and attempt < ATTEMPTS:
+                failed = str(error)
                 continue
             if isinstance(error, FileNotFoundError):
                 raise BackupError(

@@ -99,12 +99,18 @@ class Directory:
         with failures(self.name):
             make_directory(path)
             self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _lock(self._lock, self.name)
-        strange = [name for name in os.listdir(path) if name != manifests.NAME and not _is_ours(name)]
-        if strange:
+        try:
+            _lock(self._lock, self.name)
+            self._refuse_others()
+        except BaseException:
             self.close()
+            raise
+
+    def _refuse_others(self) -> None:
+        strange = sorted(name for name in os.listdir(self._path) if name != manifests.NAME and not _is_ours(name))
+        if strange:
             raise BackupError(
-                f"{path} holds {sorted(strange)[0]!r}, which is of no backup: nothing was changed; choose a directory "
+                f"{self._path} holds {strange[0]!r}, which is of no backup: nothing was changed; choose a directory "
                 "that is empty or holds a backup",
                 where=self.name,
                 file=strange[0],
@@ -175,19 +181,26 @@ class Archive:
         self._members: dict[str, tuple[int, int]] = {}  # name -> where its bytes are, how many
         self._old: BinaryIO | None = None
         self._new: BinaryIO | None = None
-        with failures(self.name):
-            if path.is_dir():
-                raise BackupError(f"{path} is a directory, not an archive", where=self.name)
-            if path.exists():
-                self._old = path.open("rb")
-                self._read_members(self._old)
-            if write:
-                make_directory(path.parent)
-                self._new = _open_private(self._partial, truncate=False)
-        if self._new is not None:
-            _lock(self._new.fileno(), self.name)
+        try:
             with failures(self.name):
-                self._new.truncate(0)
+                if path.exists():
+                    self._old = path.open("rb")
+                    self._read_members(self._old)
+                if write:
+                    make_directory(path.parent)
+                    self._new = _open_private(self._partial, truncate=False)
+            if self._new is not None:
+                _lock(self._new.fileno(), self.name)
+                with failures(self.name):
+                    # Between the opening and the lock another backup may have put this very file in its place.
+                    if not os.path.samestat(os.fstat(self._new.fileno()), self._partial.stat()):
+                        raise BackupError(f"{self.name}: another backup into it has just ended", where=self.name)
+                    self._new.truncate(0)
+        except BaseException:
+            for file in (self._old, self._new):
+                if file is not None:
+                    file.close()
+            raise
 
     @property
     def _partial(self) -> Path:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+import kimberlite
 from kimberlite.cli.local import LocalCluster
+from kimberlite.errors import UnavailableError
 
 NEW = "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"
 CHECKPOINTS = ("checkpoint.ops=64", f"storage.segment_bytes={8 << 20}", f"limits.frame_bytes_max={4 << 20}")
@@ -127,3 +129,79 @@ def test_a_new_cluster_from_a_backup_of_a_running_one(
     restored.stop()
     for replica in restored.replicas:
         kimberlite_command("verify", replica.data)
+
+
+def test_a_damaged_backup_is_refused(
+    start_cluster: Any, kimberlite_command: Any, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """One byte of one file: the restore names the file and leaves nothing. The cluster's own id is refused as well."""
+    cluster = start_cluster(1)
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\nthree\n")
+    data = cluster.replicas[0].data
+    taken = summary(kimberlite_command("backup", "--json", data, "backup"))
+    assert (taken["end_position"], taken["files"]) == (3, 1)
+    who = ["--replica", "0", "--addresses", "127.0.0.1:7100"]
+    for setting in settings:
+        who += ["--set", setting]
+    done = kimberlite_command("restore", "backup", "--cluster", taken["cluster"], *who, "new", code=2)
+    assert b"--same-cluster" in done.stderr
+    kimberlite_command("restore", "backup", "--cluster", NEW, *who, "new")
+    assert (
+        b"nothing was changed" in kimberlite_command("restore", "backup", "--cluster", NEW, *who, "new", code=11).stderr
+    )
+    (file,) = (tmp_path / "backup").glob("entries-*")
+    flip(file, file.stat().st_size // 2)
+    done = kimberlite_command("restore", "backup", "--cluster", NEW, *who, "other", code=29)
+    assert file.name.encode() in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_damaged_replica_sends_to_another(start_cluster: Any, kimberlite_command: Any, tmp_path: Path) -> None:
+    cluster = start_cluster(1)
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\n")
+    cluster.stop()
+    data = cluster.replicas[0].data
+    with (data / "journal-00000000").open("r+b") as file:
+        file.seek(4096 + 300)
+        file.write(b"?")
+    done = kimberlite_command("backup", data, "backup", code=29)
+    assert b"op 2" in done.stderr and b"take the backup from another replica" in done.stderr
+    assert list((tmp_path / "backup").iterdir()) == []
+    kimberlite_command("backup", tmp_path / "none", "backup", code=12)
+
+
+def test_a_client_goes_from_the_old_cluster_to_the_new_one(
+    start_cluster: Any,
+    kimberlite_command: Any,
+    settings: tuple[str, ...],
+    settled: Any,
+    tmp_path: Path,
+) -> None:
+    """Its session is in the backup and the addresses stay. Under the old id (the old replicas are gone) its session
+    goes on where it was; with another id the cluster is another one, which nothing of it reaches."""
+    cluster = start_cluster(3)
+    items = [item for setting in settings for item in ("--set", setting)]
+    addresses = ",".join(cluster.addresses)
+    with kimberlite.sync.connect(cluster.addresses, timeout=30) as log:
+        assert [log.append([b"one"]), log.append([b"two"])] == [0, 1]
+        settled(cluster)
+        taken = summary(kimberlite_command("backup", "--json", cluster.replicas[1].data, "backup"))
+        assert taken["end_position"] == 2
+        for index in range(3):
+            cluster.kill(index)
+        for options, cluster_id in ((("--same-cluster",), taken["cluster"]), ((), NEW)):
+            for replica in cluster.replicas:
+                replica.data = tmp_path / f"new-{cluster_id}-{replica.index}"
+                who = ("--cluster", cluster_id, "--replica", replica.index, "--addresses", addresses)
+                kimberlite_command("restore", "backup", *options, *who, *items, replica.data)
+            cluster.start_all()
+            cluster.wait_ready(60)
+            if options:
+                assert log.append([b"three"]) == 2
+            else:
+                with pytest.raises(UnavailableError):
+                    log.append([b"not for this cluster"], timeout=5)
+            found = kimberlite_command("read", addresses=cluster.addresses).stdout
+            assert found == (b"one\ntwo\nthree\n" if options else b"one\ntwo\n")
+            for index in range(3):
+                cluster.kill(index)
