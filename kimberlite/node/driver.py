@@ -234,7 +234,7 @@ class Driver:
             if above is not None and above < self.store.head:
                 self.store.truncate(above)
             self.core.durable(token, now)
-        durable = self.store.checkpoint.op
+        durable = self.store.checkpoint_op
         if durable > self.core.checkpoint_op:
             self.core.checkpointed(durable)
         return bool(tokens)

@@ -282,7 +282,7 @@ class Node:
                 log_bytes=store.bytes_used,
                 entries=store.head - store.first_op + 1,
                 first_position=store.first_position,
-                checkpoint_op=store.checkpoint.op,
+                checkpoint_op=store.checkpoint_op,
                 free_bytes=self._look_at_space() if self._ticks % FREE_SPACE_EVERY == 0 else None,
             )
         )
@@ -562,7 +562,7 @@ class Node:
                 "free_bytes_min": self.config.storage.free_bytes_min,
                 "room_bytes": self._store.room.bytes,
                 "full": snapshot.is_disk_full,
-                "checkpoint_op": self._store.checkpoint.op,
+                "checkpoint_op": self._store.checkpoint_op,
                 "first_op": self._store.first_op,
                 "first_position": self._store.first_position,
             },

@@ -177,6 +177,10 @@ class LogStore(Protocol):
     def checkpoint(self) -> Checkpoint:
         """The durable one, with the beginning of the log."""
 
+    @property
+    def checkpoint_op(self) -> int:
+        """Op of the checkpoint that a restart can begin with; 0 when there is none, or none that can be read."""
+
     def extents(self) -> Iterator[Extent]:
         """The segments of the log, oldest first; one read each."""
 

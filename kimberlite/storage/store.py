@@ -148,6 +148,7 @@ class Store:
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
         self._checkpoint_write: _CheckpointWrite | None = None
         self._floor = (block.checkpoint.first_op, block.checkpoint.first_position)  # of the log, as last trimmed
+        self._is_checkpoint_lost = False  # no copy of its file is good: it must not be relied on
         self._leftovers: list[str] = []  # files that nothing refers to any more
         self.bytes_written = 0
         self.room = Room(0, self.segment_bytes)
@@ -203,6 +204,7 @@ class Store:
                     "again: replace this replica",
                     **error.details,
                 ) from error
+            self._is_checkpoint_lost = True
             return Checkpoint(self._root), None, []
         return named, content, bad
 
@@ -301,6 +303,11 @@ class Store:
     @property
     def checkpoint(self) -> Checkpoint:
         return self._superblock.current.checkpoint
+
+    @property
+    def checkpoint_op(self) -> int:
+        """Op of the checkpoint that a restart can begin with; 0 when there is none, or none that can be read."""
+        return 0 if self._is_checkpoint_lost else self.checkpoint.op
 
     @property
     def first_op(self) -> int:
@@ -571,7 +578,8 @@ class Store:
     def _update_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes."""
         first_op, first_position = self._floor
-        if first_op <= checkpoint.op + 1 and first_op > checkpoint.first_op:
+        is_kept = checkpoint.op > self._superblock.last.checkpoint.op or not self._is_checkpoint_lost
+        if is_kept and checkpoint.first_op < first_op <= checkpoint.op + 1:
             number = self._number_of(first_op)
             checkpoint = replace(checkpoint, first_op=first_op, first_position=first_position, first_segment=number)
             if number > checkpoint.segment:  # the checkpoint's own entry goes too: what follows begins a segment
@@ -584,6 +592,8 @@ class Store:
             self._superblock.confirm(block)
             if self._checkpoint_write is not None and self._checkpoint_write.mark.op == checkpoint.op:
                 self._checkpoint_write = None
+            if before.op != checkpoint.op:
+                self._is_checkpoint_lost = False
             if before.size and before.op != checkpoint.op:
                 self._leftovers += [checkpoints.file_name(before.op, copy) for copy in checkpoints.COPIES]
 

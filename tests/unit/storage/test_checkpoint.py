@@ -172,6 +172,23 @@ def test_without_a_copy_the_whole_log_is_executed_again_while_it_is_there() -> N
     assert (recovered.settled, recovered.commit >= 9) == (12, True)
 
 
+def test_without_a_copy_nothing_is_trimmed_before_there_is_another_checkpoint() -> None:
+    log = Log()
+    log.append(100)
+    first_op, first_position, *_ = list(log.store.extents())[2]
+    log.checkpoint(90)
+    for copy in checkpoint.COPIES:
+        corrupt(log.files, checkpoint.file_name(90, copy), 0, 16, Random(0))
+    log.start()
+    assert log.store.checkpoint_op == 0
+    log.store.trim(first_op, first_position)
+    log.finish()
+    assert log.store.first_op == 1 and log.names("journal")[0] == "journal-00000000"
+    log.checkpoint(95)
+    assert (log.store.checkpoint_op, log.store.first_op) == (95, first_op)
+    assert log.start().restored.op == 95
+
+
 def test_without_a_copy_a_trimmed_log_is_refused() -> None:
     log = Log()
     log.append(100)
