@@ -16,6 +16,7 @@ import click
 
 from kimberlite.cli.common import bytes_text, json_option, note, print_json, table
 from kimberlite.errors import DataMissingError, SuperblockError
+from kimberlite.node.driver import describe_sessions
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock as superblocks
 from kimberlite.storage.disk import FileDisk
@@ -34,7 +35,6 @@ from kimberlite.storage.journal import (
 from kimberlite.storage.recovery import Entry
 from kimberlite.storage.scan import read_image
 from kimberlite.types import Header, Operation
-from kimberlite.vsr.sessions import SessionTable
 
 DIRECTORY = click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 JOURNAL_COLUMNS = (
@@ -285,18 +285,7 @@ def checkpoint(data: Path, as_json: bool) -> None:
             return
         facts["copies"] = {copy: checkpoints.check_copy(disk, named, copy) or "good" for copy in checkpoints.COPIES}
         content, _ = checkpoints.read(disk, named)
-    sessions = [
-        {
-            "client": client.hex(),
-            "session": session.number,
-            "request": session.request,
-            "op": session.op,
-            "position": session.position,
-            "events": session.count,
-            "reply bytes": len(session.body),
-        }
-        for client, session in SessionTable.decode(0, content.sessions).items()
-    ]
+    sessions = describe_sessions(content.sessions)
     facts |= {"machine_version": content.machine, "snapshot_bytes": len(content.snapshot), "sessions": len(sessions)}
     if as_json:
         print_json({**facts, "sessions": sessions})

@@ -40,7 +40,7 @@ from kimberlite.types import (
 )
 from kimberlite.vsr.codec import ClientRequest, decode_trim
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.sessions import Result
+from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.work import (
     Apply,
     Event,
@@ -110,6 +110,22 @@ def restore(machine: StateMachine, recovered: Recovered) -> None:
             version=restored.machine,
         )
     machine.restore(BytesIO(restored.snapshot))
+
+
+def describe_sessions(data: bytes) -> list[dict[str, object]]:
+    """The session table of a checkpoint, the next to be evicted first."""
+    return [
+        {
+            "client": client.hex(),
+            "session": session.number,
+            "request": session.request,
+            "op": session.op,
+            "position": session.position,
+            "events": session.count,
+            "reply_bytes": len(session.body),
+        }
+        for client, session in SessionTable.decode(0, data).items()
+    ]
 
 
 def known_headers(store: LogStore, recovered: Recovered) -> list[Header]:

@@ -566,6 +566,7 @@ class Store:
             self._update_checkpoint(write.mark)
         else:
             self._checkpoint_write = None
+            self._update_checkpoint(self._superblock.last.checkpoint)  # with a trim that came meanwhile
 
     def trim(self, first_op: int, first_position: int) -> None:
         if first_op <= self._floor[0]:

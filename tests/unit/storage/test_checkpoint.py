@@ -161,6 +161,18 @@ def test_one_damaged_copy_is_made_good_from_the_other(copy: str) -> None:
     assert bytes(log.files.durable[name]) == good
 
 
+def test_a_trim_that_comes_while_a_copy_is_made_good_is_not_forgotten() -> None:
+    log = Log()
+    log.append(100)
+    log.checkpoint(90)
+    first_op, first_position, *_ = list(log.store.extents())[2]
+    corrupt(log.files, checkpoint.file_name(90, "b"), 5000, 1, Random(0))
+    log.start()
+    log.store.trim(first_op, first_position)
+    log.finish()
+    assert log.store.first_op == first_op
+
+
 def test_without_a_copy_the_whole_log_is_executed_again_while_it_is_there() -> None:
     log = Log()
     log.append(12)
