@@ -29,8 +29,13 @@ from kimberlite.storage.handles import Handles
 from kimberlite.storage.index import ColdSegments, Start
 from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, Write
 from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    RECORDS_PER_SECTOR,
     Contents,
+    Flaw,
     Segment,
+    decode_record,
+    examine_entry,
     journal_name,
     read_entry,
     round_up,
@@ -41,6 +46,7 @@ from kimberlite.storage.journal import (
 from kimberlite.storage.open_segment import OpenSegment
 from kimberlite.storage.recovery import Entry
 from kimberlite.storage.scan import release, scan
+from kimberlite.storage.scrub import Checked, Damage
 from kimberlite.types import (
     HEADER_SIZE,
     Checkpoint,
@@ -146,6 +152,7 @@ class Store:
         self._next_token = 1
         self._pending: dict[int, tuple[int | None, Callable[[], None] | None, Collection[int]]] = {}
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
+        self._rewriting: set[int] = set()  # ops whose witness alone is being written again
         self._checkpoint_write: _CheckpointWrite | None = None
         self._floor = (block.checkpoint.first_op, block.checkpoint.first_position)  # of the log, as last trimmed
         self._is_checkpoint_lost = False  # no copy of its file is good: it must not be relied on
@@ -250,26 +257,34 @@ class Store:
             self._hold(segment.number, held)
             self._submit([self._witness_writes(segment, *damaged)], None, None, held)
 
-    def _fix_witnesses(self, ops: Sequence[int]) -> None:
+    def _fix_witnesses(self, ops: Sequence[int], done: Callable[[], None] = lambda: None) -> None:
         for op in ops:
             held: set[int] = set()
             segment = self._open_segment(op)
             if segment is None:
-                self._fix_cold_witness(op, held)
+                self._fix_cold_witness(op, held, done)
                 continue
             index = op - segment.base
             header, offset = segment.header(index), segment.place(index)
             if header is not None and offset is not None:
                 segment.put(index, header, offset)
                 self._hold(segment.number, held)
-                self._submit([self._witness_writes(segment, index, index)], None, None, held)
+                self._submit([self._witness_writes(segment, index, index)], None, done, held)
 
-    def _fix_cold_witness(self, op: int, held: set[int]) -> None:
+    def _fix_cold_witness(self, op: int, held: set[int], done: Callable[[], None]) -> None:
         number = self._cold.segment_of(op)
         self._hold(number, held)
         write = self._cold.rewrite_witness(op)
-        phases = [[write]] if write is not None else []
-        self._submit(phases, None, lambda: self._cold.written(number, write), held)
+        if write is None:
+            self._handles.let_go(held)
+            done()
+            return
+
+        def written() -> None:
+            self._cold.written(number, write)
+            done()
+
+        self._submit([[write]], None, written, held)
 
     # Properties
 
@@ -766,6 +781,67 @@ class Store:
             self._faulty.add(op)
             return None
         return message
+
+    # Scrubbing: storage.scrub
+
+    def check_entry(self, op: int) -> Checked:
+        """Read an entry and its witness from the disk. A damaged entry is marked faulty; a damaged witness of
+        an intact one is written again. What is being written is left alone."""
+        if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
+            return Checked()
+        number, index, header, offset = self.place_of(op)
+        found = (
+            examine_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes)
+            if offset is not None
+            else Flaw.UNREADABLE
+        )
+        size = round_up(header.size) if header is not None else SECTOR
+        if not isinstance(found, Message) or header is None or found.header.checksum != header.checksum:
+            self._faulty.add(op)
+            return Checked(size, (Damage.ENTRY,))
+        first = op - index % RECORDS_PER_SECTOR
+        if any(near in self._in_flight or near in self._rewriting for near in range(first, first + RECORDS_PER_SECTOR)):
+            return Checked(size)  # its sector of the witnesses is being written
+        size += SECTOR
+        try:
+            at = index * RECORD_BYTES
+            record = decode_record(self._disk.read(self._handles.witness(number), at, RECORD_BYTES), number, index)
+        except (OSError, ValueError):
+            record = None
+        if record is not None and record.header.checksum == header.checksum and record.offset == offset:
+            return Checked(size)
+        self._rewriting.add(op)
+        self._fix_witnesses([op], lambda: self._rewriting.discard(op))
+        return Checked(size, (Damage.WITNESS,))
+
+    def check_superblock(self, copy: int) -> Checked:
+        """Read a copy of the superblock; one that is not as it should be is written again."""
+        block = self._superblock
+        if block.last is not block.current and block.last.sequence != block.current.sequence:
+            return Checked()  # they are being written
+        if block.is_good(copy):
+            return Checked(superblock.COPY_BYTES)
+        self._submit(block.rewrite(copy), None, None)
+        return Checked(superblock.COPY_BYTES, (Damage.SUPERBLOCK,))
+
+    def read_checkpoint(self, copy: str, offset: int, length: int) -> bytes | None:
+        """A part of a copy of the checkpoint; None when it can not be read."""
+        try:
+            file = self._disk.open(checkpoints.file_name(self.checkpoint.op, copy))
+            try:
+                return bytes(self._disk.read(file, offset, length))
+            finally:
+                self._disk.release(file)
+        except OSError:
+            return None
+
+    def rewrite_checkpoint(self, copy: str, data: bytes) -> bool:
+        """Write a damaged copy of the checkpoint again; False when a checkpoint is being written, or it is another."""
+        if self._checkpoint_write is not None or xxhash.xxh3_128_digest(data) != self.checkpoint.digest:
+            return False
+        self._checkpoint_write = _CheckpointWrite(self.checkpoint, data, [copy], commits=False)
+        self._write_chunk(self._checkpoint_write)
+        return True
 
     def find(self, position: int) -> int | None:
         if position < self.first_position:

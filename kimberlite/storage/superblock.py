@@ -231,6 +231,18 @@ class SuperblockFile:
         """
         return phases(self._disk, self._file, self.current, self._damaged)
 
+    def is_good(self, copy: int) -> bool:
+        """Whether a copy on the disk is what is in force. While an update is under way it need not be."""
+        try:
+            data = bytes(self._disk.read(self._file, copy * COPY_BYTES, COPY_BYTES))
+        except OSError:
+            return False
+        return data == encode(self.current, copy)
+
+    def rewrite(self, copy: int) -> list[list[Write]]:
+        """The write of one copy of what is in force."""
+        return phases(self._disk, self._file, self.current, [copy])
+
     def update(
         self, state: ViewState | None = None, checkpoint: Checkpoint | None = None
     ) -> tuple[Superblock, list[list[Write]]]:

@@ -1,0 +1,221 @@
+"""The scrubber: whatever is damaged is found within one tour, and written again where something good is left."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from kimberlite.storage import checkpoint as checkpoints
+from kimberlite.storage import superblock
+from kimberlite.storage.audit import Audit
+from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
+from kimberlite.storage.scrub import STEP_BYTES, STEPS_PER_TICK, Damage, Scrubber
+from kimberlite.types import Message
+from kimberlite.vopr.disk import SimDisk, corrupt, make_unreadable
+
+WHOLE = SECTOR - 256
+S = 1_000_000_000
+
+
+def scrubber(bench: Any, seed: int = 1, rate: int = 1 << 20) -> Scrubber:
+    return Scrubber(bench.store, bytes_per_s=rate, seed=seed, now=0)
+
+
+def tour(bench: Any, seed: int = 1) -> Scrubber:
+    """One whole tour, its writes done."""
+    scrub = scrubber(bench, seed)
+    for _ in range(10_000):
+        scrub.step()
+        bench.store.completions()
+        if scrub.tours:
+            return scrub
+    raise AssertionError("a tour ends")
+
+
+def found(scrub: Scrubber) -> dict[str, int]:
+    return {what.value: count for what, count in scrub.damage.items() if count}
+
+
+def findings(bench: Any) -> list[Any]:
+    return list(Audit(SimDisk(bench.files, lambda: 0, lambda: 0)).findings())
+
+
+@pytest.fixture
+def filled(bench: Any, kit: Any) -> Any:
+    """200 entries in 13 segments: most of them no longer in memory."""
+    bench.log = kit.chain([WHOLE] * 200)
+    for start in range(0, 200, 16):
+        bench.append(bench.log[start : start + 16])
+    return bench
+
+
+def with_checkpoint(bench: Any, op: int = 20) -> None:
+    mark = bench.store.mark(op)
+    bench.store.write_checkpoint(mark, 1, b"sessions", random.Random(3).randbytes(200_000))
+    for _ in range(50):
+        bench.store.completions()
+    assert bench.store.checkpoint.op == op
+
+
+def test_what_is_whole_is_left_alone(filled: Any) -> None:
+    with_checkpoint(filled)
+    events = len(filled.recorder.events)
+    scrub = tour(filled)
+    assert (found(scrub), filled.store.faulty) == ({}, set())
+    assert len(filled.recorder.events) == events, "nothing is written"
+    size = filled.store.checkpoint.size
+    assert scrub.bytes == 200 * 2 * SECTOR + superblock.COPIES * superblock.COPY_BYTES + 2 * size
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_entry_is_found_wherever_the_tour_begins(filled: Any, seed: int) -> None:
+    ops = random.Random(seed).sample(range(1, 201), 5)
+    for op in ops:
+        corrupt(filled.files, journal_name((op - 1) // 16), (op - 1) % 16 * SECTOR + 100, 1, random.Random(seed))
+    scrub = tour(filled, seed)
+    assert filled.store.faulty == set(ops)
+    assert found(scrub) == {"entry": 5}
+    filled.repair([filled.log[op - 1] for op in sorted(ops)])
+    assert filled.store.faulty == set()
+    assert findings(filled) == []
+
+
+@pytest.mark.parametrize("op", [1, 8, 9, 100, 185, 200])
+def test_a_damaged_witness_is_written_again(filled: Any, op: int) -> None:
+    filled.store.header(op)  # what is in memory says nothing of the disk
+    corrupt(filled.files, witness_name((op - 1) // 16), (op - 1) % 16 * RECORD_BYTES + 40, 8, random.Random(1))
+    assert [finding.op for finding in findings(filled)] == [op]
+    scrub = tour(filled)
+    assert found(scrub) == {"witness": 1}
+    assert filled.store.faulty == set()
+    assert findings(filled) == []
+
+
+def test_unreadable_sectors(filled: Any) -> None:
+    make_unreadable(filled.files, journal_name(3), 5)
+    make_unreadable(filled.files, witness_name(7), 1)
+    scrub = tour(filled)
+    assert filled.store.faulty == {3 * 16 + 5 + 1}
+    assert scrub.damage[Damage.ENTRY] == 1
+    assert scrub.damage[Damage.WITNESS] >= 1
+    assert [finding.op for finding in findings(filled)] == [3 * 16 + 5 + 1]
+
+
+@pytest.mark.parametrize("copy", range(superblock.COPIES))
+def test_a_damaged_superblock_copy_is_written_again(filled: Any, copy: int) -> None:
+    before = bytes(filled.files.durable[superblock.NAME])
+    corrupt(filled.files, superblock.NAME, copy * superblock.COPY_BYTES + 3000, 10, random.Random(1))
+    scrub = tour(filled)
+    assert found(scrub) == {"superblock": 1}
+    assert bytes(filled.files.durable[superblock.NAME]) == before
+
+
+@pytest.mark.parametrize("copy", checkpoints.COPIES)
+@pytest.mark.parametrize("how", ["flipped", "unreadable", "gone", "cut"])
+def test_a_damaged_checkpoint_copy_is_written_again(filled: Any, copy: str, how: str) -> None:
+    with_checkpoint(filled)
+    name = checkpoints.file_name(20, copy)
+    before = bytes(filled.files.durable[name])
+    if how == "flipped":
+        corrupt(filled.files, name, 150_000, 1, random.Random(1))
+    elif how == "unreadable":
+        make_unreadable(filled.files, name, 20)
+    elif how == "gone":
+        del filled.files.durable[name]
+    else:
+        del filled.files.durable[name][100_000:]
+    scrub = tour(filled)
+    assert found(scrub) == {"checkpoint": 1}
+    for _ in range(50):
+        filled.store.completions()
+    assert bytes(filled.files.durable[name]) == before
+    assert found(tour(filled)) == {}
+
+
+def test_a_checkpoint_without_a_good_copy_is_reported_and_left(filled: Any) -> None:
+    with_checkpoint(filled)
+    for copy in checkpoints.COPIES:
+        corrupt(filled.files, checkpoints.file_name(20, copy), 5000, 1, random.Random(1))
+    before = {name: bytes(content) for name, content in filled.files.durable.items()}
+    assert found(tour(filled)) == {"checkpoint": 2}
+    assert {name: bytes(content) for name, content in filled.files.durable.items()} == before
+
+
+def test_tours_begin_anywhere_and_follow_each_other(filled: Any) -> None:
+    origins = {scrubber(filled, seed)._origin for seed in range(30)}
+    assert len(origins) > 20 and min(origins) >= 1 and max(origins) <= 200
+    scrub = tour(filled)
+    assert (scrub.tours, scrub.fraction) == (1, 0.0)
+    origin = scrub._origin
+    fractions = []
+    while scrub.tours == 1:
+        scrub.step()
+        fractions.append(scrub.fraction)
+    assert fractions[:-1] == sorted(fractions[:-1]) and 0 < fractions[0] < 0.2
+    assert scrub._origin == origin
+
+
+def test_what_is_appended_meanwhile_is_left_for_the_next_tour(filled: Any, kit: Any) -> None:
+    scrub = scrubber(filled)
+    more: list[Message] = kit.chain([WHOLE] * 16, after=filled.log[-1].header)
+    filled.append(more)
+    while not scrub.tours:
+        scrub.step()
+    first = scrub.bytes
+    while scrub.tours < 2:
+        scrub.step()
+    assert scrub.bytes - first == first + 16 * 2 * SECTOR
+
+
+def test_it_keeps_to_its_rate(filled: Any) -> None:
+    scrub = scrubber(filled, rate=1 << 20)
+    for tick in range(1, 501):
+        scrub.tick(tick * S // 100)
+    assert abs(scrub.bytes - 5 * (1 << 20)) <= 2 * STEP_BYTES
+    idle = scrubber(filled, rate=0)
+    assert not idle.tick(100 * S)
+    assert idle.bytes == 0
+    # After a long pause it does not catch up at once.
+    late = scrubber(filled, rate=1 << 30)
+    late.tick(3600 * S)
+    assert late.bytes <= (STEPS_PER_TICK + 1) * STEP_BYTES
+
+
+def test_a_step_is_small(bench: Any, kit: Any) -> None:
+    bench.append(kit.chain([100] * 30 + [40_000] + [100] * 30))
+    scrub = scrubber(bench)
+    while not scrub.tours:
+        assert scrub.step() <= STEP_BYTES
+
+
+def test_an_empty_log(bench: Any) -> None:
+    scrub = tour(bench)
+    assert scrub.bytes == superblock.COPIES * superblock.COPY_BYTES
+    assert (scrub.fraction, found(scrub)) == (0.0, {})
+
+
+def test_what_is_being_written_is_left_alone(bench: Any, kit: Any) -> None:
+    entries = kit.chain([WHOLE] * 8)
+    bench.append(entries[:4])
+    bench.store.append(99, entries[4:])  # under way: not durable before the next look
+    corrupt(bench.files, witness_name(0), 40, 4, random.Random(1))
+    for op in range(1, 9):
+        assert bench.store.check_entry(op).damage == ()
+    state = bench.store.view_state
+    bench.store.set_view_state(100, state)
+    assert bench.store.check_superblock(0).bytes == 0
+    bench.store.completions()
+    assert bench.store.check_superblock(0).bytes == superblock.COPY_BYTES
+    assert tour(bench).damage[Damage.ENTRY] == 0
+    assert findings(bench) == []
+
+
+def test_damage_found_is_said_once(filled: Any) -> None:
+    corrupt(filled.files, journal_name(0), 100, 1, random.Random(1))
+    scrub = scrubber(filled)
+    heard = [scrub.tick(tick * S) for tick in range(1, 200)]
+    assert heard.count(True) == 1
+    assert scrub.tours > 1
