@@ -449,6 +449,23 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubConfig:
+    """Reading everything on the disk again and again, so that damage is found and repaired while the other
+    replicas still have good copies. Affects load, never safety."""
+
+    bytes_per_s: int = knob(
+        1 * MIB,
+        "How much is read on average. A tour over 100 GiB takes 28 hours at 1 MiB/s. 0 turns it off: damage is then "
+        "found when something reads it, or at a restart.",
+        unit="bytes/s",
+        low=0,
+        high=64 * MIB,
+        too_low="Damage is found late, when a second replica may have lost the same entry.",
+        too_high="Reads are made between other work: commits wait for them, and a busy disk is slower still.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     """How often the state is written down, so that a restart need not execute the log from its beginning.
     The same on every replica of a cluster: then all make the same checkpoints."""
@@ -525,6 +542,7 @@ class Config:
     timing: TimingConfig = field(default_factory=TimingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    scrub: ScrubConfig = field(default_factory=ScrubConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
@@ -586,13 +604,21 @@ class Config:
 
 
 Section = (
-    ClusterConfig | TimingConfig | LimitsConfig | StorageConfig | CheckpointConfig | RetentionConfig | TelemetryConfig
+    ClusterConfig
+    | TimingConfig
+    | LimitsConfig
+    | StorageConfig
+    | ScrubConfig
+    | CheckpointConfig
+    | RetentionConfig
+    | TelemetryConfig
 )
 SECTION_TYPES: Mapping[str, type[Section]] = {
     "cluster": ClusterConfig,
     "timing": TimingConfig,
     "limits": LimitsConfig,
     "storage": StorageConfig,
+    "scrub": ScrubConfig,
     "checkpoint": CheckpointConfig,
     "retention": RetentionConfig,
     "telemetry": TelemetryConfig,

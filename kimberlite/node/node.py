@@ -51,6 +51,7 @@ from kimberlite.node.server import ClientServer
 from kimberlite.node.space import FreeSpace
 from kimberlite.state_machine import EventLog, StateMachine
 from kimberlite.storage import superblock
+from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
@@ -287,6 +288,9 @@ class Node:
             )
         )
 
+        scrub = self.scrubber
+        self.recorder.update_scrub(scrub.tours, scrub.bytes, scrub.fraction, scrub.damage.items())
+
     def _look_at_space(self) -> int:
         free = self._disk.free_bytes()
         self.driver.core.is_short_of_space = self._free_space.look(free)
@@ -314,6 +318,9 @@ class Node:
             time.monotonic_ns,
             CheckpointPolicy(config.checkpoint.ops, config.checkpoint.bytes),
             self._in_background,
+        )
+        self.scrubber = Scrubber(
+            self._store, bytes_per_s=config.scrub.bytes_per_s, seed=secrets.randbits(64), now=time.monotonic_ns()
         )
         self._peers = PeerNetwork(
             index=core.index,
@@ -477,11 +484,16 @@ class Node:
         if chosen is not None:
             self._run(lambda: self.driver.trim(*chosen))
 
+    def _scrub(self) -> None:
+        if self.scrubber.tick(time.monotonic_ns()):
+            self.driver.on_damage()
+
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
         self._ticks += 1
         self.driver.core.set_clock_offset(time.time_ns() - time.monotonic_ns())
         self._run(self.driver.on_tick)
+        self._run(self._scrub)
         if self._ticks % RETENTION_EVERY == 0:
             self._apply_retention()
         if self._ticks % GAUGES_EVERY == 0 and not self._failed:
@@ -565,6 +577,12 @@ class Node:
                 "checkpoint_op": self._store.checkpoint_op,
                 "first_op": self._store.first_op,
                 "first_position": self._store.first_position,
+            },
+            "scrub": {
+                "tours": self.scrubber.tours,
+                "fraction": round(self.scrubber.fraction, 4),
+                "bytes": self.scrubber.bytes,
+                "damage": {what.value: count for what, count in self.scrubber.damage.items()},
             },
             "peers": [
                 {

@@ -1,6 +1,6 @@
 """Verification of everything that is on one disk, without changing any of it.
 
-`Audit.findings` reads the superblock and every entry of the log with its witness, each against its own
+`Audit.findings` reads the superblock, the checkpoint and every entry of the log with its witness, each against its own
 checksums, the entry before it and the place that follows from the entries before it. What the log is, where
 it ends and what there was never acknowledged, is decided by the code of a restart (storage.scan); what that
 trusts by its witness alone is read here. Segments behind the end of the log hold nothing of it and are not read.
@@ -22,6 +22,7 @@ from enum import StrEnum
 
 from kimberlite._fast import framing
 from kimberlite.errors import DataMissingError, SuperblockError
+from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.journal import (
@@ -37,7 +38,7 @@ from kimberlite.storage.journal import (
     witness_name,
 )
 from kimberlite.storage.scan import Scan, fill_below, release, scan
-from kimberlite.types import EntryState, Header, Message, root_header
+from kimberlite.types import Checkpoint, EntryState, Header, Message, root_header
 
 CHUNK = 64 << 10  # of a witness file, read at a time
 
@@ -46,7 +47,8 @@ class Cause(StrEnum):
     """What is wrong. The words are stable: scripts may rely on them."""
 
     SUPERBLOCK_LOST = "superblock-lost"  # no two copies agree: there is nothing to go by
-    COPY_DAMAGED = "copy-damaged"  # one copy of the superblock
+    CHECKPOINT_LOST = "checkpoint-lost"  # no copy is intact
+    COPY_DAMAGED = "copy-damaged"  # one copy of the superblock or of the checkpoint
     COPY_OLD = "copy-old"  # one that an update did not reach
     FILE_MISSING = "file-missing"
     FILE_SIZE = "file-size"
@@ -153,6 +155,7 @@ class Audit:
             int(name[8:]) for name in disk.names() if name.startswith("journal-") and name[8:].isdigit()
         )
         self._block: superblock.Superblock | None = None
+        self._start: Checkpoint | None = None
         self._scan: Scan | None = None
         self._states: dict[int, EntryState] = {}
         self._identities: dict[int, Header] = {}
@@ -219,10 +222,36 @@ class Audit:
 
     # What a restart makes of it
 
+    def _checkpoint(self) -> Iterator[Finding]:
+        """Its copies; `self._start` is where a restart would begin."""
+        named = self._required().checkpoint
+        self._start = named
+        if not named.size:
+            return
+        self.total_bytes += len(checkpoints.COPIES) * named.size
+        bad = 0
+        for copy in checkpoints.COPIES:
+            why = checkpoints.check_copy(self._disk, named, copy)
+            self._reach(self._done + named.size)
+            if why:
+                bad += 1
+                text = f"a copy of the checkpoint of op {named.op}: {why}; it is written again from the other one"
+                yield Finding(Cause.COPY_DAMAGED, checkpoints.file_name(named.op, copy), True, text, op=named.op)
+        if bad == len(checkpoints.COPIES) and not self._has_moved():
+            is_whole = named.first_op == 1
+            text = f"no copy of the checkpoint of op {named.op} is intact; " + (
+                "a restart executes the log from its beginning" if is_whole else "the log before it was trimmed"
+            )
+            name = checkpoints.file_name(named.op, checkpoints.COPIES[0])
+            yield Finding(Cause.CHECKPOINT_LOST, name, is_whole, text, op=named.op)
+            if is_whole:
+                self._start = Checkpoint(self._root)
+
     def _begin(self) -> Iterator[Finding]:
         block = self._required()
+        yield from self._checkpoint()
         try:
-            result = scan(self._disk, block.state, block.segment_bytes, block.checkpoint)
+            result = scan(self._disk, block.state, block.segment_bytes, self._start or block.checkpoint)
         except DataMissingError as error:
             yield Finding(Cause.FILE_MISSING, str(error.details["file"]), False, str(error))
             return
@@ -386,6 +415,10 @@ class Audit:
 
     def _damage(self, place: _Place, offset: int | None, cause: Cause, text: str) -> Iterator[Finding]:
         name = journal_name(place.number)
+        if place.op is not None and place.op < self._required().checkpoint.first_op:
+            text += "; it was trimmed, and nobody reads it"
+            yield Finding(cause, name, True, text, place.number, offset, place.op)
+            return
         if place.op is not None and self._states.get(place.op) is EntryState.ABSENT:
             text = "the entry was never written here; it is fetched from a peer"
             yield Finding(Cause.ENTRY_ABSENT, name, True, text, place.number, offset, place.op)

@@ -233,6 +233,8 @@ SCENARIOS = (
     FIXED,
 )
 
+SCRUBBED = Label("what", ("entry", "witness", "superblock", "checkpoint"))
+
 LATENCIES = (
     _histogram(
         "prepare_latency",
@@ -441,6 +443,31 @@ COUNTERS = (
         "FAULTY; frames refused; superblock copies at the start",
         DAMAGE,
         labels=(Label("component", ("network", "journal", "superblock")),),
+        essential=True,
+    ),
+    _counter(
+        "scrub_tours",
+        "Tours of the scrubber over everything on the disk that are complete.",
+        "An increase at least once a week; raise scrub.bytes_per_s where it takes longer.",
+        "every completed tour",
+        LOAD,
+    ),
+    _counter(
+        "scrub",
+        "Bytes read by the scrubber.",
+        "Its rate is scrub.bytes_per_s; less means that ticks of the loop are late.",
+        "every step of the scrubber",
+        LOAD,
+        Unit.BYTES,
+    ),
+    _counter(
+        "scrub_damage",
+        "What the scrubber found damaged: entries (repaired from peers), witnesses, copies of the superblock and of "
+        "the checkpoint (written again).",
+        "Any increase is a failing disk: replace it. See checksum_failures for what was found in other ways.",
+        "damage of what is on the disk",
+        DAMAGE,
+        labels=(SCRUBBED,),
         essential=True,
     ),
     _counter(
@@ -722,6 +749,14 @@ HEALTH = (
         LOAD,
         Unit.SECONDS,
         source=Source.INSTANT,
+    ),
+    _gauge(
+        "scrub_progress",
+        "Part of the scrubber's present tour that is done, from 0 to 1.",
+        "With scrub_tours: how long a tour takes. Standing still means that scrub.bytes_per_s is 0.",
+        "every step of the scrubber",
+        LOAD,
+        floating=True,
     ),
     _gauge(
         "replica_lag_operations",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, StageClock, now_ns
@@ -137,6 +137,11 @@ class Recorder:
         self._written = self._counter("disk", "write").advance_to
         self._entry_bytes = self._counter("bytes_written").advance_to
         self._switches = self._counter("journal_mode_switches").advance_to
+        self._scrub_tours = self._counter("scrub_tours").advance_to
+        self._scrub_bytes = self._counter("scrub").advance_to
+        self._scrub_damage = {
+            what: self._counter("scrub_damage", what).advance_to for what in catalogue.SCRUBBED.values
+        }
 
     # Events of the core
 
@@ -405,6 +410,15 @@ class Recorder:
         self._set["checkpoint_number"](sample.checkpoint_op)
         if sample.free_bytes is not None:
             self._set["disk_free"](sample.free_bytes)
+
+    def update_scrub(self, tours: int, read: int, fraction: float, damage: Iterable[tuple[str, int]]) -> None:
+        """Record how far the scrubber is: completed tours, bytes read, the part of the present tour, and by what it
+        was how much was found damaged. Totals since the start."""
+        self._scrub_tours(tours)
+        self._scrub_bytes(read)
+        self._set["scrub_progress"](fraction)
+        for what, count in damage:
+            self._scrub_damage[what](count)
 
     def close(self, in_order: bool = True) -> None:
         """The replica ends; when in order, say so to the readers. Nothing may be recorded afterwards."""

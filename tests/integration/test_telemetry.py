@@ -332,6 +332,24 @@ class Player:
         step.restarted.add(victim)
         self.until(lambda: step.high[victim].get("journal_faulty", 0) > 0, "the damage is found")
         self.until(lambda: probe.fetch_status(self.cluster.addresses[victim], 5)["faulty"] == 0, "it is repaired")
+        # While it runs, what nobody reads: only a tour over everything comes across it.
+        (checkpoint,) = data.glob("checkpoint-*-a")
+        for path, offset in (
+            (journal, 4096 + 300),
+            (data / journal.name.replace("journal", "witness"), 4 * 512 + 100),
+            (superblock, 20000),
+            (checkpoint, 300),
+        ):
+            with path.open("r+b") as file:
+                byte = os.pread(file.fileno(), 1, offset)[0]
+                os.pwrite(file.fileno(), bytes([byte ^ 0xFF]), offset)
+                os.fsync(file.fileno())
+
+        def found() -> bool:
+            status = probe.fetch_status(self.cluster.addresses[victim], 5)
+            return all(status["scrub"]["damage"].values()) and status["faulty"] == 0
+
+        self.until(found, "the scrubber has found it all, and it is repaired")
 
     def retention(self, step: Step) -> None:
         """Two segments more than are kept, and then as many operations as a checkpoint takes."""
@@ -489,6 +507,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, settings: tuple[str, ...]) -
         "limits.pipeline_max=1",
         "checkpoint.ops=100",
         f"retention.bytes_max={RETENTION_BYTES}",
+        "scrub.bytes_per_s=8388608",
         "storage.inline_threshold_us=1000000",  # any disk counts as quick; where a scenario wants it slow, it says so
         "timing.suspect_min_ms=800",  # on a busy machine no views change but those that a scenario wants
     )
@@ -713,6 +732,9 @@ PROOFS: dict[str, Proof] = {
     "operations": rises(("committed",)),
     "events": exact_events,
     "bytes_written": rises(),
+    "scrub_tours": rises(),
+    "scrub": rises(),
+    "scrub_progress": reached(lambda part: 0 < part < 1),
     "messages_sent": both(rises(("prepare",), ("commit",), ("reply",), on=primary), rises(("prepare_ok",), on=backups)),
     "messages_received": both(
         rises(("prepare_ok",), ("request",), ("hello",), on=primary), rises(("prepare",), ("commit",), on=backups)
@@ -751,6 +773,7 @@ PROOFS: dict[str, Proof] = {
     "repair_inflight_count": both(reached(positive), passes(lambda count: count == 0)),
     "repair_ewma_latency": lambda step, metric: reached(positive, str(step.facts["silent"]))(step, metric),
     "checksum_failures": rises(("journal",), ("superblock",), on=victim),
+    "scrub_damage": rises(("entry",), ("witness",), ("superblock",), ("checkpoint",), on=victim),
     "journal_faulty": both(reached(positive), passes(lambda count: count == 0)),
     "operations_failed": rises(("view_change",), on=primary),
     "quorum_margin": both(shown(lambda margin: margin == -1), reached(lambda margin: margin == 1, on=primary)),

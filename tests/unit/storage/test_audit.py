@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kimberlite._fast.framing import make_header
+from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.audit import CHUNK, Audit, Cause, Finding
 from kimberlite.storage.interface import SECTOR
@@ -344,8 +345,74 @@ def test_memory_is_bounded(kit: Any) -> None:
     assert max(lengths) <= max(CHUNK, round_up(20_256), superblock.COPY_BYTES)
 
 
+def checkpointed(kit: Any) -> tuple[Any, list[Message]]:
+    """Sixty entries, a checkpoint of the fortieth."""
+    bench = kit.fresh()
+    entries: list[Message] = kit.chain([SECTOR - 256] * 60)
+    bench.append(entries)
+    bench.store.write_checkpoint(bench.store.mark(40), 1, b"sessions", bytes(100_000))
+    for _ in range(20):
+        bench.store.completions()
+    assert bench.store.checkpoint.op == 40
+    return bench, entries
+
+
+def test_checkpoint_copies(kit: Any) -> None:
+    bench, _ = checkpointed(kit)
+    result = audited(bench.files)
+    assert (result.findings, result.audit.entries) == ([], 60)
+    assert result.advanced == result.audit.total_bytes
+    for copy in checkpoints.COPIES:
+        name = checkpoints.file_name(40, copy)
+        for how in range(3):
+            image = kit.copied(bench.files)
+            if how == 0:
+                flip(image, name, 50_000)
+            elif how == 1:
+                make_unreadable(image, name, 2)
+            else:
+                del image.durable[name]
+            result = audited(image)
+            assert [(f.cause, f.file, f.op, f.harmless) for f in result.findings] == [
+                (Cause.COPY_DAMAGED, name, 40, True)
+            ]
+    for copy in checkpoints.COPIES:
+        flip(bench.files, checkpoints.file_name(40, copy), 50_000)
+    result = audited(bench.files)
+    assert result.causes == [Cause.COPY_DAMAGED, Cause.COPY_DAMAGED, Cause.CHECKPOINT_LOST]
+    assert (result.damage, result.audit.entries) == ([], 60), "the log is executed from its beginning"
+
+
+def test_damage_below_the_checkpoint_is_found(kit: Any) -> None:
+    bench, _ = checkpointed(kit)
+    flip(bench.files, journal_name(0), 5 * SECTOR + 1000)
+    flip(bench.files, journal_name(2), 3 * SECTOR + 1000)  # of the segment where a restart begins
+    assert [(f.cause, f.op) for f in audited(bench.files).damage] == [(Cause.ENTRY_BODY, 6), (Cause.ENTRY_BODY, 36)]
+
+
+def test_a_log_that_was_trimmed(kit: Any) -> None:
+    bench, _ = checkpointed(kit)
+    bench.store.trim(21, 20)
+    for _ in range(20):
+        bench.store.completions()
+    assert journal_name(0) not in bench.files.durable
+    result = audited(bench.files)
+    assert (result.findings, result.audit.entries, result.audit.segments) == ([], 44, 3)
+    image = kit.copied(bench.files)
+    flip(image, journal_name(1), 2 * SECTOR + 1000)  # op 19, of the segment where the log now begins
+    flip(image, journal_name(1), 7 * SECTOR + 1000)
+    assert [(f.cause, f.op, f.harmless) for f in audited(image).findings] == [
+        (Cause.ENTRY_BODY, 19, True),
+        (Cause.ENTRY_BODY, 24, False),
+    ]
+    for copy in checkpoints.COPIES:
+        flip(bench.files, checkpoints.file_name(40, copy), 50_000)
+    assert [finding.cause for finding in audited(bench.files).damage] == [Cause.CHECKPOINT_LOST]
+
+
 def test_causes_are_stable_words() -> None:
     assert sorted(Cause) == [
+        "checkpoint-lost",
         "copy-damaged",
         "copy-old",
         "entry-absent",
