@@ -800,7 +800,7 @@ class Store:
             self._faulty.add(op)
             return Checked(size, (Damage.ENTRY,))
         first = op - index % RECORDS_PER_SECTOR
-        if any(near in self._in_flight or near in self._rewriting for near in range(first, first + RECORDS_PER_SECTOR)):
+        if op in self._rewriting or any(near in self._in_flight for near in range(first, first + RECORDS_PER_SECTOR)):
             return Checked(size)  # its sector of the witnesses is being written
         size += SECTOR
         try:

@@ -94,6 +94,18 @@ def test_a_damaged_witness_is_written_again(filled: Any, op: int) -> None:
     assert findings(filled) == []
 
 
+def test_all_witnesses_of_a_sector_are_written_again_in_one_tour(filled: Any) -> None:
+    """Also when none of the writes is done before the next record is looked at."""
+    for segment in (2, 12):
+        filled.files.durable[witness_name(segment)][:SECTOR] = bytes([0xEE]) * SECTOR
+    scrub = scrubber(filled)
+    while not scrub.tours:
+        scrub.step()
+    filled.store.completions()
+    assert found(scrub) == {"witness": 16}
+    assert findings(filled) == []
+
+
 def test_unreadable_sectors(filled: Any) -> None:
     make_unreadable(filled.files, journal_name(3), 5)
     make_unreadable(filled.files, witness_name(7), 1)
