@@ -42,6 +42,7 @@ class Plan:
     replay: float = 0.0  # a frame sent long ago arrives again
     forfeit_gap: int = 4096  # as CoreConfig.forfeit_gap
     checkpoint_ops: int = 4096  # executed between two checkpoints
+    scrub_bytes_per_s: int = 0  # read by the scrubber of each replica; it also makes a tour at the end
     clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
 
 
@@ -103,4 +104,5 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         clock_skew_ns=random.choice((0, 20, 2000)) * MS,
         forfeit_gap=random.choice((8, 4096)),
         checkpoint_ops=random.choice((4, 16, 50, 4096)),
+        scrub_bytes_per_s=random.choice((0, 64 << 10, 1 << 20)),
     )

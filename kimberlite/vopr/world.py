@@ -28,6 +28,8 @@ from kimberlite.client.session import Session
 from kimberlite.errors import KimberliteError, OutcomeUnknownError, WriteFailedError
 from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, requests_of, restore
 from kimberlite.state_machine import Batch
+from kimberlite.storage.audit import Audit, Cause
+from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Reason
 from kimberlite.vopr.checkers import (
@@ -56,6 +58,9 @@ ROT_TAIL_BYTES = 8192
 SERVE_DELAY_NS = 20_000
 PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
 EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
+QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
+WITNESS_CAUSES = {Cause.WITNESS_DAMAGED, Cause.WITNESS_UNREADABLE, Cause.WITNESS_MISSING, Cause.WITNESS_OTHER}
+SCRUBBED_CAUSES = {*WITNESS_CAUSES, Cause.COPY_DAMAGED, Cause.COPY_OLD}  # harmless, but written again by a tour
 FAULT_ORDER = -(1 << 62)  # faults come before anything else of the same instant
 
 
@@ -165,6 +170,7 @@ class SimNode:
     up: bool = True
     paused_until: int = 0
     backlog: list[Callable[[], None]] = field(default_factory=list)
+    scrubber: Scrubber = field(init=False)
 
 
 class SimClient:
@@ -392,6 +398,12 @@ class World:
         self.counts["torn"] = self.counts.get("torn", 0) + recovered.torn
         self.counts["faulty"] = self.counts.get("faulty", 0) + recovered.faulty
         node = SimNode(index, driver, store, disk, life)
+        node.scrubber = Scrubber(
+            store,
+            bytes_per_s=plan.scrub_bytes_per_s,
+            seed=Random(f"scrub {plan.seed} {index} {life}").getrandbits(64),
+            now=self.now,
+        )
         self.trace.add(self.now, "boot", index, recovered.head, recovered.settled, core.view)
         if life:
             self.nodes[index] = node
@@ -430,6 +442,20 @@ class World:
         deadline = node.driver.core.next_deadline()
         if self.now >= node.paused_until and deadline is not None and deadline <= self.now:
             self._act(index, life, node.driver.on_tick)
+        if self.now >= node.paused_until and node.up and node.life == life:
+            self._scrub(node, lambda: node.scrubber.tick(self.now))
+
+    def _scrub(self, node: SimNode, action: Callable[[], object]) -> None:
+        """Let the scrubber of a replica read, and the replica know what it found."""
+        before = sum(node.scrubber.damage.values())
+        try:
+            action()
+        except KimberliteError as error:
+            raise Violation("own invariant", f"scrubber of replica {node.index}: {error}") from error
+        found = sum(node.scrubber.damage.values()) - before
+        if found:
+            self.counts["SCRUB_FOUND"] = self.counts.get("SCRUB_FOUND", 0) + found
+            self._act(node.index, node.life, node.driver.on_damage)
 
     def _deliver(self, source: Address, destination: Address, message: Message) -> None:
         self.trace.add(self.now, "deliver", source, destination, message)
@@ -661,10 +687,33 @@ class World:
         for index in range(count):
             self.restart(index)
         self._demand(CONVERGE_NS_MAX, "all replicas", list(range(count)))
-        # Damage that nobody has read yet is found by reading everything, and repaired.
+        # Damage that nobody has read yet is found by a tour over everything, and repaired.
+        self.run_until(self.now + QUIET_NS, lambda: False)
+        for node in self.nodes:
+            self._scrub(node, lambda node=node: self._tour(node))  # type: ignore[misc]
+        self._demand(CONVERGE_NS_MAX, "all replicas after a tour over their disks", list(range(count)))
+        self.run_until(self.now + QUIET_NS, lambda: False)
+        for node in self.nodes:
+            self._check_disk(node)
         for node in self.nodes:
             self._read_all(node)
         self._demand(CONVERGE_NS_MAX, "all replicas after reading their logs", list(range(count)))
+
+    def _tour(self, node: SimNode) -> None:
+        """What is left of the present tour, and a whole one."""
+        wanted = node.scrubber.tours + 2
+        while node.scrubber.tours < wanted:
+            node.scrubber.step()
+
+    def _check_disk(self, node: SimNode) -> None:
+        """Nothing on a disk is damaged any more, as the audit sees it."""
+        audit = Audit(SimDisk(self.files[node.index], lambda: self.now, lambda: 1))
+        wrong = [finding for finding in audit.findings() if not finding.harmless or finding.cause in SCRUBBED_CAUSES]
+        wrong = [finding for finding in wrong if finding.op is None or finding.op >= node.store.first_op]
+        wrong = [finding for finding in wrong if finding.op is not None or finding.cause not in WITNESS_CAUSES]
+        if wrong:
+            what = "; ".join(f"{finding.file}: {finding.text} (op {finding.op})" for finding in wrong[:3])
+            raise Violation("I13 scrubbed disk", f"replica {node.index} after a whole tour: {what}")
 
     def _demand(self, limit: int, who: str, indices: list[int]) -> None:
         def done() -> bool:
