@@ -22,7 +22,7 @@ from kimberlite._fast import framing
 from kimberlite.client import session as client
 from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError
 from kimberlite.storage import checkpoint as checkpoint_files
-from kimberlite.storage import handles, journal, scan, store, superblock
+from kimberlite.storage import handles, journal, scan, scrub, store, superblock
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
@@ -537,6 +537,27 @@ def _entry_body_unverified() -> list[Patch]:
 def _segment_let_go_while_written() -> list[Patch]:
     # Few segments are written at once in a run of the simulator: keep fewer files open than these.
     return [(store.Store, "_hold", lambda self, number, held: None), (handles, "HANDLES_MAX", 2)]
+
+
+@canary("a tour of the scrubber ends at the head of the log instead of wrapping")
+def _scrub_without_wrapping() -> list[Patch]:
+    original = scrub.Scrubber._next
+
+    def following(self: scrub.Scrubber) -> scrub.Checked:
+        if self._op > self._last:
+            self._left = 0
+        return original(self)
+
+    return [(scrub.Scrubber, "_next", following)]
+
+
+@canary("the scrubber looks at what is in memory, not at the disk")
+def _scrub_of_memory() -> list[Patch]:
+    def check_entry(self: store.Store, op: int) -> scrub.Checked:
+        header = self.header(op)
+        return scrub.Checked(header.size if header is not None else 0)
+
+    return [(store.Store, "check_entry", check_entry)]
 
 
 @canary("the body of a frame is not verified when it arrives")
