@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli",
     },
     # The session table in a checkpoint is the core's own encoding.
-    "cli.inspect": {"errors", "types", "_fast", "storage", "vsr.sessions", "cli"},
+    "cli.inspect": {"errors", "types", "_fast", "storage", "telemetry", "vsr.sessions", "cli"},
     "cli.vopr": {"errors", "types", "vopr", "cli"},
 }
 
