@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tarfile
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kimberlite
-from kimberlite.cli.local import LocalCluster
+from kimberlite.cli.local import LocalCluster, free_port
 from kimberlite.errors import UnavailableError
 
+GUIDE = Path(__file__).parents[2] / "docs" / "backup.md"
 NEW = "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"
 CHECKPOINTS = ("checkpoint.ops=64", f"storage.segment_bytes={8 << 20}", f"limits.frame_bytes_max={4 << 20}")
 PART_BYTES = 3 << 20
@@ -205,3 +209,83 @@ def test_a_client_goes_from_the_old_cluster_to_the_new_one(
             assert found == (b"one\ntwo\nthree\n" if options else b"one\ntwo\n")
             for index in range(3):
                 cluster.kill(index)
+
+
+@pytest.fixture
+def s3_service(environment: dict[str, str]) -> Iterator[str]:
+    """An S3 service with a bucket named `bucket`, and credentials for it in the environment of the commands."""
+    from moto.server import ThreadedMotoServer
+
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials.items():
+            patch.setitem(environment, name, value)
+        request = urllib.request.Request(f"{url}/bucket", method="PUT")
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
+        yield url
+    server.stop()
+
+
+def test_the_guide(
+    start_cluster: Any,
+    kimberlite_command: Any,
+    settings: tuple[str, ...],
+    environment: dict[str, str],
+    s3_service: str,
+    wait_until: Any,
+    tmp_path: Path,
+) -> None:
+    """Its commands as they are written, with addresses and directories of this machine."""
+    cluster = start_cluster(3)
+    lines = b"".join(b"line %d\n" % number for number in range(1000))
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=lines)
+    port = free_port(3)
+    local = [f"127.0.0.1:{port + index}" for index in range(3)]
+    items = [item for setting in settings for item in ("--set", setting)]
+
+    def here(command: str, index: int) -> list[str]:
+        for name, address in zip("abc", local, strict=True):
+            command = command.replace(f"{name}.example:7100", address)
+        command = command.replace("--replica 0", f"--replica {index}").replace("https://s3.example", s3_service)
+        for suffix in ("new", "s3"):
+            command = command.replace(f"/var/lib/kimberlite-{suffix}", str(tmp_path / f"{suffix}-{index}"))
+        command = command.replace("/var/lib/kimberlite", str(cluster.replicas[1].data))
+        program, *arguments = command.replace("/backup/", f"{tmp_path}/backup/").split()
+        assert program == "kimberlite"
+        return arguments + (items if arguments[0] == "restore" else [])
+
+    backing_up, bringing_back, object_storage = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for command in backing_up.splitlines():
+        kimberlite_command(*here(command, 0))
+    to_storage, from_storage = object_storage.splitlines()
+    kimberlite_command(*here(to_storage, 0))
+    kimberlite_command(*here(from_storage, 0))
+    kimberlite_command("verify", tmp_path / "s3-0")
+    restoring, verifying, starting = bringing_back.splitlines()
+    processes = []
+    try:
+        for index in range(3):
+            kimberlite_command(*here(restoring, index))
+            kimberlite_command(*here(verifying, index))
+        for index in range(3):
+            own = ["--set", f'telemetry.listen="127.0.0.1:{free_port(1)}"']
+            command = [sys.executable, "-P", "-m", "kimberlite", *here(starting, index), *own]
+            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL))
+        wait_until(
+            lambda: b"primary" in kimberlite_command("status", addresses=local, code=None).stdout, "one of them leads"
+        )
+        assert kimberlite_command("read", addresses=local).stdout == lines
+    finally:
+        for process in processes:
+            process.terminate()
+        codes = [process.wait(timeout=30) for process in processes]
+    assert codes == [0, 0, 0]
+    # The same log from each: into the archive and the bucket as into the directory.
+    (file,) = (tmp_path / "backup" / "orders").glob("entries-*")
+    with tarfile.open(tmp_path / "backup" / "orders.tar") as archive:
+        assert archive.getnames() == [file.name, "manifest.json"]
