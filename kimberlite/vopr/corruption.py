@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import DataMissingError, StorageError, SuperblockError
@@ -31,6 +31,7 @@ from kimberlite.storage import superblock
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, witness_name
+from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import ClusterId, Command, EntryState, Header, Message, Operation, ViewState, root_header
 from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
@@ -102,6 +103,8 @@ class Specimen:
     state: ViewState
     used: dict[str, int]  # bytes of a file up to which damage is enumerated
     ends: dict[str, int]  # bytes of a file in which every bit matters
+    whole: tuple[str, ...] = ("journal", "witness", "superblock")  # files that are damaged bit by bit
+    scrubbed: bool = False  # what a restart does not read is found by a tour of the scrubber
 
 
 class _Builder:
@@ -129,6 +132,14 @@ class _Builder:
 
     def append(self, entries: Sequence[Message]) -> None:
         self.store.append(1, entries)
+        self._keep()
+
+    def checkpoint(self, op: int) -> None:
+        mark = self.store.mark(op)
+        if mark is None:
+            raise Wrong("a checkpoint can be made")
+        self.store.write_checkpoint(mark, 1, b"sessions", b"the state of the machine")
+        settle(self.store)
         self._keep()
 
     def enter(self, state: ViewState, keep: int) -> None:
@@ -161,6 +172,19 @@ def small() -> Specimen:
     for message in entries:
         builder.append([message])
     return builder.specimen("one segment", entries)
+
+
+def checkpointed() -> Specimen:
+    """Six entries; a restart begins behind the fourth."""
+    builder = _Builder()
+    entries = chain([100, 9000, 0, 300, 5000, 20])
+    for message in entries[:5]:
+        builder.append([message])
+    builder.checkpoint(4)
+    builder.append(entries[5:])
+    specimen = builder.specimen("with a checkpoint", entries)
+    ends = {name: len(content) for name, content in builder.files.durable.items() if name.startswith("checkpoint")}
+    return replace(specimen, ends=specimen.ends | ends, whole=("checkpoint",), scrubbed=True)
 
 
 def long() -> Specimen:
@@ -332,7 +356,12 @@ def judge(specimen: Specimen, damage: Damage) -> str:
         return "refused"
     except StorageError as error:
         raise Wrong(f"the start was refused: {error}") from error
-    store.completions()
+    settle(store)
+    if specimen.scrubbed:
+        scrubber = Scrubber(store, bytes_per_s=0, seed=0, now=0)
+        while not scrubber.tours:
+            scrubber.step()
+        settle(store)
     _check(recovered.view_state == specimen.state, "the promises are others")
     beyond = recovered.head > len(entries) and damage.is_double  # it may fear to have had more
     _check(recovered.head == len(entries) or beyond, f"the log ends with op {recovered.head}")
@@ -344,7 +373,7 @@ def judge(specimen: Specimen, damage: Damage) -> str:
     named = {op for op in named if op <= len(entries)}
     _check(store.faulty <= faulty, "an op is called damaged that is not")
     _check(named == faulty, f"the audit names ops {sorted(named)}, the replica {sorted(faulty)}")
-    healed = any(image.durable[name] != content for name, content in before.items())
+    healed = {name: bytes(content) for name, content in image.durable.items()} != before
     for op in sorted(faulty):
         message = entries[op - 1]
         if op <= store.head:
@@ -357,6 +386,12 @@ def judge(specimen: Specimen, damage: Damage) -> str:
     if any(image.durable[name] != content for name, content in specimen.files.durable.items()):
         _restart_whole(specimen, image)
     return "repaired" if faulty else "healed" if healed else "harmless"
+
+
+def settle(store: Store) -> None:
+    """Let everything that is to be written be written: a checkpoint is, chunk by chunk."""
+    for _ in range(8):
+        store.completions()
 
 
 def _check(condition: bool, text: str) -> None:
@@ -436,10 +471,11 @@ def numbers(kind: Kind, every: int) -> range:
 
 def plan(every: int) -> Iterator[tuple[Specimen, Kind, int]]:
     """Every image, or every so many of each kind. Of the long log only what is done to whole sectors and files."""
-    for specimen in (small(), long()):
+    for specimen in (small(), checkpointed(), long()):
         for kind in kinds(specimen):
             one_by_one = kind.name.startswith("bits") or kind.name.endswith("cut short")
-            step = every * 509 if one_by_one and specimen.name != "one segment" else every
+            is_whole = specimen.name != "four segments" and any(part in kind.name for part in specimen.whole)
+            step = every * 509 if one_by_one and not is_whole else every
             for number in numbers(kind, step):
                 yield specimen, kind, number
 
