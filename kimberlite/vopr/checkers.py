@@ -408,10 +408,11 @@ class Checkers:
                 raise Violation("I12 true nacks", f"replica {replica} nacks op {known.op}, which it has acknowledged")
 
     def _on_acknowledgement(self, world: World, replica: int, op: int) -> None:
-        """It speaks for everything up to `op`: all of that must be on the disk."""
+        """It speaks for everything up to `op`: all of that must be on the disk, but for what was trimmed."""
         core = world.nodes[replica].driver.core
         acknowledged = self.acknowledged[replica]
-        while op:
+        first_op = world.promises(replica).first_op
+        while op >= first_op:
             entry = core.log.headers.get(op)
             if entry is None or acknowledged.get(op) == entry.checksum:
                 return
