@@ -61,9 +61,10 @@ bench: $(VENV)/stamp-package $(VENV)/stamp-test
 sim: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr run --seeds 0:1000 --jobs "$$(nproc)" $(ARGS)
 
-# Every damage of a small disk: a million images.
+# Every damage of a small disk: a million images. And every crash of a scripted run.
 enumerate: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr enumerate corruption --jobs "$$(nproc)" $(ARGS)
+	$(BIN)/kimberlite vopr enumerate crashes --jobs "$$(nproc)" $(ARGS)
 
 # Real processes under real faults, every single one: kill -9 before each system call that writes the disk (hours), and
 # a disk whose blocks fail (root; minutes). The tests run a sample of the first and all of the second.

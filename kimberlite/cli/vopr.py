@@ -14,7 +14,7 @@ import click
 from kimberlite.cli.common import json_option, note, print_json, table
 from kimberlite.errors import CanaryMissedError, UsageError, ViolationError
 from kimberlite.vopr import canaries as planted
-from kimberlite.vopr import corruption
+from kimberlite.vopr import corruption, crashes
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.plan import REQUESTS
@@ -318,3 +318,54 @@ def enumerate_corruption(every: int, jobs: int, as_json: bool) -> None:
             click.echo(text)
     if report.wrong:
         raise ViolationError(f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}", seeds=[])
+
+
+@enumerate_group.command("crashes", short_help="Crash at every event of the disks of a run.")
+@click.option(
+    "--every", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Only every N-th image."
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes that share the images."
+)
+@click.option("--only", metavar="EVENT:VARIANT", help="That image only, as a failure names it.")
+@json_option
+def enumerate_crashes(every: int, jobs: int, only: str | None, as_json: bool) -> None:
+    """Crash at every event of the disks of a scripted run, and start on all that may be left of it.
+
+    The run is a cluster of three: appends, batches, view changes, checkpoints, trims, restarts, a power cut. Of
+    every write under way there is left every prefix of 512-byte units, with garbage at the tear, or all but one
+    unit, while the others are there or not. No start may be refused, nothing acknowledged may be lost, and appends
+    and another start must work after it. Prints how many events and images there were. Ends with exit code 51
+    when something was wrong. With --json the numbers are one line.
+    """
+    world = crashes.record()
+    if only is not None:
+        image = crashes.find(world, only)
+        if image is None:
+            raise UsageError(f"there is no image {only!r}: it is EVENT:VARIANT, as a failure names it")
+        failure = crashes.try_one(world, image)
+        report = crashes.Report(image.event, 1, {crashes.kind(image.source): 1}, int(bool(failure)))
+        report.failures += [failure] if failure else []
+        if not as_json:
+            click.echo(crashes.describe(image))
+    else:
+        with Bar("images", crashes.total(world, every)) as advance:
+            report = crashes.enumerate_all(world, every, jobs, advance)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        if only is None:
+            click.echo(table(("event", "images"), [{"event": kind, "images": n} for kind, n in report.kinds.items()]))
+        click.echo(
+            f"{report.events} events, {report.images} images, {report.wrong} failures, {report.seconds:.1f} s"
+            if only is None
+            else f"{report.wrong} failures"
+        )
+        for text in report.failures:
+            click.echo(text)
+    if report.wrong:
+        raise ViolationError(
+            f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}; look at it with "
+            f"`kimberlite vopr enumerate crashes --only {report.failures[0].split(',')[0]}`",
+            seeds=[],
+        )

@@ -762,6 +762,20 @@ def _checkpoint_named_before_it_is_written() -> list[Patch]:
     return [(store.Store, "_write_chunk", write_chunk)]
 
 
+@canary("a trim removes files before the superblock says so")
+def _trim_before_it_is_durable() -> list[Patch]:
+    original = store.Store._update_checkpoint
+
+    def update(self: store.Store, checkpoint: Checkpoint) -> None:
+        original(self, checkpoint)
+        for number in range(self.checkpoint.first_segment, self._superblock.last.checkpoint.first_segment):
+            for name in (journal.journal_name(number), journal.witness_name(number)):
+                if self._disk.exists(name):
+                    self._disk.remove(name)
+
+    return [(store.Store, "_update_checkpoint", update)]
+
+
 @canary("a checkpoint is kept once")
 def _checkpoint_kept_once() -> list[Patch]:
     return [(checkpoint_files, "COPIES", ("a",))]

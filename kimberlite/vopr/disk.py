@@ -201,13 +201,16 @@ class SimDisk:
                 if self.fail_next_write is not None:
                     self._fail(submission)
                     return
-                for write in submission.phases[submission.applied]:
-                    self._put(write.file, write.offset, write.buffer)
-                submission.applied += 1
+                self._complete_phase(submission)
             if submission.applied < len(submission.phases):
                 return
             self._queue.popleft()
             self._completed.append(submission.token)
+
+    def _complete_phase(self, submission: Submission) -> None:
+        for write in submission.phases[submission.applied]:
+            self._put(write.file, write.offset, write.buffer)
+        submission.applied += 1
 
     def _fail(self, submission: Submission) -> None:
         number = self.fail_next_write or errno.EIO

@@ -358,7 +358,7 @@ class World:
         def duration() -> int:
             return plan.disk_latency_ns // 2 + latency.randrange(plan.disk_latency_ns)
 
-        disk = SimDisk(self.files[index], lambda: self.now, duration, wake)
+        disk = self._make_disk(index, duration, wake)
         try:
             store = Store(disk, framing.make_header)
             recovered = store.recover()
@@ -411,6 +411,9 @@ class World:
         self.at(self.now + self.schedule.randrange(TICK_NS), lambda: self._tick(index, life))
         self.at(self.now, lambda: self._act(index, life, driver.start))
         return node
+
+    def _make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
+        return SimDisk(self.files[index], lambda: self.now, latency, wake)
 
     def _act(self, index: int, life: int, action: Callable[[], None]) -> None:
         """Give an input to a replica, unless it has died since; then check it."""

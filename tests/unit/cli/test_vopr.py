@@ -183,3 +183,30 @@ def test_enumerate_corruption(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(command) == 51
     captured = capsys.readouterr()
     assert "ZeroDivisionError: boom" in captured.out and "images went wrong" in captured.err
+
+
+def test_enumerate_crashes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["vopr", "enumerate", "crashes", "--every", "7001"]
+    assert main(command) == 0
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["event", "images"] and rows
+    events, images, failures, _ = last.split(", ")
+    assert images.endswith(" images") and int(images.split()[0]) == sum(int(row.split()[-1]) for row in rows) >= 5
+    assert events.endswith(" events") and failures == "0 failures"
+    assert main([*command, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    assert report["images"] == int(images.split()[0]) and (report["wrong"], report["failures"]) == (0, [])
+
+    def crashing(*arguments: object) -> str:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("kimberlite.vopr.crashes.judge", crashing)
+    assert main(command) == 51
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError: boom" in captured.out and "enumerate crashes --only 0:0`" in captured.err
+    assert main(["vopr", "enumerate", "crashes", "--only", "0:0"]) == 51
+    assert "0:0, replica 0, " in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["vopr", "enumerate", "crashes", "--only", "0:0"]) == 0
+    assert main(["vopr", "enumerate", "crashes", "--only", "nonsense"]) == 2
