@@ -61,8 +61,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "backup",
         "cli",
     },
-    # The session table in a checkpoint is the core's own encoding.
-    "cli.inspect": {"errors", "types", "_fast", "storage", "telemetry", "vsr.sessions", "cli"},
     "cli.vopr": {"errors", "types", "vopr", "cli"},
 }
 
