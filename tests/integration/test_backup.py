@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import pytest
 
 import kimberlite
 from kimberlite.cli.local import LocalCluster, free_port
-from kimberlite.errors import UnavailableError
+from kimberlite.errors import PositionError, UnavailableError
 
 GUIDE = Path(__file__).parents[2] / "docs" / "backup.md"
 NEW = "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"
-CHECKPOINTS = ("checkpoint.ops=64", f"storage.segment_bytes={8 << 20}", f"limits.frame_bytes_max={4 << 20}")
+SMALL = (f"storage.segment_bytes={8 << 20}", f"limits.frame_bytes_max={4 << 20}")
 PART_BYTES = 3 << 20
 
 Restore = Callable[..., LocalCluster]
@@ -82,7 +83,7 @@ def test_a_new_cluster_from_a_backup_of_a_running_one(
     settled: Any,
     tmp_path: Path,
 ) -> None:
-    cluster = start_cluster(3, settings=CHECKPOINTS)
+    cluster = start_cluster(3, settings=(*SMALL, "checkpoint.ops=64"))
     target = tmp_path / "backup"
     lines = b"".join(mixed_lines(60_000, 1))
     data = cluster.replicas[2].data
@@ -289,3 +290,48 @@ def test_the_guide(
     (file,) = (tmp_path / "backup" / "orders").glob("entries-*")
     with tarfile.open(tmp_path / "backup" / "orders.tar") as archive:
         assert archive.getnames() == [file.name, "manifest.json"]
+
+
+def test_a_log_that_is_trimmed_meanwhile(
+    start_cluster: Any, kimberlite_command: Any, restore_cluster: Restore, settled: Any, tmp_path: Path
+) -> None:
+    """Checkpoints and trims go on while backups are taken; a new cluster begins where the log did, and goes on."""
+    settings = (*SMALL, "checkpoint.ops=16", f"retention.bytes_max={16 << 20}")
+    cluster = start_cluster(3, settings=settings)
+    data, target = cluster.replicas[1].data, tmp_path / "backup"
+    generator = random.Random(5)
+    events: list[bytes] = []
+    with kimberlite.sync.connect(cluster.addresses) as log:
+        while True:
+            batch = [generator.randbytes(30_000) for _ in range(30)]
+            assert log.append(batch, timeout=30) == len(events)
+            events += batch
+            if len(events) % 180 == 0:
+                taken = summary(kimberlite_command("backup", "--json", data, target))
+                if taken["first_position"] > 0 and taken["removed"] > 1:
+                    break
+            assert len(events) < 6000, "the log is trimmed after 16 MiB"
+    settled(cluster)
+    taken = summary(kimberlite_command("backup", "--json", data, target))
+    first, end = taken["first_position"], taken["end_position"]
+    assert (end, taken["uncertain"]) == (len(events), 0)
+    for index in range(3):
+        cluster.kill(index)
+    restored = restore_cluster(target)
+    for address in restored.addresses:
+        with kimberlite.sync.connect([address]) as log:
+            assert list(log.read(start=first)) == events[first:]
+            with pytest.raises(PositionError) as caught:
+                list(log.read(start=first - 1))
+            assert caught.value.first == first
+    for index in range(3):
+        restored.kill(index)
+    restored.start_all()
+    restored.wait_ready(60)
+    with kimberlite.sync.connect(restored.addresses) as log:
+        assert log.append([b"new"], timeout=30) == end
+        assert list(log.read(start=first)) == [*events[first:], b"new"]
+    settled(restored)
+    restored.stop()
+    for replica in restored.replicas:
+        kimberlite_command("verify", replica.data)
