@@ -53,11 +53,17 @@ class _Backup:
     copied: set[str] = field(default_factory=set)
 
 
-def take(disk: Disk, target: Target, progress: Progress = no_progress, applied: Callable[[], int] = lambda: 0) -> Taken:
+def take(
+    disk: Disk,
+    target: Target,
+    progress: Progress = no_progress,
+    applied: Callable[[], int] = lambda: 0,
+    check: bool = False,
+) -> Taken:
     """Bring the target to what is committed on this disk now.
 
     applied: asks the running process which op it has executed; 0 when there is none. The disk alone learns of the last
-    commit with the next operation only.
+    commit with the next operation only. check: read what the target has already; damaged files are copied again.
 
     Raises BackupError: something committed is not intact here, or the target holds what this log does not continue;
     SuperblockError, FormatVersionError, CheckpointError. Until the new manifest is in force the old one is.
@@ -66,9 +72,11 @@ def take(disk: Disk, target: Target, progress: Progress = no_progress, applied: 
     old = manifests.decode(data, target.name) if data is not None else None
     backup = _Backup(disk, target, progress, old)
     sizes = target.sizes()
-    for file in old.files if old is not None else ():
-        if sizes.get(file.name) == file.bytes:
-            backup.stored[file.name] = file
+    there = [file for file in (old.files if old is not None else ()) if sizes.get(file.name) == file.bytes]
+    with progress("checking", sum(file.bytes for file in there)) if check else no_progress("", 0) as advance:
+        for file in there:
+            if not check or _is_intact(target, file, advance):
+                backup.stored[file.name] = file
     failed = ""
     for attempt in range(1, ATTEMPTS + 1):
         executed = applied()
@@ -103,6 +111,17 @@ def take(disk: Disk, target: Target, progress: Progress = no_progress, applied: 
         attempts=attempt,
         uncertain=source.uncertain,
     )
+
+
+def _is_intact(target: Target, file: File, advance: Callable[[int], None]) -> bool:
+    digests = Digests()
+    try:
+        for chunk in target.get(file.name):
+            digests.update(chunk)
+            advance(len(chunk))
+    except BackupError:
+        return False  # it can not be read: as good as gone
+    return (digests.bytes, digests.xxh3_128, digests.sha256) == (file.bytes, file.xxh3_128, file.sha256)
 
 
 def _compare(source: Source, old: Manifest | None, where: str) -> None:

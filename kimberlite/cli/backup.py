@@ -28,11 +28,12 @@ endpoint_option = click.option(
 
 @click.command(short_help="Copy the log of a replica, while it runs.")
 @click.option("--archive", is_flag=True, help="TARGET is one tar file, whatever its name; made anew each time.")
+@click.option("--check", is_flag=True, help="Read what is kept as well, and copy again what is damaged of it.")
 @endpoint_option
 @json_option
 @DIRECTORY
 @click.argument("where", metavar="TARGET")
-def backup(archive: bool, endpoint_url: str | None, as_json: bool, data: Path, where: str) -> None:
+def backup(archive: bool, check: bool, endpoint_url: str | None, as_json: bool, data: Path, where: str) -> None:
     """Copy the log of a replica, while it runs.
 
     DIR is the data directory of any replica, on its machine; the process may run or not, and nothing of it is
@@ -52,7 +53,7 @@ def backup(archive: bool, endpoint_url: str | None, as_json: bool, data: Path, w
         open_data(data) as disk,
         contextlib.closing(open_target(where, archive=archive, endpoint_url=endpoint_url, write=True)) as target,
     ):
-        taken = take(disk, target, ProgressBar, lambda: executed_by_process(data))
+        taken = take(disk, target, ProgressBar, lambda: executed_by_process(data), check)
     manifest = taken.manifest
     if as_json:
         print_json(

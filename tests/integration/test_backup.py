@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import random
 import re
 import subprocess
@@ -159,6 +162,39 @@ def test_a_damaged_backup_is_refused(
     done = kimberlite_command("restore", "backup", "--cluster", NEW, *who, "other", code=29)
     assert file.name.encode() in done.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    start_cluster: Any, kimberlite_command: Any, settings: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+) -> None:
+    cluster = start_cluster(1)
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\n")
+    items = [item for setting in settings for item in ("--set", setting)]
+    who = ["--cluster", NEW, "--replica", "0", "--addresses", "127.0.0.1:7100", *items]
+    for words, expected in (
+        (["backup", cluster.replicas[0].data, "backup"], [b"copying", b"2 events, positions 0 to 1"]),
+        (["restore", "backup", *who, "new"], [b"restoring", b"verifying", b"comparing", b"identity"]),
+    ):
+        leader, terminal = pty.openpty()
+        running = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kimberlite", *words],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            cwd=tmp_path,
+            env={**environment, "TERM": "xterm", "COLUMNS": "200"},
+        )
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the last writer of a terminal has gone
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        os.close(leader)
+        output, _ = running.communicate()
+        assert (running.returncode, output) == (0, b"")
+        for text in expected:
+            assert text in shown
+    quiet = kimberlite_command("backup", "--check", cluster.replicas[0].data, "backup")
+    assert b"checking" not in quiet.stderr and b"1 kept" in quiet.stderr
 
 
 def test_a_damaged_replica_sends_to_another(start_cluster: Any, kimberlite_command: Any, tmp_path: Path) -> None:

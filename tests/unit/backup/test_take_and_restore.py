@@ -27,11 +27,11 @@ Make = Callable[..., Any]
 CHECKPOINT_AT = 40
 
 
-def back_up(data: Path, target: Path, applied: int = 0) -> Taken:
+def back_up(data: Path, target: Path, applied: int = 0, check: bool = False) -> Taken:
     disk = FileDisk(data, readonly=True)
     try:
         with closing(Directory(target, write=True)) as to:
-            return take(disk, to, applied=lambda: applied)
+            return take(disk, to, applied=lambda: applied, check=check)
     finally:
         disk.close()
 
@@ -310,6 +310,25 @@ def test_an_interrupted_backup(small_replica: Make, new_config: Make, tmp_path: 
     check_log(tmp_path / "new", 1, 19)
     taken = back_up(replica.path, target)
     assert {path.name for path in target.iterdir()} == {NAME, *(file.name for file in taken.manifest.files)}
+
+
+def test_what_is_kept_is_read_when_asked(small_replica: Make, tmp_path: Path) -> None:
+    """A file of the right size is believed; with `check` it is read, and copied again when its bytes have changed."""
+    replica, target = small_replica(), tmp_path / "backup"
+    replica.append(40)
+    replica.checkpoint()
+    manifest = back_up(replica.path, target).manifest
+    before = files(target)
+    assert back_up(replica.path, target, check=True).copied == 0
+    for file in (manifest.entries[1], manifest.files[0]):
+        flip(target / file.name, 300)
+        assert back_up(replica.path, target).copied == 0
+        taken = back_up(replica.path, target, check=True)
+        assert (taken.copied, taken.removed) == (1, 0)
+        assert files(target) == before
+    (target / manifest.entries[0].name).unlink()
+    assert back_up(replica.path, target).copied == 1
+    assert files(target) == before
 
 
 def test_targets_that_hold_something_else(small_replica: Make, tmp_path: Path) -> None:
