@@ -8,6 +8,7 @@ import os
 import pty
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -162,6 +163,42 @@ def test_a_damaged_backup_is_refused(
     done = kimberlite_command("restore", "backup", "--cluster", NEW, *who, "other", code=29)
     assert file.name.encode() in done.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_a_restore_that_is_killed(
+    start_cluster: Any,
+    kimberlite_command: Any,
+    settings: tuple[str, ...],
+    environment: dict[str, str],
+    wait_until: Any,
+    tmp_path: Path,
+) -> None:
+    """In the middle, when it waits for more of the backup: nothing that starts, and nothing that is written over."""
+    cluster = start_cluster(1)
+    kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\n")
+    kimberlite_command("backup", cluster.replicas[0].data, "backup")
+    (file,) = (tmp_path / "backup").glob("entries-*")
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    who = ["--cluster", NEW, "--replica", "0", "--addresses", "127.0.0.1:7100"]
+    who += [item for setting in settings for item in ("--set", setting)]
+    new = tmp_path / "new"
+    command = [sys.executable, "-P", "-m", "kimberlite", "restore", "backup", *who, new]
+    restoring = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    wait_until((new / "superblock.restoring").exists, "the restore has begun to write")
+    restoring.kill()
+    restoring.wait()
+    assert not (new / "superblock").exists()
+    assert b"node.toml" in kimberlite_command("start", new, code=12).stderr
+    config = cluster.replicas[0].data / "node.toml"
+    assert b"holds no replica" in kimberlite_command("start", "--config", config, new, code=12).stderr
+    file.unlink()
+    file.write_bytes(content)
+    assert b"an interrupted restore" in kimberlite_command("restore", "backup", *who, new, code=11).stderr
+    shutil.rmtree(new)
+    kimberlite_command("restore", "backup", *who, new)
+    kimberlite_command("verify", new)
 
 
 def test_progress_is_shown_on_a_terminal_only(

@@ -25,6 +25,8 @@ from kimberlite.types import Recovered, ViewState
 
 Make = Callable[..., Any]
 CHECKPOINT_AT = 40
+NEW = "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"  # as in the configuration that new_config makes
+CLUSTER_HEX = b"the-old-cluster!".hex()
 
 
 def back_up(data: Path, target: Path, applied: int = 0, check: bool = False) -> Taken:
@@ -88,10 +90,12 @@ def test_a_log_with_a_checkpoint_and_a_trim(first: int, small_replica: Make, new
     taken = back_up(replica.path, tmp_path / "backup")
     assert (taken.manifest.first_op, taken.manifest.last_op, taken.uncertain) == (first, 59, 1)
     identities = set()
+    logs = []
     for index in range(3):
         data = tmp_path / f"new-{index}"
         restored = bring_back(tmp_path / "backup", new_config(index), data)
         identities.add(restored.identity)
+        logs.append({name: data for name, data in files(data).items() if "-" in name})
         recovered = check_log(data, first, 59)
         assert recovered.view_state.view == recovered.view_state.log_view == replica.view + 1
         assert recovered.restored is not None
@@ -100,6 +104,25 @@ def test_a_log_with_a_checkpoint_and_a_trim(first: int, small_replica: Make, new
         assert recovered.restored.sessions == b"sessions of 40"
         assert recovered.restored.snapshot == b"snapshot of 40"
     assert len(identities) == 1
+    assert logs[0] == logs[1] == logs[2]
+    assert set(logs[0]) == {
+        journal_name(0),
+        witness_name(0),
+        f"checkpoint-{CHECKPOINT_AT:016d}-a",
+        f"checkpoint-{CHECKPOINT_AT:016d}-b",
+    }
+
+
+def test_a_backup_of_what_was_restored(small_replica: Make, new_config: Make, tmp_path: Path) -> None:
+    """Another cluster, other segments, every header anew: the content is the same."""
+    replica = small_replica()
+    replica.append(16)
+    first = back_up(replica.path, tmp_path / "first", applied=16).manifest
+    bring_back(tmp_path / "first", new_config(), tmp_path / "new")
+    second = back_up(tmp_path / "new", tmp_path / "second").manifest
+    assert [file.content for file in first.entries] == [file.content for file in second.entries]
+    assert first.identity != second.identity
+    assert (second.cluster, second.view, second.last_op) == (NEW, first.view + 1, 16)
 
 
 def test_a_log_without_a_checkpoint_and_an_empty_one(small_replica: Make, new_config: Make, tmp_path: Path) -> None:
@@ -433,9 +456,6 @@ def test_refusals(small_replica: Make, new_config: Make, tmp_path: Path) -> None
     for source in ("empty", "none"):
         with pytest.raises(BackupError, match="holds no backup"):
             bring_back(tmp_path / source, new_config(), tmp_path / "new")
-
-
-CLUSTER_HEX = b"the-old-cluster!".hex()
 
 
 def test_what_is_cut_short_is_no_replica(
