@@ -66,7 +66,7 @@ def take(
     commit with the next operation only. check: read what the target has already; damaged files are copied again.
 
     Raises BackupError: something committed is not intact here, or the target holds what this log does not continue;
-    SuperblockError, FormatVersionError, CheckpointError. Until the new manifest is in force the old one is.
+    SuperblockError, FormatVersionError, DataMissingError. Until the new manifest is in force the old one is.
     """
     data = target.manifest()
     old = manifests.decode(data, target.name) if data is not None else None
@@ -97,6 +97,8 @@ def take(
                 raise BackupError(
                     f"{error.filename} is missing: take the backup from another replica", file=str(error.filename)
                 ) from error
+            if isinstance(error, CheckpointError):
+                raise BackupError(f"{error}: take the backup from another replica", **error.details) from error
             raise
     target.commit(manifest.encode())
     names = {file.name for file in manifest.files}

@@ -303,6 +303,23 @@ def test_a_missing_segment_of_a_replica_that_stands_still(small_replica: Make, t
         back_up(replica.path, tmp_path / "backup")
 
 
+def test_damaged_copies_of_the_checkpoint(small_replica: Make, new_config: Make, tmp_path: Path) -> None:
+    """One is enough; without any the log alone would not tell who has a session."""
+    replica = small_replica()
+    replica.append(20)
+    replica.checkpoint()
+    replica.append(1)
+    replica.store.close()
+    flip(replica.path / f"checkpoint-{20:016d}-a", 4100)
+    back_up(replica.path, tmp_path / "backup")
+    bring_back(tmp_path / "backup", new_config(), tmp_path / "new")
+    restored = check_log(tmp_path / "new", 1, 20).restored
+    assert restored is not None and restored.snapshot == b"snapshot of 20"
+    flip(replica.path / f"checkpoint-{20:016d}-b", 4100)
+    with pytest.raises(BackupError, match=r"no copy of the checkpoint of op 20 .*: take the backup from another"):
+        back_up(replica.path, tmp_path / "other")
+
+
 class Interrupted(Directory):
     """A target that fails when some files are stored."""
 
