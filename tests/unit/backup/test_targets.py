@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -119,6 +120,32 @@ def test_a_backup_in_each(
     with closing(open_again(False)) as target:
         restored = restore(target, new_config(), tmp_path / "new")
     assert (restored.manifest.first_op, restored.manifest.last_op) == (1, 60)
+
+
+@pytest.mark.parametrize("kind", [Directory, Archive])
+def test_a_target_that_is_full(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync that fails is an error with its number, and what was there before still holds."""
+    place = tmp_path / "backup"
+    with closing(kind(place, True)) as target:
+        target.put(SECOND, [b"small"])
+        target.commit(b"manifest 1")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with (
+            closing(kind(place, True)) as target,
+            pytest.raises(BackupError, match=r"No space.* still holds") as caught,
+        ):
+            target.put(FIRST, [b"large"])
+            target.commit(b"manifest 2")
+    assert caught.value.details["errno"] == errno.ENOSPC
+    with closing(kind(place, False)) as target:
+        assert target.manifest() == b"manifest 1"
+        assert b"".join(target.get(SECOND)) == b"small"
+    assert not [path.name for path in tmp_path.rglob("*.new")]
 
 
 def test_files_are_private(tmp_path: Path) -> None:
