@@ -9,6 +9,7 @@ A crash within an event leaves, of the writes that may then be under way togethe
     prefix    one write up to every 512 bytes, the others absent, or all of them there
     garbage   the same, with garbage in the unit at the tear
     hole      all of one write but one unit
+    all       all writes at once up to the same unit, and with garbage there
 
 and of a file that is made or removed: nothing, or all. Submissions that wait may be carried out together with the one
 before them, as the production disk does (storage.interface.Disk): then their writes are among the others. Images
@@ -482,6 +483,22 @@ def _of_phase(base: Disk, writes: Sequence[Part], what: str, only_with_others: i
             if len(others) > 1:
                 rest = others
                 yield f"all but {part[0]}+{part[1]}{what}", False, lambda rest=rest: put(base, rest)  # type: ignore[misc]
+    if len(writes) > 1:
+        yield from _all_torn(base, writes, what)
+
+
+def _all_torn(base: Disk, writes: Sequence[Part], what: str) -> Iterator[Variant]:
+    """All writes of a phase torn at once, at the same unit."""
+    for unit in range(0, max(len(data) for _, _, data in writes), UNIT):
+        torn = [(name, offset, data[:unit] + GARBAGE) for name, offset, data in writes if unit < len(data)]
+        whole = [part for part in writes if unit >= len(part[2])]
+        if len(torn) == 1:
+            return  # the others are there: that is in `_torn`
+        parts = [*whole, *torn]
+        yield f"all{what}: garbage at {unit}", True, lambda parts=parts: put(base, parts)  # type: ignore[misc]
+        if unit:
+            cut = [*whole, *((name, offset, data[:-UNIT]) for name, offset, data in torn)]
+            yield f"all{what}: the first {unit}", False, lambda cut=cut: put(base, cut)  # type: ignore[misc]
 
 
 def variants(base: Disk, event: Event) -> Iterator[Variant]:
