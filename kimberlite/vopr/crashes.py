@@ -12,8 +12,8 @@ A crash within an event leaves, of the writes that may then be under way togethe
     all       all writes at once up to the same unit, and with garbage there
 
 and of a file that is made or removed: nothing, or all. Submissions that wait may be carried out together with the one
-before them, as the production disk does (storage.interface.Disk): then their writes are among the others. Images
-in which nothing differs from the one before are left out.
+before them, as the production disk does (storage.interface.Disk): then their writes are among the others. Of images of
+an event that are the same there is one.
 
 Each image is started by the production store and core, held against the promises, and started again (`judge`).
 
@@ -514,14 +514,30 @@ def variants(base: Disk, event: Event) -> Iterator[Variant]:
         yield from _of_phase(put(base, before), writes, f" with {count} more", known)
 
 
+Changes: TypeAlias = frozenset[tuple[str, bytes]]
+
+
+def _changes(base: Disk, image: Disk) -> Changes:
+    """What differs: equal for equal images."""
+    return frozenset(
+        (name, xxhash.xxh3_128_digest(content))
+        for name, content in image.items()
+        if content is not base[name] and content != base[name]
+    )
+
+
 def images(world: Recording) -> Iterator[Image]:
     """Every crash of every replica, in order."""
     number = 0
     for recorded in world.records:
         disk: Disk = recorded.base
         for event in recorded.events:
-            for variant, (text, is_garbage, make) in enumerate(variants(disk, event)):
-                yield Image(number, variant, event, text, make, is_garbage)
+            seen: set[Changes] = set()
+            for text, is_garbage, make in variants(disk, event):
+                changes = _changes(disk, make())
+                if changes not in seen:
+                    yield Image(number, len(seen), event, text, make, is_garbage)
+                    seen.add(changes)
             disk = after(disk, event)
             number += 1
         others = tuple(other.promised for other in world.records if other is not recorded)

@@ -14,7 +14,7 @@ from kimberlite.vopr.canaries import planted
 from kimberlite.vopr.crashes import Event, Promised, Recording, Report, images, variants
 from kimberlite.vopr.disk import UNIT
 
-EVERY = 61
+EVERY = 53
 
 
 @pytest.fixture(scope="module")
