@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -163,6 +165,23 @@ def test_a_journal_made_before_its_witness_is_found(monkeypatch: pytest.MonkeyPa
     world = crashes.record()
     created = (image for image in images(world) if image.source.name.startswith("witness-"))
     assert "is missing" in crashes.try_one(world, next(created))
+
+
+def test_what_is_left_to_others_they_have(world: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that came late into its view may have to be sent entries again: but only what the others hold."""
+    excused: list[bool] = []
+    original = crashes.is_left_to_others
+
+    def noted(*arguments: Any) -> bool:
+        excused.append(original(*arguments))
+        return excused[-1]
+
+    monkeypatch.setattr(crashes, "is_left_to_others", noted)
+    late = (image for image in images(world) if image.variant == 0 and image.source.promised.view > 1)
+    image = next(image for image in late if crashes.try_one(world, image) == "" and excused)
+    assert all(excused)
+    alone = replace(image, source=replace(image.source, others=(Promised(), Promised())))
+    assert "is lost" in crashes.try_one(world, alone)
 
 
 def test_a_session_table_that_is_not_in_the_checkpoint_is_found(world: Recording) -> None:
