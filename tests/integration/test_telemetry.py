@@ -268,6 +268,7 @@ class Player:
         for replica in range(REPLICAS):
             self.client(replica)
         self.append(LOAD_APPENDS)
+        self.primary()  # until every replica has applied all: whichever is asked gives what it has
         with sync.connect(list(self.cluster.addresses)) as log:
             assert sum(1 for _ in log.read(start=0)) == LOAD_APPENDS * EVENTS_PER_APPEND
 
