@@ -253,6 +253,7 @@ class Driver:
         durable = self.store.checkpoint_op
         if durable > self.core.checkpoint_op:
             self.core.checkpointed(durable)
+            self._checkpoint_when_due(self.core.applied)  # it may have become due while this one was written
         return bool(tokens)
 
     def _persist(self, persist: Persist) -> None:
@@ -365,14 +366,15 @@ class Driver:
             self.core.trimmed(first_op)
         self._since[0] += 1
         self._since[1] += header.size
-        if self._since[0] >= self._checkpoints.ops or self._since[1] >= self._checkpoints.bytes:
-            self._checkpoint(header.op)
+        self._checkpoint_when_due(header.op)
 
     # Checkpoints
 
-    def _checkpoint(self, op: int) -> None:
-        """Take the state after `op`, just executed, and have it written. When that can not be done now, the
-        next op tries again."""
+    def _checkpoint_when_due(self, op: int) -> None:
+        """Take the state after `op`, the last executed, and have it written, when enough came since the last.
+        When that can not be done now, the next op or the end of a write in progress tries again."""
+        if self._since[0] < self._checkpoints.ops and self._since[1] < self._checkpoints.bytes:
+            return
         mark = None if self._snapshot_under_way else self.store.mark(op)
         if mark is None:
             return

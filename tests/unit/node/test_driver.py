@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,15 @@ import pytest
 from kimberlite._fast import events as event_batches
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
-from kimberlite.node.driver import ROUNDS_MAX, Driver, FastCodec, known_headers
+from kimberlite.node.driver import (
+    ROUNDS_MAX,
+    Background,
+    CheckpointPolicy,
+    Driver,
+    FastCodec,
+    at_once,
+    known_headers,
+)
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage.store import RETRY_NS, Store, format_store
 from kimberlite.types import ROOM_UNBOUNDED, Command, Message, Operation, Reason, Status
@@ -21,6 +29,7 @@ from kimberlite.vsr.work import Event, EventKind, ToReplica, Work
 
 CLUSTER = b"n" * 16
 CLIENT = b"c" * 16
+RARELY = CheckpointPolicy()
 
 
 class Machine(EventLog):
@@ -39,7 +48,13 @@ class Alone:
     """A cluster of one, on a disk of this test."""
 
     def __init__(
-        self, files: Files | None = None, machine: Machine | None = None, latency: int = 0, damage: int = 0
+        self,
+        files: Files | None = None,
+        machine: Machine | None = None,
+        latency: int = 0,
+        damage: int = 0,
+        checkpoints: CheckpointPolicy = RARELY,
+        background: Background = at_once,
     ) -> None:
         """damage: an op that can not be read any more once recovery is over."""
         self.now = 1
@@ -67,7 +82,7 @@ class Alone:
             seed=1,
             now=self.now,
         )
-        self.driver = Driver(core, self.store, self.machine, self, self, lambda: self.now)
+        self.driver = Driver(core, self.store, self.machine, self, self, lambda: self.now, checkpoints, background)
         if damage:
             make_unreadable(self.files, "journal-00000000", damage - 1)
         self.driver.start()
@@ -205,6 +220,32 @@ def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
 
 
 # A full disk
+
+
+class Freezing(Machine):
+    def freeze(self) -> Freezing:
+        return self
+
+
+def test_a_checkpoint_that_becomes_due_while_one_is_written_needs_no_further_op() -> None:
+    under_way: list[tuple[Callable[[], bytes], Callable[[bytes], None]]] = []
+    node = Alone(
+        machine=Freezing(),
+        checkpoints=CheckpointPolicy(ops=2, bytes=1 << 30),
+        background=lambda work, done: under_way.append((work, done)),
+    )
+    session = node.register()
+    for number in range(1, 4):
+        node.driver.on_input(requests=[node.request(number, b"a", session=session)])
+    assert (len(under_way), node.driver.core.applied) == (1, 4)
+    for op in (2, 4):
+        work, done = under_way.pop()
+        done(work())
+        for _ in range(10):
+            node.now += 1_000_000
+            node.driver.on_tick()
+        assert node.store.checkpoint_op == op
+    assert not under_way, "nothing was executed since"
 
 
 def refusals(node: Alone) -> list[int]:
