@@ -294,8 +294,8 @@ class ViewState:
     Written when a view is left and when a log_view is entered. Fields that describe the
     log of log_view (`base`, `suffix`) change only together with log_view:
 
-    - `base`: everything at or below it in this replica's journal was committed and
-      verified when log_view was entered.
+    - `base`: everything at or below it in this replica's journal was committed when log_view was
+      entered, and what stands in its place there is that entry, if damaged perhaps: never another's.
     - `suffix`: headers of the canonical log of log_view for ops
       `suffix[0].op` .. `suffix_head`, ascending, without gaps, never empty after
       format (the root header at least), at most SUFFIX_MAX. suffix[0] is the header of
@@ -385,6 +385,7 @@ class Recovered:
     notes: tuple[str, ...] = ()
     restored: Restored | None = None  # None: execution begins with op 1
     first_op: int = 1  # of the log
+    rooted: int = 0  # what stands in the journal up to here is this log, intact or damaged: never another's
 
 
 @dataclass(frozen=True, slots=True)

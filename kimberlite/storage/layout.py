@@ -131,7 +131,7 @@ SUPERBLOCK = Layout(
     view              u64       the view this replica is in
     log_view          u64       the view whose log it has
     commit            u64       a lower bound of the commit number
-    base              u64       everything up to this op was committed and intact when log_view was entered
+    base              u64       what stands here up to this op is committed entries, if damaged perhaps, never others
     suffix_head       u64       head of the log when log_view was entered
     doubt             u64       what is damaged up to this op may have been acknowledged
     suffix_count      u32       number of headers that follow the checkpoint's: those up to suffix_head

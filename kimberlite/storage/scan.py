@@ -166,7 +166,7 @@ class _Walk:
 
     @property
     def settled_base(self) -> int:
-        """Everything up to here was committed and intact in this journal."""
+        """Everything up to here was committed and in its place in this journal."""
         return max(self.state.base, self.start.op)
 
     def _entry_headers(self) -> dict[Checksum, Header]:
@@ -333,6 +333,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
     before: Header | None = start.header
     known = start.header  # the last header that is known, for positions
     settled, settled_header = start.op, start.header
+    rooted = walk.settled_base
     last_placed = start.op
     entries: list[RecoveredEntry] = []
     fixes: list[int] = []
@@ -382,6 +383,8 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
             entries.append(RecoveredEntry(op, kind, found.header))
         if present or found.witness is Witness.MATCH:
             last_placed = op
+            if op == rooted + 1 and found.entry is not Entry.OTHER:
+                rooted = op
         before = found.header
         op += 1
     # What neither entry nor witness places at the end of the journal is appended anew; the faulty among
@@ -409,6 +412,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
         commit=commit,
         torn=torn,
         faulty=sum(entry.state is EntryState.FAULTY for entry in entries),
+        rooted=min(rooted, segments[at].last),
     )
     return Scan(recovered, below, segments[: at + 1], segments[at + 1 :], fixes, faulty, walk.identities)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from types import ModuleType
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from kimberlite._fast import framing
 from kimberlite.client import session as client
@@ -751,15 +752,20 @@ def _trim_by_own_checkpoint() -> list[Patch]:
 
 @canary("the superblock names a checkpoint before its file is written")
 def _checkpoint_named_before_it_is_written() -> list[Patch]:
-    original = store.Store._write_chunk
+    write_chunk, mark = store.Store._write_chunk, store.Store.mark
+    early: WeakKeyDictionary[store.Store, Any] = WeakKeyDictionary()
 
-    def write_chunk(self: store.Store, write: Any) -> None:
+    def early_chunk(self: store.Store, write: Any) -> None:
         if write.commits:
             write.commits = False
+            early[self] = write
             self._update_checkpoint(write.mark)
-        original(self, write)
+        write_chunk(self, write)
 
-    return [(store.Store, "_write_chunk", write_chunk)]
+    def mark_when_written(self: store.Store, op: int) -> Checkpoint | None:
+        return mark(self, op) if self not in early or not early[self].copies else None
+
+    return [(store.Store, "_write_chunk", early_chunk), (store.Store, "mark", mark_when_written)]
 
 
 @canary("a trim removes files before the superblock says so")

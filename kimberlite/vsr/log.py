@@ -7,6 +7,8 @@
 - `linked`: headers are known and hash-chained from the root up to here. Below `op`
   only while headers are missing (a hole), which repair fills.
 - `durable`: entries are on this replica's disk up to here: what may be acknowledged.
+- `rooted`: what the disk holds up to here is this log, intact or damaged. Above `durable` only
+  after a restart that found damage.
 - `committed`: this log is known to be committed up to here: never dropped.
 - `journal_head`: highest op handed to the journal; entries are appended in order.
 - `candidates`: entries of an older view on the disk, above `linked`, that may or may
@@ -41,6 +43,7 @@ class Log:
         self.op = head.op
         self.linked = head.op
         self.durable = head.op
+        self.rooted = head.op
         self.committed = 0
         self.journal_head = head.op
         self.on_disk: set[int] = set()  # durable above `durable`
@@ -120,6 +123,7 @@ class Log:
         """After the journal was truncated to `linked`."""
         self.candidates.clear()
         self.journal_head = self.linked
+        self.rooted = min(self.rooted, self.linked)
         self.link()
 
     # Durability
@@ -268,6 +272,7 @@ class Log:
         self.op = head
         self.linked = min(self.linked, match)
         self.durable = min(self.durable, match)
+        self.rooted = min(self.rooted, match, truncate_to)
         self.journal_head = truncate_to
         for header in suffix:  # identities of the suffix are known: nothing is left to be decided there
             candidate = candidates.get(header.op)

@@ -61,6 +61,7 @@ def _fill_log(r: Replica, recovered: Recovered) -> None:
         elif entry.state == EntryState.FAULTY:
             log.faulty.add(entry.op)
     log.journal_head = recovered.written
+    log.rooted = recovered.rooted
     log.op = recovered.head
     log.link()
     log.committed = max(recovered.view_state.base, min(r.commit_max, log.linked))

@@ -408,7 +408,7 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     r.log_view = r.view
     doubt = max((op for op in r.log.faulty if op > truncate_to), default=0)
     # What is committed and missing here may have another log's entry in its place: no part of the base.
-    base = min(r.log.committed, truncate_to, r.log.durable)
+    base = min(r.log.committed, truncate_to, max(r.log.durable, r.log.rooted))
     r.log_state = LogState(base, suffix[-1].op, suffix, doubt)
     r.persist_view(truncate_to=truncate_to)
 

@@ -274,3 +274,42 @@ def test_a_witness_sector_that_was_written_over_proves_of_no_entry_that_it_was_n
         # The witnesses of the intact entries were written again: what is in doubt stays so.
         again = kit.open(image).recovered
         assert (again.settled, again.head) == (recovered.settled, recovered.head)
+
+
+def test_rooted_reaches_over_damage_whose_place_is_known(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * 9)
+    bench.append(log)
+    damage_entry(bench.files, 0, 2 * SECTOR)
+    damage_entry(bench.files, 0, 6 * SECTOR)
+    damage_witness(bench.files, 0, 6)
+    recovered = bench.reopen().recovered
+    assert (recovered.settled, recovered.rooted) == (2, 6)
+
+
+def test_rooted_ends_below_the_entry_of_another_log(kit: Any, bench: Any) -> None:
+    """Written over an entry that was durable, by a log that came to nothing; its witness was not written any more."""
+    log = kit.chain([WHOLE] * 5)
+    bench.append(log)
+    (other,) = kit.chain([WHOLE], after=log[2].header, view=1, salt=7)
+    raw = bytes(other.header.raw) + bytes(other.body)
+    bench.files.durable[journal_name(0)][3 * SECTOR : 3 * SECTOR + len(raw)] = raw
+    recovered = bench.reopen().recovered
+    assert states(recovered)[4] == (EntryState.FAULTY, True)
+    assert (recovered.settled, recovered.rooted) == (3, 3)
+
+
+def test_what_is_intact_between_two_damages_is_kept_over_a_view_change(kit: Any, bench: Any) -> None:
+    """The first was not yet repaired when the view changed; the second cuts the chain that proves what is between."""
+    log = kit.chain([WHOLE] * 9)
+    bench.append(log)
+    damage_entry(bench.files, 0, 2 * SECTOR)
+    again = bench.reopen()
+    base = min(8, again.recovered.rooted)
+    again.promise(ViewState(view=1, log_view=1, base=base, suffix_head=9, suffix=(log[7].header, log[8].header)))
+    damage_entry(again.files, 0, 5 * SECTOR)
+    damage_witness(again.files, 0, 5)
+    found = states(again.reopen().recovered)
+    present, faulty = EntryState.PRESENT, EntryState.FAULTY
+    assert {op: state for op, (state, _) in found.items()} == {
+        3: faulty, 4: present, 5: present, 6: faulty, 7: present, 8: present, 9: present,
+    }  # fmt: skip

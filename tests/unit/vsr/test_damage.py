@@ -153,6 +153,19 @@ def test_an_answer_to_a_question_of_an_earlier_life_settles_nothing() -> None:
     assert backup.log.op == 5
 
 
+def base_after_start_view(core: Replica, log: list[Header]) -> int:
+    """What becomes of the base when view 2 begins with log[5], committed."""
+    core.take_work()
+    body = encode_headers(log[5:6])
+    start_view = make_header(
+        body, cluster=CLUSTER, command=Command.START_VIEW, replica=2, view=2, log_view=2, op=5, commit=5, count=1
+    )
+    core.step(Message(start_view, body), 20)
+    persist = core.take_work().persist[-1]
+    assert persist.log_view == 2
+    return persist.base
+
+
 def test_the_base_ends_below_what_is_missing() -> None:
     """A committed op that is not here may have the entry of another log in its place on the disk."""
     log = chain(6)
@@ -163,11 +176,16 @@ def test_the_base_ends_below_what_is_missing() -> None:
     )
     state = ViewState(base=2, suffix_head=5, suffix=tuple(log[3:6]))
     core = restart(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5), [])
-    core.take_work()
-    body = encode_headers(log[5:6])
-    start_view = make_header(
-        body, cluster=CLUSTER, command=Command.START_VIEW, replica=2, view=2, log_view=2, op=5, commit=5, count=1
+    assert base_after_start_view(core, log) == 2
+
+
+def test_the_base_reaches_over_what_is_damaged_in_its_place() -> None:
+    log = chain(6)
+    entries = (
+        RecoveredEntry(3, EntryState.FAULTY, log[3]),
+        RecoveredEntry(4, EntryState.PRESENT, log[4]),
+        RecoveredEntry(5, EntryState.PRESENT, log[5]),
     )
-    core.step(Message(start_view, body), 20)
-    persist = core.take_work().persist[-1]
-    assert (persist.log_view, persist.base) == (2, 2)
+    state = ViewState(suffix=(ROOT,))
+    core = restart(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5, rooted=4), [])
+    assert base_after_start_view(core, log) == 4
