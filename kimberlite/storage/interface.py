@@ -30,6 +30,7 @@ from kimberlite.types import (
 )
 
 __all__ = [
+    "RETRY_NS",
     "SECTOR",
     "SUFFIX_MAX",
     "Disk",
@@ -42,6 +43,8 @@ __all__ = [
     "ViewState",
     "Write",
 ]
+
+RETRY_NS = 1_000_000_000  # until a file is asked for again for which there was no space
 
 
 class Write(NamedTuple):

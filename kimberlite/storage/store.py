@@ -5,8 +5,7 @@ one queue of submissions, carried out in order:
 
 - entries: phase 1 the entries themselves, phase 2 their witnesses; only then acknowledged;
 - the superblock: its four copies one after another, read back when done;
-- a checkpoint: its two copies one after another, chunk by chunk, each chunk when the one before is
-  durable, so that others' writes get in between; then the superblock, which makes it the one in force.
+- checkpoints and trims: storage.checkpoint_writer, between the writes of others.
 
 Memory does not grow with the log: only the segment that is written is kept, and those it has left
 as long as writes to them are under way. All others are index.ColdSegments.
@@ -17,17 +16,16 @@ May import: errors, types, _fast, storage.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
-import xxhash
-
-from kimberlite.errors import CheckpointError, DataExistsError, DiskFullError, StorageError, invariant
+from kimberlite.errors import DataExistsError, DiskFullError, StorageError, invariant
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
+from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.index import ColdSegments, Start
-from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, Write
+from kimberlite.storage.interface import RETRY_NS, SECTOR, Disk, Extent, ViewState, Write
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
@@ -39,7 +37,6 @@ from kimberlite.storage.journal import (
     journal_name,
     read_entry,
     round_up,
-    segment_number,
     witness_bytes,
     witness_name,
 )
@@ -65,7 +62,6 @@ SEGMENT_BYTES = 64 << 20
 SEGMENT_BYTES_MIN = 64 << 10
 PREFETCH_MAX = 1024  # headers that are read with one call
 PREPARE_AT = 4  # the next segment is made ready when one part of so many of this one is used
-RETRY_NS = 1_000_000_000  # until a segment is asked for again for which there was no space
 
 
 def format_store(
@@ -118,20 +114,6 @@ def format_store(
     disk.rename(partial, superblock.NAME)
 
 
-@dataclass(slots=True)
-class _CheckpointWrite:
-    """A checkpoint being written. commits: the superblock follows; else damaged copies are made good."""
-
-    mark: Checkpoint
-    data: bytes
-    copies: list[str]  # still to be written, the first one under way
-    commits: bool
-    file: int = -1  # of the copy under way
-    offset: int = 0
-    is_waiting: bool = False  # for the file of the next copy, which is being made
-    is_stalled: bool = False  # there was no space for the next copy
-
-
 class Store:
     """See the module docstring and storage.interface.LogStore."""
 
@@ -153,20 +135,20 @@ class Store:
         self._pending: dict[int, tuple[int | None, Callable[[], None] | None, Collection[int]]] = {}
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
         self._rewriting: set[int] = set()  # ops whose witness alone is being written again
-        self._checkpoint_write: _CheckpointWrite | None = None
-        self._floor = (block.checkpoint.first_op, block.checkpoint.first_position)  # of the log, as last trimmed
-        self._is_checkpoint_lost = False  # no copy of its file is good: it must not be relied on
-        self._leftovers: list[str] = []  # files that nothing refers to any more
-        self.bytes_written = 0
+        self._checkpoints = CheckpointWriter(
+            disk, self._superblock, lambda phases, done: self._submit(phases, None, done), self._number_of
+        )
+        self._entry_bytes = 0
         self.room = Room(0, self.segment_bytes)
         self.disk_full: DiskFullError | None = None
-        self._reserve_at = self._checkpoint_at = 0  # not before that time
+        self._reserve_at = 0  # not before that time
 
     # Start
 
     def recover(self) -> Recovered:
         block = self._superblock.current
-        start, restored, bad_copies = self._read_checkpoint(block.checkpoint)
+        restored = self._checkpoints.read()
+        start = Checkpoint(self._root) if self._checkpoints.is_lost else block.checkpoint
         result = scan(self._disk, block.state, self.segment_bytes, start)
         self._take_over(start, result.segments, result.spare)
         self._faulty = result.faulty
@@ -181,11 +163,7 @@ class Store:
         # An entry is acknowledged only when its witness is durable: also after a restart.
         self._disk.flush()
         self._measure()
-        self._find_leftovers()
-        if restored is not None and bad_copies:
-            data = checkpoints.encode(restored)
-            self._checkpoint_write = _CheckpointWrite(start, data, bad_copies, commits=False)
-            self._write_chunk(self._checkpoint_write)
+        self._checkpoints.clean_up(restored)
         if restored is None:  # though not readable any more, the checkpoint says how much was committed
             commit = max(result.recovered.commit, block.checkpoint.op)
             return replace(result.recovered, commit=commit)
@@ -194,36 +172,6 @@ class Store:
             first_op=start.first_op,
             restored=Restored(start.op, start.positions, restored.machine, restored.sessions, restored.snapshot),
         )
-
-    def _read_checkpoint(self, named: Checkpoint) -> tuple[Checkpoint, checkpoints.Content | None, list[str]]:
-        """Where to begin, what was the state there, and which copies of the file are not good.
-
-        When no copy is, and the whole log is still there, it is executed from its beginning.
-        """
-        if not named.size:
-            return named, None, []
-        try:
-            content, bad = checkpoints.read(self._disk, named)
-        except CheckpointError as error:
-            if named.first_op > 1:
-                raise CheckpointError(
-                    f"{error}; the log before op {named.first_op} was trimmed, so that it can not be executed "
-                    "again: replace this replica",
-                    **error.details,
-                ) from error
-            self._is_checkpoint_lost = True
-            return Checkpoint(self._root), None, []
-        return named, content, bad
-
-    def _find_leftovers(self) -> None:
-        """Files that a crash kept from being removed."""
-        current = self.checkpoint
-        for name in self._disk.names():
-            if name.startswith(checkpoints.PREFIX):
-                if name not in [checkpoints.file_name(current.op, copy) for copy in checkpoints.COPIES]:
-                    self._leftovers.append(name)
-            elif (number := segment_number(name)) is not None and number < current.first_segment:
-                self._leftovers.append(name)
 
     def _take_over(self, start: Checkpoint, segments: list[Segment], spare: list[Segment]) -> None:
         """Keep of what a restart has read the segments whose contents it still has."""
@@ -312,6 +260,11 @@ class Store:
         return (self.segment_count - 1) * self.segment_bytes + (self._active.end or 0)
 
     @property
+    def bytes_written(self) -> int:
+        """Bytes of entries, witnesses and checkpoints handed to the disk since it was opened."""
+        return self._entry_bytes + self._checkpoints.bytes_written
+
+    @property
     def view_state(self) -> ViewState:
         return self._superblock.current.state
 
@@ -322,7 +275,7 @@ class Store:
     @property
     def checkpoint_op(self) -> int:
         """Op of the checkpoint that a restart can begin with; 0 when there is none, or none that can be read."""
-        return 0 if self._is_checkpoint_lost else self.checkpoint.op
+        return 0 if self._checkpoints.is_lost else self.checkpoint.op
 
     @property
     def first_op(self) -> int:
@@ -388,11 +341,7 @@ class Store:
         self.room = Room(rest, self.segment_bytes, len(self._spare), self.disk_full is not None)
 
     def make_room(self, now: int, needed: bool) -> bool:
-        write = self._checkpoint_write
-        if write is not None and write.is_stalled and now >= self._checkpoint_at:
-            self._checkpoint_at = now + RETRY_NS
-            write.is_stalled = False
-            self._write_chunk(write)
+        self._checkpoints.try_again(now)
         room = self.room
         used = self.segment_bytes - room.rest
         is_time = not room.spare and PREPARE_AT * used > self.segment_bytes
@@ -484,7 +433,7 @@ class Store:
             if header.size > HEADER_SIZE:
                 buffer[at + HEADER_SIZE : at + header.size] = message.body
             at += round_up(header.size)
-        self.bytes_written += len(buffer)
+        self._entry_bytes += len(buffer)
         return Write(self._handles.journal(number), offset, buffer)
 
     def _witness_writes(self, segment: OpenSegment, first: int, last: int) -> list[Write]:
@@ -492,7 +441,7 @@ class Store:
         start, content = segment.sectors(first, last)
         buffer = self._disk.aligned(len(content))
         buffer[:] = content
-        self.bytes_written += len(content)
+        self._entry_bytes += len(content)
         return [Write(self._handles.witness(segment.number), start, buffer)]
 
     def truncate(self, op: int) -> None:
@@ -529,106 +478,33 @@ class Store:
     # Checkpoints and trims
 
     def mark(self, op: int) -> Checkpoint | None:
-        if self._checkpoint_write is not None or op <= self._superblock.last.checkpoint.op:
+        last = self._checkpoints.begin_mark(op)
+        if last is None:
             return None
         number, index, header, offset = self.place_of(op)
         if header is None or offset is None:
             return None
         end = offset + round_up(header.size)
-        return replace(self._superblock.last.checkpoint, header=header, segment=number, entries=index + 1, end=end)
+        return replace(last, header=header, segment=number, entries=index + 1, end=end)
 
     def write_checkpoint(self, mark: Checkpoint, machine: int, sessions: bytes, snapshot: bytes) -> None:
-        data = checkpoints.encode(checkpoints.Content(self.cluster, mark.header, machine, sessions, snapshot))
-        mark = replace(mark, size=len(data), digest=xxhash.xxh3_128_digest(data))
-        self._checkpoint_write = _CheckpointWrite(mark, data, list(checkpoints.COPIES), commits=True)
-        self._write_chunk(self._checkpoint_write)
-
-    def _write_chunk(self, write: _CheckpointWrite) -> None:
-        """Hand the next chunk of a checkpoint to the disk."""
-        if write.file < 0:
-            name = checkpoints.file_name(write.mark.op, write.copies[0])
-            if not write.is_waiting and self._disk.exists(name):  # cut short by a crash, or damaged
-                self._disk.remove(name)
-            if name in self._leftovers:
-                self._leftovers.remove(name)
-            self._disk.prepare(name, len(write.data), zeroed=False)
-            write.is_waiting = not self._disk.is_prepared(name)
-            if write.is_waiting:
-                return
-            try:
-                write.file = self._disk.create(name, len(write.data), zeroed=False)
-            except DiskFullError:
-                # Kept, and tried again in make_room. A trim does not wait for it: it may be what makes room.
-                write.is_stalled = True
-                self._update_checkpoint(self._superblock.last.checkpoint)
-                return
-            write.offset = 0
-        part = write.data[write.offset : write.offset + checkpoints.CHUNK]
-        buffer = self._disk.aligned(len(part))
-        buffer[:] = part
-        self.bytes_written += len(part)
-        self._submit([[Write(write.file, write.offset, buffer)]], None, lambda: self._chunk_written(write))
-        write.offset += len(part)
-
-    def _chunk_written(self, write: _CheckpointWrite) -> None:
-        if write.offset == len(write.data):
-            self._disk.release(write.file)
-            write.file = -1
-            del write.copies[0]
-        if write.copies:
-            self._write_chunk(write)
-        elif write.commits:
-            self._update_checkpoint(write.mark)
-        else:
-            self._checkpoint_write = None
-            self._update_checkpoint(self._superblock.last.checkpoint)  # with a trim that came meanwhile
+        content = checkpoints.Content(self.cluster, mark.header, machine, sessions, snapshot)
+        self._checkpoints.write(mark, checkpoints.encode(content))
 
     def trim(self, first_op: int, first_position: int) -> None:
-        if first_op <= self._floor[0]:
-            return
         invariant(first_op <= self._head + 1, "a log begins within itself", first_op=first_op, head=self._head)
-        self._floor = (first_op, first_position)
-        if self._checkpoint_write is None or self._checkpoint_write.is_stalled:  # else its superblock update does it
-            self._update_checkpoint(self._superblock.last.checkpoint)
-
-    def _update_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes."""
-        first_op, first_position = self._floor
-        is_kept = checkpoint.op > self._superblock.last.checkpoint.op or not self._is_checkpoint_lost
-        if is_kept and checkpoint.first_op < first_op <= checkpoint.op + 1:
-            number = self._number_of(first_op)
-            checkpoint = replace(checkpoint, first_op=first_op, first_position=first_position, first_segment=number)
-            if number > checkpoint.segment:  # the checkpoint's own entry goes too: what follows begins a segment
-                checkpoint = replace(checkpoint, segment=number, entries=0, end=0)
-        if checkpoint == self._superblock.last.checkpoint:
-            return
-
-        def done() -> None:
-            before = self.checkpoint
-            self._superblock.confirm(block)
-            if self._checkpoint_write is not None and self._checkpoint_write.mark.op == checkpoint.op:
-                self._checkpoint_write = None
-            if before.op != checkpoint.op:
-                self._is_checkpoint_lost = False
-            if before.size and before.op != checkpoint.op:
-                self._leftovers += [checkpoints.file_name(before.op, copy) for copy in checkpoints.COPIES]
-
-        block, phases = self._superblock.update(checkpoint=checkpoint)
-        self._submit(phases, None, done)
+        self._checkpoints.trim(first_op, first_position)
 
     def _sweep(self) -> None:
-        """Let go of what nothing refers to any more: one file at a time, for removing one takes a while."""
+        """Let go of what nothing refers to any more, one segment and one file at a time."""
         checkpoint = self.checkpoint
         number = self._cold.first
         if number < min(checkpoint.first_segment, self._open[0].number) and not self._handles.is_held(number):
             self._handles.forget(number)
             self._cold.begin_at(number + 1, self._cold.start(number + 1))
             self._faulty = {op for op in self._faulty if op >= checkpoint.first_op}
-            self._leftovers += [journal_name(number), witness_name(number)]
-        if self._leftovers:
-            name = self._leftovers.pop(0)
-            if self._disk.exists(name):
-                self._disk.remove(name)
+            self._checkpoints.leave([journal_name(number), witness_name(number)])
+        self._checkpoints.sweep()
 
     def _submit(
         self,
@@ -655,9 +531,7 @@ class Store:
                 tokens.append(token)
         if len(self._open) > 1:
             self._leave()
-        write = self._checkpoint_write
-        if write is not None and write.is_waiting:
-            self._write_chunk(write)
+        self._checkpoints.go_on()
         self._sweep()
         return tokens
 
@@ -837,11 +711,7 @@ class Store:
 
     def rewrite_checkpoint(self, copy: str, data: bytes) -> bool:
         """Write a damaged copy of the checkpoint again; False when a checkpoint is being written, or it is another."""
-        if self._checkpoint_write is not None or xxhash.xxh3_128_digest(data) != self.checkpoint.digest:
-            return False
-        self._checkpoint_write = _CheckpointWrite(self.checkpoint, data, [copy], commits=False)
-        self._write_chunk(self._checkpoint_write)
-        return True
+        return self._checkpoints.rewrite(copy, data)
 
     def find(self, position: int) -> int | None:
         if position < self.first_position:

@@ -24,6 +24,7 @@ from kimberlite.client import session as client
 from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError
 from kimberlite.storage import checkpoint as checkpoint_files
 from kimberlite.storage import handles, journal, scan, scrub, store, superblock
+from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
@@ -752,34 +753,35 @@ def _trim_by_own_checkpoint() -> list[Patch]:
 
 @canary("the superblock names a checkpoint before its file is written")
 def _checkpoint_named_before_it_is_written() -> list[Patch]:
-    write_chunk, mark = store.Store._write_chunk, store.Store.mark
-    early: WeakKeyDictionary[store.Store, Any] = WeakKeyDictionary()
+    write_chunk, begin_mark = CheckpointWriter._write_chunk, CheckpointWriter.begin_mark
+    early: WeakKeyDictionary[CheckpointWriter, Any] = WeakKeyDictionary()
 
-    def early_chunk(self: store.Store, write: Any) -> None:
-        if write.commits:
-            write.commits = False
-            early[self] = write
-            self._update_checkpoint(write.mark)
-        write_chunk(self, write)
+    def early_chunk(self: CheckpointWriter, copying: Any) -> None:
+        if copying.commits:
+            copying.commits = False
+            early[self] = copying
+            self._commit(copying.mark)
+        write_chunk(self, copying)
 
-    def mark_when_written(self: store.Store, op: int) -> Checkpoint | None:
-        return mark(self, op) if self not in early or not early[self].copies else None
+    def mark_when_written(self: CheckpointWriter, op: int) -> Checkpoint | None:
+        return begin_mark(self, op) if self not in early or not early[self].copies else None
 
-    return [(store.Store, "_write_chunk", early_chunk), (store.Store, "mark", mark_when_written)]
+    return [(CheckpointWriter, "_write_chunk", early_chunk), (CheckpointWriter, "begin_mark", mark_when_written)]
 
 
 @canary("a trim removes files before the superblock says so")
 def _trim_before_it_is_durable() -> list[Patch]:
-    original = store.Store._update_checkpoint
+    original = CheckpointWriter._commit
 
-    def update(self: store.Store, checkpoint: Checkpoint) -> None:
+    def commit(self: CheckpointWriter, checkpoint: Checkpoint) -> None:
         original(self, checkpoint)
-        for number in range(self.checkpoint.first_segment, self._superblock.last.checkpoint.first_segment):
+        block = self._superblock
+        for number in range(block.current.checkpoint.first_segment, block.last.checkpoint.first_segment):
             for name in (journal.journal_name(number), journal.witness_name(number)):
                 if self._disk.exists(name):
                     self._disk.remove(name)
 
-    return [(store.Store, "_update_checkpoint", update)]
+    return [(CheckpointWriter, "_commit", commit)]
 
 
 @canary("a checkpoint is kept once")

@@ -20,7 +20,8 @@ from kimberlite.node.driver import (
     known_headers,
 )
 from kimberlite.state_machine import Batch, EventLog
-from kimberlite.storage.store import RETRY_NS, Store, format_store
+from kimberlite.storage.interface import RETRY_NS
+from kimberlite.storage.store import Store, format_store
 from kimberlite.types import ROOM_UNBOUNDED, Command, Message, Operation, Reason, Status
 from kimberlite.vopr.disk import Files, SimDisk, empty, fill, make_unreadable
 from kimberlite.vsr.config import CoreConfig

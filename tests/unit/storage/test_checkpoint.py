@@ -13,7 +13,8 @@ from kimberlite._fast.framing import make_header
 from kimberlite.errors import CheckpointError, FormatVersionError
 from kimberlite.storage import checkpoint
 from kimberlite.storage.disk import FileDisk
-from kimberlite.storage.store import RETRY_NS, Store, format_store
+from kimberlite.storage.interface import RETRY_NS
+from kimberlite.storage.store import Store, format_store
 from kimberlite.types import Command, Header, Message, Operation, root_header
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, fill, make_unreadable
 
@@ -324,7 +325,7 @@ def test_on_a_real_disk(tmp_path: Path) -> None:
         while True:
             disk.flush()
             log.store.completions()
-            if log.store._checkpoint_write is None and not log.store._leftovers:
+            if log.store._checkpoints.is_idle:
                 return
 
     log.finish = finish  # type: ignore[method-assign]

@@ -16,9 +16,9 @@ from kimberlite.errors import (
     WriteFailedError,
 )
 from kimberlite.storage import superblock
-from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.interface import RETRY_NS, SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, decode_record, journal_name, witness_bytes, witness_name
-from kimberlite.storage.store import RETRY_NS, Store, format_store
+from kimberlite.storage.store import Store, format_store
 from kimberlite.types import HEADER_SIZE, EntryState, Room, ViewState
 from kimberlite.vopr.disk import Files, SimDisk, empty, fill, make_unreadable
 
