@@ -91,6 +91,7 @@ _FLAWS: dict[Flaw, tuple[Cause, str]] = {
     Flaw.BODY: (Cause.ENTRY_BODY, "the body of the entry fails its checksum"),
     Flaw.PADDING: (Cause.ENTRY_PADDING, "the padding behind the entry is not zero"),
 }
+_TRIMMED = "; it was trimmed, and nobody reads it"
 
 
 class _Witnesses:
@@ -159,6 +160,7 @@ class Audit:
         self._scan: Scan | None = None
         self._states: dict[int, EntryState] = {}
         self._identities: dict[int, Header] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # segment and offset, where no witness says it
         self.total_bytes = superblock.COPIES * superblock.COPY_BYTES + sum(
             self._size(name) for number in self._journals for name in (journal_name(number), witness_name(number))
         )
@@ -265,6 +267,11 @@ class Audit:
                 self._identities[entry.op] = entry.header
         for op, header in result.identities.items():
             self._identities.setdefault(op, header)
+        for segment in result.segments:
+            for known, offset in segment.unwitnessed.values():
+                if known is not None and offset is not None:
+                    self._places[known.op] = segment.number, offset
+                    self._identities.setdefault(known.op, known)
 
     def _required(self) -> superblock.Superblock:
         if self._block is None:
@@ -368,6 +375,8 @@ class Audit:
         """One entry and its witness. Moves the place on to the next."""
         witness = record.header if isinstance(record, Record) and self._fits(record.header, place) else None
         offset = record.offset if isinstance(record, Record) and witness is not None else place.end
+        if offset is None and place.op in self._places and self._places[place.op][0] == place.number:
+            offset = self._places[place.op][1]
         found = Flaw.UNREADABLE if offset is None else self._examine(journal, offset)
         known = witness or (self._identities.get(place.op) if place.op is not None else None)
         intact = False
@@ -415,8 +424,8 @@ class Audit:
 
     def _damage(self, place: _Place, offset: int | None, cause: Cause, text: str) -> Iterator[Finding]:
         name = journal_name(place.number)
-        if place.op is not None and place.op < self._required().checkpoint.first_op:
-            text += "; it was trimmed, and nobody reads it"
+        if self._is_trimmed(place):
+            text += _TRIMMED
             yield Finding(cause, name, True, text, place.number, offset, place.op)
             return
         if place.op is not None and self._states.get(place.op) is EntryState.ABSENT:
@@ -424,6 +433,9 @@ class Audit:
             yield Finding(Cause.ENTRY_ABSENT, name, True, text, place.number, offset, place.op)
             return
         yield from self._judged(Finding(cause, name, False, text, place.number, offset, place.op))
+
+    def _is_trimmed(self, place: _Place) -> bool:
+        return place.op is not None and place.op < self._required().checkpoint.first_op
 
     def _witness_finding(self, place: _Place, record: Record | Cause, harmless: bool) -> Finding:
         cause = Cause.WITNESS_OTHER if isinstance(record, Record) else record
@@ -433,7 +445,10 @@ class Audit:
             Cause.WITNESS_MISSING: "the entry has no witness",
             Cause.WITNESS_OTHER: "the witness is that of another entry",
         }[cause]
-        text += "; the entry is intact, and its witness is written again" if harmless else "; the entry is not intact"
+        if self._is_trimmed(place):
+            text, harmless = text + _TRIMMED, True
+        else:
+            text += "; the entry is " + ("intact, and its witness is written again" if harmless else "not intact")
         offset = place.index * RECORD_BYTES
         return Finding(cause, witness_name(place.number), harmless, text, place.number, offset, place.op)
 

@@ -11,6 +11,7 @@ May import: errors, types, storage.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kimberlite._fast import framing
@@ -95,6 +96,8 @@ class _Walk:
             for index in range(segment.count):
                 record = records[index] if index < len(records) else None
                 self._enter(segment, segment.contents, record, at == 0 and index < self.start.entries)
+            if at == 0:
+                self._place_by_chain(segment, segment.contents)
         return segment.contents
 
     def _enter(self, segment: Segment, contents: Contents, record: Record | None, settled: bool) -> None:
@@ -110,6 +113,22 @@ class _Walk:
         header, offset = segment.unwitnessed.get(len(contents.headers), (header, offset))
         contents.headers.append(header)
         contents.offsets.append(offset)
+
+    def _place_by_chain(self, segment: Segment, contents: Contents) -> None:
+        """Entries below the checkpoint that neither record nor the entry before places: down from the checkpoint's
+        own, each names the one before it, and begins where that one ends. Nobody may be left to repair what is not
+        placed: what stands before it may have been trimmed."""
+        places: dict[tuple[Checksum, int], tuple[Header, int]] | None = None
+        for index in range(self.start.entries - 2, -1, -1):
+            following, end = contents.headers[index + 1], contents.offsets[index + 1]
+            if contents.headers[index] is not None or following is None or end is None:
+                continue
+            if places is None:
+                found = self._headers_at_sectors(segment)
+                places = {(header.checksum, at + round_up(header.size)): (header, at) for at, header in found}
+            place = places.get((following.parent, end))
+            if place is not None:
+                contents.headers[index], contents.offsets[index] = segment.unwitnessed[index] = place
 
     def records(self, at: int) -> list[Record | None]:
         if at not in self._records:
@@ -135,10 +154,13 @@ class _Walk:
         for at in range(len(self.segments)):
             for index, record in enumerate(self.records(at)):
                 self.used = at
-                if at == 0 and index < self.start.entries:
-                    continue  # beyond doubt, whatever has become of it
+                is_settled = at == 0 and index < self.start.entries  # beyond doubt, whatever has become of it
                 if record is None:
-                    self.is_damaged |= not is_zero_record(self.thaw(at).image, index)
+                    # Also of a settled one, where those that are not share its sector.
+                    if not is_settled or index // RECORDS_PER_SECTOR == self.start.entries // RECORDS_PER_SECTOR:
+                        self.is_damaged |= not is_zero_record(self.thaw(at).image, index)
+                    continue
+                if is_settled:
                     continue
                 header = record.header
                 self.bases[at] = header.op - index  # the same for all: what was there before is wiped
@@ -173,13 +195,16 @@ class _Walk:
         """Headers that stand at sector boundaries of the last segments: for damaged witnesses."""
         found: dict[Checksum, Header] = {}
         for segment in self.segments[-HOT_SEGMENTS - 1 :]:
-            for offset in range(0, self.segment_bytes, SECTOR):
-                try:
-                    header = framing.decode_header(self.disk.read(self._journal(segment), offset, SECTOR))
-                except (FrameError, OSError):
-                    continue
-                found[header.checksum] = header
+            found |= {header.checksum: header for _, header in self._headers_at_sectors(segment)}
         return found
+
+    def _headers_at_sectors(self, segment: Segment) -> Iterator[tuple[int, Header]]:
+        """Offset and header of whatever begins a sector with an intact one."""
+        for offset in range(0, self.segment_bytes, SECTOR):
+            try:
+                yield offset, framing.decode_header(self.disk.read(self._journal(segment), offset, SECTOR))
+            except (FrameError, OSError):
+                continue
 
     def acceptable(self, header: Header, op: int, before: Header | None) -> bool:
         """Whether `header` may be the canonical entry of `op`, after `before` (None: unknown)."""
@@ -328,7 +353,8 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
     begins_here = start.positions if not start.entries else 0
     segments[0].position = first.position if first is not None else begins_here
     # Below the checkpoint nothing is in doubt, but what has lost its place has to be written again.
-    displaced = {segments[0].base + index for index, header in enumerate(walk.thaw(0).headers) if header is None}
+    numbered = enumerate(walk.thaw(0).headers, segments[0].base)
+    displaced = {number for number, header in numbered if header is None and number >= start.first_op}
 
     before: Header | None = start.header
     known = start.header  # the last header that is known, for positions

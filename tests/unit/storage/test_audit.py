@@ -390,6 +390,17 @@ def test_damage_below_the_checkpoint_is_found(kit: Any) -> None:
     assert [(f.cause, f.op) for f in audited(bench.files).damage] == [(Cause.ENTRY_BODY, 6), (Cause.ENTRY_BODY, 36)]
 
 
+def test_an_entry_and_all_witnesses_below_the_checkpoint(kit: Any) -> None:
+    """What follows the damaged entry is where a restart finds it: from the checkpoint's own entry down."""
+    bench, entries = checkpointed(kit)
+    bench.files.durable[witness_name(2)][:] = b"\xff" * len(bench.files.durable[witness_name(2)])
+    for damaged, at in (({35}, 2), ({35, 40}, 7)):
+        flip(bench.files, journal_name(2), at * SECTOR + 100)
+        assert {finding.op for finding in audited(bench.files).damage} == damaged
+        store = bench.reopen().store
+        assert {op for op in range(1, 61) if store.read(op, entries[op - 1].header.checksum) is None} == damaged
+
+
 def test_a_log_that_was_trimmed(kit: Any) -> None:
     bench, _ = checkpointed(kit)
     bench.store.trim(21, 20)
@@ -401,6 +412,9 @@ def test_a_log_that_was_trimmed(kit: Any) -> None:
     image = kit.copied(bench.files)
     flip(image, journal_name(1), 2 * SECTOR + 1000)  # op 19, of the segment where the log now begins
     flip(image, journal_name(1), 7 * SECTOR + 1000)
+    spoiled = kit.copied(image)
+    flip(spoiled, witness_name(1), 2 * RECORD_BYTES)  # of op 19
+    assert [finding.op for finding in audited(spoiled).damage] == [24]
     assert [(f.cause, f.op, f.harmless) for f in audited(image).findings] == [
         (Cause.ENTRY_BODY, 19, True),
         (Cause.ENTRY_BODY, 24, False),

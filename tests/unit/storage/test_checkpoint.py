@@ -13,9 +13,10 @@ from kimberlite._fast.framing import make_header
 from kimberlite.errors import CheckpointError, FormatVersionError
 from kimberlite.storage import checkpoint
 from kimberlite.storage.disk import FileDisk
-from kimberlite.storage.interface import RETRY_NS
+from kimberlite.storage.interface import RETRY_NS, SECTOR
+from kimberlite.storage.journal import RECORD_BYTES
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Header, Message, Operation, root_header
+from kimberlite.types import Command, EntryState, Header, Message, Operation, root_header
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, fill, make_unreadable
 
 CLUSTER = bytes(range(16))
@@ -342,3 +343,33 @@ def test_on_a_real_disk(tmp_path: Path) -> None:
     assert (recovered.first_op, recovered.head) == (extent.first_op, 100)
     assert not (tmp_path / "journal-00000000").exists()
     store.close()
+
+
+def test_what_is_above_the_checkpoint_is_not_denied_for_damage_below_it_in_its_sector_of_the_witnesses() -> None:
+    """The records of the entries below the checkpoint are of no use, but that they are damaged says that the record of
+    the last entry may have been there as well."""
+    log = Log()
+    log.append(6)
+    log.checkpoint(4)
+    log.files.durable["journal-00000000"][5 * SECTOR + 1000] ^= 1
+    log.files.durable["witness-00000000"][:SECTOR] = b"\xff" * RECORD_BYTES + bytes(SECTOR - RECORD_BYTES)
+    recovered = log.start()
+    assert recovered.entries[0].op == 6
+    assert {entry.state for entry in recovered.entries} == {EntryState.FAULTY}, "and maybe what would follow it"
+
+
+def test_damage_to_what_was_trimmed_takes_nothing_along() -> None:
+    """Nobody can repair it: what stands behind it in its segment has its place in spite of it."""
+    log = Log()
+    log.append(30)
+    log.checkpoint(28)
+    log.store.trim(20, 38)
+    log.finish()
+    assert log.names("journal")[0] == "journal-00000001", "which holds op 17 to 19 as well"
+    log.files.durable["journal-00000001"][0] ^= 1
+    log.files.durable["witness-00000001"][:SECTOR] = b"\xff" * SECTOR
+    log.start()
+    assert log.store.faulty == set()
+    for op in range(20, 31):
+        message = log.store.read(op)
+        assert message is not None and message.header.checksum == log.headers[op].checksum
