@@ -22,11 +22,11 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from kimberlite._fast.framing import make_header
-from kimberlite.errors import DataMissingError, StorageError, SuperblockError
+from kimberlite.errors import CheckpointError, DataMissingError, StorageError, SuperblockError
 from kimberlite.storage import superblock
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.interface import SECTOR
@@ -34,7 +34,7 @@ from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, wit
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import ClusterId, Command, EntryState, Header, Message, Operation, ViewState, root_header
-from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
+from kimberlite.vopr.disk import Files, ImageDisk, make_unreadable
 
 CLUSTER: ClusterId = b"storage-cluster!"
 SEGMENT_BYTES = 64 << 10
@@ -45,19 +45,22 @@ ROOT = root_header(make_header, CLUSTER)
 LEFT_OVER = {Cause.FILE_SIZE, Cause.ENTRY_TORN}
 
 
-class Instant(SimDisk):
-    """A disk on which writes take no time."""
-
-    def __init__(self, files: Files) -> None:
-        super().__init__(files, lambda: 0, lambda: 0)
-
-
 def copied(files: Files) -> Files:
     """Contents and unreadable sectors, without the books that checkers of a run keep."""
     return Files(
         {name: bytearray(content) for name, content in files.durable.items()},
         {name: set(sectors) for name, sectors in files.unreadable.items()},
     )
+
+
+def changed(files: Files, *places: tuple[str, int, bytes]) -> Files:
+    """Other bytes at places (file, offset, bytes). Files without any are shared, for an ImageDisk."""
+    durable = dict(files.durable)
+    for name in {place[0] for place in places}:
+        durable[name] = bytearray(durable[name])
+    for name, offset, data in places:
+        durable[name][offset : offset + len(data)] = data
+    return Files(durable)
 
 
 def prepare(before: Header, body: bytes = b"", *, view: int = 0, commit: int = 0, events: int = 1) -> Message:
@@ -101,10 +104,16 @@ class Specimen:
     history: list[Files]
     entries: list[Message]  # acknowledged, in order of their ops from 1
     state: ViewState
+    first_op: int  # those below were trimmed
     used: dict[str, int]  # bytes of a file up to which damage is enumerated
-    ends: dict[str, int]  # bytes of a file in which every bit matters
+    matters: dict[str, range]  # the bytes of a file in which every bit does
     whole: tuple[str, ...] = ("journal", "witness", "superblock")  # files that are damaged bit by bit
     scrubbed: bool = False  # what a restart does not read is found by a tour of the scrubber
+
+    @property
+    def served(self) -> list[Message]:
+        """The entries that can be read."""
+        return self.entries[self.first_op - 1 :]
 
 
 class _Builder:
@@ -113,14 +122,14 @@ class _Builder:
     def __init__(self) -> None:
         self.files = Files()
         format_store(
-            Instant(self.files),
+            ImageDisk(self.files),
             make_header,
             cluster=CLUSTER,
             replica=0,
             replica_count=3,
             segment_bytes=SEGMENT_BYTES,
         )
-        self.store = Store(Instant(self.files), make_header)
+        self.store = Store(ImageDisk(self.files), make_header)
         self.store.recover()
         self.history: list[Files] = []
         self.state = self.store.view_state
@@ -142,6 +151,12 @@ class _Builder:
         settle(self.store)
         self._keep()
 
+    def trim(self, entry: Message) -> None:
+        """To that entry, which is the first that is left."""
+        self.store.trim(entry.header.op, entry.header.position)
+        settle(self.store)
+        self._keep()
+
     def enter(self, state: ViewState, keep: int) -> None:
         """A view change whose log has none of the ops above `keep` that stand here."""
         self.store.set_view_state(1, state)
@@ -151,16 +166,21 @@ class _Builder:
 
     def specimen(self, name: str, entries: list[Message]) -> Specimen:
         used = {}
-        ends = {superblock.NAME: superblock.COPIES * superblock.COPY_BYTES}
-        for message in entries:
+        first_op = self.store.first_op
+        matters = {superblock.NAME: range(superblock.COPIES * superblock.COPY_BYTES)}
+        for message in entries[first_op - 1 :]:
             number, index, _, offset = self.store.place_of(message.header.op)
-            ends[witness_name(number)] = (index + 1) * RECORD_BYTES
-            ends[journal_name(number)] = (offset or 0) + round_up(message.header.size)
+            start = offset or 0
+            for file, at, size in (
+                (witness_name(number), index * RECORD_BYTES, RECORD_BYTES),
+                (journal_name(number), start, round_up(message.header.size)),
+            ):
+                matters[file] = range(matters[file].start if file in matters else at, at + size)
         for file, content in self.files.durable.items():
             end = len(content.rstrip(b"\0"))
             behind = SECTOR if file.startswith("journal-") else len(content)
             used[file] = min((end + SECTOR - 1) // SECTOR * SECTOR + behind, len(content))
-        return Specimen(name, self.files, self.history[:-1], entries, self.state, used, ends)
+        return Specimen(name, self.files, self.history[:-1], entries, self.state, first_op, used, matters)
 
 
 def small() -> Specimen:
@@ -183,8 +203,21 @@ def checkpointed() -> Specimen:
     builder.checkpoint(4)
     builder.append(entries[5:])
     specimen = builder.specimen("with a checkpoint", entries)
-    ends = {name: len(content) for name, content in builder.files.durable.items() if name.startswith("checkpoint")}
-    return replace(specimen, ends=specimen.ends | ends, whole=("checkpoint",), scrubbed=True)
+    copies = {n: range(len(content)) for n, content in builder.files.durable.items() if n.startswith("checkpoint")}
+    return replace(specimen, matters=specimen.matters | copies, whole=("checkpoint",), scrubbed=True)
+
+
+def trimmed() -> Specimen:
+    """Three segments, the first of which is gone, and the second read only in part; a restart begins in the second."""
+    builder = _Builder()
+    entries = chain([20_000] * 5 + [300, 9000, 20_000, SECTOR, 100])
+    for message in entries[:8]:
+        builder.append([message])
+    builder.checkpoint(6)
+    builder.trim(entries[4])
+    for message in entries[8:]:
+        builder.append([message])
+    return replace(builder.specimen("trimmed", entries), whole=(), scrubbed=True)
 
 
 def long() -> Specimen:
@@ -238,10 +271,9 @@ def kinds(specimen: Specimen) -> list[Kind]:
     def bit(name: str) -> Callable[[int], Damage]:
         def make(number: int) -> Damage:
             at = number // 8
-            image = copied(files)
-            image.durable[name][at] ^= 1 << number % 8
-            matters = at < specimen.ends.get(name, 0)
-            must = ("repaired" if name.startswith("journal-") else "healed") if matters else ""
+            image = changed(files, (name, at, bytes([files.durable[name][at] ^ 1 << number % 8])))
+            ends = "repaired" if name.startswith("journal-") else "healed"
+            must = ends if at in specimen.matters.get(name, ()) else ""
             return Damage(f"bit {number % 8} of byte {at} of {name}", image, must=must)
 
         return make
@@ -249,57 +281,56 @@ def kinds(specimen: Specimen) -> list[Kind]:
     def filled(byte: int) -> Callable[[int], Damage]:
         def make(number: int) -> Damage:
             name, at = sectors[number]
-            image = copied(files)
-            image.durable[name][at : at + SECTOR] = bytes([byte]) * SECTOR
+            image = changed(files, (name, at, bytes([byte]) * SECTOR))
             return Damage(f"{name} offset {at} filled with {byte:#x}", image)
 
         return make
 
     def unreadable(number: int) -> Damage:
         name, at = sectors[number]
-        image = copied(files)
+        image = changed(files)
         make_unreadable(image, name, at // SECTOR)
         return Damage(f"{name} offset {at} can not be read", image)
 
     def swapped(number: int) -> Damage:
         left, right = pairs[number]
-        image = copied(files)
-        _put(image, left, _sector(files, right))
-        _put(image, right, _sector(files, left))
-        both = {left[0][:7], right[0][:7]} == {"journal", "witness"}
-        return Damage(f"{left} and {right} swapped", image, is_double=both)
+        image = changed(files, (*left, _sector(files, right)), (*right, _sector(files, left)))
+        hit = {_what(left[0]), _what(right[0])}
+        # Both copies of a checkpoint: without one, a log that was trimmed has no beginning.
+        lost = hit == {"checkpoint"} and left[0] != right[0] and specimen.first_op > 1
+        return Damage(
+            f"{left} and {right} swapped",
+            image,
+            may_refuse=(CheckpointError,) if lost else (),
+            is_double=hit == {"journal", "witness"},
+        )
 
     def misdirected(number: int) -> Damage:
         source, target = orders[number]
-        image = copied(files)
-        _put(image, target, _sector(files, source))
-        return Damage(f"{source} also at {target}", image)
+        return Damage(f"{source} also at {target}", changed(files, (*target, _sector(files, source))))
 
     def rolled_back(number: int) -> Damage:
         version, sector = older[number]
-        image = copied(files)
-        _put(image, sector, _sector(specimen.history[version], sector))
+        image = changed(files, (*sector, _sector(specimen.history[version], sector)))
         return Damage(f"{sector} as it was in version {version}", image)
 
     def copy_rolled_back(number: int) -> Damage:
         version, copy = copies[number]
-        image = copied(files)
-        at = slice(copy * superblock.COPY_BYTES, (copy + 1) * superblock.COPY_BYTES)
-        image.durable[superblock.NAME][at] = specimen.history[version].durable[superblock.NAME][at]
+        at = copy * superblock.COPY_BYTES
+        old = specimen.history[version].durable[superblock.NAME][at : at + superblock.COPY_BYTES]
+        image = changed(files, (superblock.NAME, at, bytes(old)))
         return Damage(f"superblock copy {copy} as it was in version {version}", image)
 
     def cut(name: str) -> Callable[[int], Damage]:
         def make(length: int) -> Damage:
-            image = copied(files)
-            del image.durable[name][length:]
+            image = Files(files.durable | {name: files.durable[name][:length]})
             lost = name == superblock.NAME and length < superblock.READ_QUORUM * superblock.COPY_BYTES
             return Damage(f"{name} cut to {length} bytes", image, (SuperblockError,) if lost else ())
 
         return make
 
     def gone(number: int) -> Damage:
-        image = copied(files)
-        del image.durable[names[number]]
+        image = Files({name: content for name, content in files.durable.items() if name != names[number]})
         return Damage(f"{names[number]} gone", image, (DataMissingError, SuperblockError))
 
     return [
@@ -327,11 +358,6 @@ def _sector(files: Files, place: tuple[str, int]) -> bytes:
     return bytes(files.durable.get(name, b"")[at : at + SECTOR]).ljust(SECTOR, b"\0")
 
 
-def _put(files: Files, place: tuple[str, int], data: bytes) -> None:
-    name, at = place
-    files.durable[name][at : at + SECTOR] = data
-
-
 # What becomes of it
 
 
@@ -342,15 +368,15 @@ class Wrong(AssertionError):
 def judge(specimen: Specimen, damage: Damage) -> str:
     """Start on a damaged disk, read everything, repair it. Returns how it ended: refused, repaired (from a peer),
     healed (by the start alone) or harmless. Raises Wrong, and whatever crashes."""
-    image, entries = damage.files, specimen.entries
-    before = {name: bytes(content) for name, content in image.durable.items()}
-    audit = Audit(Instant(image))
+    image, entries, head = damage.files, specimen.entries, len(specimen.entries)
+    before = dict(image.durable)
+    audit = Audit(ImageDisk(image))
     try:
         named = {finding.op for finding in audit.findings() if not finding.harmless and finding.op is not None}
     except FileNotFoundError:
         named = set()
     try:
-        store = Store(Instant(image), make_header)
+        store = Store(ImageDisk(image), make_header)
         recovered = store.recover()
     except damage.may_refuse:
         return "refused"
@@ -363,29 +389,52 @@ def judge(specimen: Specimen, damage: Damage) -> str:
             scrubber.step()
         settle(store)
     _check(recovered.view_state == specimen.state, "the promises are others")
-    beyond = recovered.head > len(entries) and damage.is_double  # it may fear to have had more
-    _check(recovered.head == len(entries) or beyond, f"the log ends with op {recovered.head}")
+    is_doubtful = recovered.head > head and damage.is_double  # it may fear to have had more
+    _check(recovered.head == head or is_doubtful, f"the log ends with op {recovered.head}")
+    _check(store.first_op == specimen.first_op, f"the log begins with op {store.first_op}")
     absent = [entry.op for entry in recovered.entries if entry.state is EntryState.ABSENT]
     _check(not absent, f"ops {absent} were acknowledged and are called absent")
     faulty = {entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY}
-    faulty |= _read_all(store, entries, faulty)
-    faulty = {op for op in faulty if op <= len(entries)}  # of more, the primary says that it never was
-    named = {op for op in named if op <= len(entries)}
+    faulty |= _read_all(specimen, store, faulty)
+    faulty = {op for op in faulty if op <= head}  # of more, the primary says that it never was
+    named = {op for op in named if op <= head}
     _check(store.faulty <= faulty, "an op is called damaged that is not")
     _check(named == faulty, f"the audit names ops {sorted(named)}, the replica {sorted(faulty)}")
-    healed = {name: bytes(content) for name, content in image.durable.items()} != before
+    healed = not _same(image.durable, before)
     for op in sorted(faulty):
-        message = entries[op - 1]
-        if op <= store.head:
-            store.repair(op, [message])
-        else:
-            store.append(op, [message])
-        _check(store.completions() == [op], "the repair is durable")
+        _write(store, entries[op - 1])
     _check(not store.faulty, "what was repaired is still called damaged")
-    _check(not _read_all(store, entries, set()), "what was repaired can not be read")
-    if any(image.durable[name] != content for name, content in specimen.files.durable.items()):
-        _restart_whole(specimen, image)
+    if faulty:
+        _check(not _read_all(specimen, store, set()), "what was repaired can not be read")
+    if is_doubtful:  # the others say that there was no more, and the next op takes its place
+        store.truncate(head)
+        _write(store, prepare(entries[-1].header, b"the next", view=specimen.state.log_view))
+    if store.checkpoint_op != store.checkpoint.op:  # it was executed from the beginning of the log, and makes another
+        mark = store.mark(head)
+        _check(mark is not None, "no other checkpoint can be made")
+        if mark is not None:
+            store.write_checkpoint(mark, 1, b"sessions", b"the state of the machine")
+            settle(store)
+        _check(store.checkpoint_op == head, "no other checkpoint was made")
+    if not _same(image.durable, specimen.files.durable):
+        _restart_whole(specimen, image, store.head)
     return "repaired" if faulty else "healed" if healed else "harmless"
+
+
+def _same(files: Mapping[str, bytearray], others: Mapping[str, bytearray]) -> bool:
+    return files.keys() == others.keys() and all(
+        content is others[name] or content == others[name] for name, content in files.items()
+    )
+
+
+def _write(store: Store, message: Message) -> None:
+    """An entry of a peer, in its place or behind the last one."""
+    op = message.header.op
+    if op <= store.head:
+        store.repair(op, [message])
+    else:
+        store.append(op, [message])
+    _check(store.completions() == [op], "the repair is durable")
 
 
 def settle(store: Store) -> None:
@@ -399,10 +448,10 @@ def _check(condition: bool, text: str) -> None:
         raise Wrong(text)
 
 
-def _read_all(store: Store, entries: Sequence[Message], known: set[int]) -> set[int]:
+def _read_all(specimen: Specimen, store: Store, known: set[int]) -> set[int]:
     """The ops that can not be read. Everything that is served is what was acknowledged."""
     lost = set()
-    for message in entries:
+    for message in specimen.served:
         header = message.header
         op = header.op
         for served in (store.read(op, header.checksum), store.read(op)):
@@ -414,22 +463,27 @@ def _read_all(store: Store, entries: Sequence[Message], known: set[int]) -> set[
         found = store.header(op)
         _check(found is None or found == header, f"op {op}: a wrong header served")
         _check(store.find(header.position) in (op, None), f"position {header.position}: a wrong op found")
-    ops = {header.op: header for header in store.headers(1, len(entries))}
-    _check(all(header == entries[op - 1].header for op, header in ops.items()), "wrong headers served")
-    for op in (0, len(entries) + 1, len(entries) + 9):
+    head, first = specimen.entries[-1].header, specimen.served[0].header
+    headers = store.headers(first.op, head.op)
+    _check(all(header == specimen.entries[header.op - 1].header for header in headers), "wrong headers served")
+    for op in (0, first.op - 1, head.op + 1, head.op + 9):
         _check(store.read(op) is None, f"op {op} served, which there is not")
-    _check(store.find(len(entries)) is None, "a position found that there is not")
+    for position in (first.position - 1, head.position + head.count):
+        _check(store.find(position) is None, f"position {position} found, which there is not")
     return lost
 
 
-def _restart_whole(specimen: Specimen, image: Files) -> None:
+def _restart_whole(specimen: Specimen, image: Files, head: int) -> None:
     """After a repair, the next start finds everything, and nothing to do."""
-    store = Store(Instant(image), make_header)
+    store = Store(ImageDisk(image), make_header)
     recovered = store.recover()
-    count = len(specimen.entries)
-    _check((recovered.settled, recovered.head, recovered.view_state) == (count, count, specimen.state), "not repaired")
+    _check((recovered.settled, recovered.head, recovered.view_state) == (head, head, specimen.state), "not repaired")
     _check(not store.faulty, "damaged again")
-    left = {finding.cause for finding in Audit(Instant(image)).findings()} - LEFT_OVER
+    left = {
+        finding.cause
+        for finding in Audit(ImageDisk(image)).findings()
+        if finding.op is None or finding.op >= specimen.first_op  # what was trimmed is not repaired
+    } - LEFT_OVER
     _check(not left, f"after the repair the audit finds {sorted(left)}")
 
 
@@ -471,7 +525,7 @@ def numbers(kind: Kind, every: int) -> range:
 
 def plan(every: int) -> Iterator[tuple[Specimen, Kind, int]]:
     """Every image, or every so many of each kind. Of the long log only what is done to whole sectors and files."""
-    for specimen in (small(), checkpointed(), long()):
+    for specimen in (small(), checkpointed(), trimmed(), long()):
         for kind in kinds(specimen):
             one_by_one = kind.name.startswith("bits") or kind.name.endswith("cut short")
             is_whole = specimen.name != "four segments" and any(part in kind.name for part in specimen.whole)

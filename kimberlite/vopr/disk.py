@@ -245,11 +245,16 @@ class SimDisk:
     def _put(self, file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         name = self._handles[file]
         content = self.files.durable[name]
+        content.extend(bytes(max(0, offset - len(content))))  # one that was cut short
         content[offset : offset + len(data)] = data
         self.files.note(name, offset, data)
+        self._make_readable(name, offset, len(data))
+
+    def _make_readable(self, name: str, offset: int, length: int) -> None:
+        """A sector that is written can be read again."""
         bad = self.files.unreadable.get(name)
-        if bad:  # writing a sector makes it readable again
-            bad.difference_update(range(offset // SECTOR, (offset + len(data)) // SECTOR))
+        if bad:
+            bad.difference_update(range(offset // SECTOR, (offset + length) // SECTOR))
 
     # Faults
 
@@ -277,6 +282,48 @@ class SimDisk:
             content = self.files.durable[name]
             content[write.offset + start : write.offset + start + UNIT] = data
             self.files.note(name, write.offset + start, data, torn=True)
+
+
+class ImageDisk(SimDisk):
+    """A disk on which writes take no time, and which shares the contents of its files until they are written.
+
+    What is in `files` is replaced, never changed in place: many images may have one content in common. The books that
+    checkers of a run keep (`Files.note`) are not kept.
+    """
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(files, lambda: 0, lambda: 0)
+        self._own: set[str] = set()  # files whose content nobody else has
+
+    def create(self, name: str, size: int, zeroed: bool = True) -> int:
+        file = super().create(name, size, zeroed)
+        self._own.add(name)
+        return file
+
+    def rename(self, old: str, new: str) -> None:
+        super().rename(old, new)
+        self._own.discard(new)
+
+    def read(self, file: int, offset: int, length: int) -> memoryview:
+        name = self._handles[file]
+        if name in self._own or self.files.unreadable:
+            return super().read(file, offset, length)
+        invariant(file not in self._released, "a file that is read is open", file=name)
+        return memoryview(self.files.durable[name]).toreadonly()[offset : offset + length]
+
+    def _put(self, file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        name = self._handles[file]
+        if name not in self._own:
+            self.files.durable[name] = bytearray(self.files.durable[name])
+            self._own.add(name)
+        content = self.files.durable[name]
+        content.extend(bytes(max(0, offset - len(content))))
+        content[offset : offset + len(data)] = data
+        self._make_readable(name, offset, len(data))
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._queue)
 
 
 def corrupt(files: Files, name: str, offset: int, length: int, rng: random.Random) -> None:

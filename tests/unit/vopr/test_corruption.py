@@ -47,7 +47,7 @@ def test_the_whole_is_every_bit_and_every_byte() -> None:
     counts = {kind.name: kind.count for kind in kinds(specimen)}
     assert counts["bits of a superblock"] == superblock.COPIES * superblock.COPY_BYTES * 8
     assert counts["bits of a witness"] == len(specimen.files.durable["witness-00000000"]) * 8
-    assert counts["bits of a journal"] >= specimen.ends[journal_name(0)] * 8
+    assert counts["bits of a journal"] >= specimen.matters[journal_name(0)].stop * 8
     assert counts["superblock cut short"] == superblock.COPIES * superblock.COPY_BYTES
     assert corruption.total(1) > 900_000
 
@@ -133,9 +133,9 @@ def test_what_goes_wrong_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_long_log_has_every_kind_of_segment() -> None:
     """One that a restart trusts by its witness, two that it reads, one that an older view has left behind."""
     specimen = long()
-    store = Store(corruption.Instant(copied(specimen.files)), corruption.make_header)
+    store = Store(corruption.ImageDisk(copied(specimen.files)), corruption.make_header)
     store.recover()
     assert store.segment_count == 4
-    disk = corruption.Instant(specimen.files)
+    disk = corruption.ImageDisk(specimen.files)
     old = examine_entry(disk, disk.open(journal_name(4)), 0, corruption.SEGMENT_BYTES)
     assert isinstance(old, Message) and old.header.view == 0
