@@ -82,8 +82,9 @@ def exit_codes() -> str:
     for item in sorted(classes, key=lambda item: item.exit_code):
         lines.append(f"| {item.exit_code} | `{item.__name__}` | {sentence(item.__doc__)} |")
     lines += [
-        f"| {cli.EXIT_INTERRUPTED} | | Interrupted by Ctrl-C. |",
+        f"| {cli.EXIT_INTERRUPTED} | | Interrupted by Ctrl-C. `vopr` has printed what it had found by then. |",
         f"| {cli.EXIT_BROKEN_PIPE} | | The reader of standard output went away. |",
+        f"| {cli.EXIT_TERMINATED} | | `vopr` was ended by SIGTERM, and has printed what it had found by then. |",
     ]
     return "\n".join(lines) + "\n"
 

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+EXIT_TERMINATED = 143  # as a shell reports SIGTERM
 
 EPILOG = """\b
 Exit codes
@@ -60,7 +61,7 @@ Exit codes
    52  vopr: a planted bug missed       64  KIMBERLITE_KERNEL: not built
    60  compiled module unusable         65  KIMBERLITE_KERNEL: not supported
    61  compiled module missing         130  interrupted
-   62  checksum self-test failed
+   62  checksum self-test failed       143  vopr: terminated
 """
 
 

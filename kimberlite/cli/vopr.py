@@ -1,9 +1,13 @@
-"""`vopr`: campaigns of the simulator, one run again, a failing run made small, planted bugs."""
+"""`vopr`: campaigns of the simulator, one run again, a failing run made small, planted bugs, enumerations.
+
+Campaigns, planted bugs and enumerations print what they have found so far when SIGINT or SIGTERM cuts them short.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +16,10 @@ from typing import TYPE_CHECKING
 import click
 
 from kimberlite.cli.common import json_option, note, print_json, table
+from kimberlite.cli.interruption import Interruption
 from kimberlite.errors import CanaryMissedError, UsageError, ViolationError
 from kimberlite.vopr import canaries as planted
-from kimberlite.vopr import corruption, crashes
+from kimberlite.vopr import corruption, crash_images, crashes, recording
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.plan import REQUESTS
@@ -102,32 +107,39 @@ def vopr() -> None:
 def run_command(seeds: tuple[int, int], requests: int, jobs: int, as_json: bool) -> None:
     """Run a range of seeds and report every broken invariant with the command that replays it.
 
-    Ends with exit code 0 when nothing was broken, else with 51. With --json the last line, the only
-    one on standard output, has seeds, violations, trace_hash, messages, messages_per_s, wall_s and labels (how
-    often each rare event was reached); violations go to standard error.
+    Ends with exit code 0 when nothing was broken, else with 51; cut short by Ctrl-C with 130, by SIGTERM with 143.
+    With --json the last line, the only one on standard output, has seeds, violations, trace_hash, messages,
+    messages_per_s, wall_s, labels (how often each rare event was reached) and complete (false when it was cut
+    short); violations go to standard error.
     """
     show = note if as_json else click.echo
     campaign = runs.Campaign()
     first_outcome = None
-    with Bar("seeds", seeds[1] - seeds[0]) as advance:
-        for outcome in runs.outcomes(*seeds, requests, jobs):
-            campaign.add(outcome)
-            first_outcome = first_outcome or outcome
-            if outcome.check:
-                show(violation_text(outcome, requests))
-            advance()
-    if first_outcome is not None and (differs := runs.check_determinism(first_outcome, requests)) is not None:
-        campaign.violations.append(differs)
-        show(violation_text(differs, requests))
+    total = seeds[1] - seeds[0]
+    with Interruption() as interruption:
+        with Bar("seeds", total) as advance:
+            for outcome in interruption.until(runs.outcomes(*seeds, requests, jobs)):
+                campaign.add(outcome)
+                first_outcome = first_outcome or outcome
+                if outcome.check:
+                    show(violation_text(outcome, requests))
+                advance()
+        is_complete = interruption.signal is None
+        if is_complete and first_outcome is not None:
+            differs = runs.check_determinism(first_outcome, requests)
+            if differs is not None:
+                campaign.violations.append(differs)
+                show(violation_text(differs, requests))
+        summary = campaign.summary() | {"complete": is_complete}
+        if as_json:
+            print_json(summary)
+        else:
+            click.echo(
+                f"{campaign.seeds} seeds, {len(campaign.violations)} violations, trace hash {campaign.trace_hash}, "
+                f"{campaign.messages} messages, {summary['messages_per_s']} messages/s, {campaign.wall_s:.1f} s"
+            )
+        interruption.finish(f"{campaign.seeds} of {total} seeds")
     unreached = campaign.unreached()
-    summary = campaign.summary()
-    if as_json:
-        print_json(summary)
-    else:
-        click.echo(
-            f"{campaign.seeds} seeds, {len(campaign.violations)} violations, trace hash {campaign.trace_hash}, "
-            f"{campaign.messages} messages, {summary['messages_per_s']} messages/s, {campaign.wall_s:.1f} s"
-        )
     if campaign.violations:
         bad = [outcome.seed for outcome in campaign.violations]
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
@@ -256,23 +268,24 @@ def canaries(seeds_max: int, only: tuple[str, ...], requests: int, as_json: bool
     """Plant each known bug in turn and run seeds until a check finds it.
 
     Prints how many seeds it took and which check it was. A seed that fails without the bug as well is
-    not counted as finding it. Ends with exit code 52 when one is not found.
+    not counted as finding it. Ends with exit code 52 when one is not found; cut short by Ctrl-C with 130, by
+    SIGTERM with 143.
     """
     names = planted.select(only)
     found: list[planted.Hunt] = []
-    with Bar("bugs", len(names)) as advance:
-        for name in names:
-            hunt = planted.hunt(name, seeds_max, requests)
+    with Interruption() as interruption, Bar("bugs", len(names)) as advance:
+        for hunt in interruption.until(planted.hunt(name, seeds_max, requests) for name in names):
             found.append(hunt)
             if as_json:
                 print_json(asdict(hunt))
             else:
                 text = f"{hunt.seeds:>5} seeds  {hunt.check}" if hunt.check else f"not found in {hunt.seeds} seeds"
-                click.echo(f"{name:40} {text}")
+                click.echo(f"{hunt.name:40} {text}")
             advance()
     missed = [hunt.name for hunt in found if not hunt.check]
     if not as_json:
         click.echo(f"{len(found) - len(missed)} of {len(found)} planted bugs found")
+    interruption.finish(f"{len(found)} of {len(names)} planted bugs")
     if missed:
         raise CanaryMissedError(f"planted bugs not found: {', '.join(missed)}", names=missed)
 
@@ -296,28 +309,48 @@ def enumerate_group() -> None:
 )
 @json_option
 def enumerate_corruption(every: int, jobs: int, as_json: bool) -> None:
-    """Damage every bit, sector and file of two small replicas, one at a time; start, read everything, repair.
+    """Damage every bit, sector and file of small replicas, one at a time; start, read everything, repair.
 
     Nothing may crash, no start may be refused while enough is left, what is served must be what was acknowledged,
     and everything else must be known to be damaged and repaired with the entries of a peer. Prints how many
     images ended how: repaired from a peer, healed by the start alone, harmless, refused (what is left is no
-    replica). Ends with exit code 51 when something was wrong. With --json the totals are one line.
+    replica). Ends with exit code 51 when something was wrong; cut short by Ctrl-C with 130, by SIGTERM with 143, and
+    with what was found so far. With --json the totals are one line; complete is false when it was cut short.
     """
-    with Bar("images", corruption.total(every)) as advance:
-        report = corruption.enumerate_all(every, jobs, advance)
+    total, begun = corruption.total(every), time.monotonic()
+    report = corruption.Report()
+    with Interruption() as interruption:
+        with Bar("images", total) as advance:
+            for part in interruption.until(corruption.enumerate_all(every, jobs)):
+                report.merge(part)
+                advance(part.images)
+        show_corruption(report, time.monotonic() - begun, interruption.signal is None, as_json)
+        interruption.finish(f"{report.images} of {total} images")
+    if report.wrong:
+        raise ViolationError(f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}", seeds=[])
+
+
+def show_corruption(report: corruption.Report, seconds: float, is_complete: bool, as_json: bool) -> None:
     columns = ("damage", "images", *OUTCOMES)
     rows: list[dict[str, object]] = [
         {"damage": kind, "images": sum(counts.values()), **counts} for kind, counts in report.outcomes.items()
     ]
     totals = {"images": report.images, **{name: report.totals.get(name, 0) for name in OUTCOMES}}
     if as_json:
-        print_json({**totals, "kinds": report.outcomes, "failures": report.failures})
-    else:
-        click.echo(table(columns, [*rows, {"damage": "all", **totals}]))
-        for text in report.failures:
-            click.echo(text)
-    if report.wrong:
-        raise ViolationError(f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}", seeds=[])
+        print_json(
+            {
+                **totals,
+                "kinds": report.outcomes,
+                "failures": report.failures,
+                "seconds": round(seconds, 1),
+                "complete": is_complete,
+            }
+        )
+        return
+    click.echo(table(columns, [*rows, {"damage": "all", **totals}]))
+    click.echo(f"{report.images} images, {report.wrong} failures, {seconds:.1f} s")
+    for text in report.failures:
+        click.echo(text)
 
 
 @enumerate_group.command("crashes", short_help="Crash at every event of the disks of a run.")
@@ -336,36 +369,52 @@ def enumerate_crashes(every: int, jobs: int, only: str | None, as_json: bool) ->
     every write under way there is left every prefix of 512-byte units, with garbage at the tear, or all but one
     unit, while the others are there or not. No start may be refused, nothing acknowledged may be lost, and appends
     and another start must work after it. Prints how many events and images there were. Ends with exit code 51
-    when something was wrong. With --json the numbers are one line.
+    when something was wrong; cut short by Ctrl-C with 130, by SIGTERM with 143, and with what was found so far.
+    With --json the numbers are one line; complete is false when it was cut short.
     """
-    world = crashes.record()
+    world = recording.record()
+    report = crashes.Report()
     if only is not None:
-        image = crashes.find(world, only)
+        image = crash_images.find(world, only)
         if image is None:
             raise UsageError(f"there is no image {only!r}: it is EVENT:VARIANT, as a failure names it")
-        failure = crashes.try_one(world, image)
-        report = crashes.Report(image.event, 1, {crashes.kind(image.source): 1}, int(bool(failure)))
-        report.failures += [failure] if failure else []
         if not as_json:
             click.echo(crashes.describe(image))
+        report.add(image, crashes.try_one(world, image))
+        show_crashes(report, {"images": 1}, as_json)
     else:
-        with Bar("images", crashes.total(world, every)) as advance:
-            report = crashes.enumerate_all(world, every, jobs, advance)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        if only is None:
-            click.echo(table(("event", "images"), [{"event": kind, "images": n} for kind, n in report.kinds.items()]))
-        click.echo(
-            f"{report.events} events, {report.images} images, {report.wrong} failures, {report.seconds:.1f} s"
-            if only is None
-            else f"{report.wrong} failures"
-        )
-        for text in report.failures:
-            click.echo(text)
+        total, begun = crashes.total(world, every), time.monotonic()
+        with Interruption() as interruption:
+            with Bar("images", total) as advance:
+                for part in interruption.until(crashes.enumerate_all(world, every, jobs)):
+                    report.merge(part)
+                    advance(part.images)
+            if not as_json:
+                rows: list[dict[str, object]] = [{"event": kind, "images": n} for kind, n in report.kinds.items()]
+                click.echo(table(("event", "images"), rows))
+            counts = {
+                "events": crashes.total_events(world),
+                "images": report.images,
+                "seconds": round(time.monotonic() - begun, 1),
+                "complete": interruption.signal is None,
+            }
+            show_crashes(report, counts, as_json)
+            interruption.finish(f"{report.images} of {total} images")
     if report.wrong:
         raise ViolationError(
             f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}; look at it with "
             f"`kimberlite vopr enumerate crashes --only {report.failures[0].split(',')[0]}`",
             seeds=[],
         )
+
+
+def show_crashes(report: crashes.Report, counts: dict[str, int | float], as_json: bool) -> None:
+    if as_json:
+        print_json({**counts, **asdict(report)})
+        return
+    found = f"{report.wrong} failures"
+    if "events" in counts:
+        found = f"{counts['events']} events, {counts['images']} images, {found}, {counts['seconds']} s"
+    click.echo(found)
+    for text in report.failures:
+        click.echo(text)

@@ -11,18 +11,15 @@ with the entries of a peer all of it must be repaired; and after another start n
 may be refused only where one event took more than one copy: no two copies of the superblock left, or a whole file. The
 audit of the damaged disk must name the very ops that a replica on it finds damaged.
 
-`python -m kimberlite.vopr.corruption FIRST STEP EVERY` prints the report on every STEP-th image as JSON: the workers.
+`python -m kimberlite.vopr.corruption FIRST STEP EVERY` prints reports on every STEP-th image: the workers.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from kimberlite._fast.framing import make_header
@@ -35,11 +32,12 @@ from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import ClusterId, Command, EntryState, Header, Message, Operation, ViewState, root_header
 from kimberlite.vopr.disk import Files, ImageDisk, make_unreadable
+from kimberlite.vopr.enumeration import FAILURES_SHOWN, Wrong, check, failure_text
+from kimberlite.vopr.workers import Workers, show
 
 CLUSTER: ClusterId = b"storage-cluster!"
 SEGMENT_BYTES = 64 << 10
-FAILURES_SHOWN = 20
-PROGRESS_EVERY = 500  # images
+PART = 500  # images of one report
 ROOT = root_header(make_header, CLUSTER)
 # What an audit may still say of an image that has been repaired: nothing of it is about the log.
 LEFT_OVER = {Cause.FILE_SIZE, Cause.ENTRY_TORN}
@@ -361,10 +359,6 @@ def _sector(files: Files, place: tuple[str, int]) -> bytes:
 # What becomes of it
 
 
-class Wrong(AssertionError):
-    """Something that must not happen."""
-
-
 def judge(specimen: Specimen, damage: Damage) -> str:
     """Start on a damaged disk, read everything, repair it. Returns how it ended: refused, repaired (from a peer),
     healed (by the start alone) or harmless. Raises Wrong, and whatever crashes."""
@@ -388,34 +382,34 @@ def judge(specimen: Specimen, damage: Damage) -> str:
         while not scrubber.tours:
             scrubber.step()
         settle(store)
-    _check(recovered.view_state == specimen.state, "the promises are others")
+    check(recovered.view_state == specimen.state, "the promises are others")
     is_doubtful = recovered.head > head and damage.is_double  # it may fear to have had more
-    _check(recovered.head == head or is_doubtful, f"the log ends with op {recovered.head}")
-    _check(store.first_op == specimen.first_op, f"the log begins with op {store.first_op}")
+    check(recovered.head == head or is_doubtful, f"the log ends with op {recovered.head}")
+    check(store.first_op == specimen.first_op, f"the log begins with op {store.first_op}")
     absent = [entry.op for entry in recovered.entries if entry.state is EntryState.ABSENT]
-    _check(not absent, f"ops {absent} were acknowledged and are called absent")
+    check(not absent, f"ops {absent} were acknowledged and are called absent")
     faulty = {entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY}
     faulty |= _read_all(specimen, store, faulty)
     faulty = {op for op in faulty if op <= head}  # of more, the primary says that it never was
     named = {op for op in named if op <= head}
-    _check(store.faulty <= faulty, "an op is called damaged that is not")
-    _check(named == faulty, f"the audit names ops {sorted(named)}, the replica {sorted(faulty)}")
+    check(store.faulty <= faulty, "an op is called damaged that is not")
+    check(named == faulty, f"the audit names ops {sorted(named)}, the replica {sorted(faulty)}")
     healed = not _same(image.durable, before)
     for op in sorted(faulty):
         _write(store, entries[op - 1])
-    _check(not store.faulty, "what was repaired is still called damaged")
+    check(not store.faulty, "what was repaired is still called damaged")
     if faulty:
-        _check(not _read_all(specimen, store, set()), "what was repaired can not be read")
+        check(not _read_all(specimen, store, set()), "what was repaired can not be read")
     if is_doubtful:  # the others say that there was no more, and the next op takes its place
         store.truncate(head)
         _write(store, prepare(entries[-1].header, b"the next", view=specimen.state.log_view))
     if store.checkpoint_op != store.checkpoint.op:  # it was executed from the beginning of the log, and makes another
         mark = store.mark(head)
-        _check(mark is not None, "no other checkpoint can be made")
+        check(mark is not None, "no other checkpoint can be made")
         if mark is not None:
             store.write_checkpoint(mark, 1, b"sessions", b"the state of the machine")
             settle(store)
-        _check(store.checkpoint_op == head, "no other checkpoint was made")
+        check(store.checkpoint_op == head, "no other checkpoint was made")
     if not _same(image.durable, specimen.files.durable):
         _restart_whole(specimen, image, store.head)
     return "repaired" if faulty else "healed" if healed else "harmless"
@@ -434,18 +428,13 @@ def _write(store: Store, message: Message) -> None:
         store.repair(op, [message])
     else:
         store.append(op, [message])
-    _check(store.completions() == [op], "the repair is durable")
+    check(store.completions() == [op], "the repair is durable")
 
 
 def settle(store: Store) -> None:
     """Let everything that is to be written be written: a checkpoint is, chunk by chunk."""
     for _ in range(8):
         store.completions()
-
-
-def _check(condition: bool, text: str) -> None:
-    if not condition:
-        raise Wrong(text)
 
 
 def _read_all(specimen: Specimen, store: Store, known: set[int]) -> set[int]:
@@ -457,19 +446,19 @@ def _read_all(specimen: Specimen, store: Store, known: set[int]) -> set[int]:
         for served in (store.read(op, header.checksum), store.read(op)):
             if served is None:
                 lost.add(op)
-                _check(op in known or op in store.faulty, f"op {op} is not served and not known to be damaged")
+                check(op in known or op in store.faulty, f"op {op} is not served and not known to be damaged")
             else:
-                _check(served.header == header and served.body == message.body, f"op {op}: wrong bytes served")
+                check(served.header == header and served.body == message.body, f"op {op}: wrong bytes served")
         found = store.header(op)
-        _check(found is None or found == header, f"op {op}: a wrong header served")
-        _check(store.find(header.position) in (op, None), f"position {header.position}: a wrong op found")
+        check(found is None or found == header, f"op {op}: a wrong header served")
+        check(store.find(header.position) in (op, None), f"position {header.position}: a wrong op found")
     head, first = specimen.entries[-1].header, specimen.served[0].header
     headers = store.headers(first.op, head.op)
-    _check(all(header == specimen.entries[header.op - 1].header for header in headers), "wrong headers served")
+    check(all(header == specimen.entries[header.op - 1].header for header in headers), "wrong headers served")
     for op in (0, first.op - 1, head.op + 1, head.op + 9):
-        _check(store.read(op) is None, f"op {op} served, which there is not")
+        check(store.read(op) is None, f"op {op} served, which there is not")
     for position in (first.position - 1, head.position + head.count):
-        _check(store.find(position) is None, f"position {position} found, which there is not")
+        check(store.find(position) is None, f"position {position} found, which there is not")
     return lost
 
 
@@ -477,14 +466,14 @@ def _restart_whole(specimen: Specimen, image: Files, head: int) -> None:
     """After a repair, the next start finds everything, and nothing to do."""
     store = Store(ImageDisk(image), make_header)
     recovered = store.recover()
-    _check((recovered.settled, recovered.head, recovered.view_state) == (head, head, specimen.state), "not repaired")
-    _check(not store.faulty, "damaged again")
+    check((recovered.settled, recovered.head, recovered.view_state) == (head, head, specimen.state), "not repaired")
+    check(not store.faulty, "damaged again")
     left = {
         finding.cause
         for finding in Audit(ImageDisk(image)).findings()
         if finding.op is None or finding.op >= specimen.first_op  # what was trimmed is not repaired
     } - LEFT_OVER
-    _check(not left, f"after the repair the audit finds {sorted(left)}")
+    check(not left, f"after the repair the audit finds {sorted(left)}")
 
 
 # All of it
@@ -505,6 +494,7 @@ class Report:
         counts[outcome] = counts.get(outcome, 0) + 1
 
     def merge(self, other: Report) -> None:
+        """Add what another part has found."""
         self.images += other.images
         self.wrong += other.wrong
         self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
@@ -538,64 +528,40 @@ def total(every: int) -> int:
     return sum(1 for _ in plan(every))
 
 
-def enumerate_part(first: int, step: int, every: int, advance: Callable[[int], None] = lambda count: None) -> Report:
-    """The images first, first + step, ... of the plan."""
+def enumerate_part(first: int, step: int, every: int) -> Generator[Report, None, None]:
+    """The images first, first + step, ... of the plan: a report on each PART of them."""
     report = Report()
     for specimen, kind, number in itertools.islice(plan(every), first, None, step):
         damage = kind.make(number)
         try:
             outcome = judge(specimen, damage)
-            _check(damage.must in ("", outcome), f"{outcome}, not {damage.must}")
+            check(damage.must in ("", outcome), f"{outcome}, not {damage.must}")
             report.add(kind.name, outcome)
         except Exception as error:  # whatever a damaged disk makes happen is what is looked for
             report.add(kind.name, "wrong")
             report.wrong += 1
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error} ({where.name})"
-            if len(report.failures) < FAILURES_SHOWN:
-                report.failures.append(f"{specimen.name}, {damage.text}: {text}")
-        if report.images % PROGRESS_EVERY == 0:
-            advance(PROGRESS_EVERY)
-    advance(report.images % PROGRESS_EVERY)
-    return report
+            failure = f"{specimen.name}, {damage.text}: {failure_text(error)}"
+            report.failures = [*report.failures, failure][:FAILURES_SHOWN]
+        if report.images == PART:
+            yield report
+            report = Report()
+    yield report
 
 
-def enumerate_all(every: int, jobs: int = 1, advance: Callable[[int], None] = lambda count: None) -> Report:
-    """All images, or every so many of each kind, on that many processes. advance: called with how many are done."""
+def enumerate_all(every: int, jobs: int = 1) -> Generator[Report, None, None]:
+    """All images, or every so many of each kind, on that many processes: reports to be merged, as they come."""
     if jobs <= 1:
-        return enumerate_part(0, 1, every, advance)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "kimberlite.vopr.corruption", *map(str, (index, jobs, every))],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(jobs)
-    ]
-    report = Report()
-    try:
-        for worker in workers:
-            lines = worker.stdout if worker.stdout is not None else ()
-            last = ""
-            for last in lines:
-                if last.startswith("+"):
-                    advance(int(last))
-            if worker.wait() or not last.startswith("{"):
-                raise RuntimeError("a process that enumerates damage has died")
-            report.merge(Report(**json.loads(last)))
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.wait()
-            if worker.stdout is not None:
-                worker.stdout.close()
-    return report
+        yield from enumerate_part(0, 1, every)
+        return
+    with Workers(__name__, [(index, jobs, every) for index in range(jobs)]) as workers:
+        for value in workers.values():
+            yield Report(**value)
 
 
 def _worker(arguments: Sequence[str]) -> None:
     first, step, every = map(int, arguments)
-    report = enumerate_part(first, step, every, lambda count: print(f"+{count}", flush=True))
-    print(json.dumps(asdict(report)), flush=True)
+    for report in enumerate_part(first, step, every):
+        show(asdict(report))
 
 
 if __name__ == "__main__":

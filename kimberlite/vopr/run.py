@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -26,6 +25,7 @@ from kimberlite.errors import UsageError
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan, draw
+from kimberlite.vopr.workers import Workers, show
 from kimberlite.vopr.world import World
 
 Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, on whom
@@ -182,7 +182,7 @@ class Campaign:
         }
 
 
-def outcomes(first: int, last: int, requests: int, jobs: int = 1) -> Iterator[Outcome]:
+def outcomes(first: int, last: int, requests: int, jobs: int = 1) -> Generator[Outcome, None, None]:
     """The runs of seeds first..last-1, in order. With several jobs, that many processes share them.
 
     Begins with the drill of the checkers: a checker that does not fire proves nothing.
@@ -192,35 +192,14 @@ def outcomes(first: int, last: int, requests: int, jobs: int = 1) -> Iterator[Ou
         for seed in range(first, last):
             yield run(Script(seed, requests))
         return
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "kimberlite.vopr.run", *map(str, (first + index, last, jobs, requests))],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(min(jobs, last - first))
-    ]
-    try:
+    count = min(jobs, last - first)
+    with Workers(__name__, [(first + index, last, count, requests) for index in range(count)]) as workers:
         for seed in range(first, last):
-            stream = workers[(seed - first) % len(workers)].stdout
-            line = stream.readline() if stream is not None else ""
-            if not line:
-                raise RuntimeError(f"the process that runs seed {seed} has died")
-            yield decode(line)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.wait()
-            if worker.stdout is not None:
-                worker.stdout.close()
+            yield decode(workers.next_of((seed - first) % count))
 
 
-def encode(outcome: Outcome) -> str:
-    return json.dumps(dataclasses.asdict(outcome))
-
-
-def decode(line: str) -> Outcome:
-    value = json.loads(line)
+def decode(value: dict[str, Any]) -> Outcome:
+    """The inverse of dataclasses.asdict, by way of JSON."""
     value["faults"] = tuple((when, kind, argument) for when, kind, argument in value["faults"])
     return Outcome(**value)
 
@@ -244,7 +223,7 @@ def replay_command(outcome: Outcome, requests: int) -> str:
 def _worker(arguments: Sequence[str]) -> None:
     first, last, step, requests = map(int, arguments)
     for seed in range(first, last, step):
-        print(encode(run(Script(seed, requests))), flush=True)
+        show(dataclasses.asdict(run(Script(seed, requests))))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kimberlite.cli import main
 from kimberlite.errors import CanaryMissedError, ViolationError
+from kimberlite.vopr import corruption, crashes
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.canaries import CANARIES, Hunt, planted
 from kimberlite.vopr.run import Outcome, Script
@@ -41,7 +49,16 @@ def test_run_json_is_one_line_with_the_fixed_fields(capsys: pytest.CaptureFixtur
     assert main(["vopr", "run", "--seeds", "0:2", "--requests", "5", "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     row = json.loads(line)
-    assert list(row) == ["seeds", "violations", "trace_hash", "messages", "messages_per_s", "wall_s", "labels"]
+    assert list(row) == [
+        "seeds",
+        "violations",
+        "trace_hash",
+        "messages",
+        "messages_per_s",
+        "wall_s",
+        "labels",
+        "complete",
+    ]
     assert (row["seeds"], row["violations"]) == (2, 0)
     assert row["messages"] > 0 and row["labels"]["PREPARED"] > 0
 
@@ -167,14 +184,15 @@ def test_canaries_fail_when_one_is_missed(monkeypatch: pytest.MonkeyPatch, capsy
 def test_enumerate_corruption(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["vopr", "enumerate", "corruption", "--every", "50021"]
     assert main(command) == 0
-    header, *rows, last = capsys.readouterr().out.splitlines()
+    header, *rows, last, summary = capsys.readouterr().out.splitlines()
     assert header.split() == ["damage", "images", "repaired", "healed", "harmless", "refused", "wrong"]
     assert last.split()[0] == "all" and len(rows) > 10
+    assert summary.startswith(f"{last.split()[1]} images, 0 failures, ")
     assert main([*command, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     totals = json.loads(line)
     assert totals["images"] == sum(totals[name] for name in ("repaired", "healed", "harmless", "refused"))
-    assert (totals["wrong"], totals["failures"]) == (0, [])
+    assert (totals["wrong"], totals["failures"], totals["complete"]) == (0, [], True)
 
     def crashing(*arguments: object) -> str:
         raise ZeroDivisionError("boom")
@@ -197,6 +215,7 @@ def test_enumerate_crashes(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     (line,) = capsys.readouterr().out.splitlines()
     report = json.loads(line)
     assert report["images"] == int(images.split()[0]) and (report["wrong"], report["failures"]) == (0, [])
+    assert report["complete"] is True
 
     def crashing(*arguments: object) -> str:
         raise ZeroDivisionError("boom")
@@ -210,3 +229,94 @@ def test_enumerate_crashes(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.undo()
     assert main(["vopr", "enumerate", "crashes", "--only", "0:0"]) == 0
     assert main(["vopr", "enumerate", "crashes", "--only", "nonsense"]) == 2
+
+
+# Cut short
+
+
+def after(count: int, number: signal.Signals, original: Callable[..., object]) -> Callable[..., object]:
+    """The same function; with call `count` there comes a signal."""
+    calls = itertools.count(1)
+
+    def called(*arguments: object, **keywords: object) -> object:
+        if next(calls) == count:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **keywords)
+
+    return called
+
+
+CUT_SHORT = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.usefixtures("failing")
+@pytest.mark.parametrize(("number", "code"), CUT_SHORT)
+def test_run_cut_short(
+    number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "run", after(3, number, runs.run))
+    assert main(["vopr", "run", "--seeds", "0:90", "--requests", "5"]) == code
+    captured = capsys.readouterr()
+    assert "seed 1: I1 agreement: two" in captured.out
+    assert captured.out.splitlines()[-1].startswith("2 seeds, 1 violations")
+    assert f"ended by {number.name} after 2 of 90 seeds: what was printed is not all" in captured.err
+    monkeypatch.setattr(runs, "run", after(2, number, runs.run))
+    assert main(["vopr", "run", "--seeds", "0:90", "--requests", "5", "--json"]) == code
+    row = json.loads(capsys.readouterr().out)
+    assert (row["seeds"], row["complete"]) == (1, False)
+
+
+@pytest.mark.parametrize(("number", "code"), CUT_SHORT)
+def test_canaries_cut_short(
+    number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hunt(name: str, seeds_max: int, requests: int) -> Hunt:
+        return Hunt(name, 1, "I1", "")
+
+    monkeypatch.setattr("kimberlite.vopr.canaries.hunt", after(3, number, hunt))
+    assert main(["vopr", "canaries"]) == code
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "2 of 2 planted bugs found"
+    assert f"ended by {number.name} after 2 of {len(CANARIES)} planted bugs" in captured.err
+
+
+@pytest.mark.parametrize(("number", "code"), CUT_SHORT)
+@pytest.mark.parametrize(("what", "part"), [("corruption", corruption.PART), ("crashes", crashes.PART)])
+def test_enumerate_cut_short(
+    what: str,
+    part: int,
+    number: signal.Signals,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(*arguments: object) -> str:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(f"kimberlite.vopr.{what}.judge", after(part + 7, number, wrong))
+    assert main(["vopr", "enumerate", what]) == code
+    captured = capsys.readouterr()
+    assert f"{part} images, {part} failures" in captured.out and "ZeroDivisionError: boom" in captured.out
+    assert f"ended by {number.name} after {part} of " in captured.err
+    monkeypatch.setattr(f"kimberlite.vopr.{what}.judge", after(1, number, wrong))
+    assert main(["vopr", "enumerate", what, "--json"]) == code
+    row = json.loads(capsys.readouterr().out)
+    assert (row["images"], row["complete"]) == (0, False)
+
+
+@pytest.mark.parametrize(("number", "code"), CUT_SHORT)
+def test_what_is_cut_short_leaves_no_process_behind(number: signal.Signals, code: int) -> None:
+    """The signal goes to all of the group, as from a terminal, or from `timeout`."""
+    command = [sys.executable, "-P", "-m", "kimberlite", "vopr", "enumerate", "corruption", "--jobs", "2", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(workers := children.read_text().split()) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert json.loads(out)["complete"] is False
+    assert f"ended by {number.name} after " in err.decode()
+    for worker in workers:
+        assert not Path(f"/proc/{worker}").exists()

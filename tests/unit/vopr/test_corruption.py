@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from kimberlite.storage import superblock
@@ -17,7 +19,15 @@ EVERY = 601
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return corruption.enumerate_part(0, 1, EVERY)
+    return merged(corruption.enumerate_part(0, 1, EVERY))
+
+
+def merged(parts: Iterable[Report]) -> Report:
+    whole = Report()
+    for part in parts:
+        assert part.images <= corruption.PART
+        whole.merge(part)
+    return whole
 
 
 def test_nothing_goes_wrong(report: Report) -> None:
@@ -53,10 +63,10 @@ def test_the_whole_is_every_bit_and_every_byte() -> None:
 
 
 def test_several_processes_share_the_images() -> None:
-    done: list[int] = []
-    shared = corruption.enumerate_all(1_000_003, 2, done.append)
+    shared, alone = (merged(corruption.enumerate_all(1_000_003, jobs)) for jobs in (2, 1))
+    assert shared == alone
     assert shared.failures == []
-    assert sum(done) == shared.images == sum(shared.totals.values()) == corruption.total(1_000_003)
+    assert shared.images == sum(shared.totals.values()) == corruption.total(1_000_003)
 
 
 def first(name: str, number: int) -> Damage:
@@ -124,7 +134,7 @@ def test_what_goes_wrong_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> No
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr("kimberlite.vopr.corruption.judge", crashing)
-    report = corruption.enumerate_part(0, 1, 50_021)
+    report = merged(corruption.enumerate_part(0, 1, 50_021))
     assert report.wrong == report.images == report.totals["wrong"]
     assert len(report.failures) == corruption.FAILURES_SHOWN
     assert "boom" in report.failures[0] and "one segment, bit 0 of byte 0 of journal-00000000" in report.failures[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,26 +12,37 @@ import pytest
 from kimberlite.storage import superblock
 from kimberlite.storage.journal import journal_name, witness_bytes, witness_name
 from kimberlite.storage.store import Store
+from kimberlite.types import Operation
 from kimberlite.vopr import crashes
 from kimberlite.vopr.canaries import planted
-from kimberlite.vopr.crashes import Event, Promised, Recording, Report, images, variants
+from kimberlite.vopr.crash_images import GARBAGE, find, images, variants
+from kimberlite.vopr.crashes import Report
 from kimberlite.vopr.disk import UNIT
+from kimberlite.vopr.recording import Event, Promised, Recording, record
 
 EVERY = 53
 
 
 @pytest.fixture(scope="module")
 def world() -> Recording:
-    return crashes.record()
+    return record()
 
 
 @pytest.fixture(scope="module")
 def report(world: Recording) -> Report:
-    return crashes.enumerate_part(world, 0, 1, EVERY)
+    return merged(crashes.enumerate_part(world, 0, 1, EVERY))
+
+
+def merged(parts: Iterable[Report]) -> Report:
+    whole = Report()
+    for part in parts:
+        assert part.images <= crashes.PART
+        whole.merge(part)
+    return whole
 
 
 def test_nothing_acknowledged_is_lost_and_no_start_refused(world: Recording, report: Report) -> None:
-    print(report.events, report.images, report.kinds, report.seconds)
+    print(report.images, report.kinds)
     assert report.failures == []
     assert report.wrong == 0
     assert report.images == crashes.total(world, EVERY) == sum(report.kinds.values()) > 1000
@@ -41,28 +53,28 @@ def test_the_whole_is_more_than_fifty_thousand_images(world: Recording) -> None:
 
 
 def test_the_script_reaches_everything(world: Recording) -> None:
-    for record in world.records:
-        kinds = {crashes.kind(event) for event in record.events}
+    for recorded in world.records:
+        kinds = {crashes.kind(event) for event in recorded.events}
         assert kinds >= {
             *(f"write {name}" for name in ("journal", "witness", "superblock", "checkpoint")),
             *(f"create {name}" for name in ("journal", "witness", "checkpoint")),
             *(f"remove {name}" for name in ("journal", "witness", "checkpoint")),
         }
-        promised = record.promised
+        promised = recorded.promised
         assert promised.view >= 3 and promised.log_view == promised.view
         assert promised.first_op > 1 and promised.checkpoint_op > promised.first_op
-        assert any(event.company for event in record.events)
-        assert any(len(data) > 16 * UNIT for event in record.events for _, _, data in event.writes)
-    assert any(event.kind == "torn" for record in world.records for event in record.events)
+        assert any(event.company for event in recorded.events)
+        assert any(len(data) > 16 * UNIT for event in recorded.events for _, _, data in event.writes)
+    assert any(event.kind == "torn" for recorded in world.records for event in recorded.events)
     counts = world.counts
     assert counts["FAULT_crash_all"] == 1 and counts["FAULT_trim"] == 3
     assert counts["REPAIRED"] and counts["ABANDONED"]
-    operations = {message.header.operation for record in world.records for message in record.messages.values()}
-    assert operations >= {crashes.Operation.BATCH, crashes.Operation.APPLY, crashes.Operation.TRIM}
+    operations = {message.header.operation for recorded in world.records for message in recorded.messages.values()}
+    assert operations >= {Operation.BATCH, Operation.APPLY, Operation.TRIM}
 
 
 def test_the_run_and_its_images_are_the_same_every_time(world: Recording) -> None:
-    again = crashes.record()
+    again = record()
     assert again.trace.digest() == world.trace.digest()
     assert [image.text for image in islice(images(again), 0, None, 997)] == [
         image.text for image in islice(images(world), 0, None, 997)
@@ -75,7 +87,7 @@ def test_every_image_of_a_write_is_another_one() -> None:
     event = Event(0, "write", Promised(), (), (("f", 0, data), ("g", 0, b"4" * UNIT)))
     seen = [tuple(bytes(content) for content in make().values()) for _, _, make in variants(base, event)]
     assert len(seen) <= len(set(seen)) + 1  # a prefix of all of it may be one write alone
-    old, garbage = bytes(UNIT), crashes.GARBAGE
+    old, garbage = bytes(UNIT), GARBAGE
     for other in (old, b"4" * UNIT):
         for first in (
             data[:UNIT] + bytes(2 * UNIT),  # a prefix
@@ -104,7 +116,7 @@ def test_what_waits_may_be_carried_out_together() -> None:
     )
     seen = [tuple(bytes(content) for content in make().values()) for _, _, make in variants(base, event)]
     assert (bytes(UNIT) + b"b" * UNIT, bytes(UNIT) + b"2" * UNIT) in seen
-    assert (bytes(UNIT) + b"b" * UNIT, b"1" * UNIT + crashes.GARBAGE) in seen
+    assert (bytes(UNIT) + b"b" * UNIT, b"1" * UNIT + GARBAGE) in seen
     assert all(journal[UNIT:] == b"b" * UNIT for journal, witness in seen if witness[UNIT:] != bytes(UNIT))
 
 
@@ -113,20 +125,20 @@ def test_a_failure_names_the_image_that_replays_it(world: Recording, monkeypatch
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr(crashes, "judge", crashing)
-    report = crashes.enumerate_part(world, 0, 1, 5003)
+    report = merged(crashes.enumerate_part(world, 0, 1, 5003))
     assert report.wrong == report.images > 10
     label = report.failures[1].split(",")[0]
-    image = crashes.find(world, label)
+    image = find(world, label)
     assert image is not None and crashes.try_one(world, image) == report.failures[1]
     assert "ZeroDivisionError: boom" in report.failures[1]
-    assert crashes.find(world, "0:999999") is None
+    assert find(world, "0:999999") is None
 
 
 def test_several_processes_share_the_images(world: Recording) -> None:
-    done: list[int] = []
-    shared = crashes.enumerate_all(world, 3001, 2, done.append)
+    shared, alone = (merged(crashes.enumerate_all(world, 3001, jobs)) for jobs in (2, 1))
+    assert shared == alone
     assert shared.failures == []
-    assert sum(done) == shared.images == crashes.total(world, 3001)
+    assert shared.images == crashes.total(world, 3001)
 
 
 # A planted bug, which events to look at, and how it shows.
@@ -143,7 +155,7 @@ PLANTED = {
 def test_a_planted_bug_is_found(name: str) -> None:
     file, text = PLANTED[name]
     with planted(name):
-        world = crashes.record()
+        world = record()
         failures = (
             failure
             for image in images(world)
@@ -162,7 +174,7 @@ def test_a_journal_made_before_its_witness_is_found(monkeypatch: pytest.MonkeyPa
         self._spare.append((number, bytearray()))
 
     monkeypatch.setattr(Store, "_create_segment", create)
-    world = crashes.record()
+    world = record()
     created = (image for image in images(world) if image.source.name.startswith("witness-"))
     assert "is missing" in crashes.try_one(world, next(created))
 

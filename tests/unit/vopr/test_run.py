@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def test_the_trace_is_the_same_in_every_process_and_under_every_hash_seed(seed: 
             timeout=120,
             check=True,
         )
-        hashes.add(runs.decode(done.stdout).trace_hash)
+        hashes.add(runs.decode(json.loads(done.stdout)).trace_hash)
     assert len(hashes) == 1
     assert run(Script(seed + 1, REQUESTS)).trace_hash not in hashes
 
