@@ -1,9 +1,12 @@
-"""Corruption by enumeration: a small replica, every single damage of its disk, and what becomes of each.
+"""Corruption by enumeration: small replicas, every single damage of their disks, and what becomes of each.
 
     bits         every bit of every file, one at a time
     sectors      every one zeroed, filled with ones, unreadable, swapped with every other, in the place of every
                  other, as it was at every earlier time; and every superblock copy as it was
     files        every one cut short at every byte, and gone
+
+Of some replicas only some files are damaged bit by bit and byte by byte in whole, for the others show nothing new
+(`Specimen.whole`); of the rest there is a sample.
 
 Each image is started by the production store and everything is read from it. Nothing may crash; what is served must
 be what was acknowledged, byte for byte; what is not served must be known to be damaged, never be called absent;
