@@ -49,6 +49,7 @@ from kimberlite.types import (
     Checkpoint,
     Checksum,
     ClusterId,
+    EntryState,
     Header,
     HeaderFactory,
     Message,
@@ -138,6 +139,7 @@ class Store:
         self._checkpoints = CheckpointWriter(
             disk, self._superblock, lambda phases, done: self._submit(phases, None, done), self._number_of
         )
+        self._is_end_in_doubt = False  # witnesses behind the head say so, until the superblock does
         self._entry_bytes = 0
         self.room = Room(0, self.segment_bytes)
         self.disk_full: DiskFullError | None = None
@@ -158,8 +160,11 @@ class Store:
             self._submit(repairs, None, None)
         if result.fixes:
             self._fix_witnesses(result.fixes)
-        if result.recovered.head == self._head:
+        faulty = (entry.op for entry in result.recovered.entries if entry.state is EntryState.FAULTY)
+        if max(faulty, default=0) <= max(self._head, block.state.doubt):
             self._clear_damage_behind()
+        else:
+            self._is_end_in_doubt = True
         # An entry is acknowledged only when its witness is durable: also after a restart.
         self._disk.flush()
         self._measure()
@@ -196,8 +201,8 @@ class Store:
         self._faulty.add(op)
 
     def _clear_damage_behind(self) -> None:
-        """Witness records behind the end of the log that a crash has torn: left there they would make
-        a torn entry look like a damaged one, later."""
+        """Witness records behind the end of the log that a crash has torn, or that were in doubt: left there they
+        would make a torn entry look like a damaged one, later."""
         segment = self._active
         damaged = segment.clear_damage_behind()
         if damaged is not None:
@@ -472,8 +477,14 @@ class Store:
         self._cold.end_at(wanted, start)
 
     def set_view_state(self, token: int, state: ViewState) -> None:
+        def done() -> None:
+            self._superblock.confirm(block)
+            if self._is_end_in_doubt:  # it says what is in doubt from now on, or a newer log has settled it
+                self._is_end_in_doubt = False
+                self._clear_damage_behind()
+
         block, phases = self._superblock.update(state)
-        self._submit(phases, token, lambda: self._superblock.confirm(block))
+        self._submit(phases, token, done)
 
     # Checkpoints and trims
 

@@ -149,11 +149,13 @@ class Log:
         self.faulty.add(op)
         self.on_disk.discard(op)
 
-    def give_up_above(self, op: int) -> None:
-        """No entry above `op` was ever part of this log: drop what was only feared to be."""
+    def give_up_above(self, op: int) -> bool:
+        """No entry above `op` was ever part of this log: drop what was only feared to be. Whether anything was."""
+        head = self.op
         while self.op > op and self.op in self.faulty and self.op not in self.headers:
             self.faulty.discard(self.op)
             self.op -= 1
+        return self.op < head
 
     def trim(self, first_op: int) -> None:
         """The log begins with `first_op` now: damage below it concerns nobody any more."""

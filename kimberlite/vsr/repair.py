@@ -11,6 +11,7 @@ Imports errors, types and vsr only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Command, Header, Message, Status
@@ -213,9 +214,11 @@ def on_headers(r: Replica, message: Message) -> None:
     request, r.headers_request = r.headers_request, None
     if request is not None and (request.peer, request.sent_at) == (header.replica, header.nonce):
         _note_answered(r, request.peer, request.sent_at)
-        if request.peer == r.primary:
-            # Asked in this life and view: had an op above its head existed in this view, it would still know it.
-            r.log.give_up_above(header.position)
+        # Asked in this life and view: had an op above its head existed in this view, the primary would still know it.
+        is_settled = request.peer == r.primary and r.log.give_up_above(header.position)
+        if is_settled and r.log_state.doubt > r.log.op:
+            r.log_state = replace(r.log_state, doubt=r.log.op)
+            r.persist_view()
     head = r.log.op if r.is_primary else None
     for learned in decode_chain(r.codec, message.body):
         if learned.op in r.log.faulty and learned.op not in r.log.headers:

@@ -6,6 +6,7 @@ Segments here hold sixteen sectors: an entry of WHOLE bytes takes one of them, D
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from kimberlite.storage.interface import SECTOR
@@ -122,6 +123,25 @@ def test_doubt_outlives_what_proved_it(kit: Any, bench: Any) -> None:
         5: (EntryState.FAULTY, True),
         6: (EntryState.ABSENT, True),
     }
+
+
+def test_what_was_in_doubt_and_never_existed_is_not_feared_again(kit: Any, bench: Any) -> None:
+    """A lost tail marks the witnesses that share a sector with what is written anew, until the superblock says it."""
+    log = kit.chain([WHOLE] * 6)
+    bench.append(log)
+    for op in (5, 6):
+        damage_entry(bench.files, 0, (op - 1) * SECTOR)
+        damage_witness(bench.files, 0, op - 1)
+    feared = dict.fromkeys(range(5, 9), (EntryState.FAULTY, False))  # the sector has room for eight witnesses
+    again = bench.reopen()
+    assert states(again.recovered) == feared
+    view = ViewState(suffix=(kit.root,), doubt=8)
+    again.promise(view)
+    again = again.reopen()
+    assert states(again.recovered) == feared
+    again.promise(replace(view, doubt=4))
+    assert again.store.completions() == []
+    assert states(again.reopen().recovered) == {}
 
 
 def test_what_is_damaged_at_the_head_is_appended_anew_wherever_its_identity_belongs(kit: Any, bench: Any) -> None:

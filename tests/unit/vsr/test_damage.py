@@ -139,6 +139,8 @@ def test_the_primary_says_what_never_existed() -> None:
     assert answer is not None
     backup.step(answer, 120 * MS)
     assert (backup.log.op, backup.log.faulty) == (2, set())
+    (persist,) = backup.take_work().persist
+    assert (persist.kind, persist.doubt) == (PersistKind.VIEW, 2), "nor is it feared again after a restart"
 
 
 def test_an_answer_to_a_question_of_an_earlier_life_settles_nothing() -> None:
