@@ -69,16 +69,21 @@ class RigCluster(LocalCluster):
                 disk.close()
             write_config(config, replica.data / configuration.CONFIG_NAME)
 
-    def statuses(self) -> list[dict[str, object] | None]:
-        """What each replica says of itself; None for one that does not answer."""
-        answers = probe.fetch_all(self.addresses, 1.0)
-        return [None if isinstance(answer, UnavailableError) else answer for answer in answers]
+    def statuses(self, without: int | None = None) -> list[dict[str, object] | None]:
+        """What each replica says of itself; None for one that does not answer. without: one that is not asked,
+        for it is paused and would only be waited for."""
+        asked = [replica.index for replica in self.replicas if replica.index != without]
+        answers = probe.fetch_all([self.addresses[index] for index in asked], 1.0)
+        said: list[dict[str, object] | None] = [None] * self.replica_count
+        for index, answer in zip(asked, answers, strict=True):
+            said[index] = None if isinstance(answer, UnavailableError) else answer
+        return said
 
-    def primary(self) -> int | None:
-        """The replica that leads, as the one in the highest view says."""
+    def primary(self, without: int | None = None) -> int | None:
+        """The replica that leads, as the one in the highest view says. without: as of `statuses`."""
         leading = [
             (int(str(status["view"])), index)
-            for index, status in enumerate(self.statuses())
+            for index, status in enumerate(self.statuses(without))
             if status is not None and status["role"] == "primary" and status["status"] == "normal"
         ]
         return max(leading)[1] if leading else None
@@ -126,7 +131,8 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30.0) ->
 class Load:
     """Clients that append on a thread of their own, each append written down as the checker wants it.
 
-    Every event is unique. rate: appends a second of all together. sizes: bounds of an event's bytes.
+    Every event is unique. rate: appends a second of all together. sizes: bounds of an event's bytes. counts: numbers
+    of events of an append, of which one is drawn. hold: while it says so nothing new is appended.
     """
 
     def __init__(
@@ -136,16 +142,21 @@ class Load:
         clients: int = 4,
         rate: float = 100.0,
         sizes: tuple[int, int] = (40, 2000),
+        counts: Sequence[int] = (1, 1, 2, 5),
         timeout: float = 60.0,
         seed: int = 0,
+        hold: Callable[[], bool] = lambda: False,
     ) -> None:
         self.history: list[Acknowledged] = []
         self.acknowledged = 0
+        self.end = 0  # the positions below have been acknowledged, or came before some that were
         self.error: BaseException | None = None
         self._addresses = list(addresses)
         self._clients = clients
         self._pause_s = clients / rate
         self._sizes = sizes
+        self._counts = counts
+        self._hold = hold
         self._timeout = timeout
         self._random = random.Random(seed)
         self._stopping = False
@@ -166,7 +177,10 @@ class Load:
         number = 0
         async with kimberlite.connect(self._addresses) as log:
             while not self._stopping:
-                count = self._random.choice((1, 1, 2, 5))
+                if self._hold():
+                    await asyncio.sleep(POLL_S)
+                    continue
+                count = self._random.choice(self._counts)
                 events = tuple(
                     b"%d-%d-%d " % (client, number, index) + bytes(self._random.randint(*self._sizes))
                     for index in range(count)
@@ -178,6 +192,7 @@ class Load:
                     append.position = await log.append(events, timeout=self._timeout)
                     append.returned_at = time.monotonic_ns()
                     self.acknowledged += 1
+                    self.end = max(self.end, append.position + len(events))
                 except OutcomeUnknownError:
                     pass
                 except (UnavailableError, BusyError):  # nothing was sent, or it was not let in
