@@ -9,7 +9,7 @@ at everything else.
 
 Checkpoints: after executing an op that makes one due, the driver takes the state (sessions, snapshot) and
 has the store write it in the background; where it is due follows from the log alone, so that all replicas
-of one configuration make the same ones.
+of one configuration make the same ones. One more is made at once when no copy of the last can be read.
 
 Order within a round: messages leave, then superblock and journal writes are submitted (the
 messages travel meanwhile), then committed operations are applied.
@@ -205,6 +205,8 @@ class Driver:
         """Time has passed."""
         self._collect()
         self._note_damage()
+        if self._is_checkpoint_lost:
+            self._checkpoint_when_due(self.core.applied)
         self.core.tick(self._now)
         self._run()
 
@@ -370,10 +372,16 @@ class Driver:
 
     # Checkpoints
 
+    @property
+    def _is_checkpoint_lost(self) -> bool:
+        """Whether a restart could not begin with the checkpoint: one is due now, whatever was executed since."""
+        return self.store.checkpoint_op < self.store.checkpoint.op
+
     def _checkpoint_when_due(self, op: int) -> None:
         """Take the state after `op`, the last executed, and have it written, when enough came since the last.
         When that can not be done now, the next op or the end of a write in progress tries again."""
-        if self._since[0] < self._checkpoints.ops and self._since[1] < self._checkpoints.bytes:
+        is_due = self._since[0] >= self._checkpoints.ops or self._since[1] >= self._checkpoints.bytes
+        if not is_due and not self._is_checkpoint_lost:
             return
         mark = None if self._snapshot_under_way else self.store.mark(op)
         if mark is None:

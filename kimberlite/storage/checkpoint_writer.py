@@ -4,7 +4,9 @@ A checkpoint is written chunk by chunk, each chunk when the one before is durabl
 superblock, written last, makes it the one in force, and carries the trim that it allows. Only then is what nothing
 refers to any more removed: the files of the checkpoint before, segments below the beginning of the log.
 
-A damaged copy is made good from an intact one in the same way, without the superblock.
+A damaged copy is made good from an intact one in the same way, without the superblock. When no copy is intact any more,
+a checkpoint of the same op may take its place. The two have the same file names: the superblock follows the first copy,
+and the second is touched only when that is durable, so that at every moment one is left of what there was.
 
 May import: errors, types, storage.
 """
@@ -26,12 +28,14 @@ from kimberlite.types import Checkpoint
 
 @dataclass(slots=True)
 class _Copying:
-    """Copies of a checkpoint being written. commits: the superblock follows; else damaged copies are made good."""
+    """Copies of a checkpoint being written. commits: the superblock follows, when all of them are durable or, where
+    they replace those of the same op, the first; else damaged copies are made good."""
 
     mark: Checkpoint
     data: bytes
     copies: list[str]  # still to be written, the first one under way
     commits: bool
+    replaces: bool = False
     file: int = -1  # of the copy under way
     offset: int = 0
     is_waiting: bool = False  # for the file of the next copy, which is being made
@@ -57,6 +61,7 @@ class CheckpointWriter:
         self._submit = submit
         self._segment_of = segment_of
         self._copying: _Copying | None = None
+        self._next: _Copying | None = None  # to be written when that is done
         self._bad_copies: list[str] = []  # found at the start
         named = superblock.current.checkpoint
         self._floor = (named.first_op, named.first_position)  # of the log, as last trimmed
@@ -106,14 +111,26 @@ class CheckpointWriter:
     # Checkpoints
 
     def begin_mark(self, op: int) -> Checkpoint | None:
-        """The checkpoint that one of `op` would follow; None when it can not be written now."""
+        """The checkpoint that one of `op` would follow, or replace when it is lost; None when it can not be written
+        now."""
         last = self._superblock.last.checkpoint
-        return last if self._copying is None and op > last.op else None
+        is_wanted = op > last.op or (op == last.op and self.is_lost)
+        return last if is_wanted and self._copying is None and self._next is None else None
 
     def write(self, mark: Checkpoint, data: bytes) -> None:
         """A new checkpoint. When the superblock names it, it is durable."""
         mark = replace(mark, size=len(data), digest=xxhash.xxh3_128_digest(data))
-        self._begin(_Copying(mark, data, list(checkpoints.COPIES), commits=True))
+        replaces = mark.op == self._superblock.last.checkpoint.op
+        copying = _Copying(mark, data, list(checkpoints.COPIES), commits=True, replaces=replaces)
+        if self._copying is None or self._copying.is_stalled:
+            self._begin(copying)
+        else:  # a copy is being made good since the mark
+            self._next = copying
+
+    def lose(self, op: int) -> None:
+        """No copy of the checkpoint of `op` could be read."""
+        if self._copying is None and op == self._superblock.current.checkpoint.op:
+            self.is_lost = True
 
     def rewrite(self, copy: str, data: bytes) -> bool:
         """A damaged copy again; False when something is being written, or `data` is not what it holds."""
@@ -172,17 +189,32 @@ class CheckpointWriter:
         return True
 
     def _chunk_written(self, copying: _Copying) -> None:
-        if copying.offset == len(copying.data):
-            self._disk.release(copying.file)
-            copying.file = -1
-            del copying.copies[0]
+        if copying.offset < len(copying.data):
+            self._write_chunk(copying)
+            return
+        self._disk.release(copying.file)
+        copying.file = -1
+        del copying.copies[0]
+        if self._is_due(copying):
+            copying.commits = False
+            self._commit(copying.mark, lambda: self._next_copy(copying))
+        else:
+            self._next_copy(copying)
+
+    def _is_due(self, copying: _Copying) -> bool:
+        """Whether the superblock is to name what is being written, before anything else."""
+        return copying.commits and (copying.replaces or not copying.copies)
+
+    def _next_copy(self, copying: _Copying) -> None:
         if copying.copies:
             self._write_chunk(copying)
-        elif copying.commits:
-            self._commit(copying.mark)
-        else:
-            self._copying = None
-            self._commit(self._superblock.last.checkpoint)  # with a trim that came meanwhile
+            return
+        self._copying = None
+        self.is_lost = False
+        self._commit(self._superblock.last.checkpoint)  # with a trim that came meanwhile
+        if self._next is not None:
+            following, self._next = self._next, None
+            self._begin(following)
 
     # Trims
 
@@ -194,8 +226,9 @@ class CheckpointWriter:
         if self._copying is None or self._copying.is_stalled:  # else its superblock update does it
             self._commit(self._superblock.last.checkpoint)
 
-    def _commit(self, checkpoint: Checkpoint) -> None:
-        """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes."""
+    def _commit(self, checkpoint: Checkpoint, then: Callable[[], None] = lambda: None) -> None:
+        """Write the superblock with that checkpoint, and with the trim when it no longer needs what goes; `then` when
+        it is durable."""
         first_op, first_position = self._floor
         is_kept = checkpoint.op > self._superblock.last.checkpoint.op or not self.is_lost
         if is_kept and checkpoint.first_op < first_op <= checkpoint.op + 1:
@@ -204,17 +237,15 @@ class CheckpointWriter:
             if number > checkpoint.segment:  # the checkpoint's own entry goes too: what follows begins a segment
                 checkpoint = replace(checkpoint, segment=number, entries=0, end=0)
         if checkpoint == self._superblock.last.checkpoint:
+            then()
             return
 
         def done() -> None:
             before = self._superblock.current.checkpoint
             self._superblock.confirm(block)
-            if self._copying is not None and self._copying.mark.op == checkpoint.op:
-                self._copying = None
-            if before.op != checkpoint.op:
-                self.is_lost = False
             if before.size and before.op != checkpoint.op:
                 self._leftovers += [checkpoints.file_name(before.op, copy) for copy in checkpoints.COPIES]
+            then()
 
         block, phases = self._superblock.update(checkpoint=checkpoint)
         self._submit(phases, done)

@@ -166,7 +166,8 @@ class LogStore(Protocol):
 
     def mark(self, op: int) -> Checkpoint | None:
         """Where a checkpoint of `op`, just executed, would let a restart begin; None when it can not be
-        made now: another is being written, it is not above the last, or the place of its entry is damaged."""
+        made now: another is being written, the place of its entry is damaged, or it is not above the last (that op
+        itself may be, when no copy of the last can be read)."""
 
     def write_checkpoint(self, mark: Checkpoint, machine: int, sessions: bytes, snapshot: bytes) -> None:
         """Write what was marked, chunk by chunk between the writes of others; when `checkpoint` is it,

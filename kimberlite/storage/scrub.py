@@ -6,7 +6,7 @@ oldest; it wraps at the head that the log had when it began, and ends where it b
 
 - a damaged entry is marked faulty in the store: the core has it repaired from a peer, by its identity;
 - a damaged witness of an intact entry, or copy of the superblock or of the checkpoint, is written again from what
-  is good.
+  is good; when no copy of the checkpoint is, the store is told, and the driver makes a new one.
 
 It runs inside the replica, between its other work, in steps of at most STEP_BYTES or one entry. A step reads and
 never waits for a write; what is being written is left for the next tour. Nothing is kept but one entry, and the
@@ -69,6 +69,9 @@ class Scrubbed(Protocol):
 
     def rewrite_checkpoint(self, copy: str, data: bytes) -> bool:
         """Write a damaged copy again; False when the checkpoint has changed or is being written."""
+
+    def lose_checkpoint(self, op: int) -> None:
+        """Neither copy of the checkpoint of `op` can be read."""
 
 
 class Scrubber:
@@ -183,7 +186,9 @@ class Scrubber:
                     self._store.rewrite_checkpoint(reading.repairs, b"".join(reading.data))
                 return Checked(length)
         self._copy = None
-        if not reading.repairs:  # else there is no good one: the next checkpoint will be
+        if reading.repairs:  # there is no good one: whoever has the state makes a new one
+            self._store.lose_checkpoint(reading.checkpoint.op)
+        else:
             other = next(name for name in COPIES if name != reading.copy)
             self._begin_checkpoint(other, repairs=reading.copy)
             return Checked(length, (Damage.CHECKPOINT,))

@@ -490,8 +490,8 @@ class Store:
 
     def mark(self, op: int) -> Checkpoint | None:
         last = self._checkpoints.begin_mark(op)
-        if last is None:
-            return None
+        if last is None or op == last.op:
+            return last
         number, index, header, offset = self.place_of(op)
         if header is None or offset is None:
             return None
@@ -723,6 +723,10 @@ class Store:
     def rewrite_checkpoint(self, copy: str, data: bytes) -> bool:
         """Write a damaged copy of the checkpoint again; False when a checkpoint is being written, or it is another."""
         return self._checkpoints.rewrite(copy, data)
+
+    def lose_checkpoint(self, op: int) -> None:
+        """No copy of the checkpoint of `op` could be read: `checkpoint_op` is 0 until there is another."""
+        self._checkpoints.lose(op)
 
     def find(self, position: int) -> int | None:
         if position < self.first_position:

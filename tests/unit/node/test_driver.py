@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,10 +21,11 @@ from kimberlite.node.driver import (
     known_headers,
 )
 from kimberlite.state_machine import Batch, EventLog
+from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.interface import RETRY_NS
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import ROOM_UNBOUNDED, Command, Message, Operation, Reason, Status
-from kimberlite.vopr.disk import Files, SimDisk, empty, fill, make_unreadable
+from kimberlite.vopr.disk import Files, SimDisk, corrupt, empty, fill, make_unreadable
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import Event, EventKind, ToReplica, Work
@@ -247,6 +249,29 @@ def test_a_checkpoint_that_becomes_due_while_one_is_written_needs_no_further_op(
             node.driver.on_tick()
         assert node.store.checkpoint_op == op
     assert not under_way, "nothing was executed since"
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_checkpoint_of_which_no_copy_is_left_is_made_again_at_once(more: int) -> None:
+    """more: ops executed since."""
+    node = Alone(checkpoints=CheckpointPolicy(ops=3, bytes=1 << 30))
+    session = node.register()
+    for number in range(1, 3 + more):
+        node.driver.on_input(requests=[node.request(number, b"a", session=session)])
+    for _ in range(10):
+        node.driver.on_tick()
+    op = node.store.checkpoint.op
+    assert (op, node.store.checkpoint_op, node.driver.core.applied) == (3, 3, 3 + more)
+    for copy in checkpoints.COPIES:
+        corrupt(node.files, checkpoints.file_name(op, copy), 0, 16, Random(0))
+    node.store.lose_checkpoint(op)
+    for _ in range(10):
+        node.now += 1_000_000
+        node.driver.on_tick()
+    assert node.store.checkpoint_op == 3 + more
+    again = Alone(node.files)
+    assert again.store.checkpoint_op == 3 + more
+    assert all(not checkpoints.check_copy(again.disk, again.store.checkpoint, copy) for copy in checkpoints.COPIES)
 
 
 def refusals(node: Alone) -> list[int]:

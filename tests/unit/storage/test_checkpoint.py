@@ -12,11 +12,13 @@ import pytest
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import CheckpointError, FormatVersionError
 from kimberlite.storage import checkpoint
+from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import RETRY_NS, SECTOR
 from kimberlite.storage.journal import RECORD_BYTES
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import Command, EntryState, Header, Message, Operation, root_header
+from kimberlite.vopr.corruption import copied
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, fill, make_unreadable
 
 CLUSTER = bytes(range(16))
@@ -373,3 +375,97 @@ def test_damage_to_what_was_trimmed_takes_nothing_along() -> None:
     for op in range(20, 31):
         message = log.store.read(op)
         assert message is not None and message.header.checksum == log.headers[op].checksum
+
+
+# A checkpoint of which no copy can be read any more, in a log that was trimmed
+
+
+def steps_of_replacing(snapshot: bytes) -> tuple[Log, list[Files]]:
+    """Both copies can not be read for a while, and the state is written in their place. The log when that is done, and
+    what is on the disk after every step: copies that were reported may be good, and must not be relied on to be bad."""
+    log = Log()
+    log.append(100)
+    log.checkpoint(90)
+    third = list(log.store.extents())[2]
+    log.store.trim(third.first_op, third.first_position)
+    log.finish()
+    log.store.lose_checkpoint(90)
+    assert log.store.checkpoint_op == 0
+    mark = log.store.mark(90)
+    assert mark is not None
+    log.store.write_checkpoint(mark, 1, b"sessions of 90", snapshot)
+    images = [copied(log.files)]
+    while log.store.checkpoint_op == 0:
+        log.store.completions()
+        images.append(copied(log.files))
+    return log, images
+
+
+def restart(files: Files) -> Any:
+    return Store(SimDisk(files, lambda: 0, lambda: 0), make_header).recover()
+
+
+@pytest.mark.parametrize("snapshot", [SNAPSHOT, b"as another version writes it" * 20_000])
+def test_the_op_of_a_lost_checkpoint_is_written_again_without_a_moment_that_has_no_copy(snapshot: bytes) -> None:
+    log, images = steps_of_replacing(snapshot)
+    assert len(images) > 4
+    for files in images:
+        assert restart(files).restored.snapshot in (SNAPSHOT, snapshot)
+    assert restart(log.files).restored.snapshot == snapshot
+    assert all(not checkpoint.check_copy(log.disk(), log.store.checkpoint, copy) for copy in checkpoint.COPIES)
+
+
+def test_both_copies_before_the_superblock_would_lose_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CheckpointWriter, "_is_due", lambda self, copying: copying.commits and not copying.copies)
+    _, images = steps_of_replacing(b"as another version writes it" * 20_000)
+    refused = 0
+    for files in images:
+        try:
+            restart(files)
+        except CheckpointError:
+            refused += 1
+    assert refused
+
+
+def test_a_lost_checkpoint_is_followed_by_that_of_a_later_op() -> None:
+    log = Log()
+    log.append(100)
+    log.checkpoint(90)
+    for copy in checkpoint.COPIES:
+        corrupt(log.files, checkpoint.file_name(90, copy), 0, 16, Random(0))
+    log.store.lose_checkpoint(90)
+    assert log.store.mark(89) is None
+    log.checkpoint(95)
+    assert log.store.checkpoint_op == 95
+    assert log.start().restored.op == 95
+
+
+def test_a_checkpoint_waits_for_a_copy_that_is_made_good_since_it_was_marked() -> None:
+    log = Log()
+    log.append(20)
+    log.checkpoint(9, bytes(20 * checkpoint.CHUNK))
+    data = bytes(log.files.durable[checkpoint.file_name(9, "a")])
+    mark = log.store.mark(15)
+    assert mark is not None
+    assert log.store.rewrite_checkpoint("b", data)
+    log.store.write_checkpoint(mark, 1, b"sessions of 15", b"small")
+    assert log.store.mark(16) is None, "one is to be written"
+    log.finish()
+    assert log.store.checkpoint.op == 15
+    assert log.names("checkpoint") == [checkpoint.file_name(15, copy) for copy in checkpoint.COPIES]
+    assert log.start().restored.op == 15
+
+
+def test_a_trim_that_comes_with_the_superblock_of_a_checkpoint_is_not_forgotten() -> None:
+    log = Log()
+    log.append(100)
+    third = list(log.store.extents())[2]
+    mark = log.store.mark(90)
+    assert mark is not None
+    log.store.write_checkpoint(mark, 1, b"", b"small")
+    while log.store._superblock.last.checkpoint.op != 90:
+        log.store.completions()
+    assert log.store.checkpoint.op == 0, "under way"
+    log.store.trim(third.first_op, third.first_position)
+    log.finish()
+    assert log.store.first_op == third.first_op
