@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,46 @@ def test_without_any_checkpoint_a_trimmed_replica_says_what_to_do(
         (data / name).write_bytes(b"")
     done = kimberlite_command("start", data, code=27)
     assert "replace this replica" in done.stderr.decode()
+
+
+AGE_MAX_S = 3
+
+
+def test_events_that_are_too_old_go_and_no_others(start_cluster: Any, wait_until: Any, settled: Any) -> None:
+    settings = (
+        f"storage.segment_bytes={SEGMENT}",
+        f"checkpoint.ops={CHECKPOINT_OPS}",
+        f"retention.age_max_s={AGE_MAX_S}",
+    )
+    cluster = start_cluster(3, settings=settings)
+    generator = random.Random(8)
+    events: list[bytes] = []
+    begun: list[float] = []  # when the append of an event was called: its timestamp is not before that
+    with sync.connect(list(cluster.addresses)) as log:
+
+        def append(batch: list[bytes]) -> None:
+            begun.extend([time.time()] * len(batch))
+            assert log.append(batch, timeout=30) == len(events)
+            events.extend(batch)
+
+        while len(events) * EVENT_BYTES < 3 * SEGMENT:
+            append([generator.randbytes(EVENT_BYTES) for _ in range(BATCH)])
+        filled = len(events)
+
+        def is_trimmed() -> bool:
+            append([b"later"])  # for checkpoints to be made: nothing is trimmed that one still needs
+            first = max(storage_of(address)["first_position"] for address in cluster.addresses)
+            assert first == 0 or begun[first - 1] <= time.time() - AGE_MAX_S, "trimmed before its time"
+            return all(storage_of(address)["bytes"] < SEGMENT for address in cluster.addresses)
+
+        # The segment that is written stays, however old: from then on no reader is in the way of a trim.
+        wait_until(is_trimmed, "every replica has trimmed all but the last segment", timeout=60)
+    settled(cluster)
+    first = max(storage_of(address)["first_position"] for address in cluster.addresses)
+    assert 0 < first < filled
+    wait_until(lambda: all(is_tidy(replica.data) for replica in cluster.replicas), "their files are removed")
+    for address in cluster.addresses:
+        with sync.connect([address]) as log:
+            assert list(log.read(start=first)) == events[first:]
+            with pytest.raises(PositionError):
+                list(log.read(start=0))
