@@ -163,7 +163,7 @@ def start_cluster(
                 sys.stderr.write(f"--- {replica.log.name}\n{replica.log.read_text(errors='replace')[-4000:]}\n")
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

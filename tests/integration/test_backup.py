@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import kimberlite
+from kimberlite.cli import probe
 from kimberlite.cli.local import LocalCluster, free_port
 from kimberlite.errors import PositionError, UnavailableError
 
@@ -85,6 +86,7 @@ def test_a_new_cluster_from_a_backup_of_a_running_one(
     environment: dict[str, str],
     mixed_lines: Any,
     settled: Any,
+    wait_until: Any,
     tmp_path: Path,
 ) -> None:
     cluster = start_cluster(3, settings=(*SMALL, "checkpoint.ops=64"))
@@ -94,6 +96,9 @@ def test_a_new_cluster_from_a_backup_of_a_running_one(
 
     def taken(*options: str) -> dict[str, Any]:
         return summary(kimberlite_command("backup", "--json", *options, data, target))
+
+    def status() -> dict[str, Any]:
+        return probe.fetch_status(cluster.addresses[2], 10)
 
     addresses = ",".join(cluster.addresses)
     appending = subprocess.Popen(
@@ -107,18 +112,22 @@ def test_a_new_cluster_from_a_backup_of_a_running_one(
     during = 0
     for part in range(0, len(lines), PART_BYTES):
         appending.stdin.write(lines[part : part + PART_BYTES])
+        reached = before["end_position"]
+        wait_until(lambda reached=reached: status()["positions"] > reached, "some of it has arrived")
         result = taken()
         assert result["end_position"] >= before["end_position"] and result["last_op"] >= before["last_op"]
         during += before["end_position"] < result["end_position"]
         before = result
     appending.stdin.close()
-    assert appending.wait(60) == 0
+    assert appending.wait(300) == 0
     assert during > 2
     settled(cluster)
     full = taken()
     assert full["kept"] > 0
     kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one more\n")
     settled(cluster)
+    # No checkpoint is due or under way: the next backup finds the same.
+    wait_until(lambda: status()["commit"] - status()["storage"]["checkpoint_op"] < 64, "the checkpoint is written")
     last = taken()
     assert last["kept"] > 0 and last["copied"] >= 1 and last["removed"] >= 1
     assert (last["end_position"], last["uncertain"]) == (60_001, 0)
