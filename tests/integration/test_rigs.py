@@ -17,7 +17,7 @@ def run(environment: dict[str, str], name: str, *arguments: str) -> str:
     """Run a rig to its end; what it printed. Its numbers go to our output as well."""
     command = [sys.executable, str(RIGS / name), *arguments]
     own = {key: value for key, value in environment.items() if key != "PYTHONSAFEPATH"}  # its helpers are beside it
-    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=1200)  # of a hang
     print(done.stdout)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
