@@ -32,18 +32,21 @@ def index_records(object image, Py_ssize_t count, uint32_t segment, uint64_t bas
     Raises UsageError when the image is too short. Cost: about 90 ns a record.
     """
     cdef Py_buffer view
-    cdef Py_ssize_t sectors = (count + KM_WITNESS_PER_SECTOR - 1) // KM_WITNESS_PER_SECTOR
+    cdef Py_ssize_t sectors
     cdef bytes positions, damaged
+    cdef uint32_t *indexes
     cdef size_t bad
     if count < 0:
         raise UsageError(f"{count} records")
-    positions = PyBytes_FromStringAndSize(NULL, sectors * 4)
-    damaged = PyBytes_FromStringAndSize(NULL, count * 4)
-    cdef uint32_t *indexes = <uint32_t *> PyBytes_AS_STRING(damaged)
     PyObject_GetBuffer(image, &view, PyBUF_SIMPLE)
     try:
-        if view.len < count * KM_WITNESS_RECORD:
+        # By division, and before anything is computed from `count`: no product or sum of it can overflow then.
+        if count > view.len // KM_WITNESS_RECORD:
             raise UsageError(f"{count} records do not fit into {view.len} bytes")
+        sectors = (count + KM_WITNESS_PER_SECTOR - 1) // KM_WITNESS_PER_SECTOR
+        positions = PyBytes_FromStringAndSize(NULL, sectors * 4)
+        damaged = PyBytes_FromStringAndSize(NULL, count * 4)
+        indexes = <uint32_t *> PyBytes_AS_STRING(damaged)
         bad = km_witness_index(
             <const uint8_t *> view.buf, count, segment, base, origin,
             <uint32_t *> PyBytes_AS_STRING(positions), indexes,

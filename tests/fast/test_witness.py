@@ -83,6 +83,6 @@ def test_distances_that_do_not_fit_are_the_greatest() -> None:
 
 
 def test_an_image_that_is_too_short_is_refused() -> None:
-    for count in (3, -1):
-        with pytest.raises(UsageError):
+    for count in (3, -1, 2**40, 2**62, 2**63 - 8, 2**63 - 1):  # the greatest would overflow a sum or a product
+        with pytest.raises(UsageError, match=f"{count} records"):
             index_records(image_of(2), count, SEGMENT, BASE, ORIGIN)
