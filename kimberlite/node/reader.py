@@ -15,6 +15,7 @@ from kimberlite.storage.interface import LogStore
 from kimberlite.types import Bytes, Message, Operation
 
 OPS_PER_READ_MAX = 4096  # ops looked at for one answer: bounds the time a read takes
+AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that are read one after another
 
 
 class LogReader:
@@ -77,10 +78,11 @@ class LogReader:
         parts: list[Bytes] = []
         count = size = 0
         op = last = self._next[1] if self._next[0] == position else self._store.find(position)
+        ahead = min(AHEAD_BYTES, bytes_max) if self._next[0] == position else 0
         for _ in range(OPS_PER_READ_MAX):
             if op is None or op > self.applied or count >= count_max or size >= bytes_max:
                 break
-            for first, events_here, body in self._batches(op):
+            for first, events_here, body in self._batches(op, ahead):
                 skip = max(position + count - first, 0)
                 take = min(events_here - skip, count_max - count)
                 if take <= 0:
@@ -96,6 +98,7 @@ class LogReader:
                     self._next = position + count, op
                     return events.concat(parts), count
             op += 1
+            ahead = min(AHEAD_BYTES, bytes_max)
         if not parts:
             raise CorruptEntryError(f"position {position} can not be read here now", position=position)
         self._next = position + count, last
@@ -114,9 +117,9 @@ class LogReader:
             return b"", 0
         return part, take
 
-    def _batches(self, op: int) -> list[tuple[int, int, Bytes]]:
+    def _batches(self, op: int, ahead: int) -> list[tuple[int, int, Bytes]]:
         """(first position, count, batch body) of each request of an op that holds events."""
-        message = self._entry(op)
+        message = self._entry(op, ahead)
         header = message.header
         if header.operation == Operation.APPLY:
             return [(header.position, header.count, message.body)]
@@ -130,10 +133,10 @@ class LogReader:
                 position += request.events
         return result
 
-    def _entry(self, op: int) -> Message:
+    def _entry(self, op: int, ahead: int) -> Message:
         if self._last is not None and self._last.header.op == op:
             return self._last
-        message = self._store.read(op)
+        message = self._store.read(op, ahead=ahead)
         if message is None:
             self._damaged(op)
             raise CorruptEntryError(

@@ -208,9 +208,12 @@ class LogStore(Protocol):
     def headers(self, first: int, last: int) -> list[Header]:
         """Headers of ops first..last as far as they are readable and contiguous from `last` down."""
 
-    def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
+    def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
         """The verified entry, or None when it is absent or damaged (then it is marked
-        faulty) or has another identity."""
+        faulty) or has another identity.
+
+        ahead: bytes that may be read at once, when the entries that follow will be asked for next.
+        """
 
     def find(self, position: int) -> int | None:
         """The op that holds event `position`, or None when no journaled op does."""

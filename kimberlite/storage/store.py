@@ -41,6 +41,7 @@ from kimberlite.storage.journal import (
     witness_name,
 )
 from kimberlite.storage.open_segment import OpenSegment
+from kimberlite.storage.read_ahead import ReadAhead
 from kimberlite.storage.recovery import Entry
 from kimberlite.storage.scan import release, scan
 from kimberlite.storage.scrub import Checked, Damage
@@ -140,6 +141,7 @@ class Store:
             disk, self._superblock, lambda phases, done: self._submit(phases, None, done), self._number_of
         )
         self._is_end_in_doubt = False  # witnesses behind the head say so, until the superblock does
+        self._ahead = ReadAhead(disk)
         self._entry_bytes = 0
         self.room = Room(0, self.segment_bytes)
         self.disk_full: DiskFullError | None = None
@@ -651,12 +653,17 @@ class Store:
             result.append(header)
         return result[::-1]
 
-    def read(self, op: int, checksum: Checksum | None = None) -> Message | None:
+    def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
         if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return None
         number, _, expected, offset = self.place_of(op)
         if expected is not None and checksum is not None and expected.checksum != checksum:
             return None
+        if ahead and expected is not None and offset is not None and op < self._open[0].base:
+            end = min(offset + ahead, self.segment_bytes)
+            found = self._ahead.entry(number, self._handles.journal(number), offset, expected, end)
+            if found is not None:
+                return found
         entry, message = Entry.DAMAGED, None
         if offset is not None:
             size = expected.size if expected is not None else SECTOR

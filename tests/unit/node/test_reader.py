@@ -61,7 +61,7 @@ class Journal:
                 return int(header.op)
         return None
 
-    def read(self, op: int, checksum: bytes | None = None) -> Message | None:
+    def read(self, op: int, checksum: bytes | None = None, ahead: int = 0) -> Message | None:
         self.reads.append(op)
         return None if op in self.damaged else self.ops[op - 1]
 

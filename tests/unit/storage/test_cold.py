@@ -421,3 +421,42 @@ def test_a_truncation_while_a_repair_is_under_way(log: Log) -> None:
     again = log.kit.open(disk.files)
     assert again.recovered.settled_header == new[-1].header
     assert again.store.header(ops[1]).view == 1 or again.recovered.head < ops[1]
+
+
+@pytest.mark.parametrize("how", ["whole", "damaged", "unreadable"])
+def test_entries_read_ahead_are_the_same_and_damage_is_that_of_its_op_alone(kit: Any, bench: Any, how: str) -> None:
+    entries = kit.chain([400 + 2500 * (number % 4) for number in range(60)])
+    bench.append(entries)
+    number, _, _, offset = bench.store.place_of(5)
+    assert number < bench.store.place_of(60)[0]
+    name = journal_name(number)
+    reads = CountedReads(bench.disk)
+    if how == "unreadable":
+        make_unreadable(bench.files, name, offset // SECTOR)
+    for op in range(1, 61):
+        if op == 5 and how == "damaged":  # what was read ahead of it is as good as it was
+            bench.files.durable[name][offset + 300] ^= 1
+            assert same(bench.store.read(5, ahead=1 << 18), entries[4])
+            bench.store.read(60), bench.store.read(20, ahead=1 << 18)
+        message = bench.store.read(op, ahead=1 << 18)
+        assert message is None if op == 5 and how != "whole" else same(message, entries[op - 1])
+    assert bench.store.faulty == (set() if how == "whole" else {5})
+    bench.repair([entries[4]])
+    assert same(bench.store.read(5, ahead=1 << 18), entries[4])
+    assert how != "whole" or reads.of_journals < 30
+
+
+def same(found: Message | None, wanted: Message) -> bool:
+    return found is not None and (found.header.raw, bytes(found.body)) == (wanted.header.raw, bytes(wanted.body))
+
+
+class CountedReads:
+    def __init__(self, disk: SimDisk) -> None:
+        self.of_journals = 0
+        read = disk.read
+
+        def counted(file: int, offset: int, length: int) -> memoryview:
+            self.of_journals += disk._handles[file].startswith("journal")
+            return read(file, offset, length)
+
+        disk.read = counted  # type: ignore[method-assign]
