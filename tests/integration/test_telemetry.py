@@ -46,6 +46,7 @@ LOAD_APPENDS = 300  # enough to set off the garbage collector
 EVENTS_PER_APPEND = 5
 RETENTION_BYTES = 24 << 20
 WATCH_S = 0.005
+CHECKPOINT_OPS = 100
 GAUGES_S = 0.25  # gauges are set every 0.1 s
 TURN_S = 0.25  # the longest turn of a loop on a busy machine
 
@@ -84,7 +85,7 @@ class RawClient:
         self.cluster = cluster
         self.client = secrets.token_bytes(16)
         self.session = 0
-        self.socket = socket.create_connection((host, int(port)), 10)
+        self.socket = socket.create_connection((host, int(port)), 60)
         self.received = b""
         self.ask(self.frame(Command.HELLO))
 
@@ -206,7 +207,7 @@ class Player:
 
     def primary(self) -> int:
         """Once there is one that all replicas agree on and whose log all have."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             answers = probe.fetch_all(self.cluster.addresses, 1.0)
             known = [answer for answer in answers if not isinstance(answer, UnavailableError)]
@@ -256,7 +257,7 @@ class Player:
             for _ in range(count):
                 log.append([secrets.token_bytes(size)] * EVENTS_PER_APPEND, timeout=30)
 
-    def until(self, condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
@@ -301,7 +302,7 @@ class Player:
         try:
             self.cluster.start(victim)
             step.restarted.add(victim)
-            self.until(lambda: step.high[victim].get('repairs{outcome="repaired"}', 0) > 0, "entries are repaired", 60)
+            self.until(lambda: step.high[victim].get('repairs{outcome="repaired"}', 0) > 0, "entries are repaired")
             self.until(lambda: step.high[victim].get('repairs{outcome="expired"}', 0) > 0, "requests expire")
         finally:
             self.signal(silent, signal.SIGCONT)
@@ -334,7 +335,17 @@ class Player:
         self.until(lambda: step.high[victim].get("journal_faulty", 0) > 0, "the damage is found")
         self.until(lambda: probe.fetch_status(self.cluster.addresses[victim], 5)["faulty"] == 0, "it is repaired")
         # While it runs, what nobody reads: only a tour over everything comes across it.
-        (checkpoint,) = data.glob("checkpoint-*-a")
+        checkpoints: list[Path] = []
+
+        def at_rest() -> bool:
+            """No checkpoint is due or being written, and none of those before is left: what is damaged stays."""
+            told: Any = probe.fetch_status(self.cluster.addresses[victim], 5)
+            checkpoints[:] = data.glob("checkpoint-*-a")
+            due = told["applied"] - told["storage"]["checkpoint_op"] >= CHECKPOINT_OPS
+            return len(checkpoints) == 1 and not due and told["storage"]["checkpoint_op"] > 0
+
+        self.until(at_rest, "the last checkpoint is written")
+        (checkpoint,) = checkpoints
         for path, offset in (
             (journal, 4096 + 300),
             (data / journal.name.replace("journal", "witness"), 4 * 512 + 100),
@@ -426,7 +437,7 @@ class Player:
 
     def kill(self, step: Step) -> None:
         self.cluster.kill(step.primary)
-        self.cluster.wait_ready(need=REPLICAS - 1)
+        self.cluster.wait_ready(120, need=REPLICAS - 1)
         usual = self.cluster.settings
         self.cluster.settings = (*usual, "storage.inline_threshold_us=1")
         self.cluster.start(step.primary)
@@ -438,7 +449,7 @@ class Player:
 
     def drain(self, step: Step) -> None:
         self.cluster.kill(step.primary, signal.SIGTERM)
-        self.cluster.wait_ready(need=REPLICAS - 1)
+        self.cluster.wait_ready(120, need=REPLICAS - 1)
         self.cluster.start(step.primary)
         step.restarted.add(step.primary)
         self.primary()
@@ -465,11 +476,15 @@ class Player:
         leader = self.primary()
         with sync.connect(list(self.cluster.addresses)) as log:
             with pytest.raises(NoSpaceError, match="nothing was appended"):
-                log.append([b"refused"], timeout=1.0)
+                log.append([b"refused"], timeout=10.0)
             told: Any = probe.fetch_status(self.cluster.addresses[leader], 5)
             assert next(iter(log.read(start=told["storage"]["first_position"])))
-        time.sleep(GAUGES_S)
-        step.facts["scrape"] = self.scrape(leader)
+
+        def told_full() -> bool:
+            step.facts["scrape"] = self.scrape(leader)
+            return bool(step.facts["scrape"]["vsr_disk_full"] == 1)
+
+        self.until(told_full, "the metrics say that the disk is full")
         step.facts["readyz"] = fetch(self.cluster.replicas[leader].telemetry, "/readyz/disk")
         self.cluster.stop()
         self.cluster.start_all()
@@ -483,7 +498,7 @@ class Player:
         assert replica.process is not None and replica.pid is not None
         resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, (0, 0))
         self.append(5)
-        step.facts["code"] = replica.process.wait(20)
+        step.facts["code"] = replica.process.wait(120)
         assert [code for _, code in self.cluster.ended()] == [step.facts["code"]]
         self.until(lambda: fetch(replica.telemetry, "/livez")[0] == 503, "the end is noticed")
         step.facts["livez"] = fetch(replica.telemetry, "/livez")
@@ -507,7 +522,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, settings: tuple[str, ...]) -
     own = (
         f"limits.sessions_max={SESSIONS_MAX}",
         "limits.pipeline_max=1",
-        "checkpoint.ops=100",
+        f"checkpoint.ops={CHECKPOINT_OPS}",
         f"retention.bytes_max={RETENTION_BYTES}",
         "scrub.bytes_per_s=8388608",
         "storage.inline_threshold_us=1000000",  # any disk counts as quick; where a scenario wants it slow, it says so
@@ -922,12 +937,12 @@ def test_scrapers_that_hang(served: LocalCluster, wait_until: Callable[..., None
     host, _, port = address.rpartition(":")
     hanging = []
     for number in range(40):
-        connection = socket.create_connection((host, int(port)), 10)
+        connection = socket.create_connection((host, int(port)), 60)
         connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50 if number % 2 else b"GET /met")
         hanging.append(connection)
     with sync.connect(list(served.addresses)) as log:
         for _ in range(50):
-            log.append([b"event"], timeout=5)
+            log.append([b"event"], timeout=30)
     wait_until(lambda: fetch(address, "/metrics")[0] == 503, "further connections are refused")
     for connection in hanging:
         connection.close()
@@ -945,13 +960,13 @@ def test_a_telemetry_process_that_stops_or_dies(served: LocalCluster, wait_until
     assert first["running"] and first["restarts"] == 0 and first["problem"] == ""
     os.kill(first["pid"], signal.SIGSTOP)
     with sync.connect(list(served.addresses)) as log:
-        log.append([b"event"], timeout=5)
+        log.append([b"event"], timeout=30)
         os.kill(first["pid"], signal.SIGKILL)
         wait_until(lambda: telemetry_of(served)["pid"] not in (None, first["pid"]), "it is started again")
         told = telemetry_of(served)
         assert told["restarts"] == 1
         assert told["problem"] == "the telemetry process was killed by signal 9"
-        log.append([b"event"], timeout=5)
+        log.append([b"event"], timeout=30)
     status, body = fetch(served.replicas[0].telemetry, "/metrics")
     assert status == 200
     assert parse(body)["vsr_events_total"] == 2
