@@ -773,8 +773,8 @@ def _checkpoint_named_before_it_is_written() -> list[Patch]:
 def _trim_before_it_is_durable() -> list[Patch]:
     original = CheckpointWriter._commit
 
-    def commit(self: CheckpointWriter, checkpoint: Checkpoint) -> None:
-        original(self, checkpoint)
+    def commit(self: CheckpointWriter, checkpoint: Checkpoint, then: Callable[[], None] = lambda: None) -> None:
+        original(self, checkpoint, then)
         block = self._superblock
         for number in range(block.current.checkpoint.first_segment, block.last.checkpoint.first_segment):
             for name in (journal.journal_name(number), journal.witness_name(number)):
@@ -863,7 +863,7 @@ def _unknown_outcome_is_refused() -> list[Patch]:
 @canary("a second source of entropy", twice=True)
 def _second_source_of_entropy() -> list[Patch]:
     class Impure(Random):
-        def __init__(self, seed: Any) -> None:
+        def __init__(self, seed: Any = None) -> None:
             super().__init__(int.from_bytes(os.urandom(8)) if str(seed).startswith("tear") else seed)
 
     return [(world, "Random", Impure)]

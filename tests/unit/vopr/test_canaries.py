@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,29 @@ def test_a_planted_bug_is_gone_afterwards(name: str) -> None:
             assert (owner[key] if isinstance(owner, dict) else vars(owner)[key]) is not before
     for owner, key, before in places:
         assert (owner[key] if isinstance(owner, dict) else vars(owner)[key]) is before
+
+
+def called_with(function: Any) -> tuple[int, int] | None:
+    """How many arguments by position a function needs and takes; None for what can not be asked."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    by_position = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    anything = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    needed = sum(one.default is one.empty for one in by_position)
+    return needed, 99 if anything else len(by_position)
+
+
+@pytest.mark.parametrize("name", CANARIES)
+def test_a_planted_function_is_called_like_the_true_one(name: str) -> None:
+    """Else it is found by a TypeError, which says nothing of the bug."""
+    for owner, key, value in CANARIES[name].patches():
+        true = called_with(owner[key] if isinstance(owner, dict) else getattr(owner, key))
+        wrong = called_with(value)
+        if true is not None and wrong is not None:
+            assert wrong[0] <= true[0], (key, wrong, true)
+            assert wrong[1] >= true[1], (key, wrong, true)
 
 
 def test_it_is_gone_after_an_error_too() -> None:
