@@ -304,7 +304,9 @@ class ViewState:
     What this means for entries on disk (the derivation that recovery follows):
     - op <= base: canonical.
     - base < op <= suffix_head: canonical if and only if its identity is in `suffix`, or it
-      is reached backward through `parent` from suffix[0] over verified entries. Any
+      is reached backward through `parent` from suffix[0] over verified entries. Where that
+      does not reach, below suffix[0], an entry that chains forward from `base` is a candidate: it may be
+      canonical, and acknowledged, which only its identity decides, to be learned from others. Any
       other entry there is a stale one of an older view: void, whatever its view says.
     - op > suffix_head: canonical if and only if its view equals log_view and it chains
       forward, without a gap, from the header of suffix_head; otherwise void.
@@ -361,11 +363,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class RecoveredEntry:
-    """An op of the log after restart; `header` None when even its identity is unknown."""
+    """An op of the log after restart; `header` None when even its identity is unknown.
+
+    is_candidate: it stands in the journal, but whether it is the one of the log is still to be learned: see ViewState.
+    """
 
     op: int
     state: EntryState
     header: Header | None
+    is_candidate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class Source:
         if self.last_op > recovered.settled:
             op = recovered.settled + 1
             state = next((entry.state for entry in recovered.entries if entry.op == op), EntryState.ABSENT)
-            what = "has not reached this replica yet" if state is EntryState.ABSENT else "is damaged on this disk"
+            what = "is damaged on this disk" if state is EntryState.FAULTY else "has not reached this replica yet"
             raise BackupError(
                 f"op {op} is committed (so is everything up to op {self.last_op}) and {what}: take the backup from "
                 "another replica, or wait until this one has repaired itself",

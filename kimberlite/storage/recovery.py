@@ -47,8 +47,8 @@ class Place(IntEnum):
     UNKNOWN = 1  # below witnessed entries, identity unknown
     TAIL = 2  # above everything ever witnessed
     DOUBTED = 3  # its identity is known, and the superblock says that it may have been acknowledged
-    HOLE = 4  # between base and suffix of the superblock, not reached by the chain: committed elsewhere,
-    # never written here, and never to be spoken of before its identity is learned
+    HOLE = 4  # between base and suffix of the superblock, not reached backward by the chain: committed elsewhere
+    # under an identity that is still to be learned, and not to be spoken of before
 
 
 class Decision(IntEnum):
@@ -75,21 +75,22 @@ def _row(name: str, places: set[Place], entries: set[Entry], witnesses: set[Witn
 
 
 _HERE = {Place.CANONICAL, Place.DOUBTED, Place.UNKNOWN, Place.TAIL}
+_FOUND = _HERE | {Place.HOLE}
 _BAD = {Entry.OTHER, Entry.ZERO, Entry.DAMAGED}
 _UNWITNESSED = {Witness.OTHER, Witness.ZERO}
 
 TABLE: tuple[Row, ...] = (
-    _row("clean", _HERE, {Entry.GOOD}, {Witness.MATCH}, Decision.PRESENT),
+    _row("clean", _FOUND, {Entry.GOOD}, {Witness.MATCH}, Decision.PRESENT),
     _row(
         "entry without witness",
-        _HERE,
+        _FOUND,
         {Entry.GOOD},
         {Witness.OTHER, Witness.ZERO, Witness.DAMAGED},
         Decision.PRESENT_FIX_WITNESS,
     ),
     _row(
         "witnessed entry damaged",
-        _HERE,
+        _FOUND,
         _BAD,
         {Witness.MATCH},
         Decision.FAULTY,
@@ -98,7 +99,7 @@ TABLE: tuple[Row, ...] = (
     _row("nothing known for certain", {Place.CANONICAL}, _BAD, {Witness.DAMAGED}, Decision.FAULTY),
     _row("no longer provable", {Place.DOUBTED}, _BAD, {Witness.OTHER, Witness.ZERO, Witness.DAMAGED}, Decision.FAULTY),
     _row("identity lost", {Place.UNKNOWN}, _BAD, {Witness.OTHER, Witness.ZERO, Witness.DAMAGED}, Decision.FAULTY),
-    _row("not here yet", {Place.HOLE}, set(Entry), set(Witness), Decision.ABSENT),
+    _row("not here yet", {Place.HOLE}, _BAD, set(Witness) - {Witness.MATCH}, Decision.ABSENT),
     _row("end of the log", {Place.TAIL}, {Entry.OTHER, Entry.ZERO}, _UNWITNESSED, Decision.END),
     _row("torn entry", {Place.TAIL}, {Entry.DAMAGED}, _UNWITNESSED, Decision.TORN),
     # The witness is written after the entry: without an entry it can only have been damaged

@@ -215,7 +215,9 @@ class _Walk:
             return chained
         if op <= self.state.suffix_head:
             expected = self.identities.get(op)
-            return expected is not None and expected.checksum == header.checksum
+            if expected is None:  # a candidate, if it continues what stands before it
+                return before is not None and chained
+            return expected.checksum == header.checksum
         return chained and header.view == self.state.log_view
 
     # Evidence
@@ -297,22 +299,26 @@ class _Walk:
     def judge(self, found: _Found, op: int) -> Decision:
         """What the evidence means; reads the entry when the op is hot."""
         if found.entry is None:
-            if not self.is_hot(found, op):
+            if not self.is_hot(found, op) and not self.is_hole(op):
                 return Decision.PRESENT
             segment = self.segments[found.segment]
             found.entry, message = read_entry(self.disk, self._journal(segment), found.offset or 0, self.segment_bytes)
             if message is not None and found.header is not None:
                 same = message.header.checksum == found.header.checksum
                 found.entry = Entry.GOOD if same else Entry.OTHER
-        if found.header is not None:
-            place = Place.DOUBTED if self.is_doubted(op, found.header) else Place.CANONICAL
-        elif self.settled_base < op <= self.state.suffix_head:
+        if self.is_hole(op):
             place = Place.HOLE
+        elif found.header is not None:
+            place = Place.DOUBTED if self.is_doubted(op, found.header) else Place.CANONICAL
         elif op <= max(self.witnessed, self.settled_base, self.state.doubt):
             place = Place.UNKNOWN
         else:
             place = Place.TAIL
         return decide(place, found.entry, found.witness).decision
+
+    def is_hole(self, op: int) -> bool:
+        """Whether the superblock does not tell which entry `op` is, though it is committed."""
+        return self.settled_base < op <= self.state.suffix_head and op not in self.identities
 
     def is_doubted(self, op: int, header: Header) -> bool:
         """Whether this replica may have acknowledged an entry that its place does not prove."""
@@ -330,8 +336,7 @@ class _Walk:
         for op in range(first, last + 1):
             header = self.identities.get(op)
             if header is None:
-                hole = self.settled_base < op <= self.state.suffix_head
-                kind = EntryState.ABSENT if hole else EntryState.FAULTY
+                kind = EntryState.ABSENT if self.is_hole(op) else EntryState.FAULTY
             elif op < self.state.suffix[0].op:
                 kind = EntryState.ABSENT  # committed, and below all that a view change asks about
             else:
@@ -398,7 +403,8 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
             known = found.header
             if present:
                 commit = max(commit, found.header.commit)
-        if present and settled == op - 1 and found.header is not None:
+        is_candidate = walk.is_hole(op) and decision is not Decision.ABSENT
+        if present and settled == op - 1 and found.header is not None and not is_candidate:
             settled, settled_header = op, found.header
         else:
             kind = EntryState.PRESENT if present else EntryState.FAULTY
@@ -406,10 +412,10 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
                 kind = EntryState.ABSENT
             if kind is EntryState.FAULTY:
                 faulty.add(op)
-            entries.append(RecoveredEntry(op, kind, found.header))
+            entries.append(RecoveredEntry(op, kind, found.header, is_candidate))
         if present or found.witness is Witness.MATCH:
             last_placed = op
-            if op == rooted + 1 and found.entry is not Entry.OTHER:
+            if op == rooted + 1 and found.entry is not Entry.OTHER and not is_candidate:
                 rooted = op
         before = found.header
         op += 1

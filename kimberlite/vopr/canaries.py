@@ -520,6 +520,16 @@ def _recovery_reports_faulty_as_absent() -> list[Patch]:
     return [(scan, "decide", decide)]
 
 
+@canary("what stands below an op that is missing is given up by a restart")
+def _candidates_given_up() -> list[Patch]:
+    original = scan._Walk.acceptable
+
+    def acceptable(self: scan._Walk, header: Header, op: int, before: Header | None) -> bool:
+        return not self.is_hole(op) and original(self, header, op, before)
+
+    return [(scan._Walk, "acceptable", acceptable)]
+
+
 class _Unverified:
     """framing, with decisions replaced."""
 

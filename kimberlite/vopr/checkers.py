@@ -355,6 +355,23 @@ class Checkers:
                 "I12 no forgetting",
                 f"replica {replica} starts with a log up to op {core.log.op}, it has acknowledged op {acknowledged}",
             )
+        self._check_kept(world, replica)
+
+    def _check_kept(self, world: World, replica: int) -> None:
+        """I12: of what was acknowledged and committed, a restart counts as there what the disk has. Rot may take an
+        entry and its witness, and with them the proof of what follows."""
+        if world.rotten and replica == world.rot_victim:
+            return
+        log = world.nodes[replica].driver.core.log
+        acknowledged = self.acknowledged[replica]
+        for op in range(log.durable + 1, max(acknowledged, default=0) + 1):
+            header = self.committed.get(op)
+            if header is None or acknowledged.get(op) != header.checksum or log.holds(op) or op in log.faulty:
+                continue
+            candidate = log.candidates.get(op)
+            is_kept = candidate is not None and candidate.checksum == header.checksum
+            if not is_kept and has_durable_entry(world.files[replica], header):
+                raise Violation("I12 no forgetting", f"replica {replica} gives up op {op}, which it has acknowledged")
 
     # I9, I12: promises are durable before they are made, and kept
 

@@ -155,8 +155,7 @@ def images(world: Recording) -> Iterator[Image]:
                     seen.add(changes)
             disk = after(disk, event)
             number += 1
-        others = tuple(other.promised for other in world.records if other is not recorded)
-        last = Event(recorded.replica, "end", recorded.promised, others)
+        last = Event(recorded.replica, "end", recorded.promised)
         yield Image(number, 0, last, "everything", lambda disk=disk: disk)  # type: ignore[misc]
         number += 1
 

@@ -32,9 +32,7 @@ from kimberlite.types import (
     Message,
     Operation,
     Recovered,
-    ViewState,
 )
-from kimberlite.vopr.checkers import COMMIT_QUORUM
 from kimberlite.vopr.crash_images import Image, images
 from kimberlite.vopr.disk import Files, ImageDisk
 from kimberlite.vopr.enumeration import FAILURES_SHOWN, Wrong, check, failure_text
@@ -149,9 +147,11 @@ def _append(
     messages = {checksum: message for record in world.records for checksum, message in record.messages.items()}
     token = 1
     for entry in recovered.entries:
-        if entry.state is EntryState.PRESENT:
+        if entry.is_candidate and entry.header != wanted.get(entry.op) and entry.op <= store.head:
+            store.truncate(entry.op - 1)
+        if entry.state is EntryState.PRESENT and entry.op <= store.head:
             continue
-        known = entry.header or wanted.get(entry.op)
+        known = wanted.get(entry.op) or entry.header
         message = messages.get(known.checksum) if known is not None else None
         if message is None:  # nobody knows it yet: the others would say that it never was
             store.truncate(min(entry.op - 1, store.head))
@@ -214,7 +214,9 @@ def _compare(
     faulty = {op for op, state_of in states.items() if state_of is EntryState.FAULTY} | set(store.faulty)
     # Garbage in the unit of a witness that was not being changed: nothing tells it from an entry that was there and is
     # damaged (R11 c). Faulty is safe: the others say that it never was.
-    doubted = faulty - promised.entries.keys() if is_garbage else set()
+    # Nor is it told that a candidate whose place was being written over had been found void: its witness stands.
+    candidates = {entry.op for entry in recovered.entries if entry.is_candidate}
+    doubted = (faulty if is_garbage else faulty & candidates) - promised.entries.keys()
     check(faulty <= doubted, f"ops {sorted(faulty)} are called damaged")
     kept = []
     for op, header in promised.entries.items():
@@ -222,8 +224,6 @@ def _compare(
             continue
         if truth.is_void(state, header):
             check(op > promised.applied, f"op {op} was executed, and is void now")
-            continue
-        if states.get(op) is EntryState.ABSENT and is_left_to_others(truth, state, source, header):
             continue
         check(op <= recovered.settled or states.get(op) is EntryState.PRESENT, f"op {op} is lost")
         kept.append(header)
@@ -246,19 +246,6 @@ def _compare(
             check(not settled or committed is None or committed.checksum == found.checksum, f"op {op} is another one")
         before = found
     return kept
-
-
-def is_left_to_others(truth: Ledger, state: ViewState, source: Event, header: Header) -> bool:
-    """Whether a replica that came late into its view may have an entry sent to it once more.
-
-    Of the ops between its base and the suffix of the view it knows that they are committed, but not which they are,
-    when one of them is missing here. That one was committed without this replica, by a quorum that had all before it.
-    """
-    if not state.base < header.op < min(state.suffix[0].op, state.commit + 1):
-        return False
-    missing = [op for op in range(header.op + 1, state.suffix[0].op + 1) if op not in source.promised.entries]
-    holders = [other for other in source.others if other.entries.get(header.op) == truth.committed[header.op]]
-    return bool(missing) and len(holders) >= COMMIT_QUORUM[REPLICAS]
 
 
 def _compare_checkpoint(truth: Ledger, store: Store, recovered: Recovered) -> None:

@@ -54,7 +54,6 @@ class Event:
     replica: int
     kind: str  # write, torn, create, remove
     promised: Promised  # by the time that it was done
-    others: tuple[Promised, ...]  # what the other replicas had promised then
     writes: tuple[Part, ...] = ()
     # What may be carried out with it: of each submission the writes of phases before, and those of this one.
     company: tuple[tuple[tuple[Part, ...], tuple[Part, ...]], ...] = ()
@@ -76,7 +75,6 @@ class Record:
     events: list[Event] = field(default_factory=list)
     promised: Promised = field(default_factory=Promised)
     messages: dict[Checksum, Message] = field(default_factory=dict)  # every entry it was ever given
-    all: list[Record] = field(default_factory=list)  # of all replicas
 
 
 class RecordingDisk(SimDisk):
@@ -97,9 +95,7 @@ class RecordingDisk(SimDisk):
 
     def _note(self, kind: str, **values: object) -> None:
         record = self._record
-        others = tuple(other.promised.copy() for other in record.all if other is not record)
-        event = Event(record.replica, kind, record.promised.copy(), others, **values)  # type: ignore[arg-type]
-        record.events.append(event)
+        record.events.append(Event(record.replica, kind, record.promised.copy(), **values))  # type: ignore[arg-type]
 
     def create(self, name: str, size: int, zeroed: bool = True) -> int:
         self._note("create", name=name, size=size)
@@ -239,7 +235,7 @@ class Recording(World):
 
     def __init__(self, requests: int = REQUESTS) -> None:
         self.records: list[Record] = []
-        self.records += [Record(index, all=self.records) for index in range(REPLICAS)]
+        self.records += [Record(index) for index in range(REPLICAS)]
         super().__init__(
             Plan(
                 seed=SEED,

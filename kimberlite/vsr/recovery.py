@@ -55,8 +55,8 @@ def _fill_log(r: Replica, recovered: Recovered) -> None:
         if entry.op <= recovered.settled:
             continue
         if entry.header is not None:
-            log.headers[entry.op] = entry.header
-        if entry.state == EntryState.PRESENT:
+            (log.candidates if entry.is_candidate else log.headers)[entry.op] = entry.header
+        if entry.state == EntryState.PRESENT and not entry.is_candidate:
             log.on_disk.add(entry.op)
         elif entry.state == EntryState.FAULTY:
             log.faulty.add(entry.op)

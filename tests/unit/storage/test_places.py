@@ -180,13 +180,15 @@ def test_an_entry_found_without_witness_has_one_before_anything_is_said_of_it(ki
 
 
 def test_the_end_of_the_log_in_a_cold_segment_is_where_the_walk_found_it(kit: Any, bench: Any) -> None:
-    """All above op 4 is void, several segments of it, and the witness of op 4 is damaged: what the walk
-    let go of on its way is read back as it was decided, and the log grows."""
+    """Nothing continues op 4, whose witness is damaged, and several segments follow: what the walk let go of on its
+    way is read back as it was decided, and the log grows."""
     log = kit.chain([WHOLE] * (4 * SECTORS))
     bench.append(log)
     suffix = tuple(message.header for message in kit.chain([WHOLE] * (4 * SECTORS + 2), view=1, salt=5)[-2:])
     bench.promise(ViewState(view=1, log_view=1, base=4, suffix_head=4 * SECTORS + 2, suffix=suffix))
     damage_witness(bench.files, 0, 3)
+    damage_witness(bench.files, 0, 4)
+    damage_entry(bench.files, 0, 4 * SECTOR)
     again = bench.reopen()
     assert (again.recovered.settled, again.recovered.written) == (4, 4)
     assert again.store.header(4) == log[3].header
@@ -333,3 +335,42 @@ def test_what_is_intact_between_two_damages_is_kept_over_a_view_change(kit: Any,
     assert {op: state for op, (state, _) in found.items()} == {
         3: faulty, 4: present, 5: present, 6: faulty, 7: present, 8: present, 9: present,
     }  # fmt: skip
+
+
+def test_what_stands_below_a_missing_op_is_a_candidate(kit: Any, bench: Any) -> None:
+    """The view began with op 9, committed, when this journal ended with op 6: what it has above its base may be the
+    log's, and was perhaps acknowledged."""
+    log = kit.chain([WHOLE] * 9)
+    bench.append(log[:6])
+    bench.promise(ViewState(view=1, log_view=1, commit=9, base=2, suffix_head=9, suffix=(log[8].header,)))
+    recovered = bench.reopen().recovered
+    found = {entry.op: (entry.state, entry.header, entry.is_candidate) for entry in recovered.entries}
+    assert found == {
+        **{op: (EntryState.PRESENT, log[op - 1].header, True) for op in range(3, 7)},
+        **dict.fromkeys((7, 8), (EntryState.ABSENT, None, False)),
+        9: (EntryState.ABSENT, log[8].header, False),
+    }
+    assert (recovered.settled, recovered.written, recovered.rooted) == (2, 6, 2)
+
+
+def test_a_candidate_that_is_damaged_is_no_proof_that_it_was_never_there(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * 9)
+    bench.append(log[:6])
+    bench.promise(ViewState(view=1, log_view=1, commit=9, base=2, suffix_head=9, suffix=(log[8].header,)))
+    damage_entry(bench.files, 0, 3 * SECTOR)
+    recovered = bench.reopen().recovered
+    found = {entry.op: entry.state for entry in recovered.entries if entry.is_candidate}
+    assert found == dict.fromkeys((3, 5, 6), EntryState.PRESENT) | {4: EntryState.FAULTY}
+
+
+def test_nor_is_an_entry_a_candidate_that_continues_another_log(kit: Any, bench: Any) -> None:
+    log = kit.chain([WHOLE] * 9)
+    stale = kit.chain([WHOLE] * 6, salt=3)
+    bench.append(stale)
+    bench.promise(ViewState(view=1, log_view=1, base=2, suffix_head=2, suffix=(stale[1].header,)))
+    bench.store.truncate(2)
+    bench.append(kit.chain([WHOLE], after=stale[1].header, view=1))
+    bench.promise(ViewState(view=2, log_view=2, commit=9, base=2, suffix_head=9, suffix=(log[8].header,)))
+    recovered = bench.reopen().recovered
+    assert [entry.op for entry in recovered.entries if entry.is_candidate] == [3]
+    assert recovered.written == 3

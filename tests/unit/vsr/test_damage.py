@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
 from kimberlite.types import (
@@ -191,3 +193,56 @@ def test_the_base_reaches_over_what_is_damaged_in_its_place() -> None:
     state = ViewState(suffix=(ROOT,))
     core = restart(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5, rooted=4), [])
     assert base_after_start_view(core, log) == 4
+
+
+def late(log: list[Header], own: list[Header], state: EntryState = EntryState.PRESENT) -> Recovered:
+    """Restarted in a view that begins with log[5]: op 4 never came, and of `own`, from op 2 on, nothing tells
+    whether it is this log's."""
+    suffix = ViewState(view=1, log_view=1, commit=5, base=1, suffix_head=5, suffix=(log[5],))
+    entries = [RecoveredEntry(header.op, EntryState.PRESENT, header, is_candidate=True) for header in own]
+    entries[0] = replace(entries[0], state=state)
+    missing = RecoveredEntry(4, EntryState.ABSENT, None)
+    head = RecoveredEntry(5, EntryState.ABSENT, log[5])
+    return Recovered(suffix, 1, log[1], 5, own[-1].op, entries=(*entries, missing, head), commit=5, rooted=1)
+
+
+def learn(core: Replica, log: list[Header]) -> None:
+    """The primary of view 1 tells the headers of ops 2 to 5."""
+    make_durable(core, 20)
+    body = encode_headers(log[2:6])
+    told = make_header(
+        body, cluster=CLUSTER, command=Command.HEADERS, replica=1, view=1, op=2, count=4, position=5, commit=5
+    )
+    core.step(Message(told, body), 30)
+
+
+def test_what_a_replica_has_below_an_op_that_it_misses_is_still_there_after_a_restart() -> None:
+    log = chain(5)
+    core = restart(late(log, log[2:4]), [], index=2)
+    assert core.log.durable == 1
+    learn(core, log)
+    assert (core.log.durable, core.log.linked, core.log.journal_head) == (3, 5, 3)
+    assert [header.op for header in core.log.missing(9)] == [4, 5]
+
+
+def test_unless_it_is_that_of_another_log() -> None:
+    log, other = chain(5), chain(3, view=9)
+    core = restart(late(log, [log[2], other[3]]), [], index=2)
+    learn(core, log)
+    (persist,) = core.take_work().persist
+    assert (persist.kind, persist.truncate_to) == (PersistKind.VIEW, 2)
+    core.durable(persist.token, 40)
+    assert (core.log.durable, core.log.journal_head) == (2, 2)
+
+
+def test_what_is_damaged_of_it_is_asked_for_by_the_identity_that_is_learned() -> None:
+    log = chain(5)
+    core = restart(late(log, log[2:4], EntryState.FAULTY), [], index=2)
+    learn(core, log)
+    assert core.log.durable == 1
+    assert [header.op for header in core.log.missing(9)] == [2, 4, 5]
+    core.log.bodies[2] = Message(log[2])
+    (persist,) = core.take_work().persist
+    assert [entry.header.op for entry in persist.entries] == [2]
+    core.durable(persist.token, 40)
+    assert core.log.durable == 3
