@@ -395,9 +395,9 @@ COUNTERS = (
     ),
     _counter(
         "bytes_written",
-        "Bytes of prepares written to the journal, with padding to sectors.",
-        "Growth of the log. disk_bytes divided by this is what witnesses and superblock add.",
-        "every append to the journal",
+        "Bytes of entries, with padding to sectors, of witnesses and of checkpoints handed to the disk.",
+        "Above the growth of log_size: witnesses, checkpoints and repairs. Against disk_bytes: what superblocks add.",
+        "every append to the journal, every chunk of a checkpoint",
         LOAD,
     ),
     _counter(

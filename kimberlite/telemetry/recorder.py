@@ -39,7 +39,7 @@ class StorageSample(NamedTuple):
     bytes: int
     switches: int
     inline: bool
-    entry_bytes: int  # written to the journal
+    entry_bytes: int  # of entries, witnesses and checkpoints, handed to the disk
     log_bytes: int
     entries: int
     first_position: int
