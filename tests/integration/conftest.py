@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import random
 import shutil
 import subprocess
@@ -105,6 +106,40 @@ def kimberlite_command(environment: dict[str, str], tmp_path: Path) -> Command:
             pytest.fail(f"{arguments}: exit code {done.returncode}, not {code}\n{done.stderr.decode(errors='replace')}")
         assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
         return done
+
+    return run
+
+
+class OnTerminal(Protocol):
+    def __call__(self, *arguments: str | Path, addresses: Sequence[str] = ()) -> tuple[int, bytes, bytes]: ...
+
+
+@pytest.fixture
+def on_terminal(environment: dict[str, str], tmp_path: Path) -> OnTerminal:
+    """Run the command line with a terminal as its standard error: exit code, standard output, what was shown."""
+
+    def run(*arguments: str | Path, addresses: Sequence[str] = ()) -> tuple[int, bytes, bytes]:
+        leader, terminal = pty.openpty()
+        running = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kimberlite", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            env={
+                **environment,
+                **({"KIMBERLITE_ADDRESSES": ",".join(addresses)} if addresses else {}),
+                "TERM": "xterm",
+                "COLUMNS": "200",
+            },
+            cwd=tmp_path,
+        )
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the last writer of a terminal has gone
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        os.close(leader)
+        output, _ = running.communicate()
+        return running.returncode, output, shown
 
     return run
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import random
 import re
 import shutil
@@ -211,7 +209,7 @@ def test_a_restore_that_is_killed(
 
 
 def test_progress_is_shown_on_a_terminal_only(
-    start_cluster: Any, kimberlite_command: Any, settings: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+    start_cluster: Any, kimberlite_command: Any, on_terminal: Any, settings: tuple[str, ...]
 ) -> None:
     cluster = start_cluster(1)
     kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\n")
@@ -221,22 +219,8 @@ def test_progress_is_shown_on_a_terminal_only(
         (["backup", cluster.replicas[0].data, "backup"], [b"copying", b"2 events, positions 0 to 1"]),
         (["restore", "backup", *who, "new"], [b"restoring", b"verifying", b"comparing", b"identity"]),
     ):
-        leader, terminal = pty.openpty()
-        running = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kimberlite", *words],
-            stdout=subprocess.PIPE,
-            stderr=terminal,
-            cwd=tmp_path,
-            env={**environment, "TERM": "xterm", "COLUMNS": "200"},
-        )
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # EIO: the last writer of a terminal has gone
-            while chunk := os.read(leader, 4096):
-                shown += chunk
-        os.close(leader)
-        output, _ = running.communicate()
-        assert (running.returncode, output) == (0, b"")
+        code, output, shown = on_terminal(*words)
+        assert (code, output) == (0, b"")
         for text in expected:
             assert text in shown
     quiet = kimberlite_command("backup", "--check", cluster.replicas[0].data, "backup")

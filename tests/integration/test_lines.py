@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-import pty
 import random
 import struct
 import subprocess
@@ -178,26 +177,8 @@ def test_read_into_a_pipe_that_closes(
             assert reader.stderr.read() == b""
 
 
-def test_progress_bar_on_a_terminal_only(
-    start_cluster: Any, environment: dict[str, str], small_lines: Path, tmp_path: Path
-) -> None:
+def test_progress_bar_on_a_terminal_only(start_cluster: Any, on_terminal: Any, small_lines: Path) -> None:
     cluster = start_cluster(1)
-    leader, terminal = pty.openpty()
-    done = subprocess.Popen(
-        [sys.executable, "-P", "-m", "kimberlite", "append", str(small_lines)],
-        env={**environment, "KIMBERLITE_ADDRESSES": ",".join(cluster.addresses), "TERM": "xterm", "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        cwd=tmp_path,
-    )
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:  # EIO: the last writer of a terminal has gone
-        pass
-    os.close(leader)
-    output, _ = done.communicate()
-    assert output == b"0 4999\n"
+    code, output, shown = on_terminal("append", small_lines, addresses=cluster.addresses)
+    assert (code, output) == (0, b"0 4999\n")
     assert b"appending" in shown

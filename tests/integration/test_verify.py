@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,22 +150,9 @@ def test_where_there_is_no_replica(kimberlite_command: Any, tmp_path: Path) -> N
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_progress_is_shown_on_a_terminal_only(stopped: Path, environment: dict[str, str]) -> None:
-    leader, terminal = pty.openpty()
-    command = [sys.executable, "-P", "-m", "kimberlite", "verify", stopped]
-    verifying = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=terminal, env={**environment, "TERM": "xterm", "COLUMNS": "100"}
-    )
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:  # EIO: the last writer of a terminal has gone
-        pass
-    os.close(leader)
-    output, _ = verifying.communicate()
-    assert (verifying.returncode, output) == (0, b"")
+def test_progress_is_shown_on_a_terminal_only(stopped: Path, on_terminal: Any, kimberlite_command: Any) -> None:
+    code, output, shown = on_terminal("verify", stopped)
+    assert (code, output) == (0, b"")
     assert b"verifying" in shown and b"6 intact entries" in shown
-    quiet = subprocess.run(command, capture_output=True, env=environment)
+    quiet = kimberlite_command("verify", stopped)
     assert b"verifying" not in quiet.stderr

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import kimberlite
 from kimberlite import config as configuration
@@ -128,7 +129,42 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30.0) ->
         time.sleep(POLL_S)
 
 
-class Load:
+class _Clients:
+    """Clients on a thread of their own. What goes wrong in `_main` is kept for the thread that judges."""
+
+    def __init__(self, name: str) -> None:
+        self.error: BaseException | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            self.error = error
+
+    async def _main(self) -> None:
+        """Until `_stopping`."""
+        raise NotImplementedError
+
+    def start(self) -> Self:
+        self._thread.start()
+        return self
+
+    def _join(self, timeout: float) -> None:
+        """Let what is under way end. Raises what went wrong."""
+        self._stopping = True
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise RigError(f"the {self._thread.name} did not end")
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise RigError(f"the {self._thread.name} failed: {self.error!r}") from self.error
+
+
+class Load(_Clients):
     """Clients that append on a thread of their own, each append written down as the checker wants it.
 
     Every event is unique. rate: appends a second of all together. sizes: bounds of an event's bytes. counts: numbers
@@ -147,10 +183,10 @@ class Load:
         seed: int = 0,
         hold: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__("load")
         self.history: list[Acknowledged] = []
         self.acknowledged = 0
         self.end = 0  # the positions below have been acknowledged, or came before some that were
-        self.error: BaseException | None = None
         self._addresses = list(addresses)
         self._clients = clients
         self._pause_s = clients / rate
@@ -159,14 +195,6 @@ class Load:
         self._hold = hold
         self._timeout = timeout
         self._random = random.Random(seed)
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:  # kept for the thread that judges
-            self.error = error
 
     async def _main(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -199,42 +227,24 @@ class Load:
                     append.refused = True
                 await asyncio.sleep(self._pause_s * self._random.uniform(0.5, 1.5))
 
-    def start(self) -> Load:
-        self._thread.start()
-        return self
-
     def stop(self) -> None:
         """Let what is under way end. Raises what went wrong in the clients."""
-        self._stopping = True
-        self._thread.join(self._timeout + 30)
-        if self._thread.is_alive():
-            raise RigError("the clients did not end")
-        if self.error is not None:
-            raise RigError(f"a client failed: {self.error!r}") from self.error
+        self._join(self._timeout + 30)
 
     def wait_progress(self, count: int, timeout: float = 60.0) -> None:
         """Wait until `count` more appends are acknowledged."""
         wanted = self.acknowledged + count
         wait_for(lambda: self.acknowledged >= wanted or self.error is not None, f"{count} more appends", timeout)
-        if self.error is not None:
-            raise RigError(f"a client failed: {self.error!r}") from self.error
+        self._raise_error()
 
 
-class Follower:
+class Follower(_Clients):
     """A client that reads the log from its beginning while it grows, so that what is trimmed later was seen."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
+        super().__init__("follower")
         self.log: list[bytes] = []
-        self.error: BaseException | None = None
         self._addresses = list(addresses)
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:  # kept for the thread that judges
-            self.error = error
 
     async def _main(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -264,17 +274,10 @@ class Follower:
                 raise  # trimmed before it was read
             # Else this replica is behind.
 
-    def start(self) -> Follower:
-        self._thread.start()
-        return self
-
     def stop(self, end: int) -> list[bytes]:
         """The events below `end`, all of which have been committed."""
         wait_for(lambda: len(self.log) >= end or self.error is not None, f"{end} events are read", 60)
-        self._stopping = True
-        self._thread.join(60)
-        if self.error is not None:
-            raise RigError(f"the follower failed: {self.error!r}") from self.error
+        self._join(60)
         return self.log
 
 
