@@ -42,6 +42,7 @@ from kimberlite.types import Header
 
 INDEX_BYTES = 6 << 20  # of all indexes together: 768 segments of 64 MiB full of single events
 SECTORS_MAX = 256  # sectors of witness files kept
+AHEAD_RECORDS = 128  # read with one call for who asks for one op after another
 STARTS_MAX = 4096  # beginnings of segments kept
 _PLACE_BYTES = 128  # what the place of an entry costs whose witness is damaged
 _UNREADABLE = b"\xff" * SECTOR  # no valid record, and not one that was never written
@@ -366,11 +367,16 @@ class ColdSegments:
         start = self.start(number)
         return self._find(number, start, op - start.base)[0]
 
-    def locate(self, op: int) -> tuple[int, int, Header | None, int | None]:
-        """Number of the segment, index in it, header and offset of an op, as far as they are known."""
+    def locate(self, op: int, is_sequential: bool = False) -> tuple[int, int, Header | None, int | None]:
+        """Number of the segment, index in it, header and offset of an op, as far as they are known.
+
+        is_sequential: the ops that follow will be asked for next.
+        """
         number = self.segment_of(op)
         start = self.start(number)
         at = op - start.base
+        if is_sequential and (number, at // RECORDS_PER_SECTOR) not in self._sectors:
+            self.prefetch(op, op + AHEAD_RECORDS - 1)
         return number, at, *self._find(number, start, at)
 
     def find(self, position: int) -> int | None:

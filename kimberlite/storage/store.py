@@ -612,11 +612,14 @@ class Store:
         self._handles.adopt(number, self._disk.create(journal_name(number), self.segment_bytes), None)
         self._spare.append((number, bytearray()))
 
-    def place_of(self, op: int) -> tuple[int, int, Header | None, int | None]:
-        """Number of the segment, index in it, header and offset of an op, as far as they are known."""
+    def place_of(self, op: int, is_sequential: bool = False) -> tuple[int, int, Header | None, int | None]:
+        """Number of the segment, index in it, header and offset of an op, as far as they are known.
+
+        is_sequential: the ops that follow will be asked for next.
+        """
         segment = self._open_segment(op)
         if segment is None:
-            return self._cold.locate(op)
+            return self._cold.locate(op, is_sequential)
         index = op - segment.base
         return segment.number, index, segment.header(index), segment.place(index)
 
@@ -656,7 +659,7 @@ class Store:
     def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
         if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return None
-        number, _, expected, offset = self.place_of(op)
+        number, _, expected, offset = self.place_of(op, is_sequential=ahead > 0)
         if expected is not None and checksum is not None and expected.checksum != checksum:
             return None
         if ahead and expected is not None and offset is not None and op < self._open[0].base:

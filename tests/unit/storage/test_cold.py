@@ -446,17 +446,31 @@ def test_entries_read_ahead_are_the_same_and_damage_is_that_of_its_op_alone(kit:
     assert how != "whole" or reads.of_journals < 30
 
 
+def test_witnesses_are_read_many_at_a_time_for_who_reads_one_entry_after_another(kit: Any, bench: Any) -> None:
+    entries = kit.chain([100] * 200)
+    bench.append(entries)
+    counts = []
+    for ahead in (1 << 18, 0):
+        again = bench.reopen()
+        reads = CountedReads(again.disk)
+        for message in entries:
+            assert same(again.store.read(message.header.op, ahead=ahead), message)
+        counts.append(reads.of_witnesses)
+    assert 2 * counts[0] <= counts[1], "here two sectors hold the witnesses of a segment"
+
+
 def same(found: Message | None, wanted: Message) -> bool:
     return found is not None and (found.header.raw, bytes(found.body)) == (wanted.header.raw, bytes(wanted.body))
 
 
 class CountedReads:
     def __init__(self, disk: SimDisk) -> None:
-        self.of_journals = 0
+        self.of_journals = self.of_witnesses = 0
         read = disk.read
 
         def counted(file: int, offset: int, length: int) -> memoryview:
             self.of_journals += disk._handles[file].startswith("journal")
+            self.of_witnesses += disk._handles[file].startswith("witness")
             return read(file, offset, length)
 
         disk.read = counted  # type: ignore[method-assign]
