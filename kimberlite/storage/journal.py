@@ -124,20 +124,20 @@ def examine_entry(disk: Readable, file: int, offset: int, limit: int, expected: 
         head = disk.read(file, offset, min(round_up(expected), limit - offset))
         if len(head) < SECTOR:
             return Flaw.UNREADABLE
-        if bytes(head[:SECTOR]) == _ZERO_SECTOR:
-            return Flaw.NOTHING
         header = framing.decode_header(head, 0, limit - offset)
         padded = round_up(header.size)
         if offset + padded > limit:
             return Flaw.SIZE
-        whole = head[:padded] if padded <= len(head) else disk.read(file, offset, padded)
+        whole = head if padded <= len(head) else disk.read(file, offset, padded)
     except FrameError as error:
+        if bytes(head[:SECTOR]) == _ZERO_SECTOR:
+            return Flaw.NOTHING
         return Flaw.SIZE if error.details["reason"] == FrameReason.BAD_SIZE else Flaw.HEADER
     except OSError:
         return Flaw.UNREADABLE
     if len(whole) < padded:
         return Flaw.UNREADABLE
-    if bytes(whole[:HEADER_SIZE]) != header.raw:
+    if whole is not head and bytes(whole[:HEADER_SIZE]) != header.raw:  # read anew, and another now
         return Flaw.HEADER
     body = whole[HEADER_SIZE : header.size]
     if not framing.verify_body(header, body):
