@@ -129,14 +129,20 @@ class CheckpointWriter:
 
     def lose(self, op: int) -> None:
         """No copy of the checkpoint of `op` could be read."""
-        if self._copying is None and op == self._superblock.current.checkpoint.op:
+        is_busy = self._copying is not None and not self._copying.is_stalled
+        if not is_busy and op == self._superblock.current.checkpoint.op:
             self.is_lost = True
 
     def rewrite(self, copy: str, data: bytes) -> bool:
-        """A damaged copy again; False when something is being written, or `data` is not what it holds."""
-        current = self._superblock.current.checkpoint
-        if self._copying is not None or xxhash.xxh3_128_digest(data) != current.digest:
+        """A damaged copy again; False when something is being written, or `data` is not what it holds. A checkpoint
+        that waits for space waits for this as well."""
+        current, waiting = self._superblock.current.checkpoint, self._copying
+        is_busy = waiting is not None and not (waiting.is_stalled and waiting.commits)
+        if is_busy or xxhash.xxh3_128_digest(data) != current.digest:
             return False
+        if waiting is not None:
+            waiting.is_stalled = False
+            self._next = waiting
         self._begin(_Copying(current, data, [copy], commits=False))
         return True
 

@@ -240,6 +240,44 @@ def test_a_checkpoint_without_space_waits_for_it_and_holds_no_trim_back(copies: 
     assert log.start().restored.op == 90
 
 
+def test_a_damaged_copy_is_made_good_while_the_next_checkpoint_waits_for_space() -> None:
+    """It may wait for long, and the other copy is the only one."""
+    log = Log()
+    log.append(100)
+    log.checkpoint(60, b"small")
+    fill(log.files)
+    log.checkpoint(90, b"small")
+    a, b = (checkpoint.file_name(60, copy) for copy in checkpoint.COPIES)
+    good = log.files.durable[b]
+    log.files.durable[a][100] ^= 1
+    assert log.store.rewrite_checkpoint("a", bytes(good))
+    log.finish()
+    assert log.files.durable[a] == good == log.files.durable[b]
+    log.files.capacity = None
+    log.store.make_room(2 * RETRY_NS, needed=False)
+    log.finish()
+    assert log.store.checkpoint.op == 90
+    assert log.names("checkpoint") == [checkpoint.file_name(90, copy) for copy in checkpoint.COPIES]
+
+
+def test_no_copy_is_relied_on_that_is_lost_while_the_next_checkpoint_waits_for_space() -> None:
+    log = Log()
+    log.append(100)
+    log.checkpoint(60, b"small")
+    fill(log.files)
+    log.checkpoint(90, b"small")
+    log.store.lose_checkpoint(60)
+    assert log.store.checkpoint_op == 0
+    third = list(log.store.extents())[2]
+    log.store.trim(third.first_op, third.first_position)
+    log.finish()
+    assert log.store.first_op == 1, "without it nothing could be executed again"
+    log.files.capacity = None
+    log.store.make_room(RETRY_NS, needed=False)
+    log.finish()
+    assert (log.store.checkpoint_op, log.store.first_op) == (90, third.first_op)
+
+
 def test_a_trim_gives_space_back_and_is_not_forgotten() -> None:
     log = Log()
     log.append(100)
