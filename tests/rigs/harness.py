@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30.0) ->
         time.sleep(POLL_S)
 
 
-class _Clients:
+class _Clients(ABC):
     """Clients on a thread of their own. What goes wrong in `_main` is kept for the thread that judges."""
 
     def __init__(self, name: str) -> None:
@@ -143,9 +144,9 @@ class _Clients:
         except BaseException as error:
             self.error = error
 
+    @abstractmethod
     async def _main(self) -> None:
         """Until `_stopping`."""
-        raise NotImplementedError
 
     def start(self) -> Self:
         self._thread.start()

@@ -240,13 +240,19 @@ def test_a_checkpoint_without_space_waits_for_it_and_holds_no_trim_back(copies: 
     assert log.start().restored.op == 90
 
 
-def test_a_damaged_copy_is_made_good_while_the_next_checkpoint_waits_for_space() -> None:
-    """It may wait for long, and the other copy is the only one."""
+def waiting_for_space() -> Log:
+    """The checkpoint of op 90 waits for it, that of op 60 is in force."""
     log = Log()
     log.append(100)
     log.checkpoint(60, b"small")
     fill(log.files)
     log.checkpoint(90, b"small")
+    return log
+
+
+def test_a_damaged_copy_is_made_good_while_the_next_checkpoint_waits_for_space() -> None:
+    """It may wait for long, and the other copy is the only one."""
+    log = waiting_for_space()
     a, b = (checkpoint.file_name(60, copy) for copy in checkpoint.COPIES)
     good = log.files.durable[b]
     log.files.durable[a][100] ^= 1
@@ -261,11 +267,7 @@ def test_a_damaged_copy_is_made_good_while_the_next_checkpoint_waits_for_space()
 
 
 def test_no_copy_is_relied_on_that_is_lost_while_the_next_checkpoint_waits_for_space() -> None:
-    log = Log()
-    log.append(100)
-    log.checkpoint(60, b"small")
-    fill(log.files)
-    log.checkpoint(90, b"small")
+    log = waiting_for_space()
     log.store.lose_checkpoint(60)
     assert log.store.checkpoint_op == 0
     third = list(log.store.extents())[2]
