@@ -15,7 +15,7 @@ from kimberlite.storage.interface import LogStore
 from kimberlite.types import Bytes, Message, Operation
 
 OPS_PER_READ_MAX = 4096  # ops looked at for one answer: bounds the time a read takes
-AHEAD_BYTES = 512 << 10  # read from the disk at once, of entries that are read one after another; more leaves the cache
+AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that are read one after another
 
 
 class LogReader:
