@@ -229,16 +229,20 @@ def primary_of() -> Callable[[LocalCluster], int]:
 
 @pytest.fixture
 def settled() -> Callable[[LocalCluster], None]:
-    """Wait until every replica answers and has committed what the most advanced one has."""
+    """Wait until every replica answers, and has applied all that the most advanced one has.
+
+    A replica that was away learns what is committed before it holds it: reads show what is applied.
+    """
 
     def wait(cluster: LocalCluster) -> None:
         def equal() -> bool:
             answers = probe.fetch_all(cluster.addresses, 1.0)
-            commits = {None if isinstance(answer, UnavailableError) else answer["commit"] for answer in answers}
-            ops = {None if isinstance(answer, UnavailableError) else answer["op"] for answer in answers}
-            return None not in commits and len(commits) == 1 and commits == ops
+            if any(isinstance(answer, UnavailableError) for answer in answers):
+                return False
+            reached = {answer[number] for answer in answers for number in ("op", "commit", "applied")}
+            return len(reached) == 1
 
-        wait_until(equal, "all replicas have committed the same", 60)
+        wait_until(equal, "all replicas have applied the same", 60)
 
     return wait
 
