@@ -5,7 +5,9 @@
         async for event in log.read(start=position): ...
 
 Appends made at the same time travel together. They go to the primary, wherever it is by
-now; reads are served by any replica. Thread rules: one event loop.
+now; reads are served by any replica, by the primary when it can be reached. Invariant: a read
+does not end before what this client knows to be in the log, because it was acknowledged to it
+or because a replica said so. Thread rules: one event loop.
 May import: errors, types, config (addresses), _fast, net, client.session.
 """
 
@@ -39,6 +41,7 @@ from kimberlite.types import ZERO16, Bytes, ClientId, Command, Header, Message, 
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
+PRIMARY_WAIT_S = 0.2  # once a replica has greeted, so long for the primary to do so, too
 DIAL_FIRST_S = 0.02
 DIAL_MAX_S = 0.5
 READ_BYTES = 1 << 20
@@ -71,6 +74,8 @@ class Log:
         self._random = Random(secrets.randbits(64))
         self._session: Session | None = None
         self._replicas: dict[int, FrameConnection] = {}
+        self._failed: set[int] = set()  # indexes of the addresses that can not be reached
+        self._end = 0  # so many events are in the log at least
         self._futures: dict[int, asyncio.Future[int]] = {}
         self._answers: dict[bytes, asyncio.Future[Message]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -152,8 +157,10 @@ class Log:
                         port,
                     )
             except OSError:
-                pass
+                self._failed.add(index)
+                self._look_for_primary()
             else:
+                self._failed.discard(index)
                 connection.send(self._frame(Command.HELLO))
                 try:
                     await closed
@@ -223,8 +230,19 @@ class Log:
         self._replicas[header.replica] = connection
         self._session.step(Message(header), now)
         self._session.connected(header.replica, now)
-        if self._ready is not None:
-            self._ready.set()
+        self._look_for_primary()
+
+    def _look_for_primary(self) -> None:
+        """Ready is who has met the primary, or whoever there is. Another replica may not have applied yet
+        what was acknowledged a moment ago, and the first read shall find that."""
+        session, ready = self._session, self._ready
+        if session is None or ready is None or ready.is_set() or self._loop is None:
+            return
+        met = len(self._replicas)
+        if session.view % session.replica_count in self._replicas or met + len(self._failed) >= len(self._addresses):
+            ready.set()
+        elif met == 1:
+            self._loop.call_later(PRIMARY_WAIT_S, ready.set)
 
     def _refuse(self, header: Header) -> None:
         """A replica did not let us in."""
@@ -255,6 +273,7 @@ class Log:
                 if outcome.error is not None:
                     future.set_exception(outcome.error)
                 else:
+                    self._end = max(self._end, outcome.position + outcome.count)
                     future.set_result(outcome.position)
         deadline = session.next_deadline()
         if deadline is not None and (self._timer is None or deadline < self._timer_at):
@@ -322,7 +341,12 @@ class Log:
         self, start: int = 0, *, limit: int | None = None, timeout: float | None = None
     ) -> AsyncIterator[bytes]:
         """Events from `start` to the end of the log, or `limit` of them. Raises PositionError
-        when `start` is beyond the end, or before `first`: retention took what was there."""
+        when `start` is beyond the end, or before `first`: retention took what was there.
+
+        The end is that of the replica that answers, and never before what was acknowledged to
+        this client or what an earlier read has shown. What other clients were acknowledged is
+        there when the primary answers; when it can not be reached, another one may lag behind.
+        """
         async for _, count, body in self.read_batches(start=start, limit=limit, timeout=timeout):
             for event in event_batches.slice(body, 0, count):
                 yield event
@@ -350,7 +374,7 @@ class Log:
                     raise UnavailableError(f"asked for position {position}, got {piece.position}")
                 yield position, piece.events, piece.body
                 position += piece.events
-            if not follow and position >= piece.end:
+            if not follow and position >= self._end:
                 return
 
     async def _read_once(self, position: int, count: int, follow: bool, timeout: float) -> _Piece:
@@ -380,7 +404,8 @@ class Log:
                 problem = f"replica {replica} did not answer"
             elif answer.header.command == Command.READ_REPLY:
                 header = answer.header
-                return _Piece(header.position, header.count, answer.body, header.timestamp)
+                self._end = max(self._end, header.timestamp)
+                return _Piece(header.position, header.count, answer.body)
             elif answer.header.reason == Reason.POSITION_TRIMMED:
                 first = answer.header.position
                 raise PositionError(
@@ -390,11 +415,11 @@ class Log:
                     end=None,
                 )
             elif answer.header.reason == Reason.POSITION_BEYOND_END:
-                log_end = answer.header.position
+                log_end = self._end = max(self._end, answer.header.position)
                 if position == log_end and not follow:
-                    return _Piece(position, 0, b"", log_end)
-                problem = f"the log ends at position {log_end}"
-                if len(avoid) + 1 >= len(self._replicas) and not follow:
+                    return _Piece(position, 0, b"")
+                problem = f"the log has at least {log_end} events, replica {replica} {answer.header.position} by now"
+                if position > log_end and len(avoid) + 1 >= len(self._replicas) and not follow:
                     raise PositionError(
                         f"position {position} is beyond the end of the log, which has positions 0 to {log_end - 1}"
                         if log_end
@@ -456,12 +481,11 @@ class _Answer(asyncio.Future[Message]):
 
 
 class _Piece(NamedTuple):
-    """What one READ gave; `end` is the end of the log as that replica knows it."""
+    """What one READ gave."""
 
     position: int
     events: int
     body: Bytes
-    end: int
 
 
 def connect(

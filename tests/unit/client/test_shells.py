@@ -44,7 +44,8 @@ class Replicas:
         self.sessions: dict[bytes, int] = {}
         self.connections: list[list[FrameConnection]] = [[] for _ in range(count)]
         self.servers: list[asyncio.Server] = []
-        self.behind: set[int] = set()  # replicas that know nothing of the log
+        self.behind: dict[int, int] = {}  # replica -> the events it has, when not all
+        self.greets_after: dict[int, float] = {}  # replica -> seconds
         self.parked: list[tuple[int, FrameConnection, Header]] = []
 
     async def start(self) -> list[str]:
@@ -89,11 +90,14 @@ class Replicas:
         to.send(Message(header, body))
 
     def _answer(self, index: int, connection: FrameConnection, header: Any, body: memoryview) -> None:
-        end = 0 if index in self.behind else len(self.log)
+        end = self.behind.get(index, len(self.log))
         if header.cluster not in (CLUSTER, ZERO16):
             self._send(index, connection, header, Command.REJECT, reason=Reason.WRONG_CLUSTER)
         elif header.command == Command.HELLO:
-            self._send(index, connection, header, Command.HELLO, count=self.count)
+            asyncio.get_running_loop().call_later(
+                self.greets_after.get(index, 0.0),
+                lambda: self._send(index, connection, header, Command.HELLO, count=self.count),
+            )
         elif header.command == Command.STATUS:
             self._send(index, connection, header, Command.STATUS_REPLY, json.dumps({"replica": index}).encode())
         elif header.command == Command.READ:
@@ -105,7 +109,7 @@ class Replicas:
                         index, connection, header, Command.REJECT, reason=Reason.POSITION_BEYOND_END, position=end
                     )
                 return
-            found = self.log[header.position : header.position + min(header.count or 7, 7)]
+            found = self.log[header.position : min(header.position + min(header.count or 7, 7), end)]
             self._send(
                 index,
                 connection,
@@ -321,6 +325,67 @@ def test_a_read_whose_replica_goes_away_is_asked_of_another() -> None:
                 await asyncio.sleep(0)
             await log.append([b"b"])
             assert await waiting == b"b"
+
+    run(test)
+
+
+def test_a_read_gives_all_that_its_client_knows_to_be_in_the_log() -> None:
+    """The primary goes, the others have not applied what it acknowledged: the read waits for one that has."""
+
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            await log.append([b"a", b"b", b"c"])
+            replicas.behind = {1: 0, 2: 2}
+            replicas.servers[0].close()
+            replicas.cut(0)
+            with pytest.raises(UnavailableError, match="the log has at least 3 events, replica"):
+                await collected(log.read(timeout=0.2))
+            reading = asyncio.ensure_future(collected(log.read(2)))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(reading), 0.2)
+            replicas.behind = {1: 0}
+            assert await reading == [b"c"]
+
+    run(test)
+
+
+def test_a_read_that_goes_on_at_another_replica_does_not_end_before_it_would_have() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.log = [b"%d" % number for number in range(20)]
+        replicas.behind = {1: 7, 2: 7}
+        async with connected(addresses) as log:
+            source = log.read()
+            found = [await anext(source) for _ in range(7)]  # one answer
+            replicas.servers[0].close()
+            replicas.cut(0)
+            rest = asyncio.ensure_future(collected(source))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(rest), 0.2)
+            replicas.behind = {}
+            assert found + await rest == replicas.log
+
+    run(test)
+
+
+def test_the_first_read_waits_for_the_greeting_of_the_primary() -> None:
+    """A backup that greets sooner may not have applied yet what another client was just acknowledged."""
+
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.log = [b"a", b"b"]
+        replicas.behind = {1: 1, 2: 1}
+        replicas.greets_after = {0: 0.05}
+        async with connected(addresses) as log:
+            assert await collected(log.read()) == [b"a", b"b"]
+
+    run(test)
+
+
+def test_a_primary_that_does_not_greet_is_not_waited_for_for_long() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.log = [b"a"]
+        replicas.greets_after = {0: 60.0}
+        async with connected(addresses) as log:
+            assert await collected(log.read()) == [b"a"]
 
     run(test)
 
