@@ -139,6 +139,7 @@ class Node:
         self._ticks = 0
         self._telemetry_problem = ""
         self._free_space = FreeSpace(config.storage.free_bytes_min)
+        self._trim_wait = retention.Wait()
         self.telemetry: supervisor.TelemetryProcess | None = None
 
     # Life
@@ -284,6 +285,7 @@ class Node:
                 entries=store.head - store.first_op + 1,
                 first_position=store.first_position,
                 checkpoint_op=store.checkpoint_op,
+                trim_due_at=self._trim_wait.since,
                 free_bytes=self._look_at_space() if self._ticks % FREE_SPACE_EVERY == 0 else None,
             )
         )
@@ -473,16 +475,23 @@ class Node:
         """As primary: have trimmed what the configuration no longer keeps."""
         core, kept = self.driver.core, self.config.retention
         if not core.is_primary:
+            self._trim_wait = retention.Wait()
             return
-        chosen = retention.choose(
-            self._store.extents(),
-            bytes_max=kept.bytes_max,
-            age_max_ns=kept.age_max_s * 1_000_000_000,
-            now_ns=time.time_ns(),
-            last_op=min(core.trimmable_op, core.applied),
-        )
+
+        def choose(checkpoint_op: int) -> tuple[int, int] | None:
+            return retention.choose(
+                self._store.extents(),
+                bytes_max=kept.bytes_max,
+                age_max_ns=kept.age_max_s * 1_000_000_000,
+                now_ns=time.time_ns(),
+                last_op=min(checkpoint_op + 1, core.applied),
+            )
+
+        chosen = choose(core.trimmable_op - 1)
         if chosen is not None:
             self._run(lambda: self.driver.trim(*chosen))
+        due = choose(core.checkpoint_op)
+        self._trim_wait.look(core.first_op, due[0] if due else None, core.checkpoint_ops, time.monotonic_ns())
 
     def _scrub(self) -> None:
         if self.scrubber.tick(time.monotonic_ns()):
@@ -599,7 +608,13 @@ class Node:
             "unhealthy": "; ".join(
                 [
                     *filter(
-                        None, [snapshot.unhealthy, str(self._store.disk_full or ""), self._free_space.reason(free)]
+                        None,
+                        [
+                            snapshot.unhealthy,
+                            str(self._store.disk_full or ""),
+                            self._free_space.reason(free),
+                            self._trim_wait.reason(now),
+                        ],
                     ),
                     *(f"replica {index}: {refusal}" for index, refusal in sorted(self._peers.refusals.items())),
                 ]

@@ -1,18 +1,20 @@
 """Retention: with which op the log should begin, by its size and the age of its events.
 
 A pure decision over what the store knows of its segments; the primary asks now and then, and proposes
-the answer as an operation. Whole segments only: trimming less would give no space back.
+the answer as an operation. Whole segments only: trimming less would give no space back. A trim that
+is due waits for the checkpoints of all replicas, and it is said when that takes long: the log grows.
 
 May import: storage.interface only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kimberlite.storage.interface import Extent
 
 SEGMENTS_MAX = 256  # trimmed at a time: each takes a look at its file
+PATIENCE_NS = 10_000_000_000  # replicas make their checkpoints one a little after the other
 
 
 def choose(
@@ -36,3 +38,34 @@ def choose(
             break
         chosen = extent.first_op, extent.first_position
     return chosen
+
+
+class Wait:
+    """For which replicas a trim that is due waits. since: nanoseconds, when that began; 0 while none waits."""
+
+    def __init__(self) -> None:
+        self.since = 0
+        self._first_op = 0
+        self._needed = 0
+        self._late: dict[int, int] = {}  # replica -> the op of its checkpoint
+
+    def look(self, first_op: int, due: int | None, checkpoints: Mapping[int, int], now: int) -> None:
+        """first_op: with which the log begins; due: with which it would if every replica had the checkpoint
+        for it, None to leave it as it is. checkpoints: by replica, the op of its durable checkpoint."""
+        needed = due - 1 if due is not None else 0
+        self._late = {replica: op for replica, op in checkpoints.items() if op < needed}
+        if not self._late:
+            self.since = 0
+        elif not self.since or first_op != self._first_op:
+            self.since = now
+        self._first_op, self._needed = first_op, needed
+
+    def reason(self, now: int) -> str:
+        """A sentence, empty while nothing waits for long."""
+        if not self.since or now - self.since < PATIENCE_NS:
+            return ""
+        late = ", ".join(f"replica {replica} (which has that of op {op})" for replica, op in sorted(self._late.items()))
+        return (
+            f"retention has waited {(now - self.since) / 1e9:.0f} s for a checkpoint of op {self._needed} on {late}: "
+            "the log grows until it has one; bring it back, or see to room on the disks"
+        )

@@ -689,6 +689,16 @@ HEALTH = (
         LOAD,
     ),
     _gauge(
+        "trim_wait",
+        "For how long a trim that is due has waited for the checkpoint of a replica; NaN while none waits.",
+        "A replica that is down or far behind keeps all logs growing: bring it back before the disks are full.",
+        "a trim that is due while a replica is down",
+        RETENTION,
+        Unit.SECONDS,
+        source=Source.INSTANT,
+        role=Role.PRIMARY,
+    ),
+    _gauge(
         "log_event_count",
         "Events of the applied log: the position that the next event gets.",
         "Equal on replicas that keep up.",

@@ -44,6 +44,7 @@ class StorageSample(NamedTuple):
     entries: int
     first_position: int
     checkpoint_op: int
+    trim_due_at: int  # when a trim began to wait for a replica; 0 while none waits
     free_bytes: int | None  # None: as before
 
 
@@ -408,6 +409,7 @@ class Recorder:
         self._set["log_entry_count"](sample.entries)
         self._set["log_first_event"](sample.first_position)
         self._set["checkpoint_number"](sample.checkpoint_op)
+        self._set["trim_wait"](sample.trim_due_at)
         if sample.free_bytes is not None:
             self._set["disk_free"](sample.free_bytes)
 

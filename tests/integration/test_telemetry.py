@@ -364,15 +364,31 @@ class Player:
         self.until(found, "the scrubber has found it all, and it is repaired")
 
     def retention(self, step: Step) -> None:
-        """Two segments more than are kept, and then as many operations as a checkpoint takes."""
+        """Two segments more than are kept, and more operations than a checkpoint takes, while a replica is down:
+        nothing is trimmed until it has come back and made its checkpoint, too."""
+        absent = step.backups[1]
+        self.cluster.kill(absent)
         self.append(110, (RETENTION_BYTES + (32 << 20)) // 110 // EVENTS_PER_APPEND)
+        self.append(100)
+
+        def waits() -> bool:
+            told = str(probe.fetch_status(self.cluster.addresses[step.primary], 5)["unhealthy"])
+            return "retention has waited" in told and f"on replica {absent} " in told
+
+        self.until(waits, "the primary says for which replica the trim waits")
+        step.facts["scrape"] = self.scrape(step.primary)
+        self.cluster.start(absent)
+        step.restarted.add(absent)
+        self.primary()
         self.append(100)
 
         def trimmed(replica: int) -> bool:
             scrape = self.scrape(replica)
-            return scrape is not None and scrape["vsr_log_first_event"] > 0
+            if scrape is None:
+                return False
+            return scrape["vsr_log_first_event"] > 0 and math.isnan(scrape["vsr_trim_wait_seconds"])
 
-        self.until(lambda: all(map(trimmed, range(REPLICAS))), "every replica has trimmed its log")
+        self.until(lambda: all(map(trimmed, range(REPLICAS))), "every replica has trimmed its log, no trim is due")
 
     def stall(self, step: Step) -> None:
         """The backups stop, clients go on asking: the primary fails to commit, and gives up in the end."""
@@ -772,6 +788,7 @@ PROOFS: dict[str, Proof] = {
     "log_event_count": exact_events,
     "log_first_event": rises(),
     "checkpoint_number": rises(),
+    "trim_wait": both(shown(positive), passes(math.isnan)),
     "last_commit": passes(lambda age: 0 <= age < 5),
     "disk_free": free_space,
     "client_sessions_active": rises(),

@@ -286,6 +286,7 @@ def test_storage(recorder: Recorder) -> None:
         entries=4,
         first_position=11,
         checkpoint_op=12,
+        trim_due_at=13,
         free_bytes=None,
     )
     recorder.update_storage(sample._replace(free_bytes=1 << 40))
@@ -304,6 +305,7 @@ def test_storage(recorder: Recorder) -> None:
         "log_entry_count": 4,
         "log_first_event": 11,
         "checkpoint_number": 12,
+        "trim_wait": 13,
         "disk_free": 1 << 40,
     }
 
