@@ -477,21 +477,17 @@ class Node:
         if not core.is_primary:
             self._trim_wait = retention.Wait()
             return
-
-        def choose(checkpoint_op: int) -> tuple[int, int] | None:
-            return retention.choose(
-                self._store.extents(),
-                bytes_max=kept.bytes_max,
-                age_max_ns=kept.age_max_s * 1_000_000_000,
-                now_ns=time.time_ns(),
-                last_op=min(checkpoint_op + 1, core.applied),
-            )
-
-        chosen = choose(core.trimmable_op - 1)
-        if chosen is not None:
-            self._run(lambda: self.driver.trim(*chosen))
-        due = choose(core.checkpoint_op)
-        self._trim_wait.look(core.first_op, due[0] if due else None, core.checkpoint_ops, time.monotonic_ns())
+        trim, held = retention.choose(
+            self._store.extents(),
+            bytes_max=kept.bytes_max,
+            age_max_ns=kept.age_max_s * 1_000_000_000,
+            now_ns=time.time_ns(),
+            last_op=min(core.trimmable_op, core.applied),
+        )
+        if trim is not None:
+            self._run(lambda: self.driver.trim(*trim))
+        checkpoints = {replica: peer.checkpoint for replica, peer in core.peers.items()}
+        self._trim_wait.look(core.first_op, held, core.checkpoint_op, checkpoints, time.monotonic_ns())
 
     def _scrub(self) -> None:
         if self.scrubber.tick(time.monotonic_ns()):

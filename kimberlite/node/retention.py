@@ -10,6 +10,7 @@ May import: storage.interface only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from kimberlite.storage.interface import Extent
 
@@ -17,27 +18,35 @@ SEGMENTS_MAX = 256  # trimmed at a time: each takes a look at its file
 PATIENCE_NS = 10_000_000_000  # replicas make their checkpoints one a little after the other
 
 
-def choose(
-    extents: Iterable[Extent], *, bytes_max: int, age_max_ns: int, now_ns: int, last_op: int
-) -> tuple[int, int] | None:
-    """(first op, position of its first event) to begin the log with; None to leave it as it is.
+class Choice(NamedTuple):
+    """trim: (first op, position of its first event) to begin the log with; None to leave it as it is.
+    held: first op of the next segment that the log would begin with, were that not above `last_op`."""
+
+    trim: tuple[int, int] | None = None
+    held: int | None = None
+
+
+def choose(extents: Iterable[Extent], *, bytes_max: int, age_max_ns: int, now_ns: int, last_op: int) -> Choice:
+    """With which op the log should begin.
 
     extents: the segments of the log, oldest first; looked at only as far as needed. A segment goes when what
     comes after it is bytes_max at least, or when all its events are older than age_max_ns (0: no
     such limit). last_op: the highest op that the log may begin with.
     """
     if not bytes_max and not age_max_ns:
-        return None
-    chosen: tuple[int, int] | None = None
+        return Choice()
+    trim: tuple[int, int] | None = None
     for count, extent in enumerate(extents):
         if count == 0:
             continue  # the segment that the log begins with
         large = bytes_max and extent.bytes_from_here >= bytes_max
         old = age_max_ns and extent.first_timestamp <= now_ns - age_max_ns
-        if count > SEGMENTS_MAX or extent.first_op > last_op or not (large or old):
+        if count > SEGMENTS_MAX or not (large or old):
             break
-        chosen = extent.first_op, extent.first_position
-    return chosen
+        if extent.first_op > last_op:
+            return Choice(trim, extent.first_op)
+        trim = extent.first_op, extent.first_position
+    return Choice(trim)
 
 
 class Wait:
@@ -49,11 +58,11 @@ class Wait:
         self._needed = 0
         self._late: dict[int, int] = {}  # replica -> the op of its checkpoint
 
-    def look(self, first_op: int, due: int | None, checkpoints: Mapping[int, int], now: int) -> None:
-        """first_op: with which the log begins; due: with which it would if every replica had the checkpoint
-        for it, None to leave it as it is. checkpoints: by replica, the op of its durable checkpoint."""
-        needed = due - 1 if due is not None else 0
-        self._late = {replica: op for replica, op in checkpoints.items() if op < needed}
+    def look(self, first_op: int, held: int | None, own: int, others: Mapping[int, int], now: int) -> None:
+        """first_op: with which the log begins; held: of the Choice. own, others: the op of the durable
+        checkpoint here, and by replica elsewhere. While there is none here for it, a trim is not due."""
+        needed = held - 1 if held is not None and own >= held - 1 else 0
+        self._late = {replica: op for replica, op in others.items() if op < needed}
         if not self._late:
             self.since = 0
         elif not self.since or first_op != self._first_op:

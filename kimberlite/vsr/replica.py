@@ -251,12 +251,7 @@ class Replica:
     def trimmable_op(self) -> int:
         """Highest op with which the log may begin: what is before is in a durable checkpoint of every
         replica, so that none will ever need it to catch up."""
-        return min(self.checkpoint_ops.values()) + 1
-
-    @property
-    def checkpoint_ops(self) -> dict[int, int]:
-        """By replica, the op of its durable checkpoint as far as known here; 0 before it was heard."""
-        return {self.index: self.checkpoint_op, **{replica: peer.checkpoint for replica, peer in self.peers.items()}}
+        return min([self.checkpoint_op, *(peer.checkpoint for peer in self.peers.values())]) + 1
 
     def set_clock_offset(self, offset_ns: int) -> None:
         """Nanoseconds to add to `now` to obtain the time since 1970."""
