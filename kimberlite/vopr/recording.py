@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from kimberlite._fast import framing
 from kimberlite.errors import FrameError
@@ -93,9 +93,9 @@ class RecordingDisk(SimDisk):
         if not record.base:
             record.base = {name: bytearray(content) for name, content in files.durable.items()}
 
-    def _note(self, kind: str, **values: object) -> None:
+    def _note(self, kind: str, **values: Any) -> None:
         record = self._record
-        record.events.append(Event(record.replica, kind, record.promised.copy(), **values))  # type: ignore[arg-type]
+        record.events.append(Event(record.replica, kind, record.promised.copy(), **values))
 
     def create(self, name: str, size: int, zeroed: bool = True) -> int:
         self._note("create", name=name, size=size)
