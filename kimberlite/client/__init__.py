@@ -1,1 +1,1 @@
-"""The client: session.py is the protocol without I/O, aio.py and blocking.py are its shells."""
+"""The client: session.py and reading.py speak the protocol, aio.py and blocking.py are the shells around them."""

@@ -5,36 +5,31 @@
         async for event in log.read(start=position): ...
 
 Appends made at the same time travel together. They go to the primary, wherever it is by
-now; reads are served by any replica, by the primary when it can be reached. Invariant: a read
-does not end before what this client knows to be in the log, because it was acknowledged to it
-or because a replica said so. Thread rules: one event loop.
-May import: errors, types, config (addresses), _fast, net, client.session.
+now; what reads is in client.reading. Thread rules: one event loop.
+May import: errors, types, config (addresses), _fast, net, client.reading, client.session.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from random import Random
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
+from kimberlite.client.reading import Reader, Reading
 from kimberlite.client.session import Session
 from kimberlite.config import parse_address, parse_cluster_id
 from kimberlite.errors import (
     KimberliteError,
     OutcomeUnknownError,
-    PositionError,
     UnavailableError,
     UsageError,
     WrongClusterError,
 )
-from kimberlite.net import READ_WAIT
 from kimberlite.net.peers import keep_alive
 from kimberlite.net.transport import FrameConnection
 from kimberlite.types import ZERO16, Bytes, ClientId, Command, Header, Message, Reason
@@ -44,13 +39,9 @@ CONNECT_TIMEOUT_S = 2.0
 PRIMARY_WAIT_S = 0.2  # once a replica has greeted, so long for the primary to do so, too
 DIAL_FIRST_S = 0.02
 DIAL_MAX_S = 0.5
-READ_BYTES = 1 << 20
-READ_RETRY_S = 0.05
-ANSWER_TIMEOUT_S = 5.0  # a replica that says nothing for so long: ask another
-FOLLOW_WAIT_NS = 2_000_000_000
 
 
-class Log:
+class Log(Reading):
     """A connection to a cluster. Use `async with`; see connect()."""
 
     def __init__(
@@ -75,15 +66,21 @@ class Log:
         self._session: Session | None = None
         self._replicas: dict[int, FrameConnection] = {}
         self._failed: set[int] = set()  # indexes of the addresses that can not be reached
-        self._end = 0  # so many events are in the log at least
         self._futures: dict[int, asyncio.Future[int]] = {}
-        self._answers: dict[bytes, asyncio.Future[Message]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._flush_scheduled = False
         self._ready: asyncio.Event | None = None
         self._refusal: KimberliteError | None = None
+        self._reader = Reader(
+            connections=self._replicas,
+            make_frame=self._frame,
+            primary=self._primary,
+            random=self._random,
+            names=self._names,
+            timeout=timeout,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # Life
@@ -129,10 +126,7 @@ class Log:
                 )
                 future.exception()  # nobody has to look at it any more
         self._futures.clear()
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(UnavailableError("the client was closed before the answer came"))
-        self._answers.clear()
+        self._reader.close()
 
     async def _dial(self, index: int) -> None:
         """Keep a connection to one address; the name is resolved on every attempt."""
@@ -179,11 +173,7 @@ class Log:
                 if self._session is not None:
                     self._session.disconnected(replica, time.monotonic_ns())
                     self._pump()
-        for key, answer in list(self._answers.items()):
-            if getattr(answer, "connection", None) is connection:
-                self._answers.pop(key, None)
-                if not answer.done():
-                    answer.set_exception(ConnectionResetError())
+        self._reader.on_lost(connection)
 
     def _frame(self, command: Command, **fields: Any) -> Message:
         return Message(framing.make_header(cluster=self._cluster, command=command, client=self._identity, **fields))
@@ -200,11 +190,9 @@ class Log:
             if header.command == Command.HELLO:
                 self._on_hello(connection, header, now)
                 continue
-            answer = self._answers.pop(header.context, None)
-            if answer is not None:
-                if not answer.done():
-                    answer.set_result(Message(header, body))
-            elif header.command == Command.REJECT and self._session is None:
+            if self._reader.on_frame(header, body):
+                continue
+            if header.command == Command.REJECT and self._session is None:
                 self._refuse(header)
             elif self._session is not None:
                 self._session.step(Message(header, body), now)
@@ -239,10 +227,14 @@ class Log:
         if session is None or ready is None or ready.is_set() or self._loop is None:
             return
         met = len(self._replicas)
-        if session.view % session.replica_count in self._replicas or met + len(self._failed) >= len(self._addresses):
+        if self._primary() in self._replicas or met + len(self._failed) >= len(self._addresses):
             ready.set()
         elif met == 1:
             self._loop.call_later(PRIMARY_WAIT_S, ready.set)
+
+    def _primary(self) -> int | None:
+        """The replica that leads, as far as known."""
+        return None if self._session is None else self._session.view % self._session.replica_count
 
     def _refuse(self, header: Header) -> None:
         """A replica did not let us in."""
@@ -273,7 +265,7 @@ class Log:
                 if outcome.error is not None:
                     future.set_exception(outcome.error)
                 else:
-                    self._end = max(self._end, outcome.position + outcome.count)
+                    self._reader.end = max(self._reader.end, outcome.position + outcome.count)
                     future.set_result(outcome.position)
         deadline = session.next_deadline()
         if deadline is not None and (self._timer is None or deadline < self._timer_at):
@@ -334,158 +326,6 @@ class Log:
         if self._session is not None:
             self._session.flush(time.monotonic_ns())
             self._pump()
-
-    # Reading
-
-    async def read(
-        self, start: int = 0, *, limit: int | None = None, timeout: float | None = None
-    ) -> AsyncIterator[bytes]:
-        """Events from `start` to the end of the log, or `limit` of them. Raises PositionError
-        when `start` is beyond the end, or before `first`: retention took what was there.
-
-        The end is that of the replica that answers, and never before what was acknowledged to
-        this client or what an earlier read has shown. What other clients were acknowledged is
-        there when the primary answers; when it can not be reached, another one may lag behind.
-        """
-        async for _, count, body in self.read_batches(start=start, limit=limit, timeout=timeout):
-            for event in event_batches.slice(body, 0, count):
-                yield event
-
-    async def follow(self, start: int = 0, *, timeout: float | None = None) -> AsyncIterator[bytes]:
-        """Events from `start` on, for ever: waits for new ones at the end of the log."""
-        async for _, count, body in self.read_batches(start=start, follow=True, timeout=timeout):
-            for event in event_batches.slice(body, 0, count):
-                yield event
-
-    async def read_batches(
-        self, *, start: int = 0, limit: int | None = None, follow: bool = False, timeout: float | None = None
-    ) -> AsyncIterator[tuple[int, int, Bytes]]:
-        """(position, count, batch body) from `start` on: what `read` and `follow` are made of.
-
-        timeout: seconds without any answer after which UnavailableError is raised.
-        """
-        position = start
-        end = None if limit is None else start + limit
-        while end is None or position < end:
-            wanted = 0 if end is None else min(end - position, 0xFFFFFFFF)
-            piece = await self._read_once(position, wanted, follow, self._seconds(timeout))
-            if piece.events:
-                if piece.position != position:
-                    raise UnavailableError(f"asked for position {position}, got {piece.position}")
-                yield position, piece.events, piece.body
-                position += piece.events
-            if not follow and position >= self._end:
-                return
-
-    async def _read_once(self, position: int, count: int, follow: bool, timeout: float) -> _Piece:
-        """One READ answered, by whichever replica can."""
-        deadline = time.monotonic() + timeout
-        problem = "no replica is connected"
-        avoid: set[int] = set()
-        while True:
-            replica = self._choose_replica(avoid)
-            if replica is None:
-                avoid.clear()
-                if time.monotonic() >= deadline:
-                    raise UnavailableError(f"position {position} could not be read within {timeout} s: {problem}")
-                await asyncio.sleep(READ_RETRY_S)
-                continue
-            request = self._frame(
-                Command.READ,
-                position=position,
-                count=count,
-                session=READ_BYTES,
-                flags=READ_WAIT if follow else 0,
-                timestamp=FOLLOW_WAIT_NS,
-                nonce=self._random.getrandbits(63),
-            )
-            answer = await self._ask(replica, request, FOLLOW_WAIT_NS / 1e9 + ANSWER_TIMEOUT_S)
-            if answer is None:
-                problem = f"replica {replica} did not answer"
-            elif answer.header.command == Command.READ_REPLY:
-                header = answer.header
-                self._end = max(self._end, header.timestamp)
-                return _Piece(header.position, header.count, answer.body)
-            elif answer.header.reason == Reason.POSITION_TRIMMED:
-                first = answer.header.position
-                raise PositionError(
-                    f"position {position} was trimmed: the first position that the log still has is {first}",
-                    position=position,
-                    first=first,
-                    end=None,
-                )
-            elif answer.header.reason == Reason.POSITION_BEYOND_END:
-                log_end = self._end = max(self._end, answer.header.position)
-                if position == log_end and not follow:
-                    return _Piece(position, 0, b"")
-                problem = f"the log has at least {log_end} events, replica {replica} {answer.header.position} by now"
-                if position > log_end and len(avoid) + 1 >= len(self._replicas) and not follow:
-                    raise PositionError(
-                        f"position {position} is beyond the end of the log, which has positions 0 to {log_end - 1}"
-                        if log_end
-                        else f"position {position} is beyond the end of the log, which is empty",
-                        position=position,
-                        first=0,
-                        end=log_end,
-                    )
-            else:
-                problem = f"replica {replica} refused: {Reason(answer.header.reason).name.lower()}"
-            avoid.add(replica)
-
-    def _choose_replica(self, avoid: set[int]) -> int | None:
-        """The primary as far as known, for it is never behind; then any other."""
-        candidates = [replica for replica in self._replicas if replica not in avoid]
-        if not candidates:
-            return None
-        session = self._session
-        if session is not None and session.view % session.replica_count in candidates:
-            return session.view % session.replica_count
-        return self._random.choice(candidates)
-
-    async def _ask(self, replica: int, request: Message, timeout: float) -> Message | None:
-        connection = self._replicas.get(replica)
-        if connection is None or self._loop is None:
-            return None
-        answer = _Answer(loop=self._loop)
-        answer.connection = connection
-        self._answers[request.header.checksum] = answer
-        connection.send(request)
-        try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except (TimeoutError, ConnectionError):
-            return None
-        finally:
-            self._answers.pop(request.header.checksum, None)
-
-    async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """What the primary, or else any replica, says of itself: see docs for the fields."""
-        deadline = time.monotonic() + self._seconds(timeout)
-        while time.monotonic() < deadline:
-            replica = self._choose_replica(set())
-            if replica is not None:
-                request = self._frame(Command.STATUS, nonce=self._random.getrandbits(63))
-                answer = await self._ask(replica, request, min(ANSWER_TIMEOUT_S, self._seconds(timeout)))
-                if answer is not None and answer.header.command == Command.STATUS_REPLY:
-                    document = json.loads(bytes(answer.body))
-                    if isinstance(document, dict):
-                        return document
-            await asyncio.sleep(READ_RETRY_S)
-        raise UnavailableError("no replica told its status in time", addresses=self._names)
-
-
-class _Answer(asyncio.Future[Message]):
-    """A future answer, and the connection on which it must come."""
-
-    connection: FrameConnection | None = None
-
-
-class _Piece(NamedTuple):
-    """What one READ gave."""
-
-    position: int
-    events: int
-    body: Bytes
 
 
 def connect(

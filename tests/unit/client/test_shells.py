@@ -169,7 +169,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
     def surface(kind: type) -> dict[str, list[str]]:
         return {
             name: [str(parameter) for parameter in inspect.signature(member).parameters.values()]
-            for name, member in vars(kind).items()
+            for name, member in inspect.getmembers(kind)
             if not name.startswith("_") and callable(member)
         }
 

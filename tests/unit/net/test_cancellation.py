@@ -70,10 +70,9 @@ class Answering:
 
     def __init__(self) -> None:
         self.log = kimberlite.connect(["127.0.0.1:1"])
-        self.log._loop = asyncio.get_running_loop()
         self.connection: Any = Connection()
         self.log._replicas[0] = self.connection
-        self.answers = self.log._answers
+        self.answers = self.log._reader._answers
 
     def ask(self) -> asyncio.Task[Any]:
         return asyncio.create_task(self.log.status(timeout=60))
