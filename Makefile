@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --retries 5 --ti
 SOURCES := $(shell find kimberlite -type f ! -path '*/__pycache__/*' ! -name '*.so' ! -name '_native.c') \
 	setup.py pyproject.toml
 
-.PHONY: dev test lint bench sim enumerate faults asan docs wheel clean
+.PHONY: dev test cases lint bench sim enumerate faults asan docs wheel clean
 .DEFAULT_GOAL := test
 
 # --- set-up -------------------------------------------------------------------------------------
@@ -49,6 +49,10 @@ dev: $(VENV)/stamp-package
 # The tests run against the installed package: pytest itself does not put the checkout on its path.
 test: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/pytest $(ARGS)
+
+# Inputs that once broke a promise, on real processes. ARGS=--sample: the short form.
+cases: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python tests/cases/run.py $(ARGS)
 
 lint: $(VENV)/stamp-package $(VENV)/stamp-test $(VENV)/stamp-lint
 	$(BIN)/ruff check .
