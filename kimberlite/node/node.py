@@ -56,14 +56,13 @@ from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
 from kimberlite.types import RELEASE, ClientId, Message, Reason, Status
-from kimberlite.vsr.config import MS, CoreConfig
+from kimberlite.vsr.config import CONTACT_MIN_NS, MS, CoreConfig
 from kimberlite.vsr.replica import Replica
 
 TICK_S = 0.01
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
 RETENTION_EVERY = 100  # ticks
-CONTACT_MIN_NS = 1_000_000_000  # silence of a peer before it no longer counts as live
 DRAIN_S = 2.0
 
 
@@ -211,8 +210,7 @@ class Node:
         except (OSError, KimberliteError) as error:
             self._telemetry_problem = f"metrics are not shared: {error}"
             memory = Region.create(None, catalogue.layout(config.replica_count))
-        contact_ns = max(CONTACT_MIN_NS, 4 * config.timing.heartbeat_ms * MS)
-        self.recorder = Recorder(memory, config.cluster.replica, config.replica_count, contact_ns)
+        self.recorder = Recorder(memory, config.cluster.replica, config.replica_count)
         self.recorder.opened(opened_at)
         self.recorder.superblock_damaged(self._store.superblock_damaged)
         self._disk.switch = self.recorder.switch
@@ -564,6 +562,9 @@ class Node:
             "positions": snapshot.positions,
             "replica_count": snapshot.replica_count,
             "quorum": snapshot.quorum,
+            "quorum_margin": snapshot.quorum_margin,
+            "can_commit": not snapshot.cannot_commit,
+            "cannot_commit": list(snapshot.cannot_commit),
             "pipeline": {"depth": snapshot.pipeline_depth, "limit": snapshot.pipeline_limit},
             "queue": {"depth": snapshot.queue_depth, "limit": snapshot.queue_limit},
             "sessions": {"active": snapshot.sessions, "limit": snapshot.sessions_limit},

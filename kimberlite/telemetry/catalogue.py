@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 from kimberlite._fast.metrics import Kind, Series
 from kimberlite.types import REPLICAS_MAX, Command, Reason, Status
-from kimberlite.vsr.work import DropReason
+from kimberlite.vsr.work import CannotCommit, DropReason
 
 PREFIX = "vsr"
 CONSTANT_LABELS = ("cluster", "replica_id")
@@ -167,6 +167,7 @@ DROP_REASON = Label(
     tuple(dict.fromkeys((*(reason.name.lower() for reason in DropReason), *TRANSPORT_DROPS, OTHER))),
 )
 REJECT_REASON = Label("reason", (*(reason.name.lower() for reason in Reason if reason is not Reason.NONE), OTHER))
+CANNOT_COMMIT = Label("reason", tuple(CannotCommit))
 DIRECTION = Label("direction", ("received", "sent"))
 ACCESS = Label("operation", ("read", "write"))
 PEER = Label("peer", replicas=True)
@@ -724,13 +725,33 @@ HEALTH = (
     ),
     _gauge(
         "quorum_margin",
-        "Live voters minus quorum: replicas that may still be lost. Below 0 nothing commits. NaN on backups: they hear "
-        "from the primary only.",
-        "Alert on 0 (no more loss allowed) and below. max without(replica_id) gives the primary's.",
+        "Replicas heard lately, this one included, minus quorum_size: so many may still be lost. Below 0 nothing "
+        "commits. Said by every replica, in view changes too.",
+        "Alert on 0 (no more loss allowed) and below. max without(replica_id) is the view of who hears most.",
         "peers heard or silent",
         STALL,
-        role=Role.PRIMARY,
-        floating=True,
+        essential=True,
+    ),
+    _gauge(
+        "can_commit",
+        "1 while a request that came now would be committed, as far as this replica knows; true without traffic. 0 on "
+        "a replica that has ended.",
+        "max without(replica_id) below 1: the cluster is down, whoever is left to say so. vsr_cannot_commit has the "
+        "reason.",
+        "peers heard or silent; STATUS",
+        STALL,
+        essential=True,
+    ),
+    _gauge(
+        "cannot_commit",
+        "1 for each reason why can_commit is 0: recovering and view_change (see replica_status), no_primary (a backup "
+        "that hears none), no_quorum (too few replicas are heard), catching_up (a new primary that executes what the "
+        "last view left), stalled (the oldest op waits for acknowledgements), disk_full, draining, stuck (an op that "
+        "nobody has a good copy of holds up the view change), identity_conflict (two entries under one op).",
+        "Says what to look at first. stuck and identity_conflict need a person.",
+        "peers heard or silent; STATUS",
+        STALL,
+        labels=(CANNOT_COMMIT,),
         essential=True,
     ),
     _gauge(

@@ -19,7 +19,7 @@ from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, St
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import BY_NAME, OTHER, cell_name
 from kimberlite.types import Command, FrameReason, Header, Reason
-from kimberlite.vsr.work import DropReason, Event, EventKind, Snapshot
+from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, Snapshot
 
 # Positions in catalogue.LOOP_PARTS.
 POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PARTS))
@@ -51,16 +51,15 @@ class StorageSample(NamedTuple):
 class Recorder:
     """Writes one region. Constructed with every handle bound; `close` when the replica ends in order.
 
-    contact_ns: a peer heard within this counts as live. turn_pending: set by the owner of the
-    loop while a callback of this turn is scheduled, so that the turn is not over yet.
+    turn_pending: set by the owner of the loop while a callback of this turn is scheduled, so that the
+    turn is not over yet.
     """
 
-    def __init__(self, region: Region, replica: int, replica_count: int, contact_ns: int) -> None:
+    def __init__(self, region: Region, replica: int, replica_count: int) -> None:
         self.region = region
         self.turn_pending = False
         self._replica = replica
         self._replica_count = replica_count
-        self._contact_ns = contact_ns
         self._index = {series.name: index for index, series in enumerate(region.series)}
         self._commit = -1
         self._level_at: dict[int, int] = {}
@@ -124,6 +123,7 @@ class Recorder:
             for metric in catalogue.METRICS
             if metric.kind is Kind.GAUGE and metric.has_cells and not metric.labels
         }
+        self._cannot_commit = {reason: self._gauge("cannot_commit", reason) for reason in CannotCommit}
         self._lag_operations = self._replicas("replica_lag_operations")
         self._lag_seconds = self._replicas("replica_lag")
         self._last_heard = self._replicas("peer_last_heard")
@@ -347,7 +347,8 @@ class Recorder:
             "log_event_count": snapshot.positions,
             "quorum_size": snapshot.quorum,
             "cluster_size": snapshot.replica_count,
-            "quorum_margin": self._quorum_margin(snapshot, now),
+            "quorum_margin": snapshot.quorum_margin,
+            "can_commit": not snapshot.cannot_commit,
             "prepare_ok_votes": snapshot.oldest_uncommitted_votes,
             "oldest_uncommitted": snapshot.oldest_uncommitted_at,
             "pending_requests": snapshot.queue_depth,
@@ -369,13 +370,9 @@ class Recorder:
             self._commit = snapshot.commit
         for name, value in values.items():
             self._set[name](value)
+        for reason, gauge in self._cannot_commit.items():
+            gauge.set(reason in snapshot.cannot_commit)
         self._update_peers(snapshot, now)
-
-    def _quorum_margin(self, snapshot: Snapshot, now: int) -> float:
-        if not snapshot.is_primary:
-            return NAN
-        heard = sum(1 for peer in snapshot.peers if peer.last_heard and now - peer.last_heard < self._contact_ns)
-        return 1 + heard - snapshot.quorum
 
     def _update_peers(self, snapshot: Snapshot, now: int) -> None:
         lags: dict[int, float] = {self._replica: max(snapshot.known_commit - snapshot.applied, 0)}

@@ -11,6 +11,7 @@ from kimberlite.errors import ConfigError
 from kimberlite.types import REPLICAS_MAX, ClusterId
 
 MS = 1_000_000
+CONTACT_MIN_NS = 1000 * MS  # a busy machine is not a dead one
 PIPELINE_LIMIT = 32  # hard bound: view-change frames and the superblock hold this many headers
 
 
@@ -51,6 +52,11 @@ class CoreConfig:
     forfeit_gap: int = 4096  # a candidate this many ops behind leaves the view to another
     # Room in the journal that requests of clients leave to what the protocol itself must append on a full disk.
     room_kept_bytes: int = 32 << 10
+
+    @property
+    def contact_ns(self) -> int:
+        """Silence of a replica after which it no longer counts as live."""
+        return max(CONTACT_MIN_NS, 4 * self.heartbeat_ns)
 
     @property
     def pipeline_bytes(self) -> int:

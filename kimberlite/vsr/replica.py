@@ -4,6 +4,7 @@
     view_change.py   votes, evidence, choice of the log, installation
     repair.py        headers and entries that are missing or damaged
     recovery.py      from what storage found to the right status
+    verdict.py       whether this replica's cluster can commit, as far as it knows
 
 Each of these is functions over the state held here. The core is pure: no clock (`now`
 is handed in, monotonic nanoseconds), no I/O, no randomness but the seed, no logging.
@@ -33,7 +34,7 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import normal, recovery, repair, view_change
+from kimberlite.vsr import normal, recovery, repair, verdict, view_change
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.log import Log
@@ -323,6 +324,7 @@ class Replica:
             applied=self.applied,
             positions=self.positions,
             quorum=self.quorums.replication,
+            quorum_margin=verdict.quorum_margin(self),
             pipeline_depth=len(self.pipeline),
             pipeline_limit=self.config.pipeline_max,
             queue_depth=len(self.queue) + len(self.waiting),
@@ -343,6 +345,7 @@ class Replica:
                 for replica, peer in self.peers.items()
             ),
             unhealthy=self._unhealthy(),
+            cannot_commit=verdict.cannot_commit(self),
         )
 
     def headers_message(self, headers: Sequence[Header], nonce: int) -> Message | None:

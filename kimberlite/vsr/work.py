@@ -16,7 +16,7 @@ Imports errors and types only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum, auto
+from enum import IntEnum, StrEnum, auto
 from typing import NamedTuple
 
 from kimberlite.types import Checksum, ClientId, Header, Message
@@ -162,6 +162,21 @@ class PeerSnapshot(NamedTuple):
     repair_latency: int  # average of its answers to repair requests
 
 
+class CannotCommit(StrEnum):
+    """Why a replica's cluster can not commit, as far as that replica knows: see vsr/verdict.py."""
+
+    RECOVERING = "recovering"  # it would lead its view, and has just started
+    VIEW_CHANGE = "view_change"  # it has left a view, and no log of a later one is installed
+    NO_PRIMARY = "no_primary"  # backup: the primary is silent
+    NO_QUORUM = "no_quorum"  # fewer replicas are heard than a commit needs
+    CATCHING_UP = "catching_up"  # primary: it commits and executes what the last view left
+    STALLED = "stalled"  # primary: the oldest op waits for acknowledgements though a quorum is heard, or not
+    DISK_FULL = "disk_full"  # primary: it, or so many others that no quorum is left, have no room
+    DRAINING = "draining"  # primary: it is being stopped
+    STUCK = "stuck"  # a view change needs an op of which no copy and no certain absence is known
+    IDENTITY_CONFLICT = "identity_conflict"  # the primary committed another entry than the own one under some op
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """State of the core for status and gauges, made on demand."""
@@ -178,6 +193,7 @@ class Snapshot:
     applied: int
     positions: int  # events in the committed log
     quorum: int
+    quorum_margin: int  # replicas heard lately, this one included, minus quorum
     pipeline_depth: int
     pipeline_limit: int
     queue_depth: int
@@ -195,6 +211,7 @@ class Snapshot:
     is_disk_full: bool  # nearly, or nothing more can be reserved
     peers: tuple[PeerSnapshot, ...]
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
+    cannot_commit: tuple[CannotCommit, ...]  # empty when it can, as far as this replica knows
 
 
 class Admission(IntEnum):

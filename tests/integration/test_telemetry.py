@@ -811,6 +811,8 @@ PROOFS: dict[str, Proof] = {
     "journal_faulty": both(reached(positive), passes(lambda count: count == 0)),
     "operations_failed": rises(("view_change",), on=primary),
     "quorum_margin": both(shown(lambda margin: margin == -1), reached(lambda margin: margin == 1, on=primary)),
+    "can_commit": both(shown(lambda can: can == 0), passes(lambda can: can == 1)),
+    "cannot_commit": both(shown(positive, "no_quorum"), passes(lambda reason: reason == 0, "no_quorum")),
     "prepare_ok_votes": both(shown(lambda votes: votes == 1), passes(lambda votes: votes == 0)),
     "oldest_uncommitted": both(shown(lambda age: age > 2), passes(math.isnan)),
     "peer_last_heard": lambda step, metric: of_peers(shown, lambda age: age > 1)(step, metric),

@@ -30,7 +30,7 @@ INFO = {
 @pytest.fixture
 def recorder(tmp_path: Path) -> Iterator[Recorder]:
     """Of replica 1 of 3, with its data in tmp_path."""
-    recorder = Recorder(region.create(tmp_path, REPLICAS, INFO), OWN, REPLICAS, 1_000_000_000)
+    recorder = Recorder(region.create(tmp_path, REPLICAS, INFO), OWN, REPLICAS)
     yield recorder
     region.remove(recorder.region)
 

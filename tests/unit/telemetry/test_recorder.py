@@ -13,17 +13,16 @@ from kimberlite._fast.metrics import HistogramValue, Region, now_ns
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, Recorder, StorageSample
 from kimberlite.types import Command, FrameReason, Reason, Status
-from kimberlite.vsr.work import DropReason, Event, EventKind, PeerSnapshot, Snapshot
+from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, PeerSnapshot, Snapshot
 
 REPLICAS = 3
 OWN = 1
 SECOND = 1_000_000_000
-CONTACT_NS = SECOND
 
 
 @pytest.fixture
 def recorder() -> Recorder:
-    return Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS, CONTACT_NS)
+    return Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS)
 
 
 def moved(recorder: Recorder) -> dict[str, float]:
@@ -201,6 +200,7 @@ SNAPSHOT = Snapshot(
     applied=8,
     positions=80,
     quorum=2,
+    quorum_margin=0,
     pipeline_depth=2,
     pipeline_limit=8,
     queue_depth=3,
@@ -221,6 +221,7 @@ SNAPSHOT = Snapshot(
         PeerSnapshot(2, 98 * SECOND, 3, 3, 1000, 0),
     ),
     unhealthy="",
+    cannot_commit=(),
 )
 
 
@@ -247,6 +248,8 @@ def test_gauges_of_a_primary(recorder: Recorder) -> None:
         "draining": 0,
         "disk_full": 0,
         "quorum_margin": 0,
+        "can_commit": 1,
+        'cannot_commit{reason="no_quorum"}': 0,
         "oldest_uncommitted": 90 * SECOND,
         "last_commit": 0,
         'replica_lag_operations{peer="0"}': 0,
@@ -265,10 +268,20 @@ def test_gauges_of_a_backup(recorder: Recorder) -> None:
     """What only the primary can know is not guessed."""
     backup = replace(SNAPSHOT, is_primary=False, known_commit=20, draining=True, is_disk_full=True)
     recorder.update(backup, 100 * SECOND, 0, 1024)
-    assert math.isnan(gauge(recorder, "quorum_margin"))
     assert math.isnan(gauge(recorder, 'replica_lag_operations{peer="2"}'))
     assert gauge(recorder, 'replica_lag_operations{peer="1"}') == 12
     assert gauge(recorder, "draining") == gauge(recorder, "disk_full") == 1
+
+
+def test_why_it_can_not_commit(recorder: Recorder) -> None:
+    found = (CannotCommit.VIEW_CHANGE, CannotCommit.NO_QUORUM)
+    recorder.update(replace(SNAPSHOT, quorum_margin=-1, cannot_commit=found), 100 * SECOND, 0, 1024)
+    assert (gauge(recorder, "can_commit"), gauge(recorder, "quorum_margin")) == (0, -1)
+    said = {reason for reason in CannotCommit if gauge(recorder, f'cannot_commit{{reason="{reason}"}}')}
+    assert said == set(found)
+    recorder.update(SNAPSHOT, 101 * SECOND, 0, 1024)
+    assert gauge(recorder, "can_commit") == 1
+    assert not any(gauge(recorder, f'cannot_commit{{reason="{reason}"}}') for reason in CannotCommit)
 
 
 def test_storage(recorder: Recorder) -> None:
