@@ -49,8 +49,9 @@ class LogReader:
     def applied(self) -> int:
         return self._applied()
 
-    def read(self, position: int, count_max: int, bytes_max: int) -> tuple[bytes, int]:
+    def read(self, position: int, count_max: int, bytes_max: int) -> tuple[bytes, int, dict[int, int]]:
         """A batch of events from `position` on, and how many: at least one, then as many as fit.
+        And how many of them each op appended, by its timestamp: no two ops have the same.
 
         Raises PositionError outside of the log, CorruptEntryError when the entry is damaged
         here: another replica has it, and the repair has been asked for.
@@ -76,13 +77,14 @@ class LogReader:
         count_max = max(min(count_max, end - position), 1)
         bytes_max = max(bytes_max, 1)
         parts: list[Bytes] = []
+        runs: dict[int, int] = {}
         count = size = 0
         op = last = self._next[1] if self._next[0] == position else self._store.find(position)
         ahead = min(AHEAD_BYTES, bytes_max) if self._next[0] == position else 0
         for _ in range(OPS_PER_READ_MAX):
             if op is None or op > self.applied or count >= count_max or size >= bytes_max:
                 break
-            for first, events_here, body in self._batches(op, ahead):
+            for first, events_here, body, timestamp in self._batches(op, ahead):
                 skip = max(position + count - first, 0)
                 take = min(events_here - skip, count_max - count)
                 if take <= 0:
@@ -92,17 +94,18 @@ class LogReader:
                     last = op
                     parts.append(part)
                     count += take
+                    runs[timestamp] = runs.get(timestamp, 0) + take
                     size += len(part)
                 if skip + take < events_here or size >= bytes_max:
                     # The next batch would leave a gap behind what did not fit.
                     self._next = position + count, op
-                    return events.concat(parts), count
+                    return events.concat(parts), count, runs
             op += 1
             ahead = min(AHEAD_BYTES, bytes_max)
         if not parts:
             raise CorruptEntryError(f"position {position} can not be read here now", position=position)
         self._next = position + count, last
-        return events.concat(parts), count
+        return events.concat(parts), count, runs
 
     def _within(
         self, body: Bytes, events_here: int, skip: int, take: int, room: int, may_be_empty: bool
@@ -117,19 +120,19 @@ class LogReader:
             return b"", 0
         return part, take
 
-    def _batches(self, op: int, ahead: int) -> list[tuple[int, int, Bytes]]:
-        """(first position, count, batch body) of each request of an op that holds events."""
+    def _batches(self, op: int, ahead: int) -> list[tuple[int, int, Bytes, int]]:
+        """(first position, count, batch body, timestamp) of each request of an op that holds events."""
         message = self._entry(op, ahead)
         header = message.header
         if header.operation == Operation.APPLY:
-            return [(header.position, header.count, message.body)]
+            return [(header.position, header.count, message.body, header.timestamp)]
         if header.operation != Operation.BATCH:
             return []
         result = []
         position = header.position
         for request in events.unpack_requests(message.body):
             if request.operation == Operation.APPLY:
-                result.append((position, request.events, request.body))
+                result.append((position, request.events, request.body, header.timestamp))
                 position += request.events
         return result
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from kimberlite._fast import events
 from kimberlite.errors import CorruptEntryError, EventTooLargeError, FrameError, PositionError
-from kimberlite.net import READ_WAIT
+from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
 from kimberlite.net.peers import HELLO_BYTES_MAX, HELLO_SECONDS, keep_alive, listen
 from kimberlite.net.transport import Counters, FrameConnection, NullCounters
 from kimberlite.node.reader import LogReader
@@ -245,13 +245,15 @@ class ClientServer:
     # Reads
 
     def _read(self, client: Client, header: Header) -> None:
-        end = self._reader.end
-        if header.position >= end and header.flags & READ_WAIT and header.position == end:
+        if header.flags & READ_END:
+            self._answer_read(client, header)
+            return
+        if header.flags & READ_WAIT and header.position == self._reader.end:
             self._park(client, header)
             return
         bytes_max = min(header.session or READ_BYTES_MAX, READ_BYTES_MAX)
         try:
-            body, count = self._reader.read(header.position, header.count or 1 << 31, bytes_max)
+            body, count, runs = self._reader.read(header.position, header.count or 1 << 31, bytes_max)
         except PositionError as error:
             first = int(str(error.first))
             if header.position < first:
@@ -261,9 +263,12 @@ class ClientServer:
         except CorruptEntryError:
             self._reject(client, header, Reason.CORRUPT)
         else:
-            self._answer_read(client, header, body, count)
+            if header.flags & READ_TIMES:
+                self._answer_read(client, header, body + times.encode(runs), count, len(runs))
+            else:
+                self._answer_read(client, header, body, count)
 
-    def _answer_read(self, client: Client, header: Header, body: bytes, count: int) -> None:
+    def _answer_read(self, client: Client, header: Header, body: bytes = b"", count: int = 0, runs: int = 0) -> None:
         self._answer(
             client,
             Command.READ_REPLY,
@@ -271,6 +276,7 @@ class ClientServer:
             body,
             position=header.position,
             count=count,
+            session=runs,
             timestamp=self._reader.end,
             op=self._reader.applied,
         )
@@ -294,7 +300,7 @@ class ClientServer:
     def _on_parked_too_long(self, client: Client) -> None:
         header = self._unpark(client)
         if header is not None:
-            self._answer_read(client, header, b"", 0)
+            self._answer_read(client, header)
 
     def on_applied(self) -> None:
         """The log may have grown: answer the reads that waited for it."""

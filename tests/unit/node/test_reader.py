@@ -33,6 +33,7 @@ class Journal:
             operation=operation,
             position=self.position,
             count=count,
+            timestamp=1_000 + len(self.ops),
         )
         self.ops.append(Message(header, body))
         self.position += count
@@ -86,8 +87,8 @@ def reader(journal: Journal, applied: int | None = None) -> tuple[LogReader, lis
     return LogReader(journal, end=lambda: end, applied=lambda: last, damaged=asked.append), asked  # type: ignore[arg-type]
 
 
-def all_of(body: bytes, count: int) -> list[bytes]:
-    assert events.validate(body) == count
+def all_of(body: bytes, count: int, runs: dict[int, int]) -> list[bytes]:
+    assert events.validate(body) == count == sum(runs.values())
     return events.slice(body, 0, count)
 
 
@@ -105,11 +106,22 @@ def test_reading_on_from_where_a_limit_stopped_gives_the_whole_log(journal: Jour
     source, _ = reader(journal)
     found: list[bytes] = []
     while len(found) < len(journal.log):
-        body, count = source.read(len(found), 1000, bytes_max)
+        body, count, runs = source.read(len(found), 1000, bytes_max)
         assert count >= 1, "at least one, however small the limit"
         assert count == 1 or len(body) <= bytes_max + 64
-        found += all_of(body, count)
+        found += all_of(body, count, runs)
     assert found == journal.log
+
+
+def test_each_event_has_the_timestamp_of_its_op(journal: Journal) -> None:
+    source, _ = reader(journal)
+    expected: list[int] = []
+    for message in journal.ops:
+        expected += [message.header.timestamp] * message.header.count
+    for position, count_max in ((0, 1000), (1, 5), (3, 1), (4, 4)):
+        _, count, runs = source.read(position, count_max, 1 << 20)
+        found = [stamp for stamp, many in runs.items() for _ in range(many)]
+        assert found == expected[position : position + count_max] and len(found) == count
 
 
 @pytest.mark.parametrize("position", [-1, 38, 39, 1 << 60])
@@ -178,7 +190,7 @@ def test_a_read_that_continues_the_last_one_searches_nothing(journal: Journal) -
         searched.clear()
         position, got = 0, []
         while position < reader.end:
-            body, count = reader.read(position, count_max, 1 << 20)
+            body, count, _ = reader.read(position, count_max, 1 << 20)
             got += events.slice(body, 0, count)
             position += count
         assert got == journal.log

@@ -13,7 +13,7 @@ import pytest
 from kimberlite._fast import events, framing
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import AddressInUseError, CorruptEntryError, PositionError
-from kimberlite.net import READ_WAIT
+from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
 from kimberlite.net.peers import HELLO_BYTES_MAX
 from kimberlite.net.transport import NullCounters
 from kimberlite.node import server as server_module
@@ -38,14 +38,14 @@ class Log:
 
     applied = 7
 
-    def read(self, position: int, count_max: int, bytes_max: int) -> tuple[bytes, int]:
+    def read(self, position: int, count_max: int, bytes_max: int) -> tuple[bytes, int, dict[int, int]]:
         if self.damaged:
             raise CorruptEntryError("damaged")
         if not 0 <= position < self.end:
             raise PositionError("outside", position=position, first=0, end=self.end)
         self.asked = (position, count_max, bytes_max)
         found = self.events[position : position + count_max]
-        return events.build(found), len(found)
+        return events.build(found), len(found), {1000 + position: 1, 2000: len(found) - 1}
 
 
 class Counted(NullCounters):
@@ -387,6 +387,33 @@ def test_reads_are_answered_with_what_was_asked_for() -> None:
         node.log.damaged = True
         client.send(Command.READ, position=0)
         await client.rejected(Reason.CORRUPT)
+
+    run(test)
+
+
+def test_a_read_tells_when_its_events_were_appended_when_asked() -> None:
+    async def test(node: Node) -> None:
+        node.log.events = [b"%d" % number for number in range(10)]
+        client = await connect(node)
+        client.send(Command.READ, position=3, count=4, flags=READ_TIMES)
+        answer = await client.answer()
+        assert (answer.header.count, answer.header.session) == (4, 2)
+        batch, stamps, counts = times.split(answer.body, 2, 4)
+        assert events.slice(batch, 0, 4) == [b"3", b"4", b"5", b"6"] and events.validate(batch) == 4
+        assert (stamps, counts) == ((1003, 2000), (1, 3))
+
+    run(test)
+
+
+def test_the_end_is_told_at_once() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        for expected in (0, 3):
+            client.send(Command.READ, flags=READ_END | READ_WAIT, timestamp=HOUR_NS)
+            answer = await client.answer()
+            assert (answer.header.command, answer.header.count, answer.body) == (Command.READ_REPLY, 0, b"")
+            assert answer.header.timestamp == expected
+            node.log.events = [b"a", b"b", b"c"]
 
     run(test)
 
