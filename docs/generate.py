@@ -130,7 +130,7 @@ def help_text(command: click.Command, path: list[str]) -> str:
 
 METRICS_INTRODUCTION = """\
 Each replica serves its metrics at `telemetry.listen`, port 9471 unless told otherwise, from a process of its own: a
-scrape reads shared memory and never reaches the replica. When the replica crashes, the values of its last moment are
+scrape reads shared memory and never reaches the replica. When the replica crashes, its counters and histograms are
 served for another minute, with `vsr_replica_up` 0; `kimberlite dev` gives each replica a port and prints it.
 
 ```sh
@@ -140,7 +140,7 @@ curl -s http://127.0.0.1:9471/readyz
 
 `/metrics` answers in the Prometheus text format, or OpenMetrics when the scraper accepts it. Latencies are in
 milliseconds; with `telemetry.units = "base"` everything is in base units, under the names given below.
-Every series has the labels `cluster` and `replica_id`. Labels have closed sets of values, so the number of series of a
+Every series has the labels `cluster` and `replica_id`. Labels have closed sets of values, so the number of series of a running
 replica is constant: {counts}.
 """
 

@@ -70,7 +70,7 @@ class MeasuredMachine:
     def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
         began = now_ns()
         replies = self._machine.apply(batches)
-        self._recorder.applied(began)
+        self._recorder.applied(batches[0].op, began)
         return replies
 
     def snapshot(self, writer: BinaryIO) -> None:

@@ -55,7 +55,7 @@ from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
-from kimberlite.types import RELEASE, ClientId, Message, Reason, Status
+from kimberlite.types import RELEASE, ClientId, Command, Message, Reason, Status
 from kimberlite.vsr.config import CONTACT_MIN_NS, MS, CoreConfig
 from kimberlite.vsr.replica import Replica
 
@@ -309,6 +309,7 @@ class Node:
             now=now,
         )
         core.set_clock_offset(time.time_ns() - now)
+        self.recorder.replay_to = core.replay_to
         self.driver = Driver(
             core,
             self._store,
@@ -410,7 +411,8 @@ class Node:
         self.recorder.switch(SEND)
         self._server.send_client(client, message)
         self.recorder.switch(PROTOCOL)
-        self.recorder.replied()
+        if message.header.command == Command.REPLY:
+            self.recorder.replied(message.header.op)
 
     # Inputs
 

@@ -332,7 +332,7 @@ LATENCIES = (
     _histogram(
         "apply_latency",
         QUICK,
-        "Time of the state machine for the requests of one op.",
+        "Time of the state machine for the requests of one op, replays aside.",
         "Your code, when a state machine of your own is embedded: it runs on the event loop and delays everything.",
         "execution of a committed op",
         LOAD,
@@ -358,7 +358,7 @@ LATENCIES = (
         QUICK,
         "Where a commit spends its time: queue (waiting for a place in the pipeline), journal (entry into the log to "
         "durable here), replicate (prepared to quorum; at the same time as journal), apply (state machine), reply "
-        "(applied to the first reply handed to the network).",
+        "(executed to the first reply to a client of that op handed to the network: on the primary only).",
         "Which stage grew when commits got slow. Journal and apply are recorded on backups too.",
         "QUEUED, JOURNALED, PREPARE_ACKED, execution, the reply",
         LOAD,
@@ -370,12 +370,23 @@ LATENCIES = (
 COUNTERS = (
     _counter(
         "operations",
-        "Ops whose fate this replica has learned: committed (applied here) or failed (see operations_failed).",
-        "Throughput in ops; each carries a batch of events. The rate is the same on every replica that keeps up.",
+        "Ops whose fate this replica has learned: committed (applied here) or failed (see operations_failed). What a "
+        "start executes again is in operations_replayed.",
+        "Throughput in ops; each carries a batch of events. The rate is the same on every replica that keeps up. A "
+        "killed replica counts at most one pipeline of ops again.",
         "COMMITTED; ABANDONED, SUFFIX_DROPPED",
         LOAD,
         labels=(Label("outcome", OUTCOMES),),
         essential=True,
+    ),
+    _counter(
+        "operations_replayed",
+        "Ops that this start executed again, up to the commit number that its disk knew: no new work, and counted "
+        "nowhere else.",
+        "What a start costs: applied_number minus checkpoint_number at its end. With recovery_latency: ops per second "
+        "of a replay.",
+        "REPLAYED",
+        REPAIRS,
     ),
     _counter(
         "operations_failed",
@@ -388,7 +399,7 @@ COUNTERS = (
     ),
     _counter(
         "events",
-        "Events of committed ops, as applied here.",
+        "Events of committed ops, as applied here; a replay does not count.",
         "Throughput in events: what users call the load.",
         "COMMITTED",
         LOAD,
@@ -596,7 +607,8 @@ COUNTERS = (
 HEALTH = (
     _gauge(
         "replica_up",
-        "1 while the replica process runs, 0 when it has ended and these are its last values.",
+        "1 while the replica process runs, 0 when it has ended: then counters and histograms keep their last values, "
+        "can_commit and is_primary are 0, and no other gauge of the replica is served.",
         "Alert on 0, and on an absent series: then the telemetry process is gone too.",
         "end of the process",
         WRITE_FAILURE,
@@ -747,7 +759,8 @@ HEALTH = (
         "1 for each reason why can_commit is 0: recovering and view_change (see replica_status), no_primary (a backup "
         "that hears none), no_quorum (too few replicas are heard), catching_up (a new primary that executes what the "
         "last view left), stalled (the oldest op waits for acknowledgements), disk_full, draining, stuck (an op that "
-        "nobody has a good copy of holds up the view change), identity_conflict (two entries under one op).",
+        "nobody has a good copy of holds up the view change), hung (its event loop does not turn), identity_conflict "
+        "(two entries under one op).",
         "Says what to look at first. stuck and identity_conflict need a person.",
         "peers heard or silent; STATUS",
         STALL,

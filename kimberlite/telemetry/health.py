@@ -13,10 +13,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kimberlite.telemetry.reading import Observation
+from kimberlite.telemetry.reading import LOOP_STALL_S, Observation
 from kimberlite.types import Status
 
-LOOP_STALL_S = 5.0  # a turn of the event loop that takes longer is a hang
 COMMIT_STALL_S = 2.0  # an op that waits longer for its quorum, or to be applied, is stuck
 
 
@@ -32,7 +31,7 @@ class Check:
 def check_process(seen: Observation) -> Check:
     if seen.alive:
         return Check("process", True, f"process {seen.pid} runs")
-    return Check("process", False, f"process {seen.pid} has ended; the metrics are those of its last moment")
+    return Check("process", False, f"process {seen.pid} has ended; what it counted is still served")
 
 
 def check_event_loop(seen: Observation) -> Check:

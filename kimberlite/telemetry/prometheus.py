@@ -33,7 +33,7 @@ class ReplicaCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         family: Metric | None = None
         metric: catalogue.Metric | None = None
-        for sample in self._reader.samples():
+        for sample in self._reader.page():
             if sample.metric is not metric:
                 if family is not None:
                     yield family

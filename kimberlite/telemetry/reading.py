@@ -1,10 +1,10 @@
 """Reading a replica's metrics from outside: the values of every metric of the catalogue.
 
 Cells come from the shared memory; what the replica need not spend its time on (memory, CPU time,
-descriptors) from /proc. When the replica has ended, the values of its last moment go on being
-given, and `replica_up` is 0.
+descriptors) from /proc. When the replica has ended, `samples` goes on giving the values of its last moment,
+for who looks at what it left; `page`, which is for who watches, no longer claims any state.
 
-Thread rules: any thread, one at a time for `Reader.sample_process`. May import: errors, types, _fast.
+Thread rules: any thread, one at a time for `Reader.sample_process`. May import: errors, types, vsr.work, _fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +22,15 @@ from kimberlite._fast.metrics import HistogramValue, Kind, Region, now_ns, quant
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Source, Unit, cell_name
 from kimberlite.types import Status
+from kimberlite.vsr.work import CannotCommit
 
 NAN = math.nan
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+LOOP_STALL_S = 5.0  # a turn of the event loop that takes longer is a hang
+ENDED = ("replica_up", "is_primary", "can_commit")  # gauges that are known to be 0 once a replica has ended
+LASTING = (*ENDED, "telemetry_resident_memory")
+HUNG = {"can_commit": 0.0, f'cannot_commit{{reason="{CannotCommit.HUNG}"}}': 1.0}
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 
 
@@ -58,6 +63,11 @@ class Observation:
         instant = self.number(name, *values)
         return max(self.now - instant, 0) / catalogue.NS_PER_S if instant else NAN
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether the event loop has not turned for so long that what it wrote says nothing of now."""
+        return self.age_s("event_loop_last_turn") >= LOOP_STALL_S
+
 
 @dataclass(slots=True)
 class Reader:
@@ -86,13 +96,28 @@ class Reader:
             if self.is_alive():
                 self._process |= process_values(self.region.pid)
 
-    def samples(self) -> list[Sample]:
-        """Every series of the catalogue, in its order."""
-        seen = self.observe()
+    def samples(self, seen: Observation | None = None) -> list[Sample]:
+        """Every series of the catalogue, in its order; `seen`: what was observed already."""
+        seen = seen or self.observe()
         self.sample_process()
         found: list[Sample] = []
         for metric in catalogue.METRICS:
             found += _FROM[metric.source](self, metric, seen)
+        return found
+
+    def page(self) -> list[Sample]:
+        """What may be published. Of a replica that has ended no gauge but those of ENDED, at 0, and those of this
+        very process: counters and histograms stay, for what was counted has happened. One that hangs can not commit."""
+        seen = self.observe()
+        found = self.samples(seen)
+        if not seen.alive:
+            told = (sample for sample in found if sample.metric.kind is not Kind.GAUGE or sample.metric.name in LASTING)
+            return [replace(sample, value=0.0) if sample.metric.name in ENDED else sample for sample in told]
+        if seen.is_hung:
+            return [
+                replace(sample, value=HUNG.get(cell_name(sample.metric, sample.values), sample.value))
+                for sample in found
+            ]
         return found
 
     def _from_cells(self, metric: Metric, seen: Observation) -> list[Sample]:
@@ -114,7 +139,7 @@ class Reader:
         return [Sample(metric, (state.name.lower(),), float(state == status)) for state in Status]
 
     def _from_process(self, metric: Metric, seen: Observation) -> list[Sample]:
-        own = {
+        own: dict[str, Callable[[], float]] = {
             "telemetry_cpu": lambda: time.process_time() * catalogue.NS_PER_S,
             "telemetry_resident_memory": lambda: resident_bytes("self"),
         }

@@ -63,7 +63,8 @@ class Recorder:
         self._index = {series.name: index for index, series in enumerate(region.series)}
         self._commit = -1
         self._level_at: dict[int, int] = {}
-        self._applied_at = 0  # 0: the first reply after the last execution has been seen
+        self.replay_to = 0  # ops up to here are executed again by this start: see Replica.replay_to
+        self._applied_at: dict[int, int] = {}  # op whose execution no reply followed yet -> when it ended
         self._gc_began = 0
         self._opened_at = now_ns()
         self._clock = self._stage_clock()
@@ -168,6 +169,7 @@ class Recorder:
         replicate = self._histogram("commit_stage_latency", "replicate").record
         committed = self._counter("operations", "committed").add
         events = self._counter("events").add
+        replayed = self._counter("operations_replayed").add
         decided = [
             self._counter(
                 "commit_critical_path", str(replica), "journal" if replica == self._replica else "replicate"
@@ -191,6 +193,7 @@ class Recorder:
         def on_committed(event: Event) -> None:
             committed()
             events(event.b)
+            self._applied_at.pop(event.a, None)
             if event.c >= 0:
                 commit(event.c)
 
@@ -199,6 +202,7 @@ class Recorder:
             EventKind.PREPARE_ACKED: on_acked,
             EventKind.JOURNALED: on_journaled,
             EventKind.COMMITTED: on_committed,
+            EventKind.REPLAYED: lambda event: replayed(),
         }
 
     def _request_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
@@ -304,17 +308,20 @@ class Recorder:
 
     # What the core cannot see
 
-    def applied(self, began_ns: int) -> None:
-        """The state machine has executed an op since `began_ns`."""
-        self._applied_at = now = now_ns()
+    def applied(self, op: int, began_ns: int) -> None:
+        """The state machine has executed `op` since `began_ns`."""
+        if op <= self.replay_to:
+            return
+        self._applied_at[op] = now = now_ns()
         self._apply(now - began_ns)
         self._apply_stage(now - began_ns)
 
-    def replied(self) -> None:
-        """A reply was handed to the network: the first one after an execution ends its commit."""
-        if self._applied_at:
-            self._reply_stage(now_ns() - self._applied_at)
-            self._applied_at = 0
+    def replied(self, op: int) -> None:
+        """A reply to a request of `op` was handed to the network: the first one ends its commit. Replies leave before
+        the core's COMMITTED is recorded; what nobody here waited for is forgotten there."""
+        applied_at = self._applied_at.pop(op, 0)
+        if applied_at:
+            self._reply_stage(now_ns() - applied_at)
 
     def journal_failed(self, operation: str) -> None:
         """A read or write of the data directory was failed by the system."""

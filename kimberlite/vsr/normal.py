@@ -461,17 +461,21 @@ def may_commit(r: Replica, prepared: Prepared) -> bool:
 def on_applied(r: Replica, op: int, results: Sequence[Result]) -> None:
     """Enter committed requests into the sessions; the primary answers its clients."""
     prepared = r.committing.pop(op, None)
+    is_replay = op <= r.replay_to
     for result in results:
         evicted = r.sessions.commit(op, result)
-        if result.operation == Operation.REGISTER:
+        if result.operation == Operation.REGISTER and not is_replay:
             r.emit(EventKind.SESSION_REGISTERED, op)
-        if evicted:
+        if evicted and not is_replay:
             r.emit(EventKind.SESSION_EVICTED, evicted)
     header = r.log.headers.get(op)
     events = sum(result.events for result in results)
     r.positions += events
     entered = r.entered.pop(op, None)
-    r.emit(EventKind.COMMITTED, op, events, r.now - entered if entered is not None else -1)
+    if is_replay:
+        r.emit(EventKind.REPLAYED, op, events)
+    else:
+        r.emit(EventKind.COMMITTED, op, events, r.now - entered if entered is not None else -1)
     if prepared is None:
         return
     invariant(

@@ -149,7 +149,8 @@ class Replica:
         self._pending: dict[int, tuple[int, Persist, Sequence[ToReplica]]] = {}
         self.view_token: int | None = None  # a superblock write is under way: the journal waits
         recovery.begin(self, recovered)
-        self.recover_to: int | None = self.commit_max  # None once it has recovered
+        self.replay_to = self.commit_max  # up to here the disk knew of the commit: executing it again is no new work
+        self.recover_to: int | None = self.replay_to  # None once it has recovered
 
     # Inputs
 

@@ -90,6 +90,7 @@ class EventKind(IntEnum):
     PREPARE_ACKED = auto()  # op, nanoseconds since it was prepared (quorum reached), replica whose ack decided
     JOURNALED = auto()  # op, nanoseconds from entering this replica's log to durable here, 1 when primary
     COMMITTED = auto()  # op, events, nanoseconds since it entered this replica's log (-1 when it came by repair)
+    REPLAYED = auto()  # op, events: executed once more, for a start found it committed on its disk
     QUEUED = auto()  # nanoseconds the oldest request of a batch waited
     REPLIED = auto()  # op, nanoseconds between receipt and reply, those its client saw for the request before (or 0)
     REJECTED = auto()  # reason
@@ -174,6 +175,7 @@ class CannotCommit(StrEnum):
     DISK_FULL = "disk_full"  # primary: it, or so many others that no quorum is left, have no room
     DRAINING = "draining"  # primary: it is being stopped
     STUCK = "stuck"  # a view change needs an op of which no copy and no certain absence is known
+    HUNG = "hung"  # said by who reads its metrics: its event loop does not turn
     IDENTITY_CONFLICT = "identity_conflict"  # the primary committed another entry than the own one under some op
 
 

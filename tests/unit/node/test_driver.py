@@ -174,6 +174,24 @@ def test_after_a_restart_everything_is_applied_again_in_order() -> None:
     assert (reply.header.position, reply.body) == (38, b"reply")
 
 
+def test_a_replay_is_no_new_work() -> None:
+    """What the disk knows to be committed is executed again as REPLAYED; at most a pipeline counts twice."""
+    node = Alone()
+    session = node.register()
+    for number in range(1, 40):
+        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+    committed = [event.a for event in node.events if event.kind is EventKind.COMMITTED]
+    assert committed == list(range(1, 41))
+    again = Alone(node.files).settle()
+    replayed = [event.a for event in again.events if event.kind is EventKind.REPLAYED]
+    twice = [event.a for event in again.events if event.kind is EventKind.COMMITTED]
+    assert [*replayed, *twice] == committed
+    assert len(twice) <= again.driver.core.config.pipeline_max
+    assert not any(event.kind is EventKind.SESSION_REGISTERED for event in again.events)
+    again.driver.on_input(requests=[node.request(40, b"new", session=session)])
+    assert [event.b for event in again.events if event.kind is EventKind.COMMITTED and event.a == 41] == [1]
+
+
 def test_applying_stops_at_a_damaged_entry() -> None:
     node = Alone()
     session = node.register()

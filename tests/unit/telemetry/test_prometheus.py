@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.prometheus import exposition
 from kimberlite.telemetry.reading import Reader
@@ -109,3 +110,42 @@ def test_large_counters_are_exact(recorder: Recorder, reader: Reader) -> None:
     recorder.record([Event(EventKind.COMMITTED, 1, 2**53 - 1, -1)])
     (shown,) = re.findall(r"^vsr_events_total\{.*\} (\S+)$", scrape(reader, "ms"), re.MULTILINE)
     assert int(float(shown)) == 2**53 - 1
+
+
+def values(reader: Reader) -> dict[str, list[float]]:
+    families = text_string_to_metric_families(scrape(reader, "ms"))
+    found: dict[str, list[float]] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        found.setdefault(sample.name, []).append(sample.value)
+    return found
+
+
+def test_the_page_of_a_dead_replica_claims_no_state(
+    recorder: Recorder, reader: Reader, healthy: Callable[..., None], put: Callable[..., None]
+) -> None:
+    put("is_primary", 1)
+    put("can_commit", 1)
+    recorder.record([Event(EventKind.COMMITTED, 1, 5, 1_000_000)])
+    before = values(reader)
+    assert before["vsr_replica_up"] == before["vsr_can_commit"] == before["vsr_is_primary"] == [1]
+    reader.replica_gone = True
+    after = values(reader)
+    assert after["vsr_replica_up"] == after["vsr_can_commit"] == after["vsr_is_primary"] == [0]
+    kinds = {metric.exposed_name("ms"): metric.kind for metric in catalogue.METRICS}
+    gone = set(before) - set(after)
+    left = {name for name in set(before) & set(after) if kinds.get(name) is Kind.GAUGE}
+    assert all(kinds[name] is Kind.GAUGE for name in gone)
+    assert left == {"vsr_replica_up", "vsr_can_commit", "vsr_is_primary", "vsr_telemetry_resident_memory_bytes"}
+    assert after["vsr_events_total"] == [5]
+    assert after["vsr_commit_latency_ms_count"] == [1]
+    assert not any(math.isnan(value) for name in set(after) - {"vsr_cpu_seconds_total"} for value in after[name])
+
+
+def test_a_replica_that_hangs_can_not_commit(
+    recorder: Recorder, reader: Reader, healthy: Callable[..., None], put: Callable[..., None]
+) -> None:
+    put("can_commit", 1)
+    put("event_loop_last_turn", 1)  # long ago
+    assert values(reader)["vsr_can_commit"] == [0]
+    reasons = re.findall(r'vsr_cannot_commit\{.*reason="(\w+)".*\} 1.0', scrape(reader, "ms"))
+    assert reasons == ["hung"]

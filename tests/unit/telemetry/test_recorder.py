@@ -142,10 +142,10 @@ def test_a_refused_frame(reason: FrameReason, drop: str, failures: int, recorder
 
 
 def test_what_the_core_cannot_see(recorder: Recorder) -> None:
-    recorder.replied()  # nothing was executed: no commit to charge it to
-    recorder.applied(now_ns())
-    recorder.replied()
-    recorder.replied()
+    recorder.replied(7)  # nothing was executed: no commit to charge it to
+    recorder.applied(7, now_ns())
+    recorder.replied(7)
+    recorder.replied(7)
     recorder.journal_failed("read")
     recorder.superblock_damaged(2)
     assert moved(recorder) == {
@@ -155,6 +155,29 @@ def test_what_the_core_cannot_see(recorder: Recorder) -> None:
         'journal_errors{operation="read"}': 1,
         'checksum_failures{component="superblock"}': 2,
     }
+
+
+def test_the_stage_reply_belongs_to_the_op_that_is_answered(recorder: Recorder) -> None:
+    """A backup refuses a client long after its last execution, a primary repeats the reply of an older op."""
+    recorder.applied(7, now_ns())
+    recorder.record([Event(EventKind.COMMITTED, 7, 1, 900)])  # a backup: nobody was answered
+    recorder.replied(7)
+    recorder.applied(8, now_ns())
+    recorder.applied(9, now_ns())
+    recorder.replied(7)
+    assert 'commit_stage_latency{stage="reply"}' not in moved(recorder)
+    recorder.replied(8)
+    recorder.replied(9)
+    assert moved(recorder)['commit_stage_latency{stage="reply"}'] == 2
+
+
+def test_a_replay_is_counted_as_such_only(recorder: Recorder) -> None:
+    recorder.replay_to = 7
+    recorder.applied(7, now_ns())
+    recorder.record([Event(EventKind.REPLAYED, 7, 12)])
+    assert moved(recorder) == {"operations_replayed": 1}
+    recorder.applied(8, now_ns())
+    assert moved(recorder)["apply_latency"] == 1
 
 
 def test_the_parts_of_a_turn_add_up(recorder: Recorder) -> None:
