@@ -3,10 +3,12 @@
 #
 #   VENV=path     another virtual environment        ARGS="..."   arguments for the command of the verb
 #   PYTHON=path   the interpreter to build it with   BUILD=debug  release, debug, sanitize, trace
+#   PACKAGE=path  what to install: a wheel instead of this checkout
 
 VENV ?= .venv
 ARGS ?=
 BUILD ?= release
+PACKAGE ?= .
 PYTHON ?= $(shell .ci/find-python)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --retries 5 --timeout 60
@@ -35,9 +37,10 @@ $(VENV)/stamp-lint: $(VENV)/stamp-venv pyproject.toml
 	$(PIP) install --group lint
 	touch $@
 
-$(VENV)/stamp-package: $(VENV)/stamp-venv $(SOURCES)
+$(VENV)/stamp-package: $(VENV)/stamp-venv $(SOURCES) $(filter %.whl,$(PACKAGE))
 	rm -rf build/lib* build/temp* build/bdist*  # no object of another mode, no module that is gone
-	KIMBERLITE_BUILD=$(BUILD) $(PIP) install .
+	$(PIP) uninstall --yes kimberlite-vsr 2>/dev/null  # pip takes a wheel of the same version for the same wheel
+	KIMBERLITE_BUILD=$(BUILD) $(PIP) install "$(PACKAGE)"
 	touch $@
 
 # --- verbs --------------------------------------------------------------------------------------
@@ -90,9 +93,12 @@ asan:
 docs: $(VENV)/stamp-package
 	$(BIN)/python docs/generate.py
 
+# The source distribution, and the wheel that is made of it and nothing else.
 wheel: $(VENV)/stamp-venv
 	rm -rf dist build/lib* build/temp* build/bdist*
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PIP) install build
+	$(BIN)/python -m build --outdir dist .
+	.ci/check-sdist
 	.ci/check-wheel "$(PYTHON)"
 
 clean:

@@ -393,6 +393,7 @@ def load_extension(path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IS_X86, reason="x86-64 kernels")
 def test_a_kernel_that_the_processor_lacks_is_an_error_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("Cython", reason="builds the extension for a processor without vectors")

@@ -426,13 +426,16 @@ def test_nothing_leaks(bytes_kept: Any) -> None:
 if sys.version_info >= (3, 12):  # an object of Python has no buffer before
 
     class Changing:
-        """An event that changes the list it stands in when its buffer is asked for."""
+        """An event that changes the list it stands in when its buffer is asked for the second time: after the sizes."""
 
         def __init__(self, change: Callable[[], object]) -> None:
             self.change = change
+            self.asked = 0
 
         def __buffer__(self, flags: int, /) -> memoryview:
-            self.change()
+            self.asked += 1
+            if self.asked == 2:
+                self.change()
             return memoryview(b"1234")
 
     def test_a_list_that_changes_while_a_batch_is_built() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +45,29 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def help_pages() -> dict[tuple[str, ...], str]:
+    """docs/command-line.md, taken apart: what stands there as the help of each command."""
+    text = (CHECKOUT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    pages = re.findall(r"(?:^#+ (kimberlite[^\n]*)\n\n)?```text\n(.*?)```\n", text, re.DOTALL | re.MULTILINE)
+    return {tuple(title.split()[1:]): page for title, page in pages}
+
+
+def test_the_command_line_page_is_what_real_processes_print() -> None:
+    """Every command and every group of commands, asked with --help in a wide terminal."""
+    pages = help_pages()
+    assert {words[0] for words in pages if words} == set(cli.COMMANDS)
+
+    def printed(words: tuple[str, ...]) -> str:
+        command = [sys.executable, "-P", "-m", "kimberlite", *words, "--help"]
+        wide = {**os.environ, "COLUMNS": "200"}
+        done = subprocess.run(command, env=wide, capture_output=True, text=True, check=True, timeout=60)
+        return "".join(line.rstrip() + "\n" for line in done.stdout.splitlines())
+
+    with ThreadPoolExecutor(4) as pool:
+        for (words, page), shown in zip(pages.items(), pool.map(printed, pages), strict=True):
+            assert page == shown, f"kimberlite {' '.join(words)} --help; run `make docs`"
 
 
 def invocations() -> Iterator[tuple[str, list[str]]]:

@@ -181,6 +181,7 @@ def test_canaries_fail_when_one_is_missed(monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["vopr", "canaries", "--only", "nonsense"]) == 2
 
 
+@pytest.mark.slow
 def test_enumerate_corruption(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["vopr", "enumerate", "corruption", "--every", "50021"]
     assert main(command) == 0
@@ -203,6 +204,7 @@ def test_enumerate_corruption(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "ZeroDivisionError: boom" in captured.out and "images went wrong" in captured.err
 
 
+@pytest.mark.slow
 def test_enumerate_crashes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["vopr", "enumerate", "crashes", "--every", "7001"]
     assert main(command) == 0

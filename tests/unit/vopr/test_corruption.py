@@ -14,6 +14,8 @@ from kimberlite.types import Message
 from kimberlite.vopr import corruption
 from kimberlite.vopr.corruption import Damage, Report, Wrong, copied, judge, kinds, long, small
 
+pytestmark = pytest.mark.slow
+
 EVERY = 601
 
 

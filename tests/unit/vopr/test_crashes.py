@@ -18,6 +18,8 @@ from kimberlite.vopr.crashes import Report
 from kimberlite.vopr.disk import UNIT
 from kimberlite.vopr.recording import Event, Promised, Recording, record
 
+pytestmark = pytest.mark.slow
+
 EVERY = 53
 
 

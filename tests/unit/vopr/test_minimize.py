@@ -53,6 +53,7 @@ def first_found(requests: int, check: str) -> tuple[Script, Outcome]:
     pytest.fail(f"no seed breaks {check}")
 
 
+@pytest.mark.slow
 def test_a_failing_run_becomes_small_and_still_fails_the_same_way() -> None:
     with planted("superblock-copies-at-once"):
         script, found = first_found(20, "E3 recovery")
