@@ -122,8 +122,8 @@ curl -s http://127.0.0.1:9471/readyz
 
 `/metrics` answers in the Prometheus text format, or OpenMetrics when the scraper accepts it. Latencies are in
 milliseconds; with `telemetry.units = "base"` everything is in base units, under the names given below.
-Every series has the labels `cluster` and `replica_id`. Labels have closed sets of values, so the number of series of a running
-replica is constant: {counts}.
+Every series has the labels `cluster` and `replica_id`. Labels have closed sets of values, so the number of series of a
+running replica is constant: {counts}.
 """
 
 HEALTH_INTRODUCTION = """\

@@ -70,6 +70,8 @@ class FileDisk:
         self.readonly = readonly
         self._files: dict[int, str] = {}  # descriptor -> name
         self._preparing: dict[str, _Preparation] = {}
+        self.reads = self.read_bytes = 0  # system calls, and what they brought: whole sectors
+        self.zeros = Zeros()
         try:
             self._dir = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -166,7 +168,7 @@ class FileDisk:
             if preparation is not None:
                 preparation.finish()  # whatever its size: two must not make the same file
             if preparation is None or preparation.size != size:
-                _make_file(self._dir, name, size, self.mode == "direct", None if zeroed else _AT_ONCE)
+                _make_file(self._dir, name, size, self.mode == "direct", self.zeros, None if zeroed else _AT_ONCE)
         except OSError as error:
             raise self._no_space(error, name, size) from error
         # Linked under its name only when whole: a crash leaves no half-made file behind.
@@ -189,7 +191,7 @@ class FileDisk:
     def prepare(self, name: str, size: int, zeroed: bool = True) -> None:
         """Begin to make a file in the background, for a later `create` of the same name and size."""
         if name not in self._preparing and not self.exists(name):
-            self._preparing[name] = _Preparation(self._dir, name, size, self.mode == "direct", zeroed)
+            self._preparing[name] = _Preparation(self._dir, name, size, self.mode == "direct", self.zeros, zeroed)
 
     def is_prepared(self, name: str) -> bool:
         preparation = self._preparing.get(name)
@@ -284,9 +286,11 @@ class FileDisk:
         got = 0
         while got < span:
             count = os.preadv(file, [buffer[got:span]], start + got)
+            self.reads += 1
             if count == 0:
                 break
             got += count
+        self.read_bytes += got
         return buffer[offset - start : max(min(got, offset - start + length), offset - start)].toreadonly()
 
     def aligned(self, length: int) -> memoryview:
@@ -355,20 +359,33 @@ _AT_ONCE = threading.Event()  # the file is needed already: reserve it, write no
 _AT_ONCE.set()
 
 
+class Zeros:
+    """What the making of files has written: system calls and bytes. Threads add to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.writes = self.bytes = 0
+
+    def add(self, written: int) -> None:
+        with self._lock:
+            self.writes += 1
+            self.bytes += written
+
+
 class _Preparation:
     """A file of zeros in the making on its own thread."""
 
-    def __init__(self, directory: int, name: str, size: int, direct: bool, zeroed: bool) -> None:
+    def __init__(self, directory: int, name: str, size: int, direct: bool, zeros: Zeros, zeroed: bool) -> None:
         self.size = size
         self._error: OSError | None = None
         self._needed = threading.Event() if zeroed else _AT_ONCE
-        arguments = (directory, name, size, direct)
+        arguments = (directory, name, size, direct, zeros)
         self._thread = threading.Thread(target=self._run, args=arguments, name="km-prepare", daemon=True)
         self._thread.start()
 
-    def _run(self, directory: int, name: str, size: int, direct: bool) -> None:
+    def _run(self, directory: int, name: str, size: int, direct: bool, zeros: Zeros) -> None:
         try:
-            _make_file(directory, name, size, direct, self._needed)
+            _make_file(directory, name, size, direct, zeros, self._needed)
         except OSError as error:
             self._error = error
 
@@ -384,7 +401,9 @@ class _Preparation:
             raise self._error
 
 
-def _make_file(directory: int, name: str, size: int, direct: bool, needed: threading.Event | None = None) -> None:
+def _make_file(
+    directory: int, name: str, size: int, direct: bool, zeros: Zeros, needed: threading.Event | None = None
+) -> None:
     """name.new: `size` bytes, durably reserved, that read as zeros.
 
     Zeros are written, so that the first write of a sector need not change metadata: alone it takes twice
@@ -405,11 +424,13 @@ def _make_file(directory: int, name: str, size: int, direct: bool, needed: threa
     try:
         if not _sys.allocate(fd, size):
             needed = None  # only zeros reserve it here
-        zeros = memoryview(append.AlignedBuffer(min(ZERO_CHUNK, size)))
+        chunk = memoryview(append.AlignedBuffer(min(ZERO_CHUNK, size)))
         offset = 0
         while offset < size and not (needed is not None and needed.is_set()):
             began = time.monotonic()
-            offset += os.pwrite(fd, zeros[: size - offset], offset)
+            written = os.pwrite(fd, chunk[: size - offset], offset)
+            zeros.add(written)
+            offset += written
             if needed is not None:
                 needed.wait((time.monotonic() - began) * ZERO_PAUSE)
         os.fsync(fd)

@@ -558,8 +558,8 @@ COUNTERS = (
     ),
     _counter(
         "disk",
-        "Bytes read from and written to the data directory.",
-        "Reads are recovery, repair of others and clients that read.",
+        "Bytes read from and written to the data directory, in whole sectors; the zeros of new segments are in it.",
+        "Reads are recovery, the scrubber, repair of others and clients that read.",
         "every read and write of the data directory",
         LOAD,
         Unit.BYTES,

@@ -624,3 +624,33 @@ def test_a_new_replica_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.
         assert str(directory) in synced
     with pytest.raises(DataExistsError):
         format_replica(config, data)
+
+
+def test_what_is_read_and_made_is_counted_as_the_system_sees_it(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole sectors, however little of them was asked for; and the zeros of new files, made ahead or not."""
+    seen: dict[str, list[int]] = {"read": [], "write": []}
+    preadv, pwrite = os.preadv, os.pwrite
+
+    def counted_read(*arguments: Any) -> int:
+        seen["read"].append(preadv(*arguments))
+        return seen["read"][-1]
+
+    def counted_write(*arguments: Any) -> int:
+        seen["write"].append(pwrite(*arguments))
+        return seen["write"][-1]
+
+    monkeypatch.setattr(os, "preadv", counted_read)
+    monkeypatch.setattr(os, "pwrite", counted_write)
+    file = disk.create("one", 1 << 20)
+    disk.prepare("two", 1 << 20)
+    while not disk.is_prepared("two"):
+        pass
+    disk.create("two", 1 << 20)
+    assert (disk.zeros.writes, disk.zeros.bytes) == (len(seen["write"]), sum(seen["write"])) == (8, 2 << 20)
+    disk.read(file, SECTOR - 10, 20)
+    disk.read(file, 5 * SECTOR, 64)
+    disk.read(file, (1 << 20) - SECTOR, 2 * SECTOR)
+    assert (disk.reads, disk.read_bytes) == (len(seen["read"]), sum(seen["read"]))
+    assert sum(seen["read"]) == 4 * SECTOR
