@@ -14,10 +14,11 @@ GIL write as well must be `shared`. After a fork only one of the processes may r
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.long cimport PyLong_Check
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.float cimport DBL_MAX
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 import os
 from dataclasses import dataclass
@@ -568,14 +569,39 @@ cdef class Region:
             PyMem_Free(cells)
 
 
-# Cython's own conversions cut a float to an integer without a word.
+# Cython's own conversions cut a float to an integer without a word. What is recorded may come from a frame, and
+# no number of somebody else's may end the process that counts it: what does not fit is cut to what does.
 
 cdef inline int64_t _signed(object value) except? -1:
-    return <int64_t> value if PyLong_Check(value) else <int64_t> PyNumber_Index(value)
+    cdef int beyond = 0
+    cdef int64_t cut
+    if not PyLong_Check(value):
+        value = PyNumber_Index(value)
+    cut = PyLong_AsLongLongAndOverflow(value, &beyond)
+    if beyond == 0:
+        return cut
+    return INT64_MAX if beyond > 0 else INT64_MIN
 
 
 cdef inline uint64_t _unsigned(object value) except? <uint64_t> -1:
-    return <uint64_t> value if PyLong_Check(value) else <uint64_t> PyNumber_Index(value)
+    cdef int beyond = 0
+    cdef int64_t cut
+    if not PyLong_Check(value):
+        value = PyNumber_Index(value)
+    cut = PyLong_AsLongLongAndOverflow(value, &beyond)
+    if beyond == 0:
+        return <uint64_t> cut if cut > 0 else 0
+    if beyond < 0:
+        return 0
+    return <uint64_t> value if value <= UINT64_MAX else UINT64_MAX
+
+
+cdef inline double _double(object value) except? -1.0:
+    """A float, or an integer of any size."""
+    try:
+        return <double> value
+    except OverflowError:
+        return DBL_MAX if value > 0 else -DBL_MAX
 
 
 cdef object _value(uint64_t bits, int kind, bint floating):
@@ -603,10 +629,10 @@ cdef object _histogram_value(const uint64_t *at, uint32_t bucket_count):
 
 cdef double _amount(object value) except? -1.0:
     """What a floating counter may be raised by."""
-    cdef double amount = value
-    if not 0.0 <= amount < float("inf"):
-        raise UsageError(f"a counter only grows: it cannot be raised by {amount}")
-    return amount
+    cdef double amount = _double(value)
+    if not amount > 0.0:  # and what is no number
+        return 0.0
+    return amount if amount < DBL_MAX else DBL_MAX
 
 
 @cython.final
@@ -625,8 +651,8 @@ cdef class Counter:
     def add(self, object amount=1, /):
         """Add `amount`, a whole number from 0 (a float only where the series is floating).
 
-        Raises OverflowError or UsageError below 0, TypeError for what is no number of that
-        kind. Cost: some 40 ns, 2 of them here.
+        A counter only grows: below 0 and NaN add nothing; beyond 64 bits, as much as fits. Raises
+        TypeError for what is no number of that kind. Cost: some 40 ns, 2 of them here.
         """
         if self.floating:
             km_metrics_add_float(self.cell, self.shared, _amount(amount))
@@ -669,19 +695,19 @@ cdef class Gauge:
         raise TypeError("a Gauge is made by Region.gauge")
 
     def set(self, object value, /):
-        """Set to `value`: any signed 64-bit integer, or any float where the series is floating.
+        """Set to `value`: an integer, or any float where the series is floating.
 
-        Raises OverflowError or TypeError. Cost: some 35 ns.
+        An integer beyond a signed one of 64 bits is cut to the nearest. Raises TypeError. Cost: some 35 ns.
         """
         if self.floating:
-            km_atomic_store_relaxed(self.cell, km_metrics_bits(<double> value))
+            km_atomic_store_relaxed(self.cell, km_metrics_bits(_double(value)))
         else:
             km_atomic_store_relaxed(self.cell, <uint64_t> _signed(value))
 
     def add(self, object amount, /):
         """Add `amount`, which may be negative. An integer gauge wraps at 64 bits. Errors and cost as of set."""
         if self.floating:
-            km_metrics_add_float(self.cell, self.shared, <double> amount)
+            km_metrics_add_float(self.cell, self.shared, _double(amount))
         else:
             km_metrics_add(self.cell, self.shared, <uint64_t> _signed(amount))
 
@@ -702,10 +728,9 @@ cdef class Histogram:
         raise TypeError("a Histogram is made by Region.histogram")
 
     def record(self, object duration_ns, /):
-        """Count one duration in nanoseconds; one below 0 counts as 0.
+        """Count one duration in nanoseconds; one below 0 counts as 0, one beyond 64 bits as the longest.
 
-        Raises OverflowError beyond 64 bits, TypeError for what is no integer. Cost: some
-        45 ns, 5 of them here.
+        Raises TypeError for what is no integer. Cost: some 45 ns, 5 of them here.
         """
         km_histogram_observe(&self.histogram, _signed(duration_ns))
 
@@ -732,8 +757,8 @@ cdef class StageClock:
         stage: its position in `stages`. Leaving stage 0 begins a turn, entering it ends one. Raises
         UsageError. Cost: some 40 ns and a reading of the clock.
         """
-        cdef uint64_t entered = _unsigned(stage)
-        if entered >= self.clock.stage_count:
+        cdef int64_t entered = _signed(stage)
+        if not 0 <= entered < self.clock.stage_count:
             raise UsageError(f"there is no stage {stage}, only 0 to {self.clock.stage_count - 1}")
         return km_stage_switch(&self.clock, <uint32_t> entered, km_metrics_clock_ns())
 

@@ -23,7 +23,7 @@ from random import Random
 
 from kimberlite.errors import AddressInUseError, NetworkError
 from kimberlite.net.transport import Counters, FrameConnection, NullCounters
-from kimberlite.types import ClusterId, Command, Header, HeaderFactory, Message, Reason
+from kimberlite.types import Bytes, ClusterId, Command, Header, HeaderFactory, Message, Reason
 
 HELLO_SECONDS = 3.0
 HELLO_BYTES_MAX = 32 << 10
@@ -85,6 +85,16 @@ class Refusal:
         if self.reason == Reason.WRONG_SIZE:
             return f"{where} belongs to a cluster of {self.replica_count} replicas"
         return f"{where} is replica {self.replica}"
+
+
+class PeerMessage(Message):
+    """A frame of a peer, with the connection that it came on."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, header: Header, body: Bytes, connection: FrameConnection) -> None:
+        super().__init__(header, body)
+        self.connection = connection
 
 
 class PeerNetwork:
@@ -154,6 +164,12 @@ class PeerNetwork:
             self._counters.message_dropped("queue_full")
         else:
             connection.send(message)
+
+    def refuse(self, message: Message) -> None:
+        """Close the connection of a frame that no honest replica sends. What came behind it is not looked at."""
+        if isinstance(message, PeerMessage):
+            self._incoming.pop(message.connection, None)
+            message.connection.close()
 
     @property
     def connected(self) -> set[int]:
@@ -275,14 +291,14 @@ class PeerNetwork:
                 return
             peer = frames[0][0].replica
             start = 1
-        messages = []
+        messages: list[Message] = []
         for header, body in frames[start:]:
             if header.cluster != self._cluster:  # it came together with HELLO; later ones do not get this far
                 self._counters.message_dropped(Reason.WRONG_CLUSTER.name.lower())
                 connection.close()
                 break
             if header.replica == peer or header.command == Command.PREPARE:
-                messages.append(Message(header, body))
+                messages.append(PeerMessage(header, body, connection))
             else:
                 self._counters.message_dropped("impostor")
         if messages:

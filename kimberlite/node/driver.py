@@ -71,6 +71,8 @@ class Network(Protocol):
 
     def send(self, replica: int, message: Message) -> None: ...
     def send_client(self, client: ClientId, message: Message) -> None: ...
+    def refuse(self, message: Message) -> None:
+        """Close the connection that the frame came on."""
 
 
 class Recorder(Protocol):
@@ -229,6 +231,8 @@ class Driver:
                     self.network.send(destination.replica, destination.message)
                 else:
                     self.network.send_client(destination.client, destination.message)
+            for message in work.refused:
+                self.network.refuse(message)
             for persist in work.persist:
                 self._persist(persist)
             for request in work.serve:

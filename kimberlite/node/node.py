@@ -414,6 +414,9 @@ class Node:
         if message.header.command == Command.REPLY:
             self.recorder.replied(message.header.op)
 
+    def refuse(self, message: Message) -> None:
+        self._peers.refuse(message)
+
     # Inputs
 
     def _on_peer_messages(self, messages: list[Message]) -> None:
@@ -601,6 +604,7 @@ class Node:
                 }
                 for peer in snapshot.peers
             ],
+            "refused": str(core.refusal) if core.refusal is not None else None,
             "telemetry": self.telemetry.status()
             if self.telemetry is not None
             else {"problem": self._telemetry_problem},

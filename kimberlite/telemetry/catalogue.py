@@ -432,7 +432,7 @@ COUNTERS = (
         "messages_dropped",
         "Frames not sent or not acted upon, by reason.",
         "not_connected: a peer is down. queue_full, slow_client: somebody does not read. duplicate, old_view: "
-        "harmless. wrong_cluster, malformed, impostor: somebody who should not be there.",
+        "harmless. wrong_cluster, malformed, impostor, out_of_bounds: somebody who should not be there.",
         "DROPPED; the transport",
         REFUSALS,
         labels=(DROP_REASON,),

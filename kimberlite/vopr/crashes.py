@@ -57,6 +57,9 @@ class _Nowhere:
     def send_client(self, client: ClientId, message: Message) -> None:
         """Nobody hears it."""
 
+    def refuse(self, message: Message) -> None:
+        """Nobody sent it."""
+
     def record(self, events: list[CoreEvent]) -> None:
         """Nobody wants to know."""
 

@@ -785,6 +785,9 @@ class _Port:
         self._world.checkers.on_send(self._world, self._index, message)
         self._world.network.send(self._index, replica, message)
 
+    def refuse(self, message: Message) -> None:
+        """Here there are no connections: the event that goes with it is counted."""
+
     def send_client(self, client: bytes, message: Message) -> None:
         if message.header.command == Command.REPLY:
             self._world.checkers.on_reply(self._index, message.header)

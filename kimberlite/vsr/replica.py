@@ -34,7 +34,7 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import normal, recovery, repair, verdict, view_change
+from kimberlite.vsr import bounds, normal, recovery, repair, verdict, view_change
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.log import Log
@@ -132,6 +132,8 @@ class Replica:
         self.repairs: dict[int, RepairRequest] = {}
         self.headers_request: HeadersRequest | None = None
 
+        self.refusal: bounds.OutOfBounds | None = None  # the last number of a peer that was out of bounds
+
         self.sessions = SessionTable.decode(config.sessions_max, restored.sessions if restored is not None else b"")
         self.peers: dict[int, Peer] = {
             replica: Peer() for replica in range(config.replica_count) if replica != self.index
@@ -165,6 +167,9 @@ class Replica:
             self.drop(message, DropReason.NOT_MEMBER)
         elif header.replica == self.index and header.command != Command.PREPARE:
             self.drop(message, DropReason.WRONG_ROLE)
+        elif (found := bounds.find(self, header)) is not None:
+            self.refusal = found
+            self.refuse(message, DropReason.OUT_OF_BOUNDS)
         else:
             peer = self.peers.get(header.replica)
             if peer is not None and header.command != Command.PREPARE:
@@ -172,11 +177,14 @@ class Replica:
             try:
                 handler(self, message)
             except FrameError:
-                self.drop(message, DropReason.MALFORMED)
+                self.refuse(message, DropReason.MALFORMED)
 
     def propose(self, message: Message, now: int) -> Admission:
         """A client's request. Refusals are answered with a REJECT frame."""
         self.now = now
+        if bounds.find(self, message.header) is not None:
+            self.reject(message, Reason.MALFORMED)
+            return Admission.REJECTED
         return normal.propose(self, message)
 
     def tick(self, now: int) -> None:
@@ -436,6 +444,11 @@ class Replica:
 
     def drop(self, message: Message, reason: DropReason) -> None:
         self._work.events.append(Event(EventKind.DROPPED, message.header.command, reason))
+
+    def refuse(self, message: Message, reason: DropReason) -> None:
+        """No honest replica sends that: drop it, and have its connection closed."""
+        self.drop(message, reason)
+        self._work.refused.append(message)
 
     def make(self, command: Command, body: Bytes = b"", **fields: int | Checksum) -> Message:
         """A frame of this replica, in its view."""

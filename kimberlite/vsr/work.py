@@ -1,6 +1,6 @@
 """What the core asks of its driver: one Work per round.
 
-The core never performs an effect. It describes effects here, in four groups with one
+The core never performs an effect. It describes effects here, in five groups with one
 rule each:
 
 - `send`: may leave now;
@@ -8,7 +8,8 @@ rule each:
   `Replica.durable(token)`, and only then does the core release the messages that
   promise what was written. Nothing else can release them;
 - `apply`: committed operations, in order, each to be answered by `Replica.applied`;
-- `serve`: entries or headers that a peer wants and that only the disk still has.
+- `serve`: entries or headers that a peer wants and that only the disk still has;
+- `refused`: frames that no honest replica sends: whoever holds their connection closes it.
 
 Imports errors and types only.
 """
@@ -129,6 +130,7 @@ class DropReason(IntEnum):
     MALFORMED = 9
     WRONG_ROLE = 10
     UNWANTED = 11
+    OUT_OF_BOUNDS = 12  # a number that can not be: see vsr.bounds
 
 
 class Event(NamedTuple):
@@ -147,9 +149,10 @@ class Work:
     apply: list[Apply] = field(default_factory=list)
     serve: list[ServePrepare | ServeHeaders] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    refused: list[Message] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.send or self.persist or self.apply or self.serve or self.events)
+        return bool(self.send or self.persist or self.apply or self.serve or self.events)  # what is refused has one
 
 
 class PeerSnapshot(NamedTuple):

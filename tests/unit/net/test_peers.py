@@ -41,8 +41,11 @@ class Peer:
             addresses=addresses,
             make_header=make_header,
             view=lambda: 0,
-            on_messages=lambda messages: self.messages.extend(
-                Message(message.header, bytes(message.body)) for message in messages
+            on_messages=options.pop(
+                "on_messages",
+                lambda messages: self.messages.extend(
+                    Message(message.header, bytes(message.body)) for message in messages
+                ),
             ),
             counters=self.counters,
             seed=index,
@@ -284,6 +287,26 @@ def test_nobody_speaks_for_another_replica_or_cluster() -> None:
         assert [message.header.op for message in peer.messages] == [2, 3]
         assert peer.counters.dropped == ["impostor", "wrong_cluster"]
         writer.close()
+        await stop(peer)
+
+    run(test, 3)
+
+
+def test_the_connection_of_a_refused_frame_is_closed_and_no_other() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        got: list[Message] = []
+        peer = Peer(0, addresses, on_messages=got.extend)
+        await peer.network.start()
+        first, second = [await dialled(addresses[0], hello(index, 3), prepare(1, 4 + index)) for index in (1, 2)]
+        await until(lambda: len(got) == 2)
+        refused = next(message for message in got if message.header.op == 5)
+        peer.network.refuse(refused)
+        peer.network.refuse(Message(refused.header))  # one that came on no connection
+        assert len(await first[0].read()) == HEADER_SIZE, "a HELLO, then the end"
+        first[1].close()
+        second[1].write(prepare(1, 7).header.raw)
+        await until(lambda: got[-1].header.op == 7)
+        second[1].close()
         await stop(peer)
 
     run(test, 3)

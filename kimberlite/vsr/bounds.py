@@ -1,0 +1,187 @@
+"""Bounds of the numbers in frames: one table, applied before a handler sees the frame.
+
+A frame has 64-bit numbers, and whoever can connect can send any of them under a valid checksum. What
+follows from a number must be undone by the next honest frame or the next view, never live on in a
+superblock, a journal, the evidence of a view change or a metric. So every number that a handler reads
+has a highest value here; a frame with one above it is dropped and counted, and its connection closed:
+see Replica.step and Replica.propose. Numbers in *bodies* (headers of a suffix, evidence) have the same
+bounds: see `check_header`.
+
+Honest replicas stay far below: a view is left at most every few ms, an op takes a disk write.
+What two fields of one frame must say of each other is a bound too: `of`. Where a field has no row,
+no handler reads it.
+
+Pure functions of header and replica. Imports errors and types only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter, gt
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kimberlite.errors import FrameError
+from kimberlite.types import Command, FrameReason, Header
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.replica import Replica
+
+VIEW_MAX = 1 << 56  # a view each nanosecond for two years
+VIEW_AHEAD_MAX = 1 << 32  # above the own view
+OP_MAX = 1 << 56
+OP_AHEAD_MAX = 1 << 40  # above the own head: a year and a half at 20,000 ops a second
+POSITION_MAX = 1 << 60
+REQUEST_MAX = 1 << 56  # request numbers of a client, from 1 by 1
+TIME_MAX = 1 << 62  # nanoseconds: the year 2116 since 1970, 146 years since a start
+LATENCY_US_MAX = 0xFFFF_FFFF  # all that the field holds: 72 minutes
+
+
+class Bound(NamedTuple):
+    """The highest value of a field: the lowest of `most`, the frame's field `of` + plus, the replica's `own` + plus."""
+
+    most: int
+    of: str = ""
+    own: str = ""  # attribute path from Replica
+    plus: int = 0
+
+
+VIEW = Bound(VIEW_MAX, own="view", plus=VIEW_AHEAD_MAX)
+OP = Bound(OP_MAX, own="log.op", plus=OP_AHEAD_MAX)
+NONCE = Bound(TIME_MAX)
+
+TABLE: dict[Command, dict[str, Bound]] = {
+    Command.PREPARE: {
+        "view": VIEW,
+        "op": OP,
+        "commit": Bound(OP_MAX, of="op", plus=-1),  # nobody counts an op before it is made
+        "session": Bound(OP_MAX),  # the op that opened it
+        "request": Bound(REQUEST_MAX),
+        # Strictly increasing: after one of TIME_MAX, which no clock says, the next may add one for each op.
+        "timestamp": Bound(TIME_MAX + OP_MAX, of="op", plus=TIME_MAX),
+        "position": Bound(POSITION_MAX),
+        "checkpoint_op": Bound(OP_MAX, of="commit"),
+    },
+    Command.PREPARE_OK: {
+        "view": VIEW,
+        "op": OP,
+        "commit": OP,
+        "checkpoint_op": OP,
+        "nonce": Bound(TIME_MAX, own="now"),  # the time of our own question
+    },
+    Command.COMMIT: {
+        "view": VIEW,
+        "op": OP,
+        "commit": Bound(OP_MAX, of="op"),  # a primary has all that it calls committed
+        "position": Bound(OP_MAX, of="commit"),  # the op that `context` is the identity of
+        "request": Bound(OP_MAX, of="op", plus=1),  # the first op of its log
+        "nonce": NONCE,
+    },
+    Command.START_VIEW_CHANGE: {"view": VIEW},
+    Command.DO_VIEW_CHANGE: {
+        "view": VIEW,
+        "log_view": Bound(VIEW_MAX, of="view"),
+        "op": OP,
+        "commit": OP,
+    },
+    Command.START_VIEW: {
+        "view": VIEW,
+        "log_view": Bound(VIEW_MAX, of="view"),
+        "op": OP,
+        "commit": Bound(OP_MAX, of="op"),
+    },
+    Command.PING: {"view": VIEW},
+    Command.REQUEST_PREPARE: {"op": Bound(OP_MAX)},
+    Command.REQUEST_HEADERS: {
+        "view": VIEW,
+        "op": Bound(OP_MAX),
+        "position": Bound(2 * OP_MAX),  # the last op wanted
+        "nonce": NONCE,
+    },
+    Command.HEADERS: {
+        "view": VIEW,
+        "op": OP,
+        "position": OP,  # the head of the sender
+        "commit": OP,
+        "nonce": NONCE,
+    },
+    Command.REQUEST: {
+        "session": Bound(OP_MAX),
+        "request": Bound(REQUEST_MAX),
+        "latency_us": Bound(LATENCY_US_MAX),
+    },
+}
+
+
+class OutOfBounds(NamedTuple):
+    """A number that was refused."""
+
+    command: int
+    replica: int
+    field: str
+    value: int
+    highest: int
+
+    def __str__(self) -> str:
+        name = next((command.name.lower() for command in Command if command == self.command), str(self.command))
+        return f"{self.field} {self.value} in a {name} of replica {self.replica}, {self.highest} is the most"
+
+
+class _Row(NamedTuple):
+    """A row of the table, made for speed: one call fetches all fields, one compares them."""
+
+    fields: tuple[str, ...]
+    get: Callable[[Header], tuple[int, ...]]
+    most: tuple[int, ...]
+    of: tuple[tuple[int, int, int], ...]  # index of the field, index of what bounds it, plus
+    own: tuple[tuple[int, Callable[[Any], int], int], ...]  # index of the field, what bounds it, plus
+
+
+def _row(bounds: dict[str, Bound]) -> _Row:
+    fields = tuple(bounds)
+    get: Callable[[Header], Any] = attrgetter(*fields)
+    relative = list(enumerate(bounds.values()))
+    return _Row(
+        fields,
+        get if len(fields) > 1 else lambda header: (get(header),),
+        tuple(bound.most for bound in bounds.values()),
+        tuple((index, fields.index(bound.of), bound.plus) for index, bound in relative if bound.of),
+        tuple((index, attrgetter(bound.own), bound.plus) for index, bound in relative if bound.own),
+    )
+
+
+_ROWS = {int(command): _row(bounds) for command, bounds in TABLE.items()}
+
+
+def find(replica: Replica, header: Header) -> OutOfBounds | None:
+    """The first number of a frame that is out of bounds for that replica, or None. Cost: about 1 us."""
+    row = _ROWS.get(header.command)
+    if row is None:
+        return None
+    values = row.get(header)
+    if any(map(gt, values, row.most)):
+        index = next(index for index, value in enumerate(values) if value > row.most[index])
+        return _refused(header, row, index, values[index], row.most[index])
+    for index, other, plus in row.of:
+        if values[index] > values[other] + plus:
+            return _refused(header, row, index, values[index], values[other] + plus)
+    for index, own, plus in row.own:
+        value = values[index]
+        if value > plus and value > own(replica) + plus:  # own numbers are not negative: most need not be asked for
+            return _refused(header, row, index, value, own(replica) + plus)
+    return None
+
+
+def _refused(header: Header, row: _Row, index: int, value: int, highest: int) -> OutOfBounds:
+    return OutOfBounds(header.command, header.replica, row.fields[index], value, highest)
+
+
+def check_header(replica: Replica, header: Header, view: int) -> None:
+    """A header in the body of a frame of `view`: the prepare of an op above 0 of this cluster, or its root, made
+    in that view or before. Raises FrameError."""
+    if header.command != Command.PREPARE or header.cluster != replica.config.cluster or header.epoch != 0:
+        raise FrameError(f"op {header.op} in a list is no prepare of this cluster", reason=FrameReason.BAD_COMMAND)
+    if header.view > view:
+        raise FrameError(f"op {header.op} is of view {header.view}, after {view}", reason=FrameReason.BAD_SIZE)
+    found = find(replica, header) if header.op else None
+    if found is not None:
+        raise FrameError(f"a header has {found}", reason=FrameReason.BAD_SIZE)
