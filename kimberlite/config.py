@@ -463,6 +463,16 @@ class ScrubConfig:
         too_low="Damage is found late, when a second replica may have lost the same entry.",
         too_high="Reads are made between other work: commits wait for them, and a busy disk is slower still.",
     )
+    tour_interval_s: int = knob(
+        3600,
+        "Time from the begin of a tour over everything to the begin of the next, at least. A large disk takes longer; "
+        "a small one is left alone in between.",
+        unit="s",
+        low=0,
+        high=90 * 24 * 3600,
+        too_low="A small log is read many times a second, for nothing.",
+        too_high="Damage of a small log is found late.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ def _stay(part: int) -> int:
 
 
 class MeasuredDisk(FileDisk):
-    """A FileDisk that tells of failed reads and, once `switch` is set, charges its waits to a part of the loop's time."""
+    """A FileDisk that tells of failed reads; with `switch` set its waits are charged to a part of the loop's time."""
 
     switch: Callable[[int], int] = staticmethod(_stay)
     on_error: Callable[[str], None] = staticmethod(lambda operation: None)

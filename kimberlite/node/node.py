@@ -289,7 +289,7 @@ class Node:
         )
 
         scrub = self.scrubber
-        self.recorder.update_scrub(scrub.tours, scrub.bytes, scrub.fraction, scrub.damage.items())
+        self.recorder.update_scrub(scrub.tours, scrub.ended_at, scrub.bytes, scrub.fraction, scrub.damage.items())
 
     def _look_at_space(self) -> int:
         free = self._disk.free_bytes()
@@ -321,7 +321,11 @@ class Node:
             self._in_background,
         )
         self.scrubber = Scrubber(
-            self._store, bytes_per_s=config.scrub.bytes_per_s, seed=secrets.randbits(64), now=time.monotonic_ns()
+            self._store,
+            bytes_per_s=config.scrub.bytes_per_s,
+            interval_ns=config.scrub.tour_interval_s * 1_000_000_000,
+            seed=secrets.randbits(64),
+            now=time.monotonic_ns(),
         )
         self._peers = PeerNetwork(
             index=core.index,
@@ -591,6 +595,7 @@ class Node:
             },
             "scrub": {
                 "tours": self.scrubber.tours,
+                "last_tour_s": round((now - self.scrubber.ended_at) / 1e9, 3) if self.scrubber.ended_at else None,
                 "fraction": round(self.scrubber.fraction, 4),
                 "bytes": self.scrubber.bytes,
                 "damage": {what.value: count for what, count in self.scrubber.damage.items()},

@@ -2,7 +2,8 @@
 
 A tour goes over every entry of the log with its witness, the copies of the superblock and those of the checkpoint. It
 begins at a random op, so that replicas do not read the same at the same time and restarts do not always begin with the
-oldest; it wraps at the head that the log had when it began, and ends where it began. What it finds:
+oldest; it wraps at the head that the log had when it began, and ends where it began. The next one begins when it is
+due, so that a small disk is not read many times a second. What it finds:
 
 - a damaged entry is marked faulty in the store: the core has it repaired from a peer, by its identity;
 - a damaged witness of an intact entry, or copy of the superblock or of the checkpoint, is written again from what
@@ -75,26 +76,31 @@ class Scrubbed(Protocol):
 
 
 class Scrubber:
-    """Tours over one store. bytes_per_s: what it reads at most on average; 0: nothing. seed: of the origin."""
+    """Tours over one store. bytes_per_s: what it reads at most on average; 0: nothing. seed: of the origin.
+    interval_ns: from the begin of a tour to that of the next, at least."""
 
-    def __init__(self, store: Scrubbed, *, bytes_per_s: int, seed: int, now: int) -> None:
+    def __init__(self, store: Scrubbed, *, bytes_per_s: int, seed: int, now: int, interval_ns: int = 0) -> None:
         self._store = store
         self._bytes_per_s = bytes_per_s
+        self._interval_ns = interval_ns
         self._random = Random(seed)
         self._now = now
         self._credit = 0.0
         self.tours = 0  # completed
+        self.ended_at = 0  # when the last one was: monotonic nanoseconds, 0 before
         self.bytes = 0  # read
         self.damage = dict.fromkeys(Damage, 0)
         self._first = self._last = self._origin = self._op = 0
         self._left = 0  # entries still to be read
         self._steps: list[Callable[[], Checked]] = []  # copies still to be read, the next one last
         self._copy: _CheckpointCopy | None = None
+        self._due_at = now  # the next tour begins then at the earliest
+        self._next_where: float | None = None  # between two tours: where the next one begins
         self._begin(self._random.random())
 
     @property
     def fraction(self) -> float:
-        """How much of the present tour is done, by entries: 0 to 1."""
+        """How much of the present tour, or of the last while none is due, is done, by entries: 0 to 1."""
         count = self._last - self._first + 1
         return 1.0 - self._left / count if count > 0 else 0.0
 
@@ -108,13 +114,16 @@ class Scrubber:
         self._credit = min(self._credit + earned, float(STEPS_PER_TICK * STEP_BYTES))
         before = self.damage[Damage.ENTRY]
         for _ in range(STEPS_PER_TICK):
-            if self._credit <= 0:
+            if self._credit <= 0 or (self._next_where is not None and now < self._due_at):
                 break
             self._credit -= self.step()
         return self.damage[Damage.ENTRY] != before
 
     def step(self) -> int:
-        """Read the next piece of the tour; the number of bytes, 1 at least."""
+        """Read the next piece of the tour, or the first of another one whether it is due or not; the number of bytes,
+        1 at least."""
+        if self._next_where is not None:
+            self._begin(self._next_where)
         done = 0
         for _ in range(STEP_ENTRIES):
             if not self._left and not self._steps and self._copy is None:
@@ -131,6 +140,8 @@ class Scrubber:
 
     def _begin(self, where: float) -> None:
         """A tour over what there is now, from that part of it on."""
+        self._next_where = None
+        self._due_at = self._now + self._interval_ns
         self._first, self._last = self._store.first_op, self._store.head
         count = max(self._last - self._first + 1, 0)
         self._left = count
@@ -141,10 +152,11 @@ class Scrubber:
         ]
 
     def _end(self) -> None:
-        """The tour is done: another one from the same place, for the same time to go by between two readings."""
+        """The tour is done: the next one begins at the same place, for the same time to go by between two readings."""
         self.tours += 1
+        self.ended_at = self._now
         count = self._last - self._first + 1
-        self._begin((self._origin - self._first) / count if count > 0 else self._random.random())
+        self._next_where = (self._origin - self._first) / count if count > 0 else self._random.random()
 
     def _next(self) -> Checked:
         if self._copy is not None:

@@ -66,8 +66,9 @@ class ReplicaCollector(Collector):
 
 
 def cumulative(metric: catalogue.Metric, value: HistogramValue, units: str) -> list[tuple[str, float]]:
-    """Buckets as (upper bound, count of everything up to it); the last is +Inf and the total."""
-    bounds = [f"{bound if units == 'ms' else bound / 1000:g}" for bound in metric.buckets_ms]
+    """Buckets as (upper bound, count of everything up to it); the last is +Inf and the total. A bound that is an
+    integer has its ".0", as newer servers write it whatever they are given: queries match either way."""
+    bounds = [repr(round(float(bound if units == "ms" else bound / 1000), 12)) for bound in metric.buckets_ms]
     total, result = 0, []
     for bound, count in zip([*bounds, "+Inf"], value.buckets, strict=True):
         total += count

@@ -417,10 +417,13 @@ class Recorder:
         if sample.free_bytes is not None:
             self._set["disk_free"](sample.free_bytes)
 
-    def update_scrub(self, tours: int, read: int, fraction: float, damage: Iterable[tuple[str, int]]) -> None:
-        """Record how far the scrubber is: completed tours, bytes read, the part of the present tour, and by what it
-        was how much was found damaged. Totals since the start."""
+    def update_scrub(
+        self, tours: int, ended_at: int, read: int, fraction: float, damage: Iterable[tuple[str, int]]
+    ) -> None:
+        """Record how far the scrubber is: completed tours and when the last of them was, bytes read, the part of the
+        present tour, and by what it was how much was found damaged. Totals since the start."""
         self._scrub_tours(tours)
+        self._set["scrub_last_tour"](ended_at)
         self._scrub_bytes(read)
         self._set["scrub_progress"](fraction)
         for what, count in damage:

@@ -2,7 +2,9 @@
 
 A thread for each connection, so that one that hangs keeps nobody else waiting; at most
 CONNECTIONS_MAX of them, and none for longer than its deadline: a reader that stops reading, or that
-sends its request a byte at a time, is cut off.
+sends its request a byte at a time, is cut off. Whoever comes when all places are taken displaces the
+connection that has been waiting for a request the longest, or one that has not taken its answer within
+STALLED_S: connections that do nothing can not make /livez fail, and with it a healthy replica be restarted.
 
 May import: telemetry.
 """
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kimberlite.telemetry import health
@@ -27,10 +29,27 @@ from kimberlite.telemetry.reading import Observation, Reader
 CONNECTIONS_MAX = 32
 REQUEST_S = 30.0  # for a request to arrive; also how long an idle connection is kept
 ANSWER_S = 10.0  # for an answer to be taken
+STALLED_S = 1.0  # an answer that is not taken for so long may be given up for somebody else
+BODY_MAX = 64 << 10  # of a request that is refused: read, so that its sender gets the answer
 POLL_S = 0.5
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
+ALLOWED = "GET, HEAD"
 NO_STORE = ("Cache-Control", "no-store")
+
+
+class _Use(NamedTuple):
+    """What a connection is doing. Monotonic seconds."""
+
+    since: float
+    deadline: float
+    answering: bool = False  # else waiting for a request, or for the rest of one
+
+
+def _cut_off(connection: socket.socket) -> None:
+    """Its thread finds the end of the connection, whatever it waits for."""
+    with contextlib.suppress(OSError):  # it has gone by itself
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class TelemetryServer(ThreadingHTTPServer):
@@ -48,38 +67,59 @@ class TelemetryServer(ThreadingHTTPServer):
         self.reader = reader
         self.render = render
         self.rendering = threading.Lock()  # one at a time: what matters is not the speed of a scrape
-        self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        self._deadlines: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, _Use] = {}
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
+        if not self._take_place(request):
             request.settimeout(0)
             with contextlib.suppress(OSError):  # it may not even take that
                 request.send(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.shutdown_request(request)
             return
-        self.allow(request, REQUEST_S)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be had
+            self._leave(request)
+            self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._deadlines.pop(request, None)
-            self._slots.release()
+            self._leave(request)
 
-    def allow(self, connection: socket.socket, seconds: float) -> None:
-        """Cut a connection off unless it is allowed more time before that."""
-        self._deadlines[connection] = time.monotonic() + seconds
+    def _take_place(self, connection: socket.socket) -> bool:
+        """Whether there is a place for a new connection, perhaps that of another one."""
+        now = time.monotonic()
+        with self._lock:
+            if len(self._open) >= CONNECTIONS_MAX:
+                idle = [(use.since, other) for other, use in self._open.items() if not use.answering]
+                stalled = [(use.since, other) for other, use in self._open.items() if now - use.since > STALLED_S]
+                if not idle and not stalled:
+                    return False
+                _, displaced = min(idle or stalled, key=lambda found: found[0])
+                del self._open[displaced]
+                _cut_off(displaced)
+            self._open[connection] = _Use(since=now, deadline=now + REQUEST_S)
+        return True
+
+    def _leave(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.pop(connection, None)
+
+    def note(self, connection: socket.socket, answering: bool) -> None:
+        """A connection begins to be answered, or to wait for the next request: its deadline follows."""
+        now = time.monotonic()
+        with self._lock:
+            if connection in self._open:
+                self._open[connection] = _Use(now, now + (ANSWER_S if answering else REQUEST_S), answering)
 
     def service_actions(self) -> None:
         now = time.monotonic()
-        for connection, deadline in list(self._deadlines.items()):
-            if now > deadline:
-                try:
-                    connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    self._deadlines.pop(connection, None)  # it has gone by itself
+        with self._lock:
+            for connection in [connection for connection, use in self._open.items() if now > use.deadline]:
+                _cut_off(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection broke: its own affair."""
@@ -95,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_S
 
     def do_GET(self) -> None:
-        self.server.allow(self.connection, ANSWER_S)
+        self.server.note(self.connection, answering=True)
         path = urlsplit(self.path).path.rstrip("/") or "/"
         name = path.removeprefix("/readyz/")
         if path == "/metrics":
@@ -111,9 +151,23 @@ class Handler(BaseHTTPRequestHandler):
         else:
             checks = ", ".join(f"/readyz/{check}" for check in health.READY)
             self._send(HTTPStatus.NOT_FOUND, f"there is /metrics, /livez, /readyz, {checks}\n".encode(), TEXT)
-        self.server.allow(self.connection, REQUEST_S)
+        self.server.note(self.connection, answering=False)
 
     do_HEAD = do_GET
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """For a request that is none, and for every verb that has no do_ method."""
+        self.close_connection = True
+        self.request_version = self.protocol_version  # a status line for whoever sent no version, too
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            length = self.headers.get("Content-Length", "")
+            if length.isascii() and length.isdigit():
+                self.rfile.read(min(int(length[:9]), BODY_MAX))
+            told = f"{self.command} is not allowed: there is only reading, with {ALLOWED}\n"
+            self._send(HTTPStatus.METHOD_NOT_ALLOWED, told.encode(), TEXT, Allow=ALLOWED, Connection="close")
+        else:
+            status = HTTPStatus(code)
+            self._send(status, f"{message or status.phrase}\n".encode(), TEXT, Connection="close")
 
     def _answer(self, checks: dict[str, Callable[[Observation], Check]]) -> None:
         found = health.evaluate(checks, self.server.reader.observe())
@@ -126,11 +180,13 @@ class Handler(BaseHTTPRequestHandler):
             body, content_type = "".join(lines).encode(), TEXT
         self._send(HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE, body, content_type)
 
-    def _send(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
+    def _send(self, status: HTTPStatus, body: bytes, content_type: str, **headers: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header(*NO_STORE)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

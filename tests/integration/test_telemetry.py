@@ -541,6 +541,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, settings: tuple[str, ...]) -
         f"checkpoint.ops={CHECKPOINT_OPS}",
         f"retention.bytes_max={RETENTION_BYTES}",
         "scrub.bytes_per_s=8388608",
+        "scrub.tour_interval_s=0",
         "storage.inline_threshold_us=1000000",  # any disk counts as quick; where a scenario wants it slow, it says so
         "timing.suspect_min_ms=800",  # on a busy machine no views change but those that a scenario wants
     )
@@ -777,6 +778,7 @@ PROOFS: dict[str, Proof] = {
     "events": exact_events,
     "bytes_written": rises(),
     "scrub_tours": rises(),
+    "scrub_last_tour": passes(lambda age: 0 <= age < 60),
     "scrub": rises(),
     "scrub_progress": reached(lambda part: part > 0.01, on=backups),
     "messages_sent": both(rises(("prepare",), ("commit",), ("reply",), on=primary), rises(("prepare_ok",), on=backups)),
@@ -961,28 +963,31 @@ def telemetry_of(cluster: LocalCluster) -> dict[str, Any]:
 
 
 def test_scrapers_that_hang(served: LocalCluster, wait_until: Callable[..., None]) -> None:
-    """Full of half-sent requests and unread answers, telemetry refuses more; the replica does not notice."""
+    """Full of idle connections, half-sent requests and unread answers: the replica does not notice, a probe of its life
+    is answered, and so is a scrape."""
     address = served.replicas[0].telemetry
     assert address is not None
     host, _, port = address.rpartition(":")
     hanging = []
-    for number in range(40):
+    sent = (b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+    for number in range(60):
         connection = socket.create_connection((host, int(port)), 60)
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50 if number % 2 else b"GET /met")
+        with contextlib.suppress(OSError):  # it may have been refused
+            connection.sendall(sent[number % 3])
         hanging.append(connection)
     with sync.connect(list(served.addresses)) as log:
         for _ in range(50):
             log.append([b"event"], timeout=30)
-    wait_until(lambda: fetch(address, "/metrics")[0] == 503, "further connections are refused")
-    for connection in hanging:
-        connection.close()
 
-    def recovered() -> bool:
+    def answered(path: str) -> bool:
         with contextlib.suppress(OSError):
-            return fetch(address, "/metrics")[0] == 200
+            return fetch(address, path)[0] == 200
         return False
 
-    wait_until(recovered, "scrapes are served again")
+    wait_until(lambda: answered("/livez") and answered("/metrics"), "probe and scrape are answered")
+    assert all(answered("/livez") for _ in range(10))
+    for connection in hanging:
+        connection.close()
 
 
 def test_a_telemetry_process_that_stops_or_dies(served: LocalCluster, wait_until: Callable[..., None]) -> None:

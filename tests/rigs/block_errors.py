@@ -187,7 +187,12 @@ def scene(directory: Path, mode: str, replicas: int, scrub: int = SCRUB_BYTES_PE
     victim = VICTIM if replicas > 1 else 0
     disk = FaultyDisk(directory / "disk")
     try:
-        settings = (f'storage.mode="{mode}"', "limits.prepare_bytes_max=262144", f"scrub.bytes_per_s={scrub}")
+        settings = (
+            f'storage.mode="{mode}"',
+            "limits.prepare_bytes_max=262144",
+            f"scrub.bytes_per_s={scrub}",
+            "scrub.tour_interval_s=0",
+        )
         cluster = RigCluster(directory / "cluster", replicas, settings=settings, segment_bytes=SEGMENT_BYTES)
         cluster.directory.mkdir()
         (cluster.directory / str(victim)).symlink_to(disk.mount, target_is_directory=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -162,7 +163,7 @@ def test_tours_begin_anywhere_and_follow_each_other(filled: Any) -> None:
     origins = {scrubber(filled, seed)._origin for seed in range(30)}
     assert len(origins) > 20 and min(origins) >= 1 and max(origins) <= 200
     scrub = tour(filled)
-    assert (scrub.tours, scrub.fraction) == (1, 0.0)
+    assert (scrub.tours, scrub.fraction) == (1, 1.0)
     origin = scrub._origin
     fractions = []
     while scrub.tours == 1:
@@ -233,3 +234,30 @@ def test_damage_found_is_said_once(filled: Any) -> None:
     heard = [scrub.tick(tick * S) for tick in range(1, 200)]
     assert heard.count(True) == 1
     assert scrub.tours > 1
+
+
+def test_the_next_tour_waits_until_it_is_due(filled: Any) -> None:
+    """A log that is read in a moment is read once an interval, not again and again."""
+    interval = 60 * S
+    scrub = Scrubber(filled.store, bytes_per_s=64 << 20, interval_ns=interval, seed=1, now=S)
+    now, ends = S, []
+    while now < 3 * interval:
+        now += S // 100
+        before = scrub.tours
+        scrub.tick(now)
+        if scrub.tours != before:
+            ends.append(now)
+            assert (scrub.ended_at, scrub.fraction) == (now, 1.0)
+    assert len(ends) == scrub.tours == 3
+    assert all(abs(after - before - interval) < S for before, after in pairwise(ends))
+    read = scrub.bytes
+    assert not scrub.tick(now - 1)
+    assert scrub.bytes == read
+
+
+def test_a_tour_that_takes_longer_than_the_interval_is_followed_at_once(filled: Any) -> None:
+    scrub = Scrubber(filled.store, bytes_per_s=100_000, interval_ns=S, seed=1, now=0)
+    for now in range(0, 60 * S, S // 100):
+        scrub.tick(now)
+    assert scrub.tours >= 2
+    assert scrub.bytes == pytest.approx(60 * 100_000, rel=0.1)

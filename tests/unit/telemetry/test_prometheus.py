@@ -89,6 +89,18 @@ def test_buckets_are_cumulative_and_end_at_the_count(recorder: Recorder, reader:
     assert buckets[-1] == count == 100
 
 
+@by_units
+def test_every_bound_is_written_as_a_float(units: str, reader: Reader) -> None:
+    """As Prometheus itself writes them since version 3: a query for le="1.0" finds what was scraped."""
+    bounds = set(re.findall(r'le="([^"]+)"', scrape(reader, units)))
+    assert bounds >= ({"1.0", "0.001", "15.0", "1000.0", "30000.0"} if units == "ms" else {"1.0", "1e-06", "0.015"})
+    assert all(bound == "+Inf" or "." in bound or "e" in bound for bound in bounds)
+    by_number = {float(bound): bound for bound in bounds}
+    assert len(by_number) == len(bounds)
+    wanted = {bound if units == "ms" else round(bound / 1000, 12) for m in catalogue.METRICS for bound in m.buckets_ms}
+    assert set(by_number) == {*wanted, math.inf}
+
+
 def test_instants_become_ages(reader: Reader, put: Callable[..., None], healthy: Callable[..., None]) -> None:
     values = {
         sample.name: sample.value

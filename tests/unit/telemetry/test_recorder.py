@@ -347,10 +347,15 @@ def test_storage(recorder: Recorder) -> None:
 
 
 def test_the_scrubber(recorder: Recorder) -> None:
-    recorder.update_scrub(2, 9000, 0.25, [("entry", 1), ("witness", 0), ("superblock", 3), ("checkpoint", 0)])
-    recorder.update_scrub(3, 9500, 0.5, [("entry", 1), ("witness", 2), ("superblock", 3), ("checkpoint", 0)])
+    recorder.update_scrub(
+        2, 7 * SECOND, 9000, 0.25, [("entry", 1), ("witness", 0), ("superblock", 3), ("checkpoint", 0)]
+    )
+    recorder.update_scrub(
+        3, 8 * SECOND, 9500, 0.5, [("entry", 1), ("witness", 2), ("superblock", 3), ("checkpoint", 0)]
+    )
     assert moved(recorder) == {
         "scrub_tours": 3,
+        "scrub_last_tour": 8 * SECOND,
         "scrub": 9500,
         "scrub_progress": 0.5,
         'scrub_damage{what="entry"}': 1,

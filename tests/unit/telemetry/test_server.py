@@ -20,7 +20,7 @@ from kimberlite.telemetry.server import TelemetryServer
 def served(reader: Reader, healthy: Callable[..., None]) -> Iterator[TelemetryServer]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    listener.listen(8)
+    listener.listen(64)
     made = TelemetryServer(listener, reader, lambda accept: (f"accepted {accept}\n".encode(), "text/x-test"))
     thread = threading.Thread(target=made.serve_forever, args=(0.01,))
     thread.start()
@@ -72,30 +72,90 @@ def test_what_is_not_there(path: str, connection: http.client.HTTPConnection) ->
     assert "/readyz/quorum" in body
 
 
-def test_only_reading(connection: http.client.HTTPConnection) -> None:
-    assert ask(connection, "/metrics", "POST")[0] == 501
+@pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
+def test_only_reading(verb: str, connection: http.client.HTTPConnection) -> None:
+    connection.request(verb, "/metrics", body=b"x" * 5000 if verb in ("POST", "PUT") else None)
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert answer.read() == f"{verb} is not allowed: there is only reading, with GET, HEAD\n".encode()
+    assert ask(connection, "/livez")[0] == 200  # on a connection of its own
 
 
-def test_connections_are_bounded(served: TelemetryServer, connection: http.client.HTTPConnection) -> None:
+@pytest.mark.parametrize("line", [b"nonsense", b"GET /livez HTTP/9.9", b"GET /livez FTP/1", b"GET " + b"x" * 70_000])
+def test_what_is_no_request_is_told_so_in_plain_text(line: bytes, served: TelemetryServer) -> None:
+    with socket.create_connection(served.socket.getsockname(), 10) as client:
+        client.sendall(line + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.split()[1] in (b"400", b"414", b"505")
+    assert b"<" not in answer
+
+
+def held(served: TelemetryServer, request: bytes = b"") -> list[socket.socket]:
+    """As many connections as there are places, all of which have their place."""
     address = served.socket.getsockname()
-    held = [socket.create_connection(address, 10) for _ in range(server.CONNECTIONS_MAX)]
-    for each in held:  # wait until it has its thread: the answer shows that
-        each.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert each.recv(12) == b"HTTP/1.1 200"
-    refused = socket.create_connection(address, 10)
-    assert refused.recv(12) == b"HTTP/1.1 503"
-    for each in (*held, refused):
+    connections = [socket.create_connection(address, 10) for _ in range(server.CONNECTIONS_MAX)]
+    for connection in connections:
+        connection.sendall(request)
+    wait_until(lambda: len(served._open) == server.CONNECTIONS_MAX)
+    return connections
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("request_", [b"", b"GET /liv", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_connections_that_do_nothing_keep_nobody_out(
+    request_: bytes, served: TelemetryServer, connection: http.client.HTTPConnection
+) -> None:
+    """Silent, in the middle of a request, or kept alive after one: the longest idle is cut off for who comes."""
+    idle = held(served, request_)
+    wait_until(lambda: not any(use.answering for use in served._open.values()))
+    for _ in range(3):
+        assert ask(connection, "/livez")[0] == 200
+        connection.close()
+    assert len(served._open) <= server.CONNECTIONS_MAX
+    for each in idle:
         each.close()
 
 
-def test_a_connection_past_its_deadline_is_cut_off(served: TelemetryServer) -> None:
+def test_connections_are_bounded(
+    served: TelemetryServer, connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While all places are being answered a newcomer is refused, and takes the place of one that stalls later."""
+    monkeypatch.setattr(server, "STALLED_S", 60.0)
+    with served.rendering:  # a scrape that takes its time
+        scrapes = held(served, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: all(use.answering for use in served._open.values()))
+        refused = socket.create_connection(served.socket.getsockname(), 10)
+        assert refused.recv(12) == b"HTTP/1.1 503"
+        monkeypatch.setattr(server, "STALLED_S", 0.0)
+        assert ask(connection, "/livez")[0] == 200
+    for each in (*scrapes, refused):
+        each.close()
+
+
+def test_a_connection_past_its_deadline_is_cut_off(served: TelemetryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.05)
     client = socket.create_connection(served.socket.getsockname(), 10)
     client.sendall(b"GET /liv")  # and then nothing
-    until = time.monotonic() + 10
-    while not served._deadlines:
-        assert time.monotonic() < until, "the connection is not accepted"
-        time.sleep(0.001)
-    (connection,) = served._deadlines
-    served.allow(connection, -1)
     assert client.recv(1) == b""
+    wait_until(lambda: not served._open)
     client.close()
+
+
+def test_a_place_is_free_again_when_no_thread_can_be_had(
+    served: TelemetryServer, connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with socket.create_connection(served.socket.getsockname(), 10) as client:
+            assert client.recv(1) == b""
+    assert not served._open
+    assert ask(connection, "/livez")[0] == 200
