@@ -381,20 +381,20 @@ class LimitsConfig:
         too_high="File descriptors and memory.",
     )
     repairs_max: int = knob(
-        16,
+        256,
         "The most repair requests in flight in all.",
         unit="requests",
         low=1,
-        high=256,
+        high=4096,
         too_low="Catching up is slow.",
         too_high="Repair competes with normal work.",
     )
     repairs_per_peer_max: int = knob(
-        8,
-        "The most repair requests in flight to one peer.",
+        128,
+        "The most repair requests in flight to one peer; fewer while it does not answer in time.",
         unit="requests",
         low=1,
-        high=256,
+        high=4096,
         too_low="Catching up is slow.",
         too_high="A peer's disk is kept busy with repair.",
     )

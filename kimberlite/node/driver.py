@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import zip_longest
 from typing import Protocol
 
 from kimberlite._fast import events, framing
@@ -52,6 +53,7 @@ from kimberlite.vsr.work import (
 )
 
 ROUNDS_MAX = 16
+AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
 
 
 class FastCodec:
@@ -154,6 +156,7 @@ class Driver:
         self.machine = machine
         self.network = network
         self.recorder = recorder
+        self._served = (-1, 0)  # replica and op of the entry read last for a peer
         self._truncations: dict[int, int] = {}  # token -> op to truncate the journal to
         self._clock = clock
         self._now = 0
@@ -235,8 +238,8 @@ class Driver:
                 self.network.refuse(message)
             for persist in work.persist:
                 self._persist(persist)
-            for request in work.serve:
-                self._serve(request)
+            for request, following in zip_longest(work.serve, work.serve[1:]):
+                self._serve(request, following)
             for apply in work.apply:
                 if not self._apply(apply):
                     break
@@ -288,9 +291,14 @@ class Driver:
         if above:
             self.store.append(persist.token, above)
 
-    def _serve(self, request: ServePrepare | ServeHeaders) -> None:
+    def _serve(self, request: ServePrepare | ServeHeaders, following: ServePrepare | ServeHeaders | None) -> None:
         if isinstance(request, ServePrepare):
-            message = self.store.read(request.op, request.checksum)
+            is_run = self._served == (request.replica, request.op - 1) or (
+                isinstance(following, ServePrepare)
+                and (following.replica, following.op) == (request.replica, request.op + 1)
+            )
+            self._served = request.replica, request.op
+            message = self.store.read(request.op, request.checksum, AHEAD_BYTES if is_run else 0)
             if message is not None:
                 self.network.send(request.replica, message)
             else:

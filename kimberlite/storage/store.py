@@ -662,8 +662,9 @@ class Store:
         number, _, expected, offset = self.place_of(op, is_sequential=ahead > 0)
         if expected is not None and checksum is not None and expected.checksum != checksum:
             return None
-        if ahead and expected is not None and offset is not None and op < self._open[0].base:
-            end = min(offset + ahead, self.segment_bytes)
+        if ahead and expected is not None and offset is not None:
+            segment = self._open_segment(op)
+            end = min(offset + ahead, (segment.end or 0) if segment is not None else self.segment_bytes)
             found = self._ahead.entry(number, self._handles.journal(number), offset, expected, end)
             if found is not None:
                 return found

@@ -386,8 +386,8 @@ class Recorder:
         for peer in snapshot.peers:
             self._last_heard[peer.replica].set(peer.last_heard)
             self._repair_ewma[peer.replica].set(peer.repair_latency)
-            known = snapshot.is_primary and (peer.op > 0 or snapshot.commit == 0)
-            lags[peer.replica] = max(snapshot.commit - peer.op, 0) if known else NAN
+            is_known = snapshot.is_primary and peer.op is not None
+            lags[peer.replica] = max(snapshot.commit - (peer.op or 0), 0) if is_known else NAN
         for replica, lag in lags.items():
             self._lag_operations[replica].set(lag)
             if lag == 0 or replica not in self._level_at:

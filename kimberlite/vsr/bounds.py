@@ -89,7 +89,7 @@ TABLE: dict[Command, dict[str, Bound]] = {
         "op": OP,
         "commit": Bound(OP_MAX, of="op"),
     },
-    Command.PING: {"view": VIEW},
+    Command.PING: {"view": VIEW, "op": OP},
     Command.REQUEST_PREPARE: {"op": Bound(OP_MAX)},
     Command.REQUEST_HEADERS: {
         "view": VIEW,

@@ -30,10 +30,12 @@ class CoreConfig:
     prepare_requests_max: int = 512
     request_bytes_max: int = 2 << 20
     sessions_max: int = 1024
-    repairs_max: int = 16  # repair requests in flight in all
-    repairs_per_peer_max: int = 8
-    repair_window: int = 64  # bodies held for repair ahead of the durable prefix
+    repairs_max: int = 256  # repair requests in flight in all
+    repairs_per_peer_max: int = 128
+    repair_window: int = 512  # entries asked for or held ahead of the durable prefix,
+    repair_bytes: int = 8 << 20  # and their bytes
     headers_per_message: int = 256
+    headers_ahead: int = 1024  # headers asked for ahead of the durable prefix
     apply_per_round: int = 256
     # Timeouts
     heartbeat_ns: int = 50 * MS
@@ -47,9 +49,10 @@ class CoreConfig:
     do_view_change_resend_ns: int = 100 * MS
     prepare_resend_ns: int = 150 * MS
     repair_ns: int = 20 * MS
+    ping_ns: int = 250 * MS  # how often replicas that have nothing to say to each other give a sign of life
     repair_expiry_ns: int = 250 * MS
     abdicate_ns: int = 2000 * MS  # a primary that cannot commit for this long stops leading
-    forfeit_gap: int = 4096  # a candidate this many ops behind leaves the view to another
+    forfeit_gap: int = 1024  # a candidate this many ops behind leaves the view to another that has the log
     # Room in the journal that requests of clients leave to what the protocol itself must append on a full disk.
     room_kept_bytes: int = 32 << 10
 

@@ -163,10 +163,20 @@ class Log:
 
     # Planning
 
-    def missing(self, limit: int) -> Iterator[Header]:
-        """Headers of linked entries that are neither on disk nor in memory, lowest first,
-        within `limit` ops of the durable prefix; then damaged ones below it."""
-        for op in range(self.durable + 1, min(self.linked, self.durable + limit) + 1):
+    def window_end(self, ops: int, size: int) -> int:
+        """The last linked op within that many ops and bytes above the durable prefix; one at least."""
+        end = self.durable
+        for op in range(self.durable + 1, min(self.linked, self.durable + ops) + 1):
+            size -= self.headers[op].size
+            if size < 0 and end > self.durable:
+                break
+            end = op
+        return end
+
+    def missing(self, end: int) -> Iterator[Header]:
+        """Headers of linked entries up to op `end` that are neither on disk nor in memory, lowest first;
+        then damaged ones of the durable prefix."""
+        for op in range(self.durable + 1, min(self.linked, end) + 1):
             if op not in self.on_disk and op not in self.bodies and op not in self.writing:
                 yield self.headers[op]
         for op in sorted(self.faulty):

@@ -30,7 +30,7 @@ from kimberlite.vsr import quorum, repair, view_change
 from kimberlite.vsr.codec import ClientRequest, encode_trim
 from kimberlite.vsr.config import PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
-from kimberlite.vsr.state import Prepared
+from kimberlite.vsr.state import Peer, Prepared
 from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
 
 if TYPE_CHECKING:
@@ -326,12 +326,14 @@ def is_held_back(r: Replica) -> bool:
 def _on_known_prepare(r: Replica, message: Message) -> None:
     """Its header is already in the log: a wanted body, or a duplicate."""
     header = message.header
-    if r.status != Status.NORMAL:
+    # What is committed is part of the log of every view.
+    if r.status != Status.NORMAL and header.op > r.log.committed:
         r.drop(message, DropReason.WRONG_STATUS)
         return
     if not repair.on_body(r, message):
         r.drop(message, DropReason.DUPLICATE)
-        if header.view == r.view and not r.is_primary and header.op <= r.log.durable:
+        is_of_view = header.view == r.view and r.status == Status.NORMAL
+        if is_of_view and not r.is_primary and header.op <= r.log.durable:
             heard_primary(r)
             r.ack_due = True  # perhaps the acknowledgement was lost
 
@@ -417,7 +419,9 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
     if header.nonce:
         peer.round_trip = r.now - header.nonce
         r.emit(EventKind.PEER_ROUND_TRIP, header.replica, peer.round_trip)
-    peer.op = max(peer.op, header.op)
+    if header.op > (peer.op or 0):
+        peer.progress_at, peer.is_awaited = r.now, False
+    peer.op = header.op  # the last word counts: its disk may be a new one
     peer.commit = header.commit
     peer.checkpoint = header.checkpoint_op
     r.note_disk(header.replica, header.flags)
@@ -524,6 +528,7 @@ def on_commit(r: Replica, message: Message) -> None:
         )
     r.learn_commit(header.commit)
     r.known_head = max(r.known_head, header.op)
+    r.peers[header.replica].op = header.op
     r.trimmed_by_primary = header.request
     r.echo_nonce = header.nonce
     r.ack_due = True
@@ -556,10 +561,37 @@ def tick(r: Replica) -> None:
     if r.prepare_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and r.pipeline:
         _resend_oldest(r)
         r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
-        is_stuck = r.now - r.pipeline[0].prepared_at > r.config.abdicate_ns
         # For want of room on the disks of others nobody else could commit it either.
-        if is_stuck and not r.abdicated and r.peers and (r.is_disk_full or r.can_journal):
+        if is_stuck(r) and not r.abdicated and r.peers and (r.is_disk_full or r.can_journal):
             view_change.abdicate(r)
+
+
+def is_stuck(r: Replica) -> bool:
+    """Whether the oldest op waits for abdicate_ns, and no quorum has it or comes nearer to it: while one does,
+    another primary would have to wait for the same replicas."""
+    oldest, since = r.pipeline[0], r.now - r.config.abdicate_ns
+    return oldest.prepared_at < since and not quorum.reached(moving(r, oldest, since), r.quorums.replication)
+
+
+def moving(r: Replica, oldest: Prepared, since: int) -> int:
+    """Who has the oldest op of the pipeline, or has come nearer to it since then: a bit set."""
+    bits = oldest.acks | (r.progress_at > since) << r.index
+    for replica, peer in r.peers.items():
+        bits |= (peer.progress_at > since) << replica
+    return bits
+
+
+def on_returned(r: Replica, peer: Peer) -> None:
+    """A replica is heard again after a silence: it gets the time of a new op to come nearer, once, and a primary
+    that fell silent for want of a quorum leads again."""
+    if peer.is_awaited:
+        return
+    peer.progress_at, peer.is_awaited = r.now, True
+    if r.abdicated and not r.draining and r.status == Status.NORMAL and r.pipeline and not is_stuck(r):
+        r.abdicated = r.suspecting = False
+        r.votes.pop(r.index, None)
+        r.vote_timer.stop()
+        r.heartbeat_timer.start(r.now)
 
 
 def _resend_oldest(r: Replica) -> None:

@@ -2,9 +2,17 @@
 
 Entries are asked for by identity, so a wrong or corrupt answer is merely ignored. Headers
 come from a replica in normal status of the same view: its log is a prefix of the one
-canonical log of that view, as ours is. Lowest first; at most so many in flight in all
-and per peer; the quickest peer first, with one request in ten to another; requests
-expire and go elsewhere; the timer is jittered.
+canonical log of that view, as ours is.
+
+Who is asked: replicas that were heard lately and, as far as they said, have it; the quickest
+first, with one request in ten to another. How much: lowest first, a window of ops and bytes ahead
+of the durable prefix; in all so many requests; to each peer as many as it answers, half of that
+after a request that it did not answer in time. When: as soon as answers come, once a round; the
+jittered timer is for what is not answered.
+
+What is asked for by identity stays wanted when the view changes, and committed entries are taken
+and asked for in the middle of a view change too: a replica that is far behind comes nearer
+whatever the others do meanwhile.
 Imports errors, types and vsr only.
 """
 
@@ -15,12 +23,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Command, Header, Message, Status
+from kimberlite.vsr import verdict
 from kimberlite.vsr.codec import decode_chain, encode_headers
-from kimberlite.vsr.state import HeadersRequest, RepairRequest
+from kimberlite.vsr.state import HeadersRequest, Peer, RepairRequest
 from kimberlite.vsr.work import DropReason, EventKind, ServeHeaders, ServePrepare
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
+
+WINDOW_MIN = 4  # requests in flight to a peer that lets them expire
+HEADERS_REQUESTS_MAX = 4
+REST_EXPIRIES = 2  # a peer that did not answer is left alone for so many times the expiry, if another can be asked
 
 
 def wake(r: Replica) -> None:
@@ -29,19 +42,33 @@ def wake(r: Replica) -> None:
         r.repair_timer.start_if_idle(r.now + r.prng.jitter(r.config.repair_ns))
 
 
-def cancel(r: Replica) -> None:
-    """The view is left: answers to what was asked are no longer wanted."""
-    r.repairs.clear()
-    r.headers_request = None
-    for peer in r.peers.values():
-        peer.repairs = 0
-    r.repair_timer.stop()
+def on_view_left(r: Replica) -> None:
+    """Headers are those of a view; entries that were asked for by identity stay wanted."""
+    r.headers_requests.clear()
+
+
+def on_installed(r: Replica) -> None:
+    """Another log may have taken the place of what was asked for, or of what came early: keep what is part of it."""
+    for op, request in list(r.repairs.items()):
+        known = r.log.headers.get(op)
+        if known is None or known.checksum != request.header.checksum or r.log.holds(op):
+            _forget(r, op)
+    for op, message in list(r.stash.items()):
+        known = r.log.headers.get(op)
+        if known is None or known.checksum != message.header.checksum:
+            del r.stash[op]
+
+
+def _forget(r: Replica, op: int) -> RepairRequest:
+    request = r.repairs.pop(op)
+    r.peers[request.peer].repairs -= 1
+    return request
 
 
 def tick(r: Replica) -> None:
     if not r.repair_timer.due(r.now):
         return
-    if r.status == Status.NORMAL and r.view_token is None:
+    if r.status in (Status.NORMAL, Status.VIEW_CHANGE) and r.view_token is None:
         _plan(r)
     if _is_wanting(r):
         wake(r)
@@ -54,25 +81,63 @@ def _is_wanting(r: Replica) -> bool:
 
 def _plan(r: Replica) -> None:
     """Expire what took too long, then ask for the lowest missing things within the budget."""
-    for op in [op for op, request in r.repairs.items() if r.now - request.sent_at > r.config.repair_expiry_ns]:
-        request = r.repairs.pop(op)
-        r.peers[request.peer].repairs -= 1
-        _note_expired(r, op, request.peer)
-    _truncate_divergent(r)
-    _request_headers(r)
+    _expire(r)
+    if r.status == Status.NORMAL:
+        _truncate_divergent(r)
+        _request_headers(r)
     _request_entries(r)
 
 
-def _note_expired(r: Replica, op: int, replica: int) -> None:
-    """It did not answer: others are asked first from now on."""
-    peer = r.peers[replica]
+def go_on(r: Replica) -> None:
+    """Answers came in this round: ask for what follows."""
+    r.repair_due = False
+    if r.view_token is None and r.status in (Status.NORMAL, Status.VIEW_CHANGE):
+        if r.status == Status.NORMAL:
+            _request_headers(r)
+        _request_entries(r)
+    wake(r)
+
+
+# Who did not answer
+
+
+def _expire(r: Replica) -> None:
+    silent: set[int] = set()
+    for op in [op for op, request in r.repairs.items() if _is_overdue(r, request.peer, request.sent_at)]:
+        request = _forget(r, op)
+        silent.add(request.peer)
+        r.emit(EventKind.REPAIR_EXPIRED, op, request.peer)
+    overdue = [request for request in r.headers_requests.values() if _is_overdue(r, request.peer, request.sent_at)]
+    if overdue:  # those behind it do not continue what is known here, when they are answered
+        silent.add(overdue[0].peer)
+        r.emit(EventKind.REPAIR_EXPIRED, overdue[0].first, overdue[0].peer)
+        r.headers_requests.clear()
+    for replica in silent:
+        _note_expired(r, r.peers[replica])
+
+
+def _is_overdue(r: Replica, replica: int, sent_at: int) -> bool:
+    """Four times what its answers took lately, and some; a peer that fell silent is not waited for longer."""
+    usual = r.peers[replica].repair_latency
+    patience = min(max(4 * usual, 2 * r.config.repair_ns), r.config.repair_expiry_ns) if usual else None
+    return r.now - sent_at > (patience or r.config.repair_expiry_ns)
+
+
+def _note_expired(r: Replica, peer: Peer) -> None:
+    """It did not answer: others are asked first from now on, and it is asked for less."""
     peer.repair_latency = max(peer.repair_latency, r.config.repair_expiry_ns)
-    r.emit(EventKind.REPAIR_EXPIRED, op, replica)
+    peer.window = max(peer.window // 2, WINDOW_MIN)
+    peer.rests_until = r.now + REST_EXPIRIES * r.config.repair_expiry_ns
 
 
 def _note_answered(r: Replica, replica: int, sent_at: int) -> None:
     peer = r.peers[replica]
     peer.repair_latency += (r.now - sent_at - peer.repair_latency) // 4
+    peer.window = min(peer.window + 1, r.config.repairs_per_peer_max)
+    peer.rests_until = 0
+
+
+# What is asked for
 
 
 def _truncate_divergent(r: Replica) -> None:
@@ -84,25 +149,32 @@ def _truncate_divergent(r: Replica) -> None:
 
 
 def _request_headers(r: Replica) -> None:
-    log = r.log
+    log, waiting = r.log, r.headers_requests
     unknown = _unknown_identity(r)
-    if unknown is None and log.linked >= max(log.op, r.known_head):
+    if unknown is not None:
+        if not waiting:
+            _ask_for_headers(r, unknown)
         return
-    request = r.headers_request
-    if request is not None and r.now - request.sent_at <= r.config.repair_expiry_ns:
-        return
-    first = unknown if unknown is not None else log.linked + 1
-    if request is not None:
-        r.headers_request = None
-        _note_expired(r, first, request.peer)
-    if unknown is None and log.linked - log.durable >= r.config.headers_per_message:
-        return  # enough known ahead of what is on disk: memory stays bounded
+    first = max((request.last + 1 for request in waiting.values()), default=log.linked + 1)
+    # So many are known ahead of what is on disk: memory stays bounded.
+    end = min(max(log.op, r.known_head), log.durable + r.config.headers_ahead)
+    while first <= end and len(waiting) < HEADERS_REQUESTS_MAX and _ask_for_headers(r, first):
+        first += r.config.headers_per_message
+
+
+def _ask_for_headers(r: Replica, first: int) -> bool:
+    """Ask for headers from `first` on; False when there is nobody to ask."""
     # What may have been acknowledged under a lost identity exists if the primary knows it.
-    peer = r.primary if log.op in log.faulty and log.op not in log.headers else _choose_peer(r, None)
-    if peer is not None and peer != r.index:
-        r.headers_request = HeadersRequest(peer, r.now)
-        last = first + r.config.headers_per_message - 1
-        r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=r.now))
+    peer: int | None = r.primary
+    if r.log.op not in r.log.faulty or r.log.op in r.log.headers:
+        peer = _choose_peer(r, first)
+    if peer is None or peer == r.index or not verdict.is_heard(r, peer):
+        return False
+    nonce = r.repair_nonce = max(r.now, r.repair_nonce + 1)
+    last = first + r.config.headers_per_message - 1
+    r.headers_requests[nonce] = HeadersRequest(peer, first, last, r.now)
+    r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=nonce))
+    return True
 
 
 def _unknown_identity(r: Replica) -> int | None:
@@ -113,14 +185,23 @@ def _unknown_identity(r: Replica) -> int | None:
 def _request_entries(r: Replica) -> None:
     if r.view_token is not None:
         return
-    for header in r.log.missing(r.config.repair_window):
+    for op in [op for op in r.stash if op <= r.log.durable]:
+        del r.stash[op]
+    end = r.repair_end = r.log.window_end(r.config.repair_window, r.config.repair_bytes)
+    for header in r.log.missing(end):
         if len(r.repairs) >= r.config.repairs_max:
             return
         if header.op in r.repairs:
             continue
+        if r.status != Status.NORMAL and header.op > r.log.committed:
+            continue  # the next view may have another entry there
+        early = r.stash.pop(header.op, None)
+        if early is not None and early.header.checksum == header.checksum:
+            r.log.bodies[header.op] = early
+            continue
         if r.log.is_waiting_for_room and header.op > r.log.journal_head:
             continue  # it could not be written
-        peer = _choose_peer(r, header)
+        peer = _choose_peer(r, header.op)
         if peer is None:
             return
         r.peers[peer].repairs += 1
@@ -129,12 +210,26 @@ def _request_entries(r: Replica) -> None:
         r.send(peer, r.make(Command.REQUEST_PREPARE, op=header.op, context=header.checksum))
 
 
-def _choose_peer(r: Replica, header: Header | None) -> int | None:
-    """The quickest with room, or in one case of ten any with room."""
-    free = [replica for replica, peer in r.peers.items() if peer.repairs < r.config.repairs_per_peer_max]
+def is_worth_asking(r: Replica, replica: int) -> bool:
+    """Who is silent does not answer; what it is asked for would wait for that."""
+    return verdict.is_heard(r, replica)
+
+
+def _says_it_has(r: Replica, replica: int, op: int) -> bool:
+    said = r.peers[replica].op
+    return said is None or said >= op or (replica == r.primary and r.known_head >= op)
+
+
+def _choose_peer(r: Replica, op: int) -> int | None:
+    """Of those heard lately that have `op`, as far as they said: the quickest with room, or in one case of ten
+    any with room. None when all are busy, or nobody is heard."""
+    heard = [replica for replica in r.peers if is_worth_asking(r, replica)]
+    able = [replica for replica in heard if _says_it_has(r, replica, op)] or heard
+    able = [replica for replica in able if r.now >= r.peers[replica].rests_until] or able
+    free = [replica for replica in able if r.peers[replica].repairs < r.peers[replica].window]
     if not free:
         return None
-    if r.prng.below(10) == 0:
+    if len(free) > 1 and r.prng.below(10) == 0:
         return free[r.prng.below(len(free))]
     return min(
         free, key=lambda replica: (r.peers[replica].repair_latency, (replica - r.index) % r.config.replica_count)
@@ -147,17 +242,15 @@ def on_body(r: Replica, message: Message) -> bool:
     log = r.log
     if log.holds(header.op) or header.op in log.bodies or header.op in log.writing:
         return False
-    if header.op > log.durable + 2 * r.config.repair_window:
-        return False
-    request = r.repairs.pop(header.op, None)
+    request = r.repairs.get(header.op)
+    if request is None and header.op > max(r.repair_end, log.durable + r.config.pipeline_max):
+        return False  # nobody asked for it, and so many are not kept
     if request is not None:
-        r.peers[request.peer].repairs -= 1
+        _forget(r, header.op)
         _note_answered(r, request.peer, request.sent_at)
         r.emit(EventKind.REPAIRED, header.op, r.now - request.first_sent_at)
+        r.repair_due = True
     log.bodies[header.op] = message
-    if request is not None and r.status == Status.NORMAL:
-        _request_headers(r)
-        _request_entries(r)
     return True
 
 
@@ -211,42 +304,46 @@ def on_headers(r: Replica, message: Message) -> None:
     if r.is_primary and r.log.linked == r.log.op and _unknown_identity(r) is None:
         r.drop(message, DropReason.UNWANTED)
         return
-    request, r.headers_request = r.headers_request, None
-    if request is not None and (request.peer, request.sent_at) == (header.replica, header.nonce):
+    request = r.headers_requests.get(header.nonce)
+    if request is not None and request.peer == header.replica:
+        del r.headers_requests[header.nonce]
         _note_answered(r, request.peer, request.sent_at)
         # Asked in this life and view: had an op above its head existed in this view, the primary would still know it.
         is_settled = request.peer == r.primary and r.log.give_up_above(header.position)
         if is_settled and r.log_state.doubt > r.log.op:
             r.log_state = replace(r.log_state, doubt=r.log.op)
             r.persist_view()
-    head = r.log.op if r.is_primary else None
-    for learned in decode_chain(r.codec, message.body):
-        if learned.op in r.log.faulty and learned.op not in r.log.headers:
-            r.log.headers[learned.op] = learned  # its witness was damaged too
-        if learned.op <= r.log.linked or (head is not None and learned.op > head):
-            continue
-        if not r.log.extend(learned):
-            if r.log.divergence() is None:
-                break
-            _truncate_divergent(r)
-            break
+    if _learn_headers(r, decode_chain(r.codec, message.body)):
+        r.repair_due = True  # else whoever is asked again at once would say the same again
     r.learn_commit(header.commit)
     _drain_stash(r)
-    if r.view_token is None:
-        _request_headers(r)
-        _request_entries(r)
     wake(r)
 
 
+def _learn_headers(r: Replica, headers: Sequence[Header]) -> bool:
+    """Whether any of them was news."""
+    log = r.log
+    head = log.op if r.is_primary else None
+    is_news = False
+    for learned in headers:
+        if learned.op in log.faulty and learned.op not in log.headers:
+            log.headers[learned.op] = learned  # its witness was damaged too
+            is_news = True
+        if learned.op <= log.linked or (head is not None and learned.op > head):
+            continue
+        if not log.extend(learned):
+            if log.divergence() is not None:
+                _truncate_divergent(r)
+            break
+        is_news = True
+    return is_news
+
+
 def _drain_stash(r: Replica) -> None:
-    """Prepares that came early and are known by their headers now, or come next."""
+    """Prepares that came early and come next now; those that are known by their headers wait until it is their turn
+    to be asked for."""
     for op in sorted(r.stash):
-        known = r.log.headers.get(op)
-        if known is not None:
-            message = r.stash.pop(op)
-            if known.checksum == message.header.checksum:
-                on_body(r, message)
-        elif (
+        if (
             op == r.log.op + 1
             and r.log.linked == r.log.op
             and r.stash[op].header.parent == r.log.headers[r.log.op].checksum

@@ -111,6 +111,7 @@ class Replica:
         self.full_peers: set[int] = set()  # who says that its disk is full
         self.wants_room = False  # the last round held something back for lack of room
         self.abdicated = False
+        self.progress_at = 0  # when the durable log last grew
         self.last_timestamp = 0
         self.entered: dict[int, int] = {}  # op not yet applied -> when its prepare entered this log
 
@@ -130,7 +131,10 @@ class Replica:
 
         # Repair
         self.repairs: dict[int, RepairRequest] = {}
-        self.headers_request: HeadersRequest | None = None
+        self.repair_end = 0  # entries up to here are asked for or held, as last planned
+        self.repair_due = False  # answers came in this round
+        self.headers_requests: dict[int, HeadersRequest] = {}  # nonce -> request, in order of their ops
+        self.repair_nonce = 0
 
         self.refusal: bounds.OutOfBounds | None = None  # the last number of a peer that was out of bounds
 
@@ -145,6 +149,9 @@ class Replica:
         self.view_change_timer = Timer()
         self.do_view_change_timer = Timer()
         self.repair_timer = Timer()
+        self.ping_timer = Timer()
+        if self.peers:
+            self.ping_timer.start(now + self.prng.jitter(config.ping_ns))
 
         self._work = Work()
         self._next_token = 1
@@ -173,7 +180,9 @@ class Replica:
         else:
             peer = self.peers.get(header.replica)
             if peer is not None and header.command != Command.PREPARE:
-                peer.last_heard = now
+                silence, peer.last_heard = now - peer.last_heard, now
+                if silence > self.config.contact_ns:
+                    normal.on_returned(self, peer)
             try:
                 handler(self, message)
             except FrameError:
@@ -205,12 +214,15 @@ class Replica:
         self.now = now
         view, persist, messages = self._pending.pop(token)
         if persist.kind is PersistKind.WRITE:
+            before = self.log.durable
             for entry in persist.entries:
                 if self.log.mark_durable(entry.header):
                     repair.on_durable(self, entry.header)
                 entered = self.entered.get(entry.header.op)
                 if entered is not None and view == self.view:
                     self.emit(EventKind.JOURNALED, entry.header.op, now - entered, int(self.is_primary))
+            if self.log.durable > before:
+                self.progress_at = now
             if view == self.view:
                 normal.on_entries_durable(self)
         else:
@@ -230,6 +242,8 @@ class Replica:
     def entry_faulty(self, op: int, header: Header | None, now: int) -> None:
         """A read from the journal found `op` damaged: fetch it again from a peer. `header` is what
         its witness says, None when that is damaged too. Applying waits for the repair."""
+        if op < self.first_op:
+            return  # trimmed: nobody has it, and nobody needs it; the store forgets it with the next checkpoint
         self.now = now
         if header is not None and op <= self.log.linked:  # above, the journal may hold another log's entry
             self.log.headers.setdefault(op, header)
@@ -283,6 +297,8 @@ class Replica:
         journal, and goes on in a later round when `room` has grown."""
         self.wants_room = False
         normal.flush(self)
+        if self.repair_due:
+            repair.go_on(self)
         self.note_committed()
         self._write_entries()
         normal.acknowledge(self)
@@ -311,6 +327,7 @@ class Replica:
                 self.view_change_timer,
                 self.do_view_change_timer,
                 self.repair_timer,
+                self.ping_timer,
             )
             if timer.deadline is not None
         ]

@@ -22,11 +22,15 @@ class Peer:
     """What is known of another replica. Nanoseconds."""
 
     last_heard: int = 0
-    op: int = 0
+    op: int | None = None  # what it said last that its log holds on disk, or of a primary its head; None: nothing
+    progress_at: int = 0  # when its acknowledgements last grew, or it was heard again after a silence
+    is_awaited: bool = False  # it was heard again, and has not come nearer since
     commit: int = 0
     round_trip: int = 0
     repair_latency: int = 0  # EWMA
     repairs: int = 0  # in flight
+    window: int = 16  # how many may be
+    rests_until: int = 0  # it did not answer: not asked before, if another can be
     checkpoint: int = 0  # op of its checkpoint, as it said last
 
 
@@ -42,9 +46,11 @@ class LogState:
 
 @dataclass(frozen=True, slots=True)
 class HeadersRequest:
-    """Headers asked of a peer; the time is the nonce."""
+    """Headers of ops first..last asked of a peer."""
 
     peer: int
+    first: int
+    last: int
     sent_at: int
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
 from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
-from kimberlite.vsr import repair
+from kimberlite.vsr import repair, verdict
 from kimberlite.vsr.codec import (
     SUFFIX_OPS_MAX,
     Evidence,
@@ -134,7 +134,9 @@ def choose(messages: list[DoViewChange], quorums: Quorums) -> Choice:
 
 
 def tick(r: Replica) -> None:
-    """Suspicion of a silent primary, of a view change that takes too long; resending."""
+    """Suspicion of a silent primary, of a view change that takes too long; resending; signs of life."""
+    if r.ping_timer.due(r.now):
+        _give_sign_of_life(r)
     if r.status == Status.NORMAL:
         if not r.is_primary and not r.suspecting and r.now >= r.detector.deadline:
             suspect(r)
@@ -179,8 +181,9 @@ def on_start_view_change(r: Replica, message: Message) -> None:
     if header.view == r.view:
         _count_vote(r, header.replica)
         # Each vote counts in the view it names: the first one may have been enough to leave it.
-        if r.view == header.view and header.replica == r.primary and r.status == Status.NORMAL:
-            suspect(r)  # the primary itself asks to be replaced
+        is_asked = r.view == header.view and header.replica == r.primary and r.status != Status.RECOVERING
+        if is_asked and not r.suspecting:
+            suspect(r)  # the primary itself asks to be replaced, or gives its view up before it begins
     else:
         r.drop(message, DropReason.OLD_VIEW)
         _inform(r, header.replica)
@@ -189,13 +192,33 @@ def on_start_view_change(r: Replica, message: Message) -> None:
 def _inform(r: Replica, replica: int) -> None:
     """A replica is behind in views: tell it which view this is."""
     if r.view_token is None and replica != r.index:
-        r.send(replica, r.make(Command.PING))
+        r.send(replica, _ping(r))
+
+
+def _ping(r: Replica) -> Message:
+    """This replica's view, and what its log holds on disk."""
+    return r.make(Command.PING, op=r.log.durable)
+
+
+def _give_sign_of_life(r: Replica) -> None:
+    """To those that hear nothing else of this replica: what one may be asked for, and whether a quorum is there,
+    is known by who is heard."""
+    r.ping_timer.start(r.now + r.prng.jitter(r.config.ping_ns))
+    is_leading = r.status == Status.NORMAL and r.is_primary and not r.abdicated
+    if r.view_token is not None or is_leading:
+        return
+    message = _ping(r)
+    for replica in r.peers:
+        if replica != r.primary or r.status != Status.NORMAL:
+            r.send(replica, message)
 
 
 def on_ping(r: Replica, message: Message) -> None:
-    """A replica tells us its view."""
-    if message.header.view > r.view:
-        on_newer_view(r, message.header.view)
+    """A replica tells us its view, and what its log holds."""
+    header = message.header
+    if header.view > r.view:
+        on_newer_view(r, header.view)
+    r.peers[header.replica].op = header.op
 
 
 def _count_vote(r: Replica, replica: int) -> None:
@@ -217,8 +240,12 @@ def on_newer_view(r: Replica, view: int) -> None:
 
 
 def enter(r: Replica, view: int, cause: int) -> None:
-    """Leave the present view for `view`: persist it, then give evidence to its primary."""
+    """Leave the present view for `view`: persist it, then give evidence to its primary. What repair has and has
+    asked for stays: see there."""
     invariant(view > r.view, "views only increase", view=view, own=r.view)
+    leader = r.peers.get(r.primary)
+    if leader is not None:
+        leader.op = max(leader.op or 0, r.known_head)
     if r.status == Status.NORMAL:
         r.view_left_at = r.now
     if r.is_primary and r.status == Status.NORMAL:
@@ -229,11 +256,10 @@ def enter(r: Replica, view: int, cause: int) -> None:
     _stop_leading(r)
     r.votes.clear()
     r.evidence.clear()
-    r.stash.clear()
     r.suspecting = False
     r.ack_due = False
     r.known_head = 0
-    repair.cancel(r)
+    repair.on_view_left(r)
     r.vote_timer.stop()
     r.heartbeat_timer.stop()
     r.prepare_timer.stop()
@@ -244,6 +270,8 @@ def enter(r: Replica, view: int, cause: int) -> None:
 
 def _start_view_change_timer(r: Replica) -> None:
     timeout = min(r.config.view_change_ns << min(r.view_changes_failed, 8), r.config.view_change_max_ns)
+    if not verdict.is_heard(r, r.primary):
+        timeout //= 4  # who is silent will not lead it either
     r.view_change_timer.start(r.now + timeout + r.prng.below(timeout // 2))
 
 
@@ -364,8 +392,8 @@ def _try_to_choose(r: Replica) -> None:
         if len(r.evidence) == r.config.replica_count:
             r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
         return
-    if choice.commit - r.log.linked > r.config.forfeit_gap:
-        # Too far behind to lead soon: let the view go to another.
+    if is_far_behind(r, choice):
+        # Nothing would be answered before it has caught up: whoever has the log leads.
         r.emit(EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked)
         suspect(r)
         return
@@ -379,6 +407,14 @@ def _try_to_choose(r: Replica) -> None:
     r.learn_commit(choice.commit)
     canonical = r.log.linked if r.log_view == choice.log_view else r.log.committed
     install(r, choice.suffix, min(canonical, choice.commit))
+
+
+def is_far_behind(r: Replica, choice: Choice) -> bool:
+    """Whether this candidate lacks much of what is committed, and another that gave evidence has it. It gives its
+    view up at once, and does not have to again: who has the log is not left while others catch up with it."""
+    others = (message for message in r.evidence.values() if message.replica != r.index)
+    gap = choice.commit - r.log.linked
+    return gap > r.config.forfeit_gap and any(has_copy(m, choice.commit, choice.suffix[0]) for m in others)
 
 
 def lacks_entries(r: Replica, suffix: tuple[Header, ...]) -> bool:
@@ -404,6 +440,7 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
         view=r.view,
     )
     truncate_to = r.log.install(suffix, max(canonical, r.log.committed))
+    repair.on_installed(r)
     r.apply_emitted = r.applied
     r.log_view = r.view
     doubt = max((op for op in r.log.faulty if op > truncate_to), default=0)

@@ -160,7 +160,7 @@ class PeerSnapshot(NamedTuple):
 
     replica: int
     last_heard: int
-    op: int  # highest op it acknowledged in this view (primary only)
+    op: int | None  # what it said last that its log holds on disk, or of a primary its head; None: nothing yet
     commit: int
     round_trip: int
     repair_latency: int  # average of its answers to repair requests

@@ -146,7 +146,7 @@ def test_just_outside_of_the_bounds_is_refused(name: str, key: str, knob: config
         ("limits.request_bytes_max=4194304", ["limits.frame_bytes_max is 4194304", "limits.request_bytes_max"]),
         ("limits.prepare_bytes_max=4194304", ["limits.frame_bytes_max", "limits.prepare_bytes_max"]),
         ("limits.queue_bytes_max=1048576", ["limits.queue_bytes_max", "limits.request_bytes_max"]),
-        ("limits.repairs_per_peer_max=17", ["limits.repairs_max is 16"]),
+        ("limits.repairs_per_peer_max=257", ["limits.repairs_max is 256"]),
         ("limits.frame_bytes_max=8388608", []),
         ("timing=3", ["'timing=3' is not section.key=value"]),
         ("telemetry.units=seconds", ["one of ms, base"]),

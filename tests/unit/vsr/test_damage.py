@@ -128,6 +128,7 @@ def test_the_primary_says_what_never_existed() -> None:
     primary = restart(Recovered(ViewState(suffix=(ROOT,)), 2, log[2], 2, 2, commit=2), [], index=0)
     primary.status = Status.NORMAL
     make_durable(backup, 20)
+    backup.step(Message(make_header(cluster=CLUSTER, command=Command.PING, replica=0, op=2)), 90 * MS)
     backup.tick(100 * MS)
     (request,) = [
         send.message

@@ -240,6 +240,7 @@ def test_a_full_backup_keeps_a_bounded_number_of_bodies() -> None:
     core.room = PLENTY
     settle(core)
     assert core.log.durable == PIPELINE_LIMIT
+    core.step(frame(Command.COMMIT, replica=0, view=0, op=3 * PIPELINE_LIMIT), 2 * 10**9)
     core.tick(2 * 10**9)
     assert to_replicas(settle(core), Command.REQUEST_HEADERS)
 
