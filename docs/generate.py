@@ -15,9 +15,11 @@ from pathlib import Path
 import click
 
 from kimberlite import cli, config, errors
+from kimberlite.cli import fields as status_fields
 from kimberlite.errors import KimberliteError
 from kimberlite.storage import layout
 from kimberlite.telemetry import catalogue, health
+from kimberlite.vsr.work import CannotCommit
 
 HERE = Path(__file__).parent
 HELP_WIDTH = 98  # of `--help` in a wide terminal: max_content_width of the command line less click's margin
@@ -83,6 +85,8 @@ def exit_codes() -> str:
     for item in sorted(classes, key=lambda item: item.exit_code):
         lines.append(f"| {item.exit_code} | `{item.__name__}` | {sentence(item.__doc__)} |")
     lines += [
+        f"| {cli.EXIT_DEGRADED} | | `status`: the cluster is degraded. Appends go on, not everything is well. |",
+        f"| {cli.EXIT_NO_QUORUM} | | `status`: no quorum. Nothing can be committed now. |",
         f"| {cli.EXIT_INTERRUPTED} | | Interrupted by Ctrl-C. `vopr` has printed what it had found by then. |",
         f"| {cli.EXIT_BROKEN_PIPE} | | The reader of standard output went away. |",
         f"| {cli.EXIT_TERMINATED} | | `vopr` was ended by SIGTERM, and has printed what it had found by then. |",
@@ -210,12 +214,48 @@ def disk_layout() -> str:
     return "\n".join(lines) + "\n"
 
 
+STATUS_INTRODUCTION = """\
+`kimberlite status` asks every member by itself and prints a table and a verdict, which is also its exit code:
+
+| verdict | exit code | meaning |
+| --- | ---: | --- |
+| `healthy` | {healthy} | Every member answers, is up to date, and the primary hears all of them. |
+| `degraded` | {degraded} | Appends are committed, but something is wrong: it says what. |
+| `no quorum` | {no_quorum} | Nothing can be committed now: no primary, or too few members with it, or without space. |
+| `no answer` | {no_answer} | No member answered. |
+
+A primary says what it heard within the last second, so the verdict is true without traffic. A member that hangs is
+waited for as long as `--timeout` says. With `--json` there is one object: `cluster`, and `replicas` with one object for
+each member, its status document. In Python, `await log.status()` gives the document of one replica.
+"""
+
+
+def status() -> str:
+    reasons = ", ".join(f"`{reason}`" for reason in CannotCommit)
+    text = STATUS_INTRODUCTION.format(
+        healthy=0,
+        degraded=cli.EXIT_DEGRADED,
+        no_quorum=cli.EXIT_NO_QUORUM,
+        no_answer=errors.UnavailableError.exit_code,
+    )
+    lines = [GENERATED, "", "# Status", "", *text.splitlines()]
+    for title, described in (
+        ("The cluster", status_fields.CLUSTER),
+        ("A replica", status_fields.FIELDS),
+        ("What only the comparison says", status_fields.ADDED),
+    ):
+        lines += ["", f"## {title}", "", "| field | meaning |", "| --- | --- |"]
+        lines += [f"| `{name}` | {meaning.replace('{reasons}', reasons)} |" for name, meaning in described.items()]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "exit-codes.md": exit_codes,
     "command-line.md": command_line,
     "metrics.md": metrics,
     "disk-layout.md": disk_layout,
+    "status.md": status,
 }
 
 

@@ -80,7 +80,8 @@ def parse_address(text: str, port_min: int = 1) -> tuple[str, int]:
             raise ConfigError(f"address {text!r}: {host!r} is no IPv6 address", address=text) from None
     elif ":" in host:
         raise ConfigError(f"address {text!r}: write an IPv6 address in brackets, [::1]:7100", address=text)
-    if not port_text.isascii() or not port_text.isdigit() or not port_min <= int(port_text) <= PORT_MAX:
+    is_number = port_text.isascii() and port_text.isdigit() and len(port_text) < 10
+    if not is_number or not port_min <= int(port_text) <= PORT_MAX:
         raise ConfigError(f"address {text!r}: the port must be a number from {port_min} to {PORT_MAX}", address=text)
     return host, int(port_text)
 

@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }
 
+EXIT_DEGRADED = 25  # of `status`
+EXIT_NO_QUORUM = 26  # of `status`
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 EXIT_TERMINATED = 143  # as a shell reports SIGTERM
@@ -54,6 +56,7 @@ Exit codes
    15  unknown format version           32  session evicted
    16  unsafe file system               33  position not in the log
    17  a write or sync failed           34  disks full: nothing appended
+   25  status: cluster degraded         26  status: no quorum
    27  checkpoint damaged               40  timed out, outcome unknown
    28  no space for a file              29  backup not possible, or damaged
    50  internal invariant broken        55  file of metrics unusable

@@ -25,6 +25,7 @@ import click
 import kimberlite
 from kimberlite.cli import probe, version
 from kimberlite.cli.common import json_option, note, print_json, run
+from kimberlite.cli.common import seconds as duration
 from kimberlite.cli.local import LocalCluster
 from kimberlite.cli.replica import settings_option
 from kimberlite.config import parse_addresses
@@ -186,8 +187,12 @@ def durability(addresses: Sequence[str]) -> str:
 @click.option("--concurrency", type=click.IntRange(1, 65_536), default=64, show_default=True, help="Appends in flight.")
 @click.option("--batch", type=click.IntRange(1, 65_536), default=1, show_default=True, help="Events in one append.")
 @click.option("--size", type=click.IntRange(0, 1 << 20), default=128, show_default=True, help="Bytes of one event.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Measured time.")
-@click.option("--warmup", type=click.FloatRange(0), default=1.0, show_default=True, help="Time before, not measured.")
+@click.option(
+    "--seconds", type=duration(0.1), metavar="SECONDS", default=10.0, show_default=True, help="Measured time."
+)
+@click.option(
+    "--warmup", type=duration(0), metavar="SECONDS", default=1.0, show_default=True, help="Time before, not measured."
+)
 @click.option(
     "--addresses",
     type=parse_addresses,

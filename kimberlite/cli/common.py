@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kimberlite.config import parse_addresses
+from kimberlite.config import parse_addresses, parse_cluster_id
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0  # for any replica to answer at all
 DEFAULT_PORT = 7100
 DEFAULT_ADDRESSES = f"127.0.0.1:{DEFAULT_PORT},{DEFAULT_PORT + 1},{DEFAULT_PORT + 2}"
+
+SECONDS_MAX = 1e6  # eleven days: more is an error of units, and the largest numbers overflow where they are used
+COUNT = click.IntRange(0, (1 << 63) - 1)  # a position, or a number of events
+POSITIVE = click.IntRange(1, 1_000_000_000)
+JOBS = click.IntRange(1, 1_024)
 
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
@@ -35,6 +41,33 @@ def addresses_option(function: F) -> F:
     )(function)
 
 
+def cluster_option(function: F) -> F:
+    """--cluster, from KIMBERLITE_CLUSTER: only that cluster is talked to."""
+    return click.option(
+        "--cluster",
+        type=parse_cluster_id,
+        envvar="KIMBERLITE_CLUSTER",
+        metavar="ID",
+        help="Id of the cluster that the addresses must be of; another one is refused. [env: KIMBERLITE_CLUSTER]",
+    )(function)
+
+
+def seconds(low: float | None = None) -> Callable[[object], float]:
+    """The type of an option that is a duration: finite, at most SECONDS_MAX, and above 0 or from `low` on."""
+    bounds = f"from {low:g} to {SECONDS_MAX:.0f}" if low is not None else f"above 0 and up to {SECONDS_MAX:.0f}"
+
+    def parse(text: object) -> float:
+        try:
+            value = float(str(text))
+        except ValueError:
+            value = math.nan
+        if not (value > 0 if low is None else low <= value) or value > SECONDS_MAX:
+            raise click.BadParameter(f"{text} is no number of seconds {bounds}.")
+        return value
+
+    return parse
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)
 
@@ -42,7 +75,7 @@ def json_option(function: F) -> F:
 def timeout_option(default: float, what: str) -> Callable[[F], F]:
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=seconds(),
         default=default,
         show_default=True,
         metavar="SECONDS",

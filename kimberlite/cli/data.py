@@ -28,6 +28,7 @@ import kimberlite
 from kimberlite._fast import events
 from kimberlite.cli.common import (
     CONNECT_TIMEOUT_S,
+    COUNT,
     ProgressBar,
     addresses_option,
     bytes_text,
@@ -321,10 +322,8 @@ def is_regular(file: BinaryIO) -> bool:
 
 @click.command(short_help="Print events exactly as they were appended.")
 @addresses_option
-@click.option(
-    "--from", "start", type=click.IntRange(0), default=0, show_default=True, help="Position of the first event."
-)
-@click.option("--limit", type=click.IntRange(0), help="The most events to print; all there are when not given.")
+@click.option("--from", "start", type=COUNT, default=0, show_default=True, help="Position of the first event.")
+@click.option("--limit", type=COUNT, help="The most events to print; all there are when not given.")
 @click.option("--follow", is_flag=True, help="Go on with events as they are committed, until Ctrl-C.")
 @click.option("--binary", is_flag=True, help="A 32-bit little-endian length before each event, instead of lines.")
 @click.option("--no-trailing-newline", is_flag=True, help="Newlines between events only, none after the last.")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from kimberlite.cli.common import bytes_text, json_option, note, print_json, table
+from kimberlite.cli.common import COUNT, bytes_text, json_option, note, print_json, table
 from kimberlite.errors import DataMissingError, SuperblockError
 from kimberlite.node.driver import describe_sessions
 from kimberlite.storage import checkpoint as checkpoints
@@ -152,8 +152,8 @@ def describe_copy(index: int, copy: superblocks.Superblock | None) -> dict[str, 
 
 
 @inspect.command(short_help="The entries of the journal, one a line.")
-@click.option("--from", "start", type=click.IntRange(0), default=0, metavar="OP", help="The first op to show.")
-@click.option("--limit", type=click.IntRange(0), metavar="K", help="The most entries to show; all when not given.")
+@click.option("--from", "start", type=COUNT, default=0, metavar="OP", help="The first op to show.")
+@click.option("--limit", type=COUNT, metavar="K", help="The most entries to show; all when not given.")
 @DIRECTORY
 @json_option
 def journal(data: Path, start: int, limit: int | None, as_json: bool) -> None:

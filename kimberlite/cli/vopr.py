@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kimberlite.cli.common import json_option, note, print_json, table
+from kimberlite.cli.common import COUNT, JOBS, POSITIVE, json_option, note, print_json, table
 from kimberlite.cli.interruption import Interruption
 from kimberlite.errors import CanaryMissedError, UsageError, ViolationError
 from kimberlite.vopr import canaries as planted
@@ -38,7 +38,7 @@ def seed_range(text: str) -> tuple[int, int]:
 
 requests_option = click.option(
     "--requests",
-    type=click.IntRange(1),
+    type=POSITIVE,
     default=REQUESTS,
     show_default=True,
     metavar="N",
@@ -97,7 +97,7 @@ def vopr() -> None:
 @requests_option
 @click.option(
     "--jobs",
-    type=click.IntRange(1),
+    type=JOBS,
     default=1,
     show_default=True,
     metavar="N",
@@ -165,7 +165,7 @@ def violation_text(outcome: runs.Outcome, requests: int) -> str:
 
 
 @vopr.command("replay", short_help="Run one seed again.")
-@click.argument("seed", type=click.IntRange(0))
+@click.argument("seed", type=COUNT)
 @requests_option
 @click.option(
     "--script",
@@ -210,12 +210,10 @@ def replay(
 
 
 @vopr.command("minimize", short_help="Make a failing run small.")
-@click.argument("seed", type=click.IntRange(0))
+@click.argument("seed", type=COUNT)
 @requests_option
 @canary_option
-@click.option(
-    "--runs-max", type=click.IntRange(1), default=minimizer.RUNS_MAX, show_default=True, help="Runs to try at most."
-)
+@click.option("--runs-max", type=POSITIVE, default=minimizer.RUNS_MAX, show_default=True, help="Runs to try at most.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -258,9 +256,7 @@ def minimize(seed: int, requests: int, canary: str | None, runs_max: int, output
 
 
 @vopr.command("canaries", short_help="Check that planted bugs are found.")
-@click.option(
-    "--seeds-max", type=click.IntRange(1), default=planted.SEEDS_MAX, show_default=True, help="Seeds to try for each."
-)
+@click.option("--seeds-max", type=POSITIVE, default=planted.SEEDS_MAX, show_default=True, help="Seeds to try for each.")
 @click.option("--only", metavar="NAME", multiple=True, help="That planted bug only; may be given several times.")
 @requests_option
 @json_option
@@ -298,15 +294,13 @@ def enumerate_group() -> None:
 @enumerate_group.command("corruption", short_help="Damage every bit, sector and file.")
 @click.option(
     "--every",
-    type=click.IntRange(1),
+    type=POSITIVE,
     default=1,
     show_default=True,
     metavar="N",
     help="Of kinds with more than a hundred images, only every N-th.",
 )
-@click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes that share the images."
-)
+@click.option("--jobs", type=JOBS, default=1, show_default=True, metavar="N", help="Processes that share the images.")
 @json_option
 def enumerate_corruption(every: int, jobs: int, as_json: bool) -> None:
     """Damage every bit, sector and file of small replicas, one at a time; start, read everything, repair.
@@ -354,12 +348,8 @@ def show_corruption(report: corruption.Report, seconds: float, is_complete: bool
 
 
 @enumerate_group.command("crashes", short_help="Crash at every event of the disks of a run.")
-@click.option(
-    "--every", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Only every N-th image."
-)
-@click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes that share the images."
-)
+@click.option("--every", type=POSITIVE, default=1, show_default=True, metavar="N", help="Only every N-th image.")
+@click.option("--jobs", type=JOBS, default=1, show_default=True, metavar="N", help="Processes that share the images.")
 @click.option("--only", metavar="EVENT:VARIANT", help="That image only, as a failure names it.")
 @json_option
 def enumerate_crashes(every: int, jobs: int, only: str | None, as_json: bool) -> None:

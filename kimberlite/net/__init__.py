@@ -21,3 +21,5 @@ May import: errors, types, _fast, _sys.
 READ_WAIT = 1  # when there is nothing at `position` yet, wait for it: one such READ waits on a connection
 READ_END = 2  # only tell the end of the log, with no events
 READ_TIMES = 4  # tell when the events were appended as well
+
+CLIENT_VERSION = 2  # count of a client's HELLO

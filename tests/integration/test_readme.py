@@ -36,7 +36,9 @@ def test_shell_blocks(start_cluster: Any, kimberlite_command: Any, tmp_path: Pat
     for command in commands:
         program, *arguments = command.split()
         assert program == "kimberlite"
-        outputs.append(kimberlite_command(*arguments, addresses=cluster.addresses).stdout)
+        # On a busy machine a backup may have been silent for a second: `status` says so in its exit code.
+        code = None if arguments == ["status"] else 0
+        outputs.append(kimberlite_command(*arguments, addresses=cluster.addresses, code=code).stdout)
     lines = README.read_bytes().splitlines(keepends=True)
     appended, read, status = outputs
     assert appended == b"0 %d\n" % (len(lines) - 1)

@@ -66,7 +66,8 @@ def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     codes = {int(code) for code in re.findall(r"(?:^|\s{2,})(\d+)  \w", shown, re.MULTILINE)}
-    assert codes == {0, cli.EXIT_INTERRUPTED, cli.EXIT_TERMINATED} | {error.exit_code for error in error_classes()}
+    own = {0, cli.EXIT_DEGRADED, cli.EXIT_NO_QUORUM, cli.EXIT_INTERRUPTED, cli.EXIT_TERMINATED}
+    assert codes == own | {error.exit_code for error in error_classes()}
     for name in COMMANDS:
         assert f"  {name}" in shown
     assert EPILOG.strip("\b\n").splitlines()[1].strip() in shown
