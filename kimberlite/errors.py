@@ -21,10 +21,11 @@ KimberliteError                    1   root; never raised itself
 |   |-- AddressInUseError         21   a listener could not be opened
 |   |-- FrameError                22   bytes that are no frame of this protocol
 |   |-- WrongClusterError         23   the peer belongs to another cluster
-|   `-- UnavailableError          24   no replica could be reached, or none leads
+|   |-- UnavailableError          24   no replica could be reached, or none leads
+|   `-- ClientVersionError        25   client and replica speak different versions of the client protocol
 |-- RejectedError                 30   the cluster answered no: nothing was appended
 |   |-- BusyError                 31   a bounded queue is full; retry later
-|   |-- SessionEvictedError       32   the session was evicted; earlier outcomes stand
+|   |-- SessionEvictedError       32   more clients than sessions; nothing was appended
 |   |-- PositionError             33   a read outside what the log holds
 |   `-- NoSpaceError              34   the disks of too many replicas are full; reads go on
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
@@ -186,9 +187,17 @@ class WrongClusterError(NetworkError):
 
 
 class UnavailableError(NetworkError):
-    """No replica could be reached, or none of them leads; nothing was sent."""
+    """No replica could be reached, or none of them leads; nothing was appended. When nobody let the client in,
+    `problems` says of each address why."""
 
     exit_code = 24
+
+
+class ClientVersionError(NetworkError):
+    """The client and the replicas speak different versions of the client protocol: nothing was sent. Upgrade the one
+    that the message names."""
+
+    exit_code = 25
 
 
 class RejectedError(KimberliteError):
@@ -198,13 +207,14 @@ class RejectedError(KimberliteError):
 
 
 class BusyError(RejectedError):
-    """A bounded queue of the primary is full; try again later."""
+    """A bounded queue, of the primary or of this client, is full: nothing was appended. Try again later."""
 
     exit_code = 31
 
 
 class SessionEvictedError(RejectedError):
-    """The session was evicted from the session table; open a new one."""
+    """More clients append at a time than the cluster has sessions for, and this one's was evicted again and again until
+    the deadline: nothing was appended. Raise limits.sessions_max, or share clients."""
 
     exit_code = 32
 
@@ -223,8 +233,9 @@ class NoSpaceError(RejectedError):
 
 
 class OutcomeUnknownError(KimberliteError, TimeoutError):
-    """The deadline passed while the request was under way: it may or may not be
-    committed. Retrying the same call on the same session is safe: it is deduplicated."""
+    """The deadline passed while the append was under way: it may or may not be in the log, or get there yet. Inside
+    one call the client repeats the request, and the cluster executes it once. Calling again is another append: the
+    events may then stand twice in the log. Read the log to find out first."""
 
     exit_code = 40
 

@@ -22,6 +22,7 @@ FORMAT_VERSION = 1  # of frames and of journal entries: they share the header
 RELEASE = 1  # raised with every change of behaviour that replicas must agree on
 HEADER_SIZE = 256
 FLAG_DISK_FULL = 1  # header.flags of PREPARE_OK and DO_VIEW_CHANGE: the disk of the sender is full
+FLAG_PREPARED = 1  # header.flags of REJECT: the request had been prepared, and may yet be committed
 REPLICAS_MAX = 6
 
 

@@ -52,19 +52,20 @@ Exit codes
    11  data exists already              23  wrong cluster
    12  no data                          24  no replica reachable, or none leads
    13  data in use by another process   30  rejected by the cluster
-   14  superblock damaged               31  cluster busy, try again
+   14  superblock damaged               31  cluster busy
    15  unknown format version           32  session evicted
    16  unsafe file system               33  position not in the log
    17  a write or sync failed           34  disks full: nothing appended
    25  status: cluster degraded         26  status: no quorum
    27  checkpoint damaged               40  timed out, outcome unknown
    28  no space for a file              29  backup not possible, or damaged
-   50  internal invariant broken        55  file of metrics unusable
-   51  vopr: a violation was found      63  KIMBERLITE_KERNEL: no such kernel
-   52  vopr: a planted bug missed       64  KIMBERLITE_KERNEL: not built
-   60  compiled module unusable         65  KIMBERLITE_KERNEL: not supported
-   61  compiled module missing         130  interrupted
-   62  checksum self-test failed       143  vopr: terminated
+   25  version of client or replica     55  file of metrics unusable
+   50  internal invariant broken        63  KIMBERLITE_KERNEL: no such kernel
+   51  vopr: a violation was found      64  KIMBERLITE_KERNEL: not built
+   52  vopr: a planted bug missed       65  KIMBERLITE_KERNEL: not supported
+   60  compiled module unusable        130  interrupted
+   61  compiled module missing         143  vopr: terminated
+   62  checksum self-test failed
 """
 
 

@@ -48,22 +48,18 @@ class Window:
 
 
 class Load:
-    """`concurrency` appends in flight, each followed by the next from its own completion."""
+    """`concurrency` callers, each of which appends again as soon as it has its answer."""
 
     def __init__(self, log: Log, concurrency: int, events: list[bytes]) -> None:
         self._log = log
         self._concurrency = concurrency
         self._events = events
-        self._in_flight = 0
+        self._callers: list[asyncio.Task[None]] = []
         self._stopping = False
         self._latencies: array[int] | None = None
-        self._failure: BaseException | None = None
-        self._idle = asyncio.Event()
 
     def start(self) -> None:
-        for _ in range(self._concurrency):
-            self._in_flight += 1
-            self._issue()
+        self._callers = [asyncio.create_task(self._call()) for _ in range(self._concurrency)]
 
     def record_into(self, latencies: array[int] | None) -> None:
         self._latencies = latencies
@@ -71,34 +67,21 @@ class Load:
     async def stop(self) -> None:
         """Issue nothing more and wait for what is in flight."""
         self._stopping = True
-        if self._in_flight:
-            await self._idle.wait()
-        self.check()
+        await asyncio.gather(*self._callers)
 
     def check(self) -> None:
         """Raise what an append failed with."""
-        if self._failure is not None:
-            raise self._failure
+        for caller in self._callers:
+            if caller.done():
+                caller.result()
 
-    def _issue(self) -> None:
-        started = time.perf_counter_ns()
-        reply = asyncio.ensure_future(self._log.append(self._events, timeout=APPEND_TIMEOUT_S))
-
-        def done(reply: asyncio.Future[int]) -> None:
-            error = reply.exception()
-            if error is not None:
-                self._failure = error
-                self._stopping = True
-            elif self._latencies is not None:
-                self._latencies.append(time.perf_counter_ns() - started)
-            if self._stopping:
-                self._in_flight -= 1
-                if self._in_flight == 0:
-                    self._idle.set()
-            else:
-                self._issue()
-
-        reply.add_done_callback(done)
+    async def _call(self) -> None:
+        append, events, clock = self._log.append, self._events, time.perf_counter_ns
+        while not self._stopping:
+            started = clock()
+            await append(events, timeout=APPEND_TIMEOUT_S)
+            if self._latencies is not None:
+                self._latencies.append(clock() - started)
 
 
 async def measure(

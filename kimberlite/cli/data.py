@@ -255,7 +255,11 @@ async def append_all(
             async def send(batches: Iterator[EncodedBatch]) -> None:
                 for batch in batches:
                     await slots.acquire()
-                    sent.put_nowait((batch, log.append_batch(batch.body, batch.count, timeout=timeout)))
+                    reply = asyncio.ensure_future(log.append_batch(batch.body, batch.count, timeout=timeout))
+                    reply.add_done_callback(
+                        lambda reply: reply.cancelled() or reply.exception()
+                    )  # seen, if not awaited
+                    sent.put_nowait((batch, reply))
                     await asyncio.sleep(0)  # let it leave while the next one is built
 
             async def send_all() -> None:

@@ -5,40 +5,61 @@
         async for event in log.read(start=position): ...
 
 Appends made at the same time travel together. They go to the primary, wherever it is by
-now; what reads is in client.reading. Thread rules: one event loop.
-May import: errors, types, config (addresses), _fast, net, client.reading, client.session.
+now; what reads is in client.reading. A client is used once: entered, used, closed. Invariant: every call
+ends, in its result or an error; a call on a client that is not open, in a process that was forked from
+the one that opened it, or on another event loop raises UsageError and touches nothing.
+Thread rules: one event loop. May import: errors, types, config (addresses), _fast, net, the modules of client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from enum import Enum
 from random import Random
 from types import TracebackType
 from typing import Any
 
 from kimberlite._fast import framing
+from kimberlite.client import arguments
+from kimberlite.client.arguments import Frozen, coroutine_function
+from kimberlite.client.dialing import Dialer
 from kimberlite.client.reading import Reader, Reading
-from kimberlite.client.session import Session
-from kimberlite.config import parse_address, parse_cluster_id
-from kimberlite.errors import (
-    KimberliteError,
-    OutcomeUnknownError,
-    UnavailableError,
-    UsageError,
-    WrongClusterError,
-)
-from kimberlite.net.peers import keep_alive
+from kimberlite.client.session import Outcome, Session
+from kimberlite.config import parse_cluster_id
+from kimberlite.errors import UsageError
+from kimberlite.net import CLIENT_VERSION
 from kimberlite.net.transport import FrameConnection
-from kimberlite.types import ZERO16, Bytes, ClientId, Command, Header, Message, Reason
+from kimberlite.types import ZERO16, Bytes, ClientId, Command, Header, Message
 
 TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 2.0
-PRIMARY_WAIT_S = 0.2  # once a replica has greeted, so long for the primary to do so, too
-DIAL_FIRST_S = 0.02
-DIAL_MAX_S = 0.5
+PRIMARY_WAIT_S = 0.3  # once a replica has greeted, so long for the primary and the other addresses to do so, too
+ARRIVED_NS = 200_000_000  # at most so long what has arrived is read before a deadline that has passed is judged
+REQUEST_BYTES_LEAST = 1024
+
+
+class Forks:
+    """How often this process is a fork of the one that imported this module."""
+
+    count = 0
+
+
+def _forked() -> None:
+    Forks.count += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class Life(Enum):
+    """Of a client."""
+
+    NEW = "not connected: use `async with kimberlite.connect(...) as log`"
+    OPEN = "open"
+    CLOSED = "closed: make another one with kimberlite.connect"
 
 
 class Log(Reading):
@@ -53,130 +74,137 @@ class Log(Reading):
         request_bytes_max: int = 2 << 20,
         events_max: int = 65_536,
     ) -> None:
+        if isinstance(addresses, str | bytes) or not all(isinstance(address, str) for address in addresses):
+            raise TypeError(f'connect takes a list of addresses, ["host:port", ...], not {arguments.shown(addresses)}')
         if not addresses:
             raise UsageError("connect needs the address of at least one replica")
-        self._addresses = [parse_address(address) for address in addresses]
+        if not isinstance(cluster, str | None):
+            raise TypeError(f"cluster is 32 hexadecimal digits, not {arguments.shown(cluster)}")
         self._names = list(addresses)
-        self._cluster = parse_cluster_id(cluster) if cluster is not None else ZERO16
-        self._timeout = timeout
-        self._request_bytes_max = request_bytes_max
-        self._events_max = events_max
+        self._timeout = arguments.seconds(timeout)
+        self._request_bytes_max = arguments.whole(request_bytes_max, "request_bytes_max", REQUEST_BYTES_LEAST)
+        self._events_max = arguments.whole(events_max, "events_max", 1, 0xFFFFFFFF)
         self._client_id: ClientId = secrets.token_bytes(16)
         self._random = Random(secrets.randbits(64))
+        self._dialer = Dialer(
+            self._names,
+            cluster=parse_cluster_id(cluster) if cluster is not None else ZERO16,
+            hello=lambda: self._frame(Command.HELLO, count=CLIENT_VERSION),
+            on_frames=self._on_frames,
+            on_greeting=self._on_greeting,
+            on_lost=self._on_lost,
+            random=self._random,
+        )
+        self._replicas = self._dialer.replicas
+        self._life = Life.NEW
+        self._forks = Forks.count
         self._session: Session | None = None
-        self._replicas: dict[int, FrameConnection] = {}
-        self._failed: set[int] = set()  # indexes of the addresses that can not be reached
-        self._futures: dict[int, asyncio.Future[int]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._futures: dict[int, asyncio.Future[Outcome]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
+        self._overdue_since = 0  # 0: no deadline waits for what has arrived to be read
         self._flush_scheduled = False
-        self._ready: asyncio.Event | None = None
-        self._refusal: KimberliteError | None = None
         self._reader = Reader(
             connections=self._replicas,
             make_frame=self._frame,
             primary=self._primary,
             random=self._random,
             names=self._names,
-            timeout=timeout,
+            timeout=self._timeout,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # Life
 
     async def __aenter__(self) -> Log:
+        if self._life is not Life.NEW:
+            already = "open already" if self._life is Life.OPEN else self._life.value
+            raise UsageError(f"this client is {already}")
+        self._life = Life.OPEN
+        self._forks = Forks.count
         self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._dial(index)) for index in range(len(self._addresses))]
+        self._dialer.start()
+        try:
+            await self._be_let_in()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def _be_let_in(self) -> None:
+        """Until the primary has greeted, and whoever else of the given addresses will. Another replica may not have
+        applied yet what was acknowledged a moment ago, and the first read shall find that."""
+        dialer = self._dialer
         try:
             async with asyncio.timeout(self._timeout):
-                await self._ready.wait()
+                while not self._replicas and not dialer.error and not dialer.is_hopeless:
+                    await dialer.changed()
+                async with asyncio.timeout(PRIMARY_WAIT_S):
+                    while not dialer.error and not self._has_met_all():
+                        await dialer.changed()
         except TimeoutError:
-            await self._stop()
-            raise UnavailableError(
-                f"none of {', '.join(self._names)} answered within {self._timeout} s; check that the cluster runs "
-                "and that these are its client addresses",
-                addresses=self._names,
-            ) from None
+            await dialer.read_arrived()
+        if dialer.error is not None:
+            raise dialer.error
         if self._session is None:
-            await self._stop()
-            raise self._refusal or UnavailableError("no replica let this client in")
-        return self
+            raise dialer.failure(self._timeout)
+
+    def _has_met_all(self) -> bool:
+        dialer = self._dialer
+        return dialer.all_settled or (dialer.given_settled and self._primary() in self._replicas)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all calls and close all connections. Appends that were not sent end in UnavailableError, those under
+        way in OutcomeUnknownError, reads in an error. In a forked process nothing is touched: the connections are
+        those of its parent."""
+        if self._forks != Forks.count or self._life is not Life.OPEN:
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            raise UsageError("this client was opened on another event loop: close it there")
         await self._stop()
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        self._life = Life.CLOSED
         if self._timer is not None:
             self._timer.cancel()
-        for connection in self._replicas.values():
-            connection.close()
-        self._replicas.clear()
-        for future in self._futures.values():
-            if not future.done():
-                future.set_exception(
-                    OutcomeUnknownError("the client was closed while the append was under way: its outcome is unknown")
-                )
-                future.exception()  # nobody has to look at it any more
-        self._futures.clear()
+        if self._session is not None:
+            self._session.close()
+            self._pump()
         self._reader.close()
+        await self._dialer.stop()
 
-    async def _dial(self, index: int) -> None:
-        """Keep a connection to one address; the name is resolved on every attempt."""
-        loop = asyncio.get_running_loop()
-        host, port = self._addresses[index]
-        delay = DIAL_FIRST_S
-        while True:
-            closed: asyncio.Future[None] = loop.create_future()
+    def _running(self) -> Session:
+        """The session, when this client can be used: here and now. Raises UsageError, WrongClusterError."""
+        if self._forks != Forks.count:
+            raise UsageError(
+                "this client was opened before the process was forked, and belongs to the parent: connect anew here"
+            )
+        session = self._session
+        if self._life is not Life.OPEN or session is None:
+            raise UsageError(
+                f"the client is {self._life.value if self._life is not Life.OPEN else 'not connected yet'}"
+            )
+        if _running_loop() is not self._loop:
+            raise UsageError("this client was opened on another event loop: use it there, or connect anew on this one")
+        if self._dialer.error is not None:
+            raise self._dialer.error
+        return session
 
-            def finish(_: FrameConnection, error: Exception | None, closed: asyncio.Future[None] = closed) -> None:
-                if not closed.done():
-                    closed.set_result(None)
-
-            try:
-                # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    _, connection = await loop.create_connection(
-                        lambda finish=finish: FrameConnection(  # type: ignore[misc]
-                            on_frames=self._on_frames, on_open=keep_alive, on_closed=finish
-                        ),
-                        host,
-                        port,
-                    )
-            except OSError:
-                self._failed.add(index)
-                self._look_for_primary()
-            else:
-                self._failed.discard(index)
-                connection.send(self._frame(Command.HELLO))
-                try:
-                    await closed
-                finally:
-                    connection.close()  # when we are stopped before it has greeted us, nobody else knows it
-                self._on_lost(connection)
-                if connection.received_bytes:
-                    delay = DIAL_FIRST_S
-            await asyncio.sleep(delay * (0.5 + self._random.random()))
-            delay = min(2 * delay, DIAL_MAX_S)
-
-    def _on_lost(self, connection: FrameConnection) -> None:
-        for replica, known in list(self._replicas.items()):
-            if known is connection:
-                del self._replicas[replica]
-                if self._session is not None:
-                    self._session.disconnected(replica, time.monotonic_ns())
-                    self._pump()
+    def _on_lost(self, connection: FrameConnection, replica: int | None = None) -> None:
+        if replica is not None and self._session is not None:
+            self._session.disconnected(replica, time.monotonic_ns())
+            self._pump()
         self._reader.on_lost(connection)
 
     def _frame(self, command: Command, **fields: Any) -> Message:
-        return Message(framing.make_header(cluster=self._cluster, command=command, client=self._identity, **fields))
+        return Message(
+            framing.make_header(cluster=self._dialer.cluster, command=command, client=self._identity, **fields)
+        )
 
     @property
     def _identity(self) -> ClientId:
@@ -187,20 +215,13 @@ class Log(Reading):
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         now = time.monotonic_ns()
         for header, body in frames:
-            if header.command == Command.HELLO:
-                self._on_hello(connection, header, now)
-                continue
-            if self._reader.on_frame(header, body):
-                continue
-            if header.command == Command.REJECT and self._session is None:
-                self._refuse(header)
-            elif self._session is not None:
+            if not self._reader.on_frame(header, body) and self._session is not None:
                 self._session.step(Message(header, body), now)
         self._pump()
 
-    def _on_hello(self, connection: FrameConnection, header: Header, now: int) -> None:
+    def _on_greeting(self, connection: FrameConnection, header: Header) -> None:
+        now = time.monotonic_ns()
         if self._session is None:
-            self._cluster = header.cluster
             self._session = Session(
                 make_header=framing.make_header,
                 cluster=header.cluster,
@@ -211,43 +232,13 @@ class Log(Reading):
                 events_max=self._events_max,
                 new_client_id=lambda: secrets.token_bytes(16),
             )
-        elif header.cluster != self._cluster:
-            connection.close()
-            return
-        connection.cluster = self._cluster
-        self._replicas[header.replica] = connection
         self._session.step(Message(header), now)
         self._session.connected(header.replica, now)
-        self._look_for_primary()
-
-    def _look_for_primary(self) -> None:
-        """Ready is who has met the primary, or whoever there is. Another replica may not have applied yet
-        what was acknowledged a moment ago, and the first read shall find that."""
-        session, ready = self._session, self._ready
-        if session is None or ready is None or ready.is_set() or self._loop is None:
-            return
-        met = len(self._replicas)
-        if self._primary() in self._replicas or met + len(self._failed) >= len(self._addresses):
-            ready.set()
-        elif met == 1:
-            self._loop.call_later(PRIMARY_WAIT_S, ready.set)
+        self._pump()
 
     def _primary(self) -> int | None:
         """The replica that leads, as far as known."""
         return None if self._session is None else self._session.view % self._session.replica_count
-
-    def _refuse(self, header: Header) -> None:
-        """A replica did not let us in."""
-        reason = Reason(header.reason)
-        if reason == Reason.WRONG_CLUSTER:
-            self._refusal = WrongClusterError(
-                f"these replicas are of cluster {header.cluster.hex()}, not of {self._cluster.hex()}: nothing was sent",
-                cluster=header.cluster.hex(),
-            )
-        else:
-            self._refusal = UnavailableError(f"a replica refused the connection: {reason.name.lower()}")
-        if self._ready is not None:
-            self._ready.set()
 
     def _pump(self) -> None:
         """Carry out what the session asks for, and set its timer."""
@@ -266,7 +257,7 @@ class Log(Reading):
                     future.set_exception(outcome.error)
                 else:
                     self._reader.end = max(self._reader.end, outcome.position + outcome.count)
-                    future.set_result(outcome.position)
+                    future.set_result(outcome)
         deadline = session.next_deadline()
         if deadline is not None and (self._timer is None or deadline < self._timer_at):
             if self._timer is not None:
@@ -277,55 +268,92 @@ class Log(Reading):
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._session is not None:
-            self._session.tick(time.monotonic_ns())
-            self._pump()
+        session = self._session
+        if session is None or self._loop is None:
+            return
+        now = time.monotonic_ns()
+        if session.is_overdue(now) and self._dialer.has_unread:
+            # This process was held up, or stopped: the answer may have arrived before the deadline.
+            self._overdue_since = self._overdue_since or now
+            if now - self._overdue_since < ARRIVED_NS:
+                self._timer_at = now
+                self._timer = self._loop.call_later(0, self._on_timer)
+                return
+        self._overdue_since = 0
+        session.tick(now)
+        self._pump()
 
     # Appending
 
-    def append(self, events: Sequence[Bytes], *, timeout: float | None = None) -> asyncio.Future[int]:
+    @coroutine_function
+    def append(self, events: Iterable[Bytes], *, timeout: float | None = None) -> Coroutine[Any, Any, int]:
         """Append events, all or none, one after another; gives the position of the first.
 
-        Await the future. Raises EventTooLargeError and BusyError at once; the future gives
-        UnavailableError (nothing was sent), OutcomeUnknownError (a TimeoutError: it may be in the
-        log), SessionEvictedError, NoSpaceError (disks were full until the timeout; nothing was
-        appended), RejectedError. timeout: seconds, 10 when None.
-        """
-        session = self._running()
-        now = time.monotonic_ns()
-        handle = session.append(events, now, now + int(self._seconds(timeout) * 1e9))
-        return self._await(handle)
+        events: a list of bytes, copied when this is called: what is changed afterwards changes nothing. timeout:
+        seconds from the moment it is awaited, or its task begins; that of `connect` when None.
 
-    def append_batch(self, body: Bytes, count: int, *, timeout: float | None = None) -> asyncio.Future[int]:
-        """Append a batch made by kimberlite.events.build; otherwise like `append`."""
-        session = self._running()
-        now = time.monotonic_ns()
-        handle = session.append_batch(body, count, now, now + int(self._seconds(timeout) * 1e9))
-        return self._await(handle)
+        Raises TypeError, UsageError (EventTooLargeError: above a limit), when anything is wrong with the arguments, and
+        BusyError, when too much waits already; then nothing was sent. In the end: UnavailableError, NoSpaceError,
+        SessionEvictedError, RejectedError: nothing was appended. OutcomeUnknownError, a TimeoutError: it may be
+        in the log, or get there yet; calling again may append it twice.
+        Cancelled before it was sent, it is not sent. Cost: one copy of the events; one request for all calls made
+        while another request is under way.
+        """
+        try:
+            return self._append(arguments.freeze(events, self._events_max), self._seconds(timeout))
+        except (TypeError, UsageError) as error:
+            return _raise(error)
+
+    @coroutine_function
+    def append_batch(self, body: Bytes, count: int, *, timeout: float | None = None) -> Coroutine[Any, Any, int]:
+        """Append a batch made by kimberlite.events.build, of `count` events; otherwise like `append`."""
+        try:
+            return self._append(arguments.freeze_batch(body, count, self._events_max), self._seconds(timeout))
+        except (TypeError, UsageError) as error:
+            return _raise(error)
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else arguments.seconds(timeout)
 
-    def _running(self) -> Session:
-        if self._session is None:
-            raise UsageError("the client is not connected: use `async with kimberlite.connect(...) as log`")
-        return self._session
+    async def _append(self, frozen: Frozen, timeout: float) -> int:
+        return (await self._outcome(frozen, timeout)).position
 
-    def _await(self, handle: int) -> asyncio.Future[int]:
-        loop = self._loop or asyncio.get_running_loop()
-        future: asyncio.Future[int] = loop.create_future()
+    async def _outcome(self, frozen: Frozen, timeout: float, alone: bool = False) -> Outcome:
+        """Append, and wait for what became of it. alone: in a request of its own, so that the reply is its own, too."""
+        session = self._running()
+        loop = asyncio.get_running_loop()
+        now = time.monotonic_ns()
+        body, count = frozen
+        handle = session.append_batch(body, count, now, now + int(timeout * 1e9), alone=alone)
+        future: asyncio.Future[Outcome] = loop.create_future()
         self._futures[handle] = future
         if not self._flush_scheduled:
             # At the end of this turn of the loop: what is appended meanwhile goes along.
             self._flush_scheduled = True
             loop.call_soon(self._flush)
-        return future
+        try:
+            return await future
+        finally:
+            if self._futures.pop(handle, None) is not None:
+                session.cancel(handle)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
         if self._session is not None:
             self._session.flush(time.monotonic_ns())
             self._pump()
+
+
+async def _raise(error: Exception) -> int:
+    """What a call with wrong arguments gives: it is told to whom awaits it, as every coroutine function does."""
+    raise error
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def connect(

@@ -4,23 +4,27 @@
         position = log.append([b"one", b"two"], timeout=2.0)
         for event in log.read(start=position): ...
 
+Invariant: every call returns, within its timeout and a little: when the client is closed meanwhile by another
+thread, when its own thread has ended, in a forked process. Arguments are checked and copied on the calling thread.
 Thread rules: any number of threads may use one Log; their appends travel together.
-May import: errors, client.aio.
+May import: errors, types, client.aio, client.arguments.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from concurrent import futures
 from types import TracebackType
 from typing import Any, TypeVar
 
-from kimberlite.client import aio
-from kimberlite.errors import UsageError
+from kimberlite.client import aio, arguments
+from kimberlite.errors import OutcomeUnknownError, UnavailableError, UsageError
 from kimberlite.types import Bytes
 
 T = TypeVar("T")
+GRACE_S = 0.4  # calls end by themselves at their timeout; so much later they are ended from outside
 
 
 class Log:
@@ -28,14 +32,27 @@ class Log:
 
     def __init__(self, log: aio.Log) -> None:
         self._log = log
-        self._loop = asyncio.new_event_loop()
+        self._life = aio.Life.NEW
+        self._forks = aio.Forks.count
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # over _life and _calls
+        self._calls: set[futures.Future[Any]] = set()  # that have not returned
+
+    # Life
 
     def __enter__(self) -> Log:
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kimberlite-client", daemon=True)
+        with self._lock:
+            if self._life is not aio.Life.NEW:
+                already = "open already" if self._life is aio.Life.OPEN else self._life.value
+                raise UsageError(f"this client is {already}")
+            self._life = aio.Life.OPEN
+            self._forks = aio.Forks.count
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(self._loop,), name="kimberlite-client", daemon=True)
         self._thread.start()
         try:
-            self._call(self._log.__aenter__())
+            self._call(self._log.__aenter__(), self._log._timeout)
         except BaseException:
             self._stop()
             raise
@@ -44,32 +61,108 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all calls, of all threads, and close all connections: see kimberlite.client.aio.Log.close."""
+        if self._forks != aio.Forks.count or self._life is not aio.Life.OPEN:
+            return
         try:
-            self._call(self._log.__aexit__(None, None, None))
+            self._call(self._log.close(), GRACE_S)
+        except (UnavailableError, UsageError):
+            pass  # its thread has ended, or another one closes it as well
         finally:
             self._stop()
 
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread. However it ends, nobody goes on waiting for it."""
+        try:
+            loop.run_forever()
+            # What was handed over in the last moment is told that the client is closed.
+            loop.run_until_complete(_finish_all())
+        finally:
+            with self._lock:
+                self._life = aio.Life.CLOSED
+                calls = list(self._calls)
+            for call in calls:
+                if not call.done():
+                    call.cancel()
+
     def _stop(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
-            self._loop.close()
+        with self._lock:
+            self._life = aio.Life.CLOSED
+            thread, self._thread = self._thread, None
+        loop = self._loop
+        if thread is None or loop is None:
+            return  # by another thread
+        if thread.is_alive():
+            loop.call_soon_threadsafe(loop.stop)
+        thread.join(GRACE_S)
+        if not thread.is_alive():
+            loop.close()
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._thread is None:
+    # Calls
+
+    def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run it on the thread of the client and wait. timeout: the one that it has itself; then it is waited for
+        that long and a little. None: it ends by itself whenever it does."""
+        try:
+            call = self._submit(coroutine)
+        except BaseException:
             coroutine.close()
-            raise UsageError("the client is not connected: use `with kimberlite.sync.connect(...) as log`")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            raise
+        try:
+            return self._result(call, timeout)
+        except futures.CancelledError:
+            raise UsageError("the client was closed, or its thread has ended, during this call") from None
+        finally:
+            call.cancel()  # when this thread was interrupted, nobody waits for it any more
+            with self._lock:
+                self._calls.discard(call)
 
-    async def _awaited(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await call()
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> futures.Future[T]:
+        if self._forks != aio.Forks.count:
+            raise UsageError(
+                "this client was opened before the process was forked, and belongs to the parent: connect anew here"
+            )
+        with self._lock:
+            if self._life is not aio.Life.OPEN or self._loop is None:
+                what = self._life.value.replace("async with kimberlite.", "with kimberlite.sync.")
+                raise UsageError(f"the client is {what}")
+            if threading.current_thread() is self._thread:
+                raise UsageError(
+                    "this client was called on its own thread, by a callback perhaps: it would wait for itself"
+                )
+            call = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._calls.add(call)
+            return call
 
-    def append(self, events: Sequence[Bytes], *, timeout: float | None = None) -> int:
-        return self._call(self._awaited(lambda: self._log.append(events, timeout=timeout)))
+    def _result(self, call: futures.Future[T], timeout: float | None) -> T:
+        try:
+            return call.result(timeout)
+        except futures.TimeoutError:
+            if call.done():  # the error of the call itself is one, too
+                return call.result()
+        # Its own deadline is as long. This thread may only have looked sooner, after a pause of the process.
+        try:
+            return call.result(GRACE_S)
+        except futures.TimeoutError:
+            if call.done():
+                return call.result()
+            raise OutcomeUnknownError(
+                "the client's own thread did not answer in time: whether the call has an effect is unknown"
+            ) from None
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._log._timeout if timeout is None else arguments.seconds(timeout)
+
+    def append(self, events: Iterable[Bytes], *, timeout: float | None = None) -> int:
+        seconds = self._seconds(timeout)
+        return self._call(self._log.append(events, timeout=seconds), seconds)
 
     def append_batch(self, body: Bytes, count: int, *, timeout: float | None = None) -> int:
-        return self._call(self._awaited(lambda: self._log.append_batch(body, count, timeout=timeout)))
+        seconds = self._seconds(timeout)
+        return self._call(self._log.append_batch(body, count, timeout=seconds), seconds)
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         return self._call(self._log.status(timeout=timeout))
@@ -99,6 +192,15 @@ class Log:
             if not more:
                 return
             yield item  # type: ignore[misc]
+
+
+async def _finish_all() -> None:
+    """Let the other tasks of this loop have their first step, and end those that wait for anything."""
+    await asyncio.sleep(0)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def connect(addresses: Sequence[str], **options: Any) -> Log:

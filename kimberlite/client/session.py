@@ -5,20 +5,24 @@ flight; it is sent again under the same number until the cluster has answered it
 leads by then. Appends that arrive meanwhile wait and then travel together as one request;
 each learns its own position.
 
-Deadlines. An append whose request was never sent fails with UnavailableError: nothing
-happened. One whose request may have arrived fails with OutcomeUnknownError; the request
-goes on being sent until it is answered, so that what follows stays in order. One that was refused
-for lack of disk space is sent again with back-off, for room may be made meanwhile; when it was still
-refused at its deadline, it fails with NoSpaceError: nothing happened.
+Refusals. A request is *surely refused* when every copy of it was answered by a REJECT that says
+that this copy will never be executed. What is surely refused for a reason that passes (no primary, a full
+queue, no disk space, an evicted session) is sent again with back-off until its deadline: after an
+eviction in a new session, under a new identity. A busy replica says how long to wait.
 
-Inputs: append, step, tick, connected, disconnected. Outputs: take_output, next_deadline. Times
-are monotonic nanoseconds handed in. The seed gives the jitter; there is no other randomness.
+Deadlines. An append that was never sent, or was surely refused, fails with what stood in its way:
+UnavailableError, BusyError, NoSpaceError, SessionEvictedError; nothing happened. One whose request may have
+arrived fails with OutcomeUnknownError; the request goes on being sent until it is answered, so
+that what follows stays in order. An append that nobody waits for any more (cancel) is not sent when it
+has not left yet.
+
+Inputs: append_batch, cancel, step, tick, connected, disconnected, close. Outputs: take_output, next_deadline.
+Times are monotonic nanoseconds handed in. The seed gives the jitter; there is no other randomness.
 May import: errors, types, _fast.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -35,17 +39,26 @@ from kimberlite.errors import (
     UnavailableError,
     UsageError,
 )
-from kimberlite.types import Bytes, ClientId, ClusterId, Command, HeaderFactory, Message, Operation, Reason
+from kimberlite.types import (
+    FLAG_PREPARED,
+    Bytes,
+    ClientId,
+    ClusterId,
+    Command,
+    HeaderFactory,
+    Message,
+    Operation,
+    Reason,
+)
 
 MS = 1_000_000
 RETRY_FIRST_NS = 100 * MS  # until a round trip has been seen
 RETRY_MIN_NS = 50 * MS
 RETRY_MAX_NS = 1000 * MS
-BACK_OFF_NS = 5 * MS  # after BUSY; doubles
+BACK_OFF_NS = 5 * MS  # after a refusal that says no time to wait; doubles
+BUSY_WAIT_MAX_NS = 5000 * MS  # believed of a replica that says how long to wait
 WAITING_MAX = 65_536  # appends
 WAITING_BYTES_MAX = 64 << 20
-TABLE_ENTRY_BYTES = 4  # what an event costs beside its bytes
-TABLE_BYTES = 24
 
 EXPIRED = -1  # handle of an append that was answered at its deadline and only keeps its place
 
@@ -58,22 +71,26 @@ class Append:
     """An append that waits or is under way."""
 
     handle: int
-    events: Sequence[Bytes] | None  # None: `body` is a batch already
-    body: Bytes
+    body: Bytes  # a batch of events
     count: int
-    size: int  # bytes it adds to a request
     deadline: int | None
-    alone: bool = False  # a request that held it with others was above a limit of the cluster
+    alone: bool = False  # travels in a request of its own
+
+    def keep_place(self) -> None:
+        """It has its outcome; the positions of those behind it are still counted on from it."""
+        self.handle, self.body, self.deadline = EXPIRED, b"", None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of an append: `position` of its first event, or the error."""
+    """The end of an append: `position` of its first event, or the error. reply: what the state machine
+    answered to the request that it travelled in; its own answer when it travelled alone."""
 
     handle: int
     position: int = -1
     count: int = 0
     error: KimberliteError | None = None
+    reply: bytes = b""
 
 
 @dataclass(slots=True)
@@ -88,16 +105,12 @@ class Request:
     refused: int = 0  # copies that were answered by a REJECT which says that they were never executed
     reason: int = 0  # of the last REJECT
     back_off: int = 0
+    has_no_session: bool = False  # its session is gone: it is not sent again, only the fate of its copies is awaited
 
     @property
     def is_surely_refused(self) -> bool:
         """Every copy was refused: none of them can be in the log, or get there."""
         return self.refused >= self.attempts
-
-    @property
-    def lacks_space(self) -> bool:
-        """There was no space for it, and no append of it is in the log; a REGISTER carries none."""
-        return self.reason == Reason.DISK_FULL and (self.is_surely_refused or not self.appends)
 
 
 class Session:
@@ -128,8 +141,10 @@ class Session:
         self.view = 0
         self._request_number = 0
         self._next_handle = 1
-        self._waiting: deque[Append] = deque()
+        self._waiting: dict[int, Append] = {}  # by handle, in the order in which they are sent
         self._waiting_bytes = 0
+        self._cancelled: set[int] = set()  # handles in the request in flight
+        self._evictions = 0  # since the last reply
         self._request: Request | None = None
         self._connected: set[int] = set()
         self._target = 0
@@ -149,38 +164,64 @@ class Session:
         """
         if not events:
             raise UsageError("an append needs at least one event")
-        size = sum(map(len, events)) + TABLE_ENTRY_BYTES * len(events)
-        return self._enqueue(Append(0, events, b"", len(events), size, deadline), now)
+        return self.append_batch(event_batches.build(events), len(events), now, deadline)
 
-    def append_batch(self, body: Bytes, count: int, now: int, deadline: int | None = None) -> int:
-        """Append a batch body that was built already (kimberlite.events.build)."""
-        return self._enqueue(Append(0, None, body, count, len(body), deadline), now)
-
-    def _enqueue(self, append: Append, now: int) -> int:
-        if append.size + TABLE_BYTES > self._request_bytes_max + TABLE_BYTES * 4 or append.count > self._events_max:
+    def append_batch(
+        self, body: Bytes, count: int, now: int, deadline: int | None = None, *, alone: bool = False
+    ) -> int:
+        """Append a batch body that was built already (kimberlite.events.build). alone: in a request of its own."""
+        if len(body) > self._request_bytes_max or count > self._events_max:
             raise EventTooLargeError(
-                f"an append of {append.count} events and {append.size} bytes is above the limit of "
+                f"an append of {count} events and {len(body)} bytes is above the limit of "
                 f"{self._events_max} events and {self._request_bytes_max} bytes for one request; split it",
-                count=append.count,
-                size=append.size,
+                count=count,
+                size=len(body),
                 limit=self._request_bytes_max,
             )
-        if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + append.size > WAITING_BYTES_MAX:
+        if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + len(body) > WAITING_BYTES_MAX:
             raise BusyError(
                 f"{len(self._waiting)} appends ({self._waiting_bytes} bytes) wait already; wait for some of them",
                 waiting=len(self._waiting),
             )
-        append.handle = self._next_handle
+        handle = self._next_handle
         self._next_handle += 1
-        self._waiting.append(append)
-        self._waiting_bytes += append.size
-        if append.deadline is not None and (self._expires_at is None or append.deadline < self._expires_at):
-            self._expires_at = append.deadline
-        return append.handle
+        self._waiting[handle] = Append(handle, body, count, deadline, alone)
+        self._waiting_bytes += len(body)
+        if deadline is not None and (self._expires_at is None or deadline < self._expires_at):
+            self._expires_at = deadline
+        return handle
+
+    def cancel(self, handle: int) -> None:
+        """Nobody waits for that append any more: it is not sent, or not again, when that can still be prevented."""
+        append = self._waiting.pop(handle, None)
+        if append is not None:
+            self._waiting_bytes -= len(append.body)
+        elif self._request is not None:
+            self._cancelled.add(handle)
+
+    def close(self) -> None:
+        """Give every append its end: the session is not used any more."""
+        request, self._request = self._request, None
+        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        if request is not None and request.is_surely_refused:
+            waiting = {append.handle: append for append in request.appends} | waiting
+        elif request is not None:
+            self._fail(
+                request.appends,
+                OutcomeUnknownError(
+                    "the client was closed while the append was under way: it may or may not be in the log"
+                ),
+            )
+        self._fail(
+            waiting.values(),
+            UnavailableError("the client was closed before the append was sent: nothing was appended"),
+        )
+        self._retry_at = self._expires_at = None
 
     def flush(self, now: int) -> None:
         """Send what waits, when nothing is in flight. Call after a burst of appends."""
-        if self._request is None and self._waiting:
+        may_begin = self._retry_at is None or now >= self._retry_at
+        if self._request is None and self._waiting and self._connected and may_begin:
             if not self.number:
                 self._begin(self._register(), [], now)
             else:
@@ -189,14 +230,15 @@ class Session:
     def connected(self, replica: int, now: int) -> None:
         """A connection to that replica is ready."""
         self._connected.add(replica)
-        request = self._request
-        if request is not None and (request.first_sent_at is None or self._retry_at is None):
+        if self._request is None:
+            self.flush(now)
+        elif self._retry_at is None:
             self._send(now)
 
     def disconnected(self, replica: int, now: int) -> None:
         """The connection is gone: what was sent there may or may not have arrived."""
         self._connected.discard(replica)
-        if self._request is not None and replica == self._target:
+        if self._request is not None and replica == self._target and not self._request.has_no_session:
             self._target = self._next_target()
             self._send(now)
 
@@ -220,11 +262,21 @@ class Session:
         if self._expires_at is not None and now >= self._expires_at:
             self._expire(now)
         if self._retry_at is not None and now >= self._retry_at:
-            if self._request is None:
-                self._retry_at = None
-                self.flush(now)
-                return
-            if self._request.back_off == 0:
+            self._retry(now)
+
+    def _retry(self, now: int) -> None:
+        request = self._request
+        if request is None:
+            self._retry_at = None
+            self.flush(now)
+        elif request.has_no_session:
+            self._lose_session(request, now)
+        elif self._cancelled and request.is_surely_refused:
+            self._take_back(request, now)  # and without those that nobody waits for
+            self._retry_at = None
+            self.flush(now)
+        else:
+            if request.back_off == 0:
                 self._target = self._next_target()
             self._send(now)
 
@@ -240,6 +292,10 @@ class Session:
         """When `tick` must be called; None when only another input can change anything."""
         deadlines = [at for at in (self._expires_at, self._retry_at) if at is not None]
         return min(deadlines) if deadlines else None
+
+    def is_overdue(self, now: int) -> bool:
+        """Whether `tick` would end an append for want of time."""
+        return self._expires_at is not None and now >= self._expires_at
 
     @property
     def idle(self) -> bool:
@@ -257,27 +313,22 @@ class Session:
     def _collect(self) -> tuple[Message, list[Append]]:
         """As many waiting appends as one request holds."""
         appends: list[Append] = []
-        size = TABLE_BYTES
-        count = 0
-        while self._waiting:
-            append = self._waiting[0]
-            if appends and (append.alone or appends[0].alone):
+        size = count = 0
+        for append in self._waiting.values():
+            if appends and (
+                append.alone
+                or appends[0].alone
+                or size + len(append.body) > self._request_bytes_max
+                or count + append.count > self._events_max
+            ):
                 break
-            if appends and (size + append.size > self._request_bytes_max or count + append.count > self._events_max):
-                break
-            appends.append(self._waiting.popleft())
-            self._waiting_bytes -= append.size
-            size += append.size
+            appends.append(append)
+            size += len(append.body)
             count += append.count
-        body: Bytes
-        if len(appends) == 1 and appends[0].events is None:
-            body = appends[0].body
-        elif all(append.events is not None for append in appends):
-            body = event_batches.build([event for append in appends for event in append.events or ()])
-        else:
-            body = event_batches.concat(
-                [append.body if append.events is None else event_batches.build(append.events) for append in appends]
-            )
+        for append in appends:
+            del self._waiting[append.handle]
+        self._waiting_bytes -= size
+        body = appends[0].body if len(appends) == 1 else event_batches.concat([append.body for append in appends])
         self._request_number += 1
         header = self._make_header(
             body,
@@ -294,6 +345,7 @@ class Session:
 
     def _begin(self, message: Message, appends: list[Append], now: int) -> None:
         self._request = Request(message, appends)
+        self._cancelled.clear()
         self._target = self.view % self.replica_count
         self._send(now)
 
@@ -344,57 +396,66 @@ class Session:
         if header.operation == Operation.REGISTER:
             self.number = header.session
             self._request_number = 0
+        else:
+            self._evictions = 0
         position = header.position
+        answer = bytes(message.body)
         for append in request.appends:
             if append.handle != EXPIRED:
-                self._done.append(Outcome(append.handle, position, append.count))
+                self._done.append(Outcome(append.handle, position, append.count, None, answer))
             position += append.count
         self.flush(now)
 
     def _on_reject(self, message: Message, request: Request, now: int) -> None:
         header = message.header
         reason = request.reason = header.reason
-        # A primary that is voted out says NOT_PRIMARY of what it had prepared, too: that may yet be committed.
-        request.refused += reason != Reason.NOT_PRIMARY
-        if reason in ELSEWHERE:
-            if header.view > self.view:
-                self.view = header.view
-            preferred = self.view % self.replica_count
-            came_from = header.replica
-            self._target = preferred if preferred != came_from else self._next_target()
-            # Nobody may lead yet: do not run round the replicas faster than they can elect.
-            request.back_off = BACK_OFF_NS if preferred != came_from else 4 * BACK_OFF_NS
-            self._retry_at = now + request.back_off + int(self._random.random() * BACK_OFF_NS)
-            return
-        if reason in RETRY_LATER:
-            request.back_off = BACK_OFF_NS << min(request.attempts, 7)
-            self._retry_at = now + request.back_off // 2 + int(self._random.random() * request.back_off)
-            deadlines = [append.deadline for append in request.appends if append.deadline is not None]
-            if (
-                request.lacks_space
-                and deadlines
-                and self._retry_at + 4 * self._round_trip > min(deadlines) - BACK_OFF_NS
-            ):
-                # Not so late that its deadline finds it under way: its outcome would be unknown.
-                self._retry_at = max(min(deadlines), now)
-            return
-        self._request = None
-        self._retry_at = None
-        if reason == Reason.NO_SESSION:
-            self._evicted(request)
-        elif reason == Reason.TOO_LARGE and request.is_surely_refused:
-            self._too_large(request)
+        # What a primary had prepared when it was voted out may yet be committed.
+        request.refused += not header.flags & FLAG_PREPARED
+        if request.has_no_session or reason == Reason.NO_SESSION:
+            self._without_session(request, now)
+        elif reason in ELSEWHERE:
+            self._go_elsewhere(message, request, now)
+        elif reason in RETRY_LATER:
+            wait = min(header.count * MS, BUSY_WAIT_MAX_NS)
+            request.back_off = wait or BACK_OFF_NS << min(request.attempts, 7)
+            jitter = int(self._random.random() * request.back_off)
+            self._retry_at = now + (wait + jitter // 2 if wait else request.back_off // 2 + jitter)
+            self._not_too_late(request, now)
         else:
-            self._refused(request, reason)
-        self.flush(now)
+            self._request = None
+            self._retry_at = None
+            if reason == Reason.TOO_LARGE and request.is_surely_refused:
+                self._too_large(request)
+            else:
+                self._refused(request, reason)
+            self.flush(now)
+
+    def _go_elsewhere(self, message: Message, request: Request, now: int) -> None:
+        """Another replica leads, or none yet."""
+        self._learn_view(message.header.view)
+        preferred = self.view % self.replica_count
+        came_from = message.header.replica
+        self._target = preferred if preferred != came_from else self._next_target()
+        # Nobody may lead yet: do not run round the replicas faster than they can elect.
+        request.back_off = BACK_OFF_NS if preferred != came_from else 4 * BACK_OFF_NS
+        self._retry_at = now + request.back_off + int(self._random.random() * BACK_OFF_NS)
+        self._not_too_late(request, now)
+
+    def _not_too_late(self, request: Request, now: int) -> None:
+        """What is surely refused is not sent so late that its deadline finds it under way, and its outcome unknown."""
+        deadlines = [append.deadline for append in request.appends if append.deadline is not None]
+        if deadlines and request.is_surely_refused and self._retry_at is not None:
+            latest = min(deadlines) - BACK_OFF_NS - 4 * self._round_trip
+            if self._retry_at > latest and now < min(deadlines):
+                self._retry_at = min(deadlines)
 
     def _refused(self, request: Request, reason: int) -> None:
         name = Reason(reason).name.lower().replace("_", " ")
         error = RejectedError(f"the cluster refused the request: {name}; nothing was appended", reason=reason)
         if request.message.header.operation == Operation.REGISTER:
             # It lets nobody in: asking again at once would be answered the same.
-            waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-            self._fail(waiting, error)
+            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+            self._fail(waiting.values(), error)
         elif request.is_surely_refused:
             self._fail(request.appends, error)
             self._request_number -= 1  # it was not executed: its number is free
@@ -418,32 +479,47 @@ class Session:
         if len(request.appends) > 1:
             for append in appends:
                 append.alone = True
-            self._waiting.extendleft(reversed(appends))
-            self._waiting_bytes += sum(append.size for append in appends)
+            self._put_back(appends)
             return
         for append in appends:
             self._fail(
                 [append],
                 EventTooLargeError(
-                    f"the cluster refused an append of {append.count} events and {append.size} bytes: an event is "
+                    f"the cluster refused an append of {append.count} events and {len(append.body)} bytes: an event is "
                     "above its limits.event_bytes_max, or the append above its limits.request_bytes_max or "
                     "limits.events_per_request_max; nothing was appended",
                     count=append.count,
-                    size=append.size,
+                    size=len(append.body),
                 ),
             )
 
-    def _evicted(self, request: Request) -> None:
-        """The session is gone. Whether the request in flight was executed cannot be known if another copy
-        of it was not answered: it may have been executed before the eviction."""
-        if not request.is_surely_refused:
-            error: KimberliteError = OutcomeUnknownError(
+    def _without_session(self, request: Request, now: int) -> None:
+        """The session was evicted. What is surely not executed is sent again in a new one. When another copy has no
+        answer yet, it may have been executed before the eviction: its answer is waited for as long as for a retry."""
+        if request.is_surely_refused:
+            self._take_back(request, now)
+            self._renew()
+            self._evictions += 1
+            # One new session evicts another: with more clients than sessions not all begin anew at the same time.
+            longest = min(BACK_OFF_NS << self._evictions, RETRY_MAX_NS) if self._evictions > 1 else 0
+            self._retry_at = now + int(self._random.random() * longest)
+            self.flush(now)
+        elif not request.has_no_session:
+            request.has_no_session = True
+            self._retry_at = now + self._retry_interval(request.attempts)
+
+    def _lose_session(self, request: Request, now: int) -> None:
+        """The session was evicted, and nobody says what became of a copy of the request."""
+        self._request = None
+        self._retry_at = None
+        self._fail(
+            request.appends,
+            OutcomeUnknownError(
                 "the session was evicted while this append was retried: it may or may not be in the log"
-            )
-        else:
-            error = SessionEvictedError("the session was evicted; nothing was appended, append again")
-        self._fail(request.appends, error)
+            ),
+        )
         self._renew()
+        self.flush(now)
 
     def _renew(self) -> None:
         """The next request begins a new session, under an identity that no older frame has."""
@@ -454,7 +530,9 @@ class Session:
     def _fail(self, appends: Iterable[Append], error: KimberliteError) -> None:
         for append in appends:
             if append.handle != EXPIRED:
-                self._done.append(Outcome(append.handle, count=append.count, error=error))
+                # Each its own: an error that is raised keeps where, and that adds up.
+                own = type(error)(str(error), **error.details)
+                self._done.append(Outcome(append.handle, count=append.count, error=own))
 
     # Deadlines
 
@@ -462,62 +540,76 @@ class Session:
         def late(append: Append) -> bool:
             return append.deadline is not None and now >= append.deadline
 
-        expired = [append for append in self._waiting if late(append)]
-        if expired:
-            self._waiting = deque(append for append in self._waiting if not late(append))
-            self._waiting_bytes -= sum(append.size for append in expired)
-            error: KimberliteError = UnavailableError(
-                "no replica took the append before its deadline: nothing was sent; check that a quorum is running"
-            )
-            if self._request is not None and self._request.lacks_space:
-                error = _no_space()
-            self._fail(expired, error)
         request = self._request
-        if request is not None:
-            expired = [append for append in request.appends if late(append)]
-            if expired and request.first_sent_at is None:
-                error = UnavailableError(
-                    "no replica could be reached before the deadline: nothing was sent; check the addresses and that "
-                    "the replicas are running"
-                )
-                self._take_back(request, expired, error, now)
-            elif expired and request.lacks_space:
-                self._take_back(request, expired, _no_space(), now)
-            elif expired:
-                # Positions of the others are counted on from the first: keep their places.
-                request.appends = [
-                    Append(EXPIRED, None, b"", append.count, 0, None) if late(append) else append
-                    for append in request.appends
-                ]
-                self._fail(
-                    expired,
-                    OutcomeUnknownError(
-                        "the deadline passed while the append was under way: it may or may not be in the log; "
-                        "read the log to find out"
-                    ),
-                )
-        pending = [append.deadline for append in self._waiting if append.deadline is not None]
+        if request is not None and request.appends and request.is_surely_refused and any(map(late, request.appends)):
+            self._take_back(request, now)
+        expired = [append for append in self._waiting.values() if late(append)]
+        if expired:
+            for append in expired:
+                del self._waiting[append.handle]
+            self._waiting_bytes -= sum(len(append.body) for append in expired)
+            self._fail(expired, self._in_the_way(request))
+        if self._request is not None:
+            expired = [append for append in self._request.appends if late(append)]
+            self._fail(
+                expired,
+                OutcomeUnknownError(
+                    "the deadline passed while the append was under way: it may or may not be in the log, or get "
+                    "there yet; read the log to find out before it is appended again"
+                ),
+            )
+            for append in expired:
+                append.keep_place()
+        pending = [append.deadline for append in self._waiting.values() if append.deadline is not None]
         if self._request is not None:
             pending += [append.deadline for append in self._request.appends if append.deadline is not None]
         self._expires_at = min(pending, default=None)
 
-    def _take_back(self, request: Request, expired: Sequence[Append], error: KimberliteError, now: int) -> None:
+    def _in_the_way(self, request: Request | None) -> KimberliteError:
+        """Why an append was not sent before its deadline, or not taken. request: the last one until then."""
+        reason = int(Reason.NONE)
+        if request is not None and (request.is_surely_refused or not request.appends):
+            reason = request.reason
+        if self._evictions and reason == Reason.NONE:
+            reason = Reason.NO_SESSION
+        if reason == Reason.DISK_FULL:
+            return NoSpaceError(
+                "the cluster refused the append until its deadline, because the disks of too many replicas are full: "
+                "nothing was appended; make room, or have the log trimmed, see `kimberlite status`",
+                reason=reason,
+            )
+        if reason == Reason.NO_SESSION:
+            return SessionEvictedError(
+                f"the session of this client was evicted {self._evictions} times until the deadline: nothing was "
+                "appended; more clients append at a time than limits.sessions_max allows",
+                reason=reason,
+            )
+        if reason in (Reason.BUSY_QUEUE, Reason.BUSY_PIPELINE):
+            return BusyError(
+                "the primary was busy until the deadline: nothing was appended; send less at a time, or wait longer",
+                reason=reason,
+            )
+        if not self._connected:
+            return UnavailableError(
+                "no replica could be reached before the deadline: nothing was sent; check the addresses and that the "
+                "replicas are running"
+            )
+        return UnavailableError(
+            "no replica took the append before its deadline: nothing was appended; check that a quorum is running"
+        )
+
+    def _take_back(self, request: Request, now: int) -> None:
         """A request that is certainly not in the log, nor on its way there, is taken apart again: its number is
-        free, and what is not late goes on waiting."""
-        handles = {append.handle for append in expired}
-        kept = [append for append in request.appends if append.handle not in handles]
-        self._waiting.extendleft(reversed(kept))
-        self._waiting_bytes += sum(append.size for append in kept)
+        free, and what is not cancelled goes on waiting."""
+        self._put_back(append for append in request.appends if append.handle not in self._cancelled)
         if request.message.header.operation == Operation.APPLY:
             self._request_number -= 1
         self._request = None
-        self._retry_at = now + BACK_OFF_NS if kept else None
-        self._fail(expired, error)
+        self._cancelled.clear()
+        self._retry_at = now + BACK_OFF_NS
 
-
-def _no_space() -> NoSpaceError:
-    return NoSpaceError(
-        "the cluster refused the append until its deadline, because the disks of too many replicas are full: nothing "
-        "was appended; make room, or have the log trimmed, see `kimberlite status`",
-        reason=Reason.DISK_FULL,
-    )
+    def _put_back(self, appends: Iterable[Append]) -> None:
+        """To the head of those that wait."""
+        first = {append.handle: append for append in appends if append.handle != EXPIRED}
+        self._waiting = first | self._waiting
+        self._waiting_bytes += sum(len(append.body) for append in first.values())

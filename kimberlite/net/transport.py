@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
@@ -202,6 +203,20 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._error = refusal
         self.counters.frame_refused(cast(int, refusal.details["reason"]))
         return False
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes that have arrived and were no frame: what is spoken there instead."""
+        return bytes(self._view[self._start : min(self._end, self._start + 16)])
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the socket holds something, its end perhaps, that the event loop has not read yet."""
+        if self._fd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def eof_received(self) -> bool:
         return False

@@ -348,7 +348,7 @@ class Node:
         )
         self._server = ClientServer(
             index=core.index,
-            replica_count=config.replica_count,
+            members=config.cluster.addresses,
             listen_on=config.client_address,
             cluster=config.cluster_id,
             make_header=framing.make_header,

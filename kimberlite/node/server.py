@@ -17,7 +17,7 @@ from typing import Any
 
 from kimberlite._fast import events
 from kimberlite.errors import CorruptEntryError, EventTooLargeError, FrameError, PositionError
-from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
+from kimberlite.net import CLIENT_VERSION, READ_END, READ_TIMES, READ_WAIT, times
 from kimberlite.net.peers import HELLO_BYTES_MAX, HELLO_SECONDS, keep_alive, listen
 from kimberlite.net.transport import Counters, FrameConnection, NullCounters
 from kimberlite.node.reader import LogReader
@@ -53,13 +53,15 @@ class Client:
 
 
 class ClientServer:
-    """Listens for clients. on_requests gets valid REQUEST frames; status gives the JSON document."""
+    """Listens for clients. on_requests gets valid REQUEST frames; status gives the JSON document.
+
+    members: addresses for clients of all replicas, by index."""
 
     def __init__(
         self,
         *,
         index: int,
-        replica_count: int,
+        members: Sequence[str],
         listen_on: tuple[str, int],
         cluster: ClusterId,
         make_header: HeaderFactory,
@@ -75,7 +77,7 @@ class ClientServer:
         counters: Counters | None = None,
     ) -> None:
         self._index = index
-        self._replica_count = replica_count
+        self._members = list(members)
         self._listen_on = listen_on
         self._cluster = cluster
         self._make_header = make_header
@@ -192,13 +194,24 @@ class ClientServer:
             self._reject(client, header, Reason.WRONG_CLUSTER)
             client.connection.close()
             return False
+        if header.count < CLIENT_VERSION:
+            self._reject(client, header, Reason.VERSION)
+            client.connection.close()
+            return False
         client.identity = header.client
         if client.deadline is not None:
             client.deadline.cancel()
         client.connection.frame_max = self._frame_max
         self._routes[header.client] = client.connection
-        self._answer(client, Command.HELLO, header, count=self._replica_count)
+        self._answer(client, Command.HELLO, header, self._greeting(), count=len(self._members))
         return True
+
+    def _greeting(self) -> bytes:
+        """What a client needs to find everybody."""
+        view = self._view()
+        primary = view % len(self._members)
+        said = {"members": self._members, "primary": primary, "view": view, "replica": self._index}
+        return json.dumps(said, separators=(",", ":")).encode()
 
     def _why_not(self, header: Header, body: memoryview) -> Reason:
         """Why a request can not enter the log; NONE when it can."""

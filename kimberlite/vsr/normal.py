@@ -28,7 +28,7 @@ from kimberlite.types import (
 )
 from kimberlite.vsr import quorum, repair, view_change
 from kimberlite.vsr.codec import ClientRequest, encode_trim
-from kimberlite.vsr.config import PIPELINE_LIMIT
+from kimberlite.vsr.config import MS, PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
 from kimberlite.vsr.state import Peer, Prepared
 from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
 
 REQUEST_RECORD_BYTES = 72  # what a request adds to a prepare of several beside its body, or more
+# What a client is told to wait, at least and at most, when the queue is full.
+BUSY_WAIT_MIN_MS = 1
+BUSY_WAIT_MAX_MS = 1000
 
 # Requests
 
@@ -55,7 +58,7 @@ def propose(r: Replica, message: Message) -> Admission:
             return _refuse(r, message, Reason.DISK_FULL)
         # Sessions are not up to date yet: duplicates could not be told.
         if len(r.waiting) >= r.config.queue_max:
-            return _refuse(r, message, Reason.BUSY_QUEUE)
+            return _refuse_busy(r, message)
         r.waiting.append((message, r.now))
         return Admission.ACCEPTED
     session = r.sessions.get(header.client)
@@ -78,7 +81,7 @@ def propose(r: Replica, message: Message) -> Admission:
     if not r.can_journal:
         return _refuse(r, message, Reason.DISK_FULL)
     if len(r.queue) >= r.config.queue_max or r.queue_bytes + len(message.body) > r.config.queue_bytes_max:
-        return _refuse(r, message, Reason.BUSY_QUEUE)
+        return _refuse_busy(r, message)
     r.in_flight[header.client] = header.request
     r.queue.append((message, r.now))
     r.queue_bytes += len(message.body)
@@ -92,6 +95,13 @@ def is_in_flight(r: Replica, message: Message) -> bool:
 
 def _refuse(r: Replica, message: Message, reason: Reason) -> Admission:
     r.reject(message, reason)
+    return Admission.REJECTED
+
+
+def _refuse_busy(r: Replica, message: Message) -> Admission:
+    """The queue is full: the client may come back when half of it should have been committed."""
+    wait = r.pace.wait((len(r.queue) + len(r.waiting)) // 2, r.now)
+    r.reject(message, Reason.BUSY_QUEUE, wait_ms=min(max(wait // MS, BUSY_WAIT_MIN_MS), BUSY_WAIT_MAX_MS))
     return Admission.REJECTED
 
 
@@ -442,12 +452,15 @@ def _count(r: Replica, replica: int, op: int) -> None:
             break
         prepared.acks |= bit
     before = r.commit_max
+    requests = 0
     while r.pipeline and may_commit(r, r.pipeline[0]):
         prepared = r.pipeline.popleft()
+        requests += len(prepared.requests)
         r.commit_max = max(r.commit_max, prepared.header.op)
         r.committing[prepared.header.op] = prepared
         r.emit(EventKind.PREPARE_ACKED, prepared.header.op, r.now - prepared.prepared_at, replica)
     if r.commit_max > before:
+        r.pace.committed(requests, r.now, bool(r.pipeline or r.queue))
         if r.abdicated:
             r.abdicated = r.suspecting = False
         if r.pipeline:

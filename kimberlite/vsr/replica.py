@@ -40,7 +40,7 @@ from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.state import HeadersRequest, LogState, Peer, Prepared, RepairRequest
+from kimberlite.vsr.state import HeadersRequest, LogState, Pace, Peer, Prepared, RepairRequest
 from kimberlite.vsr.timers import FailureDetector, Prng, Timer
 from kimberlite.vsr.work import (
     Admission,
@@ -100,6 +100,7 @@ class Replica:
         self.committing: dict[int, Prepared] = {}
         self.queue: deque[tuple[Message, int]] = deque()
         self.queue_bytes = 0
+        self.pace = Pace()
         self.in_flight: dict[ClientId, int] = {}  # request numbers queued or prepared here
         self.waiting: list[tuple[Message, int]] = []  # requests held until `ready`
         self.ready = False
@@ -494,14 +495,20 @@ class Replica:
     def serve(self, request: ServePrepare | ServeHeaders) -> None:
         self._work.serve.append(request)
 
-    def reject(self, request: Message, reason: Reason) -> None:
-        """Tell a client that its request was not accepted here."""
+    def reject(self, request: Message, reason: Reason, *, flags: int = 0, wait_ms: int = 0) -> None:
+        """Tell a client that its request was not accepted here. wait_ms: come back no sooner."""
         header = request.header
         self.emit(EventKind.REJECTED, reason)
         self.send_client(
             header.client,
             self.make(
-                Command.REJECT, client=header.client, request=header.request, reason=reason, context=header.checksum
+                Command.REJECT,
+                client=header.client,
+                request=header.request,
+                reason=reason,
+                context=header.checksum,
+                flags=flags,
+                count=wait_ms,
             ),
         )
 

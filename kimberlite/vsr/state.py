@@ -34,6 +34,25 @@ class Peer:
     checkpoint: int = 0  # op of its checkpoint, as it said last
 
 
+@dataclass(slots=True)
+class Pace:
+    """How fast requests are committed while some wait, so that a full queue can say when to come back. Nanoseconds."""
+
+    request: int = 0  # for one; EWMA, 0 until something was seen
+    since: int | None = None  # the last commit, when there was something to commit behind it
+
+    def committed(self, requests: int, now: int, is_more: bool) -> None:
+        """So many requests were committed; is_more: others are under way."""
+        if self.since is not None and requests:
+            took = (now - self.since) // requests
+            self.request = self.request + (took - self.request) // 8 if self.request else took
+        self.since = now if is_more else None
+
+    def wait(self, requests: int, now: int) -> int:
+        """So long until that many requests are committed; as long as nothing has been, when that is longer."""
+        return max(requests * self.request, now - self.since if self.since is not None else 0)
+
+
 @dataclass(frozen=True, slots=True)
 class LogState:
     """The part of the superblock that changes only with log_view: see types.ViewState."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
-from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
+from kimberlite.types import FLAG_DISK_FULL, FLAG_PREPARED, Command, Header, Message, Reason, Status
 from kimberlite.vsr import repair, verdict
 from kimberlite.vsr.codec import (
     SUFFIX_OPS_MAX,
@@ -282,7 +282,7 @@ def _stop_leading(r: Replica) -> None:
     r.entered.clear()
     for prepared in [*r.pipeline, *r.committing.values()]:
         for request, _ in prepared.requests:
-            r.reject(request, Reason.NOT_PRIMARY)
+            r.reject(request, Reason.NOT_PRIMARY, flags=FLAG_PREPARED)
     for request, _ in [*r.queue, *r.waiting]:
         r.reject(request, Reason.NOT_PRIMARY)
     r.pipeline.clear()
@@ -291,6 +291,7 @@ def _stop_leading(r: Replica) -> None:
     r.queue_bytes = 0
     r.waiting.clear()
     r.in_flight.clear()
+    r.pace.since = None
     r.ready = False
     r.abdicated = False
 

@@ -35,6 +35,7 @@ from kimberlite._fast.metrics import HistogramValue, Kind, Region
 from kimberlite.cli import probe
 from kimberlite.cli.local import LocalCluster
 from kimberlite.errors import DataMissingError, NoSpaceError, UnavailableError
+from kimberlite.net import CLIENT_VERSION
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Role
 from kimberlite.types import Command, Operation
@@ -87,7 +88,7 @@ class RawClient:
         self.session = 0
         self.socket = socket.create_connection((host, int(port)), 60)
         self.received = b""
-        self.ask(self.frame(Command.HELLO))
+        self.ask(self.frame(Command.HELLO, count=CLIENT_VERSION))
 
     def frame(self, command: Command, body: bytes = b"", **fields: Any) -> bytes:
         header = framing.make_header(body, cluster=self.cluster, command=command, client=self.client, **fields)

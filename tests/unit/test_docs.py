@@ -107,3 +107,39 @@ def test_picture_is_well_formed_and_small() -> None:
     assert root.tag.endswith("svg")
     assert "prefers-color-scheme: dark" in path.read_text()
     assert path.stat().st_size < 8_000
+
+
+# What would make a reader call again after an unknown outcome: the events may then stand twice in the log.
+INVITATIONS = re.compile(
+    r"safe to (retry|repeat|call|append|send)|(retry|repeat|call|append|send)\w*( \w+){0,8} (is|are) safe"
+    r"|it is deduplicated|append again|nothing is written twice",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        page
+        for page in (
+            *PAGES,
+            *sorted((CHECKOUT / "kimberlite").rglob("*.py")),
+            *sorted((CHECKOUT / "examples").glob("*")),
+        )
+        if page.name not in ("BUGS.md", "CHANGELOG.md") and "vopr" not in page.parts
+    ],
+    ids=lambda path: str(path.relative_to(CHECKOUT)),
+)
+def test_nothing_invites_to_append_twice(path: Path) -> None:
+    text = " ".join(re.sub(r"[\"#*`]", "", path.read_text(encoding="utf-8")).split())
+    found = [text[max(match.start() - 60, 0) : match.end() + 40] for match in INVITATIONS.finditer(text)]
+    assert not found
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/python.md", "docs/exit-codes.md", "kimberlite/errors.py"])
+def test_an_unknown_outcome_is_explained_with_its_danger(name: str) -> None:
+    text = " ".join((CHECKOUT / name).read_text(encoding="utf-8").split())
+    for match in re.finditer(r"`OutcomeUnknownError`|class OutcomeUnknownError", text):
+        if "twice" in text[match.start() : match.start() + 700]:
+            return
+    pytest.fail(f"{name} does not say that calling again may append twice")

@@ -23,16 +23,15 @@ from kimberlite.errors import (
     UnavailableError,
     UsageError,
 )
-from kimberlite.types import Command, Message, Operation, Reason
+from kimberlite.types import FLAG_PREPARED, Command, Message, Operation, Reason
 
 CLUSTER = b"k" * 16
 CLIENT = b"c" * 16
 
 
 def make(replicas: int = 3, connected: tuple[int, ...] = (0, 1, 2), **options: Any) -> Session:
-    session = Session(
-        make_header=make_header, cluster=CLUSTER, client_id=CLIENT, replica_count=replicas, seed=7, **options
-    )
+    options = {"seed": 7, **options}
+    session = Session(make_header=make_header, cluster=CLUSTER, client_id=CLIENT, replica_count=replicas, **options)
     for replica in connected:
         session.connected(replica, 0)
     return session
@@ -53,11 +52,12 @@ def outcomes(session: Session) -> list[Outcome]:
     return session.take_output()[1]
 
 
-def reply(to: Message, replica: int = 0, view: int = 0, **fields: Any) -> Message:
+def reply(to: Message, body: bytes = b"", replica: int = 0, view: int = 0, **fields: Any) -> Message:
     about = to.header
     fields = {"session": about.session, "count": about.count, "op": 1, **fields}
     return Message(
         make_header(
+            body,
             cluster=CLUSTER,
             command=Command.REPLY,
             replica=replica,
@@ -67,11 +67,12 @@ def reply(to: Message, replica: int = 0, view: int = 0, **fields: Any) -> Messag
             request=about.request,
             context=about.checksum,
             **fields,
-        )
+        ),
+        body,
     )
 
 
-def reject(to: Message, reason: Reason, replica: int = 0, view: int = 0) -> Message:
+def reject(to: Message, reason: Reason, replica: int = 0, view: int = 0, **fields: Any) -> Message:
     return Message(
         make_header(
             cluster=CLUSTER,
@@ -82,6 +83,7 @@ def reject(to: Message, reason: Reason, replica: int = 0, view: int = 0) -> Mess
             client=to.header.client,
             request=to.header.request,
             context=to.header.checksum,
+            **fields,
         )
     )
 
@@ -443,8 +445,6 @@ def test_what_is_left_of_a_request_that_never_left_is_sent_by_itself() -> None:
     session.tick(1000)
     outcomes(session)
     session.connected(1, 2000)
-    now = session.next_deadline() or 0
-    session.tick(now)
     _, request = only(session)
     assert event_batches.slice(request.body, 0, 1) == [b"kept"]
 
@@ -469,10 +469,11 @@ def test_a_refusal_says_that_nothing_happened_and_its_number_is_used_again() -> 
 def test_a_primary_that_is_voted_out_may_have_prepared_what_it_sends_elsewhere(reason: Reason) -> None:
     session = registered()
     _, request = begin(session)
-    session.step(reject(request, Reason.NOT_PRIMARY, view=1), 0)
+    session.step(reject(request, Reason.NOT_PRIMARY, view=1, flags=FLAG_PREPARED), 0)
     session.tick(session.next_deadline() or 0)
     assert only(session) == (1, request)
     session.step(reject(request, reason, replica=1), 0)
+    session.tick(session.next_deadline() or 0)
     assert [type(outcome.error) for outcome in outcomes(session)] == [OutcomeUnknownError]
 
 
@@ -526,30 +527,179 @@ def test_a_refused_registration_ends_what_waits_for_it() -> None:
     assert session.idle
 
 
-def test_eviction_of_a_request_sent_once_is_certain_and_a_new_session_follows() -> None:
+def test_what_an_eviction_left_undone_is_done_in_a_new_session() -> None:
     session = registered()
-    _, request = begin(session)
+    handle = session.append([b"evicted"], 0)
+    session.flush(0)
+    _, request = only(session)
     waiting = session.append([b"waiting"], 0)
     session.step(reject(request, Reason.NO_SESSION), 0)
     sends, done = session.take_output()
-    assert [type(outcome.error) for outcome in done] == [SessionEvictedError]
+    assert done == []
     ((_, register),) = sends
     assert register.header.operation == Operation.REGISTER
     assert register.header.client != CLIENT, "a number of the old session can never be taken for one of the new"
     session.step(reply(register, session=99), 0)
     _, again = only(session)
     assert (again.header.session, again.header.request, again.header.client) == (99, 1, register.header.client)
+    assert event_batches.slice(again.body, 0, 2) == [b"evicted", b"waiting"]
     session.step(reply(again, position=3), 0)
-    assert [outcome.handle for outcome in outcomes(session)] == [waiting]
+    assert [(outcome.handle, outcome.position) for outcome in outcomes(session)] == [(handle, 3), (waiting, 4)]
 
 
-def test_eviction_of_a_request_sent_twice_is_not_certain() -> None:
+def test_sessions_that_evict_each_other_are_begun_later_and_later_and_the_error_says_so() -> None:
+    session = registered()
+    session.append([b"a"], 0, 2000 * MS)
+    session.flush(0)
+    now = evictions = 0
+    while not (output := session.take_output())[1]:
+        for _, message in output[0]:
+            if message.header.operation == Operation.REGISTER:
+                session.step(reply(message, session=evictions + 20), now)
+            else:
+                evictions += 1
+                session.step(reject(message, Reason.NO_SESSION), now)
+        if not output[0]:
+            now = session.next_deadline() or 0
+            session.tick(now)
+    (outcome,) = output[1]
+    assert isinstance(outcome.error, SessionEvictedError)
+    assert now == 2000 * MS
+    assert 5 < evictions < 40
+
+
+def test_eviction_of_a_request_sent_twice_is_certain_when_both_copies_are_answered() -> None:
+    session = registered()
+    handle = session.append([b"x"], 0)
+    session.flush(0)
+    _, request = only(session)
+    session.tick(session.next_deadline() or 0)
+    target, _ = only(session)
+    session.step(reject(request, Reason.NO_SESSION), 0)
+    assert sent(session) == [], "the other copy may have been executed before the eviction"
+    session.step(reject(request, Reason.NOT_PRIMARY, replica=target), 0)
+    _, register = only(session)
+    session.step(reply(register, session=99), 0)
+    session.step(reply(only(session)[1], position=3), 0)
+    assert [(outcome.handle, outcome.position) for outcome in outcomes(session)] == [(handle, 3)]
+
+
+def test_eviction_of_a_request_sent_twice_is_not_certain_when_a_copy_has_no_answer() -> None:
     session = registered()
     _, request = begin(session)
     session.tick(session.next_deadline() or 0)
     only(session)
     session.step(reject(request, Reason.NO_SESSION), 0)
+    assert outcomes(session) == []
+    session.tick(session.next_deadline() or 0)
     assert [type(outcome.error) for outcome in outcomes(session)] == [OutcomeUnknownError]
+    _, following = begin(session, b"other events", now=10**9)
+    assert following.header.operation == Operation.REGISTER
+
+
+# Busy, cancelled, closed
+
+
+def test_a_busy_primary_says_how_long_to_wait() -> None:
+    waits = []
+    for seed in range(20):
+        session = make(seed=seed)
+        session.append([b"a"], 0, 10**12)
+        session.flush(0)
+        _, request = only(session)
+        session.step(reject(request, Reason.BUSY_QUEUE, count=200), 0)
+        waits.append(session.next_deadline() or 0)
+        session.tick(waits[-1] - 1)
+        assert sent(session) == []
+        session.tick(waits[-1])
+        assert only(session) == (0, request), "the same primary"
+    assert min(waits) >= 200 * MS and max(waits) <= 300 * MS
+    assert len(set(waits)) == len(waits), "jittered"
+
+
+def test_a_wait_without_measure_is_not_believed() -> None:
+    session = registered()
+    _, request = begin(session)
+    session.step(reject(request, Reason.BUSY_QUEUE, count=0xFFFFFFFF), 0)
+    assert (session.next_deadline() or 0) <= 2 * session_module.BUSY_WAIT_MAX_NS
+
+
+@pytest.mark.parametrize(("reason", "error"), [(Reason.BUSY_QUEUE, BusyError), (Reason.NOT_PRIMARY, UnavailableError)])
+def test_what_was_refused_until_its_deadline_is_certainly_not_in_the_log(reason: Reason, error: type) -> None:
+    session = registered()
+    session.append([b"a"], 0, 1000 * MS)
+    session.flush(0)
+    now = 0
+    while not (output := session.take_output())[1]:
+        for target, message in output[0]:
+            session.step(reject(message, reason, replica=target), now)
+        now = session.next_deadline() or 0
+        session.tick(now)
+    assert [type(outcome.error) for outcome in output[1]] == [error]
+    assert now == 1000 * MS
+
+
+def test_a_cancelled_append_that_never_left_is_not_sent() -> None:
+    session = registered()
+    _, request = begin(session, b"under way")
+    gone, kept = session.append([b"gone"], 0), session.append([b"kept"], 0)
+    session.cancel(gone)
+    session.step(reply(request), 0)
+    ((_, following),), _ = session.take_output()
+    assert event_batches.slice(following.body, 0, following.header.count) == [b"kept"]
+    session.cancel(kept)
+    session.step(reply(following, position=5), 0)
+    assert [(outcome.handle, outcome.position) for outcome in outcomes(session)] == [(kept, 5)], "it was under way"
+
+
+def test_a_cancelled_append_without_a_connection_is_not_sent_when_there_is_one() -> None:
+    session = make(connected=())
+    handle = session.append([b"gone"], 0)
+    session.flush(0)
+    session.cancel(handle)
+    session.connected(0, 0)
+    session.flush(0)
+    assert sent(session) == []
+    assert session.idle
+
+
+def test_a_cancelled_append_that_was_surely_refused_is_not_sent_again() -> None:
+    session = registered()
+    gone, kept = session.append([b"gone"], 0), session.append([b"kept"], 0)
+    session.flush(0)
+    _, request = only(session)
+    session.cancel(gone)
+    session.step(reject(request, Reason.BUSY_QUEUE), 0)
+    session.tick(session.next_deadline() or 0)
+    _, again = only(session)
+    assert event_batches.slice(again.body, 0, again.header.count) == [b"kept"]
+    assert again.header.request == request.header.request
+    session.step(reply(again, position=1), 0)
+    assert [outcome.handle for outcome in outcomes(session)] == [kept]
+
+
+def test_closing_gives_every_append_its_end() -> None:
+    session = registered()
+    begin(session, b"under way")
+    session.append([b"waits"], 0)
+    session.close()
+    assert [type(outcome.error) for outcome in outcomes(session)] == [OutcomeUnknownError, UnavailableError]
+    assert session.idle
+    assert session.next_deadline() is None
+
+
+def test_the_reply_of_the_state_machine_comes_with_the_outcome() -> None:
+    session = registered()
+    alone = session.append_batch(event_batches.build([b"a"]), 1, 0, alone=True)
+    other = session.append([b"b"], 0)
+    session.flush(0)
+    _, request = only(session)
+    assert request.header.count == 1, "in a request of its own"
+    session.step(reply(request, b"the answer"), 0)
+    ((_, following),), (outcome,) = session.take_output()
+    assert (outcome.handle, outcome.reply) == (alone, b"the answer")
+    session.step(reply(following), 0)
+    assert [outcome.handle for outcome in outcomes(session)] == [other]
 
 
 def test_the_latency_that_was_observed_rides_on_the_next_request() -> None:
@@ -595,7 +745,7 @@ class Cluster:
             if known is None:
                 known = self.sessions[header.client] = (self.next_session, 0, None)
                 self.next_session += 1
-            return reply(message, replica, self.view, session=known[0])
+            return reply(message, b"", replica, self.view, session=known[0])
         if known is None or known[0] != header.session:
             return reject(message, Reason.NO_SESSION, replica, self.view)
         number, last, stored = known
@@ -604,7 +754,7 @@ class Cluster:
         if header.request == last:
             return stored
         assert header.request == last + 1, "request numbers have no gaps"
-        answer = reply(message, replica, self.view, position=len(self.log))
+        answer = reply(message, b"", replica, self.view, position=len(self.log))
         self.log += event_batches.slice(message.body, 0, header.count)
         self.sessions[header.client] = (number, header.request, answer)
         return answer
@@ -625,6 +775,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.answers: dict[int, list[Message]] = {replica: [] for replica in range(self.replicas)}
         self.appended: dict[int, list[bytes]] = {}
         self.done: dict[int, Outcome] = {}
+        self.cancelled: set[int] = set()
+        self.never_left: set[int] = set()
+        self.sent_events: set[bytes] = set()
         self.counter = 0
 
     def pump(self) -> None:
@@ -632,6 +785,7 @@ class SessionMachine(RuleBasedStateMachine):
         for target, message in sends:
             assert target in self.connected, "sent to nobody"
             self.requests[target].append(message)
+            self.sent_events.update(event_batches.slice(message.body, 0, message.header.count) if message.body else ())
         for outcome in done:
             assert outcome.handle not in self.done, "one outcome each"
             self.done[outcome.handle] = outcome
@@ -647,6 +801,18 @@ class SessionMachine(RuleBasedStateMachine):
             events.append(b"%d:" % self.counter + b"x" * size)
         at = None if deadline is None else self.now + deadline * MS
         self.appended[self.session.append(events, self.now, at)] = events
+
+    @rule(which=st.integers(0, 3))
+    def cancel(self, which: int) -> None:
+        open_ones = [handle for handle in self.appended if handle not in self.done and handle not in self.cancelled]
+        for handle in open_ones[which : which + 1]:
+            if not self.session.idle and handle in self.session._waiting and not self.was_sent(handle):
+                self.never_left.add(handle)
+            self.session.cancel(handle)
+            self.cancelled.add(handle)
+
+    def was_sent(self, handle: int) -> bool:
+        return bool(set(self.appended[handle]) & self.sent_events)
 
     @rule()
     def flush(self) -> None:
@@ -725,7 +891,9 @@ class SessionMachine(RuleBasedStateMachine):
             message = self.requests[replica].pop(0)
             self.cluster.receive(replica, message)
             self.cluster.view += 1
-            self.answers[replica].append(reject(message, Reason.NOT_PRIMARY, replica, self.cluster.view))
+            self.answers[replica].append(
+                reject(message, Reason.NOT_PRIMARY, replica, self.cluster.view, flags=FLAG_PREPARED)
+            )
 
     @rule(replica=st.integers(0, 2))
     def request_is_too_large(self, replica: int) -> None:
@@ -776,8 +944,10 @@ class SessionMachine(RuleBasedStateMachine):
     def what_failed_for_certain_is_not_in_the_log(self) -> None:
         log = set(self.cluster.log)
         for handle, outcome in self.done.items():
-            if isinstance(outcome.error, UnavailableError | SessionEvictedError | EventTooLargeError):
+            if isinstance(outcome.error, UnavailableError | RejectedError | EventTooLargeError):
                 assert not log & set(self.appended[handle])
+        for handle in self.never_left:
+            assert not log & set(self.appended[handle]), "cancelled before it left, and sent"
 
     def teardown(self) -> None:
         """Healed, everything comes to an end, and every outcome is the truth."""
@@ -794,7 +964,7 @@ class SessionMachine(RuleBasedStateMachine):
                     self.answer_arrives(replica)
             self.next_timer()
         assert self.session.idle
-        assert self.done.keys() == self.appended.keys()
+        assert self.done.keys() | self.cancelled == self.appended.keys()
         self.nothing_is_appended_twice_or_out_of_order()
         self.what_failed_for_certain_is_not_in_the_log()
 

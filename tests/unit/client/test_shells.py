@@ -44,6 +44,7 @@ class Replicas:
         self.sessions: dict[bytes, int] = {}
         self.connections: list[list[FrameConnection]] = [[] for _ in range(count)]
         self.servers: list[asyncio.Server] = []
+        self.addresses: list[str] = []
         self.behind: dict[int, int] = {}  # replica -> the events it has, when not all
         self.greets_after: dict[int, float] = {}  # replica -> seconds
         self.parked: list[tuple[int, FrameConnection, Header]] = []
@@ -53,7 +54,8 @@ class Replicas:
         for index in range(self.count):
             server = await loop.create_server(lambda index=index: self._accept(index), "127.0.0.1", 0)  # type: ignore[misc]
             self.servers.append(server)
-        return [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in self.servers]
+        self.addresses = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in self.servers]
+        return self.addresses
 
     def stop(self) -> None:
         for server in self.servers:
@@ -72,6 +74,9 @@ class Replicas:
                 self._answer(index, connection, header, body)
 
         return FrameConnection(on_frames=frames, on_open=self.connections[index].append)
+
+    def greeting(self, index: int) -> bytes:
+        return json.dumps({"members": self.addresses, "primary": self.view % self.count, "replica": index}).encode()
 
     def _send(
         self, index: int, to: FrameConnection, about: Any, command: Command, body: bytes = b"", **fields: Any
@@ -96,7 +101,7 @@ class Replicas:
         elif header.command == Command.HELLO:
             asyncio.get_running_loop().call_later(
                 self.greets_after.get(index, 0.0),
-                lambda: self._send(index, connection, header, Command.HELLO, count=self.count),
+                lambda: self._send(index, connection, header, Command.HELLO, self.greeting(index), count=self.count),
             )
         elif header.command == Command.STATUS:
             self._send(index, connection, header, Command.STATUS_REPLY, json.dumps({"replica": index}).encode())
@@ -243,7 +248,9 @@ def test_closing_with_an_append_under_way_tells_its_caller() -> None:
         async with connected(addresses) as log:
             await log.append([b"a"])
             replicas.silent = True
-            future = log.append([b"b"])
+            future = asyncio.ensure_future(log.append([b"b"]))
+            for _ in range(3):
+                await asyncio.sleep(0)
         with pytest.raises(OutcomeUnknownError):
             await future
 
@@ -252,9 +259,85 @@ def test_closing_with_an_append_under_way_tells_its_caller() -> None:
 
 def test_what_is_too_large_is_refused_at_once() -> None:
     async def test(replicas: Replicas, addresses: list[str]) -> None:
-        async with connected(addresses, request_bytes_max=1000) as log:
+        async with connected(addresses, request_bytes_max=1024) as log:
             with pytest.raises(EventTooLargeError):
-                log.append([b"x" * 2000])
+                await log.append([b"x" * 2000])
+
+    run(test)
+
+
+@pytest.mark.parametrize("wrong", ["text", b"bytes", ["text"], [None], [[b"x"]], [], 5, None])
+def test_a_wrong_argument_touches_nobody_else_s_append(wrong: Any) -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            results = await asyncio.gather(
+                log.append([b"before"]), log.append(wrong), log.append([b"after"]), return_exceptions=True
+            )
+            assert [results[0], results[2]] == [0, 1]
+            assert isinstance(results[1], TypeError | UsageError)
+            assert await log.append([b"later"]) == 2
+            assert replicas.log == [b"before", b"after", b"later"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1, 1 << 64, "5", True])
+def test_a_wrong_timeout_appends_nothing(timeout: Any) -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            with pytest.raises((TypeError, UsageError), match="timeout"):
+                await log.append([b"a"], timeout=timeout)
+            with pytest.raises((TypeError, UsageError), match="timeout"):
+                await log.append_batch(event_batches.build([b"a"]), 1, timeout=timeout)
+            assert replicas.log == []
+        with pytest.raises((TypeError, UsageError), match="timeout"):
+            kimberlite.connect(addresses, timeout=timeout)
+
+    run(test)
+
+
+def test_what_is_changed_after_the_call_changes_nothing() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            events = [b"a", b"b"]
+            buffer = bytearray(b"buffer")
+            calls = [log.append(events), log.append([buffer]), log.append([b"other"])]
+            events.clear()
+            events.append(b"X")
+            buffer[:] = b"XXXXXX"
+            assert await asyncio.gather(*calls) == [0, 2, 3]
+            assert replicas.log == [b"a", b"b", b"buffer", b"other"]
+
+    run(test)
+
+
+def test_append_is_a_coroutine_function() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            assert inspect.iscoroutinefunction(log.append) and inspect.iscoroutinefunction(log.append_batch)
+            assert await asyncio.create_task(log.append([b"a"])) == 0
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(log.append([b"%d" % number])) for number in range(3)]
+            assert [task.result() for task in tasks] == [1, 2, 3]
+
+    run(test)
+
+
+def test_a_cancelled_append_that_never_left_is_not_sent() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            await log.append([b"a"])
+            replicas.silent = True
+            first = asyncio.create_task(log.append([b"under way"]))
+            await asyncio.sleep(0.01)
+            second = asyncio.create_task(log.append([b"never left"]))
+            await asyncio.sleep(0.01)
+            second.cancel()
+            await asyncio.wait([second])
+            replicas.silent = False
+            await first
+            await log.append([b"b"])
+            assert replicas.log == [b"a", b"under way", b"b"]
 
     run(test)
 
@@ -435,11 +518,10 @@ def test_no_address_is_a_usage_error() -> None:
 
 def test_a_client_must_be_entered_first() -> None:
     with pytest.raises(UsageError, match="async with"):
-        kimberlite.connect(["127.0.0.1:1"]).append([b"a"])
+        asyncio.run(kimberlite.connect(["127.0.0.1:1"]).append([b"a"]))
     log = kimberlite.sync.connect(["127.0.0.1:1"])
     with pytest.raises(UsageError, match="with kimberlite"):
         log.append([b"a"])
-    log._loop.close()
 
 
 # Blocking

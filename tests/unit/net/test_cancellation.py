@@ -21,7 +21,8 @@ TURNS = range(8)  # how many turns of the loop lie between the end of the attemp
 
 
 def client_dialler() -> Coroutine[Any, Any, None]:
-    return kimberlite.connect(["127.0.0.1:1"])._dial(0)
+    dialer = kimberlite.connect(["127.0.0.1:1"])._dialer
+    return dialer._dial(dialer._places[0])
 
 
 def peer_dialler() -> Coroutine[Any, Any, None]:

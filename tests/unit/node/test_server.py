@@ -13,7 +13,7 @@ import pytest
 from kimberlite._fast import events, framing
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import AddressInUseError, CorruptEntryError, PositionError
-from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
+from kimberlite.net import CLIENT_VERSION, READ_END, READ_TIMES, READ_WAIT, times
 from kimberlite.net.peers import HELLO_BYTES_MAX
 from kimberlite.net.transport import NullCounters
 from kimberlite.node import server as server_module
@@ -21,6 +21,7 @@ from kimberlite.node.server import ClientServer
 from kimberlite.types import HEADER_SIZE, ZERO16, Command, Message, Operation, Reason
 
 CLUSTER = b"s" * 16
+MEMBERS = ["h0:7100", "h1:7100", "h2:7100"]
 LIMIT_S = 30.0
 HOUR_NS = 3_600_000_000_000
 
@@ -63,7 +64,7 @@ class Node:
         self.counters = Counted()
         self.server = ClientServer(
             index=1,
-            replica_count=3,
+            members=MEMBERS,
             listen_on=("127.0.0.1", 0),
             cluster=CLUSTER,
             make_header=make_header,
@@ -90,6 +91,8 @@ class Client:
     def send(self, command: Command, body: bytes = b"", **fields: Any) -> bytes:
         """Returns the identity of the frame."""
         fields = {"cluster": CLUSTER, "client": self.identity, **fields}
+        if command == Command.HELLO:
+            fields = {"count": CLIENT_VERSION, **fields}
         header = make_header(body, command=command, **fields)
         self.writer.write(header.raw + body)
         return bytes(header.checksum)
