@@ -275,6 +275,16 @@ class TimingConfig:
         too_low="A short disk stall costs a view change.",
         too_high="A primary with a one-way link or a sick disk blocks the cluster for as long.",
     )
+    drain_ms: int = knob(
+        2_000,
+        "How long a replica that is told to stop may wait for what is under way, and for another one to lead. It does "
+        "not wait for what can not happen: alone it ends at once.",
+        unit="ms",
+        low=0,
+        high=600_000,
+        too_low="Clients have to find out by themselves what became of requests under way.",
+        too_high="A hung disk holds up the end as long; the service manager must wait longer.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,14 @@ class InvariantError(KimberliteError):
     exit_code = 50
 
 
+class StateMachineError(KimberliteError):
+    """The state machine that a program gave to its Node raised, or gave what is no reply: the replica must end, for
+    a committed operation can not be left out. Correct the program. Attributes: machine (its class), method, op,
+    position (of the first event of the operation; None when it is about a snapshot)."""
+
+    exit_code = 53
+
+
 class MetricsFileError(KimberliteError):
     """A file of metrics is not one, or is damaged. Attributes: path, reason (a _fast.metrics.Refusal)."""
 

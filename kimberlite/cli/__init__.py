@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import click
 
+from kimberlite import process
 from kimberlite.errors import KimberliteError
 
 # name -> (module below kimberlite.cli, object in it, what it does). The text is repeated
@@ -63,8 +64,9 @@ Exit codes
    50  internal invariant broken        63  KIMBERLITE_KERNEL: no such kernel
    51  vopr: a violation was found      64  KIMBERLITE_KERNEL: not built
    52  vopr: a planted bug missed       65  KIMBERLITE_KERNEL: not supported
-   60  compiled module unusable        130  interrupted
-   61  compiled module missing         143  vopr: terminated
+   53  a state machine failed          130  interrupted
+   60  compiled module unusable        143  vopr: terminated
+   61  compiled module missing
    62  checksum self-test failed
 """
 
@@ -131,6 +133,7 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. Entry point of the distribution."""
+    process.open_standard_descriptors()
     try:
         result = root.main(
             args=list(arguments) if arguments is not None else None, prog_name="kimberlite", standalone_mode=False
@@ -156,6 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str, code: int) -> int:
-    """Print one line to standard error; returns `code`."""
-    click.echo(f"kimberlite: {message}", err=True)
+    """Print one line to standard error, unless nobody takes it; returns `code`."""
+    process.say(f"kimberlite: {message}\n", process.END_S)
     return code

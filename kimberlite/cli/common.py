@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -90,8 +91,9 @@ def print_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """A line for people, on standard error."""
-    click.echo(text, err=True)
+    """A line for people, on standard error. When that is gone (the terminal was closed) there are none."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

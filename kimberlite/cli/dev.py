@@ -18,7 +18,7 @@ RESTART_AFTER_S = 1.0
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGCHLD as something to wait for.
+    """SIGINT, SIGTERM, SIGHUP and SIGCHLD as something to wait for.
 
     The handlers only set flags; `threading.Event.wait` in the main thread returns when one does.
     """
@@ -28,6 +28,8 @@ class Signals:
         self.woken = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(signal.SIGHUP, self._on_stop)
         signal.signal(signal.SIGCHLD, self._on_child)
 
     def _on_stop(self, number: int, frame: object) -> None:
@@ -67,9 +69,9 @@ class Signals:
 def dev(replicas: int, directory: Path, port: int, restart: bool, settings: Sequence[str], as_json: bool) -> None:
     """Run a real local cluster in the foreground.
 
-    One process per replica, on this machine, with durable writes. Ctrl-C stops it; the same
-    --dir continues with its data. For trying things out and for development: three replicas on one
-    disk survive the loss of a process, not of the disk.
+    One process per replica, on this machine, with durable writes. Ctrl-C, SIGTERM and the end of
+    its terminal stop it; the same --dir continues with its data. For trying things out and for
+    development: three replicas on one disk survive the loss of a process, not of the disk.
     """
     signals = Signals()
     with LocalCluster(directory, replicas, port, telemetry=True, settings=tuple(settings)) as cluster:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from kimberlite import config as configuration
+from kimberlite import process
 from kimberlite.cli.common import json_option, note, print_json
 from kimberlite.config import CONFIG_NAME
 from kimberlite.errors import DataMissingError
@@ -82,12 +83,13 @@ def format_command(
 @settings_option
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 @click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-def start(config_path: Path | None, settings: tuple[str, ...], exit_with_parent: bool, data: Path) -> int:
+def start(config_path: Path | None, settings: tuple[str, ...], exit_with_parent: bool, data: Path) -> None:
     """Run one replica in the foreground.
 
-    SIGTERM and Ctrl-C stop it in order. Under systemd (Type=notify) it reports when it is
-    ready. Exit codes say why it ended: kimberlite --help.
+    SIGTERM and Ctrl-C stop it in order; SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM are ignored. Under
+    systemd (Type=notify) it reports when it is ready. Exit codes say why it ended: kimberlite --help.
     """
+    process.ignore_stray_signals()
     if exit_with_parent:
         end_with_parent()
     if not data.is_dir():
@@ -96,7 +98,7 @@ def start(config_path: Path | None, settings: tuple[str, ...], exit_with_parent:
 
     from kimberlite.node.node import run_node
 
-    return run_node(config, data)
+    run_node(config, data)
 
 
 def end_with_parent() -> None:

@@ -132,7 +132,7 @@ class PeerNetwork:
         self._incoming: dict[FrameConnection, int | None] = {}  # -> replica, None before HELLO
         self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}
         self._server: asyncio.Server | None = None
-        self._dialers: list[asyncio.Task[None]] = []
+        self.diallers: list[asyncio.Task[None]] = []  # one for each peer, for as long as this runs
         self._greeted: set[int] = set()  # replicas that have answered our HELLO on the present connection
         self.refusals: dict[int, Refusal] = {}  # replica -> why the process at its address is not it
         self.met = False  # whether a peer of this cluster has ever answered
@@ -141,20 +141,29 @@ class PeerNetwork:
         """Listen and begin to dial. Raises AddressInUseError before anything is sent."""
         if len(self._addresses) > 1:
             self._server = await listen(self._accepting, *self._listen_on, "for peers")
-        self._dialers = [
+        self.diallers = [
             asyncio.create_task(self._dial(replica), name=f"dial-{replica}")
             for replica in range(len(self._addresses))
             if replica != self.index
         ]
 
     async def stop(self) -> None:
-        for task in self._dialers:
+        for task in self.diallers:
             task.cancel()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        await asyncio.gather(*self.diallers, return_exceptions=True)
         if self._server is not None:
             self._server.close()
         for connection in (*self._outgoing.values(), *self._incoming):
             connection.close()
+
+    def abort(self) -> None:
+        """Cut all peers off: nothing that is queued for them leaves."""
+        for task in self.diallers:
+            task.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in (*self._outgoing.values(), *self._incoming):
+            connection.abort()
 
     def send(self, replica: int, message: Message) -> None:
         connection = self._outgoing.get(replica)

@@ -9,7 +9,7 @@ telemetry process. Data flows one way:
 Frames that arrive within one turn of the loop are handed to the driver together, so
 that requests share a prepare and acknowledgements share a frame. A failed write or a
 broken invariant ends the process at once, with the exit code of its error and nothing
-further sent: see `Node.fatal`.
+further sent: see `Node._run` and process.py.
 
 May import everything below it; nothing imports it but the command line and users.
 """
@@ -17,20 +17,18 @@ May import everything below it; nothing imports it but the command line and user
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import platform
 import secrets
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
-from kimberlite import __version__
+from kimberlite import __version__, process
 from kimberlite._fast import checksum, framing
 from kimberlite._fast.metrics import Region
 from kimberlite.config import Config
@@ -56,6 +54,7 @@ from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
 from kimberlite.types import RELEASE, ClientId, Command, Message, Reason, Status
+from kimberlite.vsr import verdict
 from kimberlite.vsr.config import CONTACT_MIN_NS, MS, CoreConfig
 from kimberlite.vsr.replica import Replica
 
@@ -63,7 +62,6 @@ TICK_S = 0.01
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
 RETENTION_EVERY = 100  # ticks
-DRAIN_S = 2.0
 
 
 def core_config(config: Config) -> CoreConfig:
@@ -98,19 +96,12 @@ def core_config(config: Config) -> CoreConfig:
     )
 
 
-def end_process(error: KimberliteError) -> None:
-    """Say what happened and leave at once: no finaliser runs, nothing more is sent or written."""
-    with contextlib.suppress(OSError):  # the log may be on the disk that has just failed
-        sys.stderr.write(f"kimberlite: {type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-    os._exit(error.exit_code)
-
-
 class Node:
     """One replica. `async with Node(config, directory) as node:` constructed means ready to run.
 
-    machine: the replicated state machine, the built-in EventLog when None. on_fatal: called
-    with the error after which this replica must not go on; the default ends the process.
+    machine: the replicated state machine, the built-in EventLog when None. on_fatal: called once
+    with the error after which this replica must not go on: it has fallen silent by then, and its data
+    is safe. The default ends the process, with the exit code of the error; so does an `on_fatal` that raises.
 
     Raises, before anything is listened on: StorageError and its kinds, ConfigError,
     AddressInUseError. Thread rules: everything runs on the event loop that entered it.
@@ -122,13 +113,13 @@ class Node:
         directory: Path | str,
         machine: StateMachine | None = None,
         *,
-        on_fatal: Callable[[KimberliteError], None] = end_process,
+        on_fatal: Callable[[KimberliteError], None] = process.end,
     ) -> None:
         self.config = config
         self.directory = Path(directory)
         self.machine: StateMachine = machine if machine is not None else EventLog()
         self._on_fatal = on_fatal
-        self._failed = False
+        self._failure: KimberliteError | None = None
         self._messages: list[Message] = []
         self._requests: list[Message] = []
         self._round_scheduled = False
@@ -170,16 +161,18 @@ class Node:
         except BaseException:
             await self._close_half_open()
             raise
+        for dialler in self._peers.diallers:
+            dialler.add_done_callback(self._on_task_end)
         self._loop.add_reader(self._disk.fileno(), self._on_disk)
-        # What is alive now stays: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         self.recorder.watch_gc()
         if self.telemetry is not None:
             self.telemetry.start()
         self._run(self.driver.start)
-        self._update_gauges()
+        self._run(self._update_gauges)
         self._tick()
+        if self._failure is not None:
+            await self.__aexit__(None, None, None)
+            raise self._failure
         return self
 
     def _check_identity(self) -> None:
@@ -220,8 +213,7 @@ class Node:
             listener = await supervisor.listen(host, port, supervisor.TAKEOVER_S if takes_over else 0.0)
             self.telemetry = supervisor.TelemetryProcess(memory, listener, config.telemetry.units)
             if port == 0:
-                sys.stderr.write(f"telemetry at http://{self.telemetry.address}\n")
-                sys.stderr.flush()
+                process.say(f"telemetry at http://{self.telemetry.address}\n")
 
     def _info(self) -> dict[str, object]:
         """What readers of the metrics may know of this replica."""
@@ -263,6 +255,7 @@ class Node:
 
     def _update_gauges(self) -> None:
         """What is not counted as it happens is looked at now."""
+        self.recorder.switch(OTHER_PART)
         now = time.monotonic_ns()
         core, disk, store = self.driver.core, self._disk, self._store
         core.now = now
@@ -373,35 +366,37 @@ class Node:
         self._loop.remove_reader(self._disk.fileno())
         await self._server.stop()
         await self._peers.stop()
-        if not self._failed:
+        is_in_order = self._failure is None
+        if is_in_order:
             self._store.close()
         # Only an end in order says so; after a failure the last values stay, to be looked at.
-        self.recorder.close(in_order=not self._failed)
+        self.recorder.close(in_order=is_in_order)
         if self.telemetry is not None:
             await self.telemetry.stop()
-        if not self._failed:
+        if is_in_order:
             region.remove(self.recorder.region)
 
     async def drain(self) -> None:
-        """Refuse new requests, let what is under way end, hand over as primary: at most DRAIN_S.
+        """Refuse new requests, let what is under way end, hand over as primary: at most timing.drain_ms.
 
-        Waits only for what can still happen: a commit needs the replicas that we are connected to, and
-        a new primary needs a quorum of the others, without us.
+        Waits only for what can still happen: a commit needs replicas that we are connected to and hear, and
+        a new primary needs a quorum of such others, without us.
         """
         core = self.driver.core
-        core.drain()
-        self._update_gauges()  # at once: readiness must end before the replica does
-        deadline = self._loop.time() + DRAIN_S
+        self._run(core.drain)
+        self._run(self._update_gauges)  # at once: readiness must end before the replica does
+        deadline = self._loop.time() + self.config.timing.drain_ms / 1000
 
-        def others() -> int:
-            return len(self._peers.connected) if self._loop.time() < deadline else 0
+        def has(others: int) -> bool:
+            found = sum(verdict.is_heard(core, replica) for replica in self._peers.connected)
+            return self._failure is None and self._loop.time() < deadline and found >= others
 
-        while core.pipeline and others() + 1 >= core.quorums.replication:
+        while core.pipeline and has(core.quorums.replication - 1):
             await asyncio.sleep(TICK_S)
-        if core.is_primary and core.status == Status.NORMAL and others() >= core.quorums.view_change:
+        if core.is_primary and core.status == Status.NORMAL and has(core.quorums.view_change):
             view = core.view
             self._run(self.driver.step_down)
-            while core.view == view and others() >= core.quorums.view_change:
+            while core.view == view and has(core.quorums.view_change):
                 await asyncio.sleep(TICK_S)
 
     # The driver's network
@@ -431,8 +426,7 @@ class Node:
         """The process at a peer's address is another one. Ends this replica when the others at the
         configured addresses can not make a quorum with it and none of them was ever the right one."""
         core = self.driver.core
-        sys.stderr.write(f"kimberlite: replica {replica} can not be used: {refusal}\n")
-        sys.stderr.flush()
+        process.say(f"kimberlite: replica {replica} can not be used: {refusal}\n")
         refusals = self._peers.refusals
         if self._peers.met or core.config.replica_count - len(refusals) >= core.quorums.replication:
             return
@@ -492,7 +486,7 @@ class Node:
             last_op=min(core.trimmable_op, core.applied),
         )
         if trim is not None:
-            self._run(lambda: self.driver.trim(*trim))
+            self.driver.trim(*trim)
         checkpoints = {replica: peer.checkpoint for replica, peer in core.peers.items()}
         self._trim_wait.look(core.first_op, held, core.checkpoint_op, checkpoints, time.monotonic_ns())
 
@@ -503,31 +497,40 @@ class Node:
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
         self._ticks += 1
-        self.driver.core.set_clock_offset(time.time_ns() - time.monotonic_ns())
-        self._run(self.driver.on_tick)
+        self._run(self._on_tick)
         self._run(self._scrub)
         if self._ticks % RETENTION_EVERY == 0:
-            self._apply_retention()
-        if self._ticks % GAUGES_EVERY == 0 and not self._failed:
-            self.recorder.switch(OTHER_PART)
-            self._update_gauges()
-            self.recorder.handled()
+            self._run(self._apply_retention)
+        if self._ticks % GAUGES_EVERY == 0:
+            self._run(self._update_gauges)
+
+    def _on_tick(self) -> None:
+        self.driver.core.set_clock_offset(time.time_ns() - time.monotonic_ns())
+        self.driver.on_tick()
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """A task that goes on for as long as the replica has ended: it was cancelled, or it failed."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(process.unexpected(error))
 
     def _run(self, action: Callable[[], None]) -> None:
-        """Let the driver act. What it cannot survive ends this replica at once."""
-        if self._failed or self._stopping:
+        """Let the driver act: every way into the core, the store and the state machine. An exception that comes out
+        of it has left a step half-way, and ends this replica at once."""
+        if self._failure is not None or self._stopping:
             return
-        left = self.recorder.switch(PROTOCOL)
         try:
-            action()
+            self._act(action)
         except KimberliteError as error:
             self._fail(error)
-            return
         except Exception as error:
-            # Whatever it is, a step was left half-way: state in memory can not be trusted any more, the disk can.
-            traceback.print_exception(error)
-            self._fail(InvariantError(f"unexpected {type(error).__name__}: {error}; this is a bug, please report it"))
-            return
+            self._fail(process.unexpected(error))
+        except BaseException as error:  # KeyboardInterrupt in a host program, for one
+            self._fail(InvariantError(f"a step was cut short by {type(error).__name__}: restart this replica"))
+            raise
+
+    def _act(self, action: Callable[[], None]) -> None:
+        left = self.recorder.switch(PROTOCOL)
+        action()
         if self.driver.behind:
             self._schedule_round()
         applied = self.driver.core.applied
@@ -540,10 +543,24 @@ class Node:
             self.recorder.handled()
 
     def _fail(self, error: KimberliteError) -> None:
-        self._failed = True
-        if isinstance(error, WriteFailedError):
-            self.recorder.journal_failed("write")
-        self._on_fatal(error)
+        if self._failure is not None:
+            return
+        self._failure = error
+        try:
+            self._fall_silent()
+            if isinstance(error, WriteFailedError):
+                self.recorder.journal_failed("write")
+            self._on_fatal(error)
+        except Exception:
+            process.end(error)
+
+    def _fall_silent(self) -> None:
+        """Nothing is sent any more, and nothing taken."""
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self._loop.remove_reader(self._disk.fileno())
+        self._server.abort()
+        self._peers.abort()
 
     # Status
 
@@ -630,21 +647,26 @@ class Node:
         }
 
 
-async def _serve(config: Config, directory: Path) -> int:
+async def _serve(config: Config, directory: Path) -> NoReturn:
     loop = asyncio.get_running_loop()
+    process.end_on_surprise(loop)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Node(config, directory) as node:
+        # What is alive now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         notify.send(f"READY=1\nSTATUS=replica {config.cluster.replica} runs")
         await stop.wait()
         notify.send("STOPPING=1")
         await node.drain()
-    return 0
+    # Not through the end of the interpreter, which waits for threads: a name that is being resolved, a snapshot.
+    os._exit(0)
 
 
-def run_node(config: Config, directory: Path) -> int:
-    """Run one replica until SIGTERM or SIGINT; returns the exit code. Errors at the start are raised."""
+def run_node(config: Config, directory: Path) -> NoReturn:
+    """Run one replica in a process of its own until SIGTERM or SIGINT, then end it. Errors at the start are raised."""
     import uvloop
 
-    return uvloop.run(_serve(config, directory))
+    uvloop.run(_serve(config, directory))

@@ -14,6 +14,7 @@ def send(state: str) -> bool:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        connection.setblocking(False)
         try:
             connection.sendto(state.encode(), address)
         except OSError:

@@ -106,6 +106,13 @@ class ClientServer:
         for connection in list(self._clients):
             connection.close()
 
+    def abort(self) -> None:
+        """Cut all clients off: nothing that is queued for them leaves."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._clients):
+            connection.abort()
+
     @property
     def connections(self) -> int:
         return len(self._clients)

@@ -45,6 +45,7 @@ NEW = ".new"  # suffix of a file that is not whole yet
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FREE_AFTER_BYTES = 1 << 20  # what a new file must leave free: metadata of others, and of ours, need some
 PID_BYTES = 32
+STANDARD_MAX = 2  # the descriptor of standard error
 MODES = ("auto", "direct", "buffered")
 
 
@@ -73,7 +74,7 @@ class FileDisk:
         self.reads = self.read_bytes = 0  # system calls, and what they brought: whole sectors
         self.zeros = Zeros()
         try:
-            self._dir = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._dir = open_above_standard(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise DataMissingError(f"{self.directory} does not exist", path=str(self.directory)) from None
         except NotADirectoryError:
@@ -97,7 +98,8 @@ class FileDisk:
             raise
 
     def _take_lock(self) -> int:
-        lock = os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._dir)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = open_above_standard(LOCK_NAME, flags, 0o600, dir_fd=self._dir)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -235,7 +237,7 @@ class FileDisk:
         if self.mode == "direct":
             flags |= os.O_DIRECT | os.O_DSYNC
         try:
-            fd = os.open(name, flags, dir_fd=self._dir)
+            fd = open_above_standard(name, flags, dir_fd=self._dir)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -355,6 +357,18 @@ class FileDisk:
         self._lock = self._dir = -1
 
 
+def open_above_standard(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+    """As os.open with O_CLOEXEC, but never one of the descriptors 0 to 2: in a program that has closed its standard
+    error, whatever is written there would go into the file."""
+    opened = os.open(path, flags, mode, dir_fd=dir_fd)
+    if opened > STANDARD_MAX:
+        return opened
+    try:
+        return fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, STANDARD_MAX + 1)
+    finally:
+        os.close(opened)
+
+
 _AT_ONCE = threading.Event()  # the file is needed already: reserve it, write no zeros
 _AT_ONCE.set()
 
@@ -420,7 +434,7 @@ def _make_file(
     info = os.fstatvfs(directory)
     if info.f_bavail * info.f_frsize < size + FREE_AFTER_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-    fd = os.open(name + NEW, flags, 0o600, dir_fd=directory)
+    fd = open_above_standard(name + NEW, flags, 0o600, dir_fd=directory)
     try:
         if not _sys.allocate(fd, size):
             needed = None  # only zeros reserve it here

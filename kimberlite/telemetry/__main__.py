@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+from kimberlite import process
 from kimberlite._fast.metrics import Region
 from kimberlite.errors import KimberliteError
 from kimberlite.telemetry import catalogue
@@ -48,20 +49,21 @@ def _closed(descriptor: int, timeout: float) -> bool:
 
 
 def main() -> int:
+    process.open_standard_descriptors()
     parser = argparse.ArgumentParser(prog="kimberlite.telemetry", description=__doc__)
     parser.add_argument("--region", type=Path, required=True)
     parser.add_argument("--listener", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--units", choices=catalogue.UNITS, required=True)
     arguments = parser.parse_args()
+    process.ignore_stray_signals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, whose end is ours
     try:
         serve(arguments.region, socket.socket(fileno=arguments.listener), arguments.parent, arguments.units)
     except (KimberliteError, OSError) as error:
-        sys.stderr.write(f"kimberlite.telemetry: {type(error).__name__}: {error}\n")
+        process.say(f"kimberlite.telemetry: {type(error).__name__}: {error}\n", process.END_S)
         return error.exit_code if isinstance(error, KimberliteError) else 1
     # Connections that are still open would keep their threads, and with them the interpreter's end.
-    sys.stderr.flush()
     os._exit(0)
 
 

@@ -352,7 +352,7 @@ def test_an_address_in_use_is_named_and_nothing_is_started() -> None:
         peer = Peer(0, addresses)
         with pytest.raises(AddressInUseError, match=f"127.0.0.1:{addresses[0][1]}"):
             await peer.network.start()
-        assert not peer.network._dialers
+        assert not peer.network.diallers
         taken.close()
         with pytest.raises(NetworkError):
             await Peer(0, addresses, listen_on=("192.0.2.1", addresses[0][1])).network.start()

@@ -1,0 +1,253 @@
+"""The life of a Node in a host program: what ends it, what it leaves as it was, how long its end may take.
+
+One replica, in this process, without telemetry. A fault is put into one of its parts while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite.cli.local import free_port
+from kimberlite.config import Config, from_mapping
+from kimberlite.errors import InvariantError, KimberliteError, WriteFailedError
+from kimberlite.node import retention
+from kimberlite.node.format import format_replica
+from kimberlite.node.node import Node
+
+LIMIT_S = 30.0
+CLUSTER = "6c" * 16
+
+
+def config_of(directory: Path, replicas: int = 1, **sections: dict[str, object]) -> Config:
+    """A formatted replica 0 on free ports. The others of the cluster are not there."""
+    port = free_port(replicas)
+    config = from_mapping(
+        {
+            "cluster": {"id": CLUSTER, "replica": 0, "addresses": [f"127.0.0.1:{port + i}" for i in range(replicas)]},
+            "telemetry": {"enabled": False},
+            "storage": {"segment_bytes": 8 << 20, "unsafe": True, "free_bytes_min": 0, "inline_threshold_us": 0},
+            **sections,
+        }
+    )
+    format_replica(config, directory)
+    return config
+
+
+def broken(*_: object, **__: object) -> Any:
+    raise ZeroDivisionError("put in by the test")
+
+
+def break_dialler(node: Node) -> None:
+    """As an exception that the dialler does not know of."""
+    waiting = [task for task in node._peers.diallers if not task.done()]
+    assert waiting
+    node._peers._addresses = ()
+
+
+# What is broken, once the replica runs, and has something to do.
+FAULTS: dict[str, Callable[[Node], None]] = {
+    "a tick": lambda node: setattr(node.driver, "on_tick", broken),
+    "a round": lambda node: setattr(node.driver, "on_input", broken),
+    "a completion": lambda node: setattr(node.driver, "on_disk", broken),
+    "the scrubber": lambda node: setattr(node.scrubber, "tick", broken),
+    "the gauges": lambda node: setattr(node.recorder, "update", broken),
+    "the clock": lambda node: setattr(node.driver.core, "set_clock_offset", broken),
+    "retention": lambda node: setattr(retention, "choose", broken),
+    "waiting reads": lambda node: setattr(node._server, "on_applied", broken),
+    "a dialler": break_dialler,
+}
+
+
+class Ends:
+    """An on_fatal that remembers."""
+
+    def __init__(self) -> None:
+        self.errors: list[KimberliteError] = []
+
+    def __call__(self, error: KimberliteError) -> None:
+        self.errors.append(error)
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, replicas: int = 1, **sections: Any) -> AsyncIterator[tuple[Node, Ends, Config]]:
+    config = config_of(directory, replicas, **sections)
+    ends = Ends()
+    async with Node(config, directory, on_fatal=ends) as node:
+        yield node, ends, config
+    await asyncio.sleep(0.05)  # for what was cut off to be gone before the loop is
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_exception_anywhere_ends_the_replica_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "choose", retention.choose)  # put back at the end
+
+    async def story() -> None:
+        replicas = 2 if name == "a dialler" else 1
+        async with running(tmp_path / "0", replicas) as (node, ends, config):
+            reader, writer = await asyncio.open_connection(*config.client_address)
+            log = kimberlite.connect(list(config.cluster.addresses), timeout=1.0)
+            FAULTS[name](node)
+            if replicas == 1:
+                with contextlib.suppress(KimberliteError):
+                    async with log:
+                        await log.append([b"x"], timeout=1.0)
+            await until(lambda: ends.errors)
+            # Silent: what was connected is cut off, and nobody gets in.
+            async with asyncio.timeout(LIMIT_S):
+                assert await reader.read() == b""
+            with pytest.raises(OSError):
+                await asyncio.open_connection(*config.client_address)
+            writer.close()
+            await writer.wait_closed()
+            await asyncio.sleep(0.1)
+            (error,) = ends.errors  # told once
+            assert isinstance(error, InvariantError)
+            assert ("ZeroDivisionError" in str(error)) != (name == "a dialler")
+            assert isinstance(error.__cause__, Exception)
+            assert node.status()["replica"] == 0  # the host may still look
+
+    asyncio.run(story())
+
+
+def test_a_failed_write_has_its_own_error(tmp_path: Path) -> None:
+    def failed() -> None:
+        raise WriteFailedError("no more")
+
+    async def story() -> None:
+        async with running(tmp_path / "0") as (node, ends, _):
+            node.driver.on_tick = failed  # type: ignore[method-assign]
+            await until(lambda: ends.errors)
+            assert str(ends.errors[0]) == "no more"
+
+    asyncio.run(story())
+
+
+def test_a_start_that_fails_in_its_first_step_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path / "0")
+    monkeypatch.setattr("kimberlite.node.driver.Driver.start", broken)
+    ends = Ends()
+
+    async def story() -> None:
+        async with Node(config, tmp_path / "0", on_fatal=ends):
+            pytest.fail("started")
+
+    with pytest.raises(InvariantError, match="put in by the test"):
+        asyncio.run(story())
+    assert len(ends.errors) == 1
+
+
+HOST = """
+import asyncio, sys
+from pathlib import Path
+import kimberlite
+from kimberlite import config, errors
+
+def broken(): raise ZeroDivisionError
+def fatal(error):
+    print("told", flush=True)
+    {fatal}
+
+async def main():
+    data = Path(sys.argv[1])
+    async with kimberlite.Node(config.load(data / "node.toml"), data{options}) as node:
+        node.driver.on_tick = broken
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "fatal", "code", "told"),
+    [
+        ("", "", 50, b""),
+        (", on_fatal=fatal", "1 / 0", 50, b"told\n"),
+        (", on_fatal=fatal", "sys.exit(7)", 7, b"told\n"),
+    ],
+)
+def test_nothing_in_on_fatal_keeps_a_replica_alive(
+    options: str, fatal: str, code: int, told: bytes, tmp_path: Path
+) -> None:
+    config_of(tmp_path / "0")
+    program = HOST.format(options=options, fatal=fatal)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "0")], stdout=subprocess.PIPE, timeout=LIMIT_S)
+    assert (done.returncode, done.stdout) == (code, told)
+
+
+def test_a_file_of_the_data_never_gets_the_number_of_standard_error(tmp_path: Path) -> None:
+    """A host that has closed its descriptors, as daemons did, and writes to them all the same."""
+    config_of(tmp_path / "0")
+    program = """
+import asyncio, os, sys
+from pathlib import Path
+import kimberlite
+from kimberlite import config
+data = Path(sys.argv[1])
+for number in range(3): os.close(number)
+async def main():
+    async with kimberlite.Node(config.load(data / "node.toml"), data):
+        found = {n: os.readlink(f"/proc/self/fd/{n}") for n in map(int, os.listdir("/proc/self/fd"))
+                 if os.path.exists(f"/proc/self/fd/{n}")}
+    os._exit(len([n for n, where in found.items() if n < 3 and str(data) in where]) if any(
+        str(data) in where for where in found.values()) else 99)
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "0")], timeout=LIMIT_S).returncode == 0
+
+
+# The end in order
+
+
+def hang(node: Node) -> None:
+    """Something is under way that never ends."""
+    for name in ("on_tick", "on_disk"):
+        setattr(node.driver, name, lambda: None)
+    node._update_gauges = lambda: None  # type: ignore[method-assign]
+    node.driver.core.pipeline.append(None)  # type: ignore[arg-type]
+
+
+def test_waiting_for_the_pipeline_ends(tmp_path: Path) -> None:
+    """Also in a cluster of one, whose disk has hung."""
+
+    async def story() -> None:
+        async with running(tmp_path / "0", timing={"drain_ms": 200}) as (node, _, _):
+            hang(node)
+            began = time.monotonic()
+            async with asyncio.timeout(LIMIT_S):
+                await node.drain()
+            assert time.monotonic() - began >= 0.2
+            node.driver.core.pipeline.clear()
+
+    asyncio.run(story())
+
+
+def test_an_end_does_not_wait_for_what_can_not_happen(tmp_path: Path) -> None:
+    """Connected to peers that have not been heard for long: no commit can come of them."""
+
+    async def story() -> None:
+        async with running(tmp_path / "0", 3, timing={"drain_ms": 600_000}) as (node, _, _):
+            hang(node)
+            node._peers._greeted.update((1, 2))
+            assert len(node._peers.connected) == 2
+            async with asyncio.timeout(LIMIT_S):
+                await node.drain()
+            node.driver.core.pipeline.clear()
+
+    asyncio.run(story())
