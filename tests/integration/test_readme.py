@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,10 +27,8 @@ def blocks(language: str, page: Path = README) -> list[str]:
 
 
 def test_shell_blocks(start_cluster: Any, kimberlite_command: Any, tmp_path: Path) -> None:
-    """`make dev` is `kimberlite dev` in the Makefile; everything after it runs as it is written."""
-    first, second = blocks("sh")
-    assert first.split() == ["make", "dev"]
-    assert "$(BIN)/kimberlite dev $(ARGS)" in (CHECKOUT / "Makefile").read_text()
+    """What is typed in the other terminal, as it is written."""
+    _, second, _ = blocks("sh")
     cluster = start_cluster(3)
     (tmp_path / "README.md").write_bytes(README.read_bytes())
     activate, *commands = second.splitlines()
@@ -44,6 +45,47 @@ def test_shell_blocks(start_cluster: Any, kimberlite_command: Any, tmp_path: Pat
     assert appended == b"0 %d\n" % (len(lines) - 1)
     assert read == b"".join(lines[:3])
     assert status.count(b"127.0.0.1:") == 3
+
+
+@pytest.fixture
+def make(environment: dict[str, str]) -> Callable[[str, str], subprocess.Popen[bytes]]:
+    """Run a command of the README that begins with `make`, with arguments for its verb, on what is installed."""
+    stamp = Path(sys.prefix) / "stamp-package"
+    environment = {key: value for key, value in environment.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    variables = [f"VENV={sys.prefix}"]
+
+    def start(block: str, arguments: str) -> subprocess.Popen[bytes]:
+        command = [*block.split(), "-C", str(CHECKOUT), *variables, f"ARGS={arguments}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+
+    asked = subprocess.run(["make", "-q", "-C", str(CHECKOUT), *variables, str(stamp)], env=environment, check=False)
+    if not stamp.exists() or asked.returncode != 0:
+        pytest.skip("what is installed here was not built by make, or has changed since")
+    return start
+
+
+def test_make_dev(make: Any, kimberlite_command: Any, settings: tuple[str, ...], tmp_path: Path) -> None:
+    """The command itself, on other ports."""
+    block, _, _ = blocks("sh")
+    assert block.split() == ["make", "dev"]
+    items = " ".join(f"--set {setting}" for setting in settings)
+    running = make(block, f"--json --port 0 --dir {tmp_path / 'data'} {items}")
+    try:
+        ready = json.loads(next(line for line in running.stdout if line.startswith(b"{")))
+        addresses = [replica["address"] for replica in ready["replicas"]]
+        assert kimberlite_command("append", addresses=addresses, input=b"one\n").stdout == b"0 0\n"
+    finally:
+        os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C in its terminal
+        running.communicate(timeout=60)
+
+
+def test_make_test(make: Any) -> None:
+    """The command itself, with few tests."""
+    *_, block = blocks("sh")
+    assert block.split() == ["make", "test"]
+    running = make(block, "tests/unit/test_installed.py")
+    output, _ = running.communicate(timeout=120)
+    assert (running.returncode, b"1 passed" in output) == (0, True), output
 
 
 @pytest.mark.parametrize(
