@@ -37,37 +37,38 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }
 
-EXIT_DEGRADED = 25  # of `status`
-EXIT_NO_QUORUM = 26  # of `status`
+EXIT_DEGRADED = 35  # of `status`
+EXIT_NO_QUORUM = 36  # of `status`
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 EXIT_TERMINATED = 143  # as a shell reports SIGTERM
 
 EPILOG = """\b
 Exit codes
-    0  done                             18  a corrupt journal entry
-    1  other error                      19  an operation is gone from every copy
-    2  usage or configuration           20  network error
-    3  event or request too large       21  address in use
-   10  data directory unusable          22  bytes that are no frame
-   11  data exists already              23  wrong cluster
-   12  no data                          24  no replica reachable, or none leads
-   13  data in use by another process   30  rejected by the cluster
-   14  superblock damaged               31  cluster busy
-   15  unknown format version           32  session evicted
-   16  unsafe file system               33  position not in the log
-   17  a write or sync failed           34  disks full: nothing appended
-   25  status: cluster degraded         26  status: no quorum
-   27  checkpoint damaged               40  timed out, outcome unknown
-   28  no space for a file              29  backup not possible, or damaged
-   25  version of client or replica     55  file of metrics unusable
-   50  internal invariant broken        63  KIMBERLITE_KERNEL: no such kernel
-   51  vopr: a violation was found      64  KIMBERLITE_KERNEL: not built
-   52  vopr: a planted bug missed       65  KIMBERLITE_KERNEL: not supported
-   53  a state machine failed          130  interrupted
-   60  compiled module unusable        143  vopr: terminated
-   61  compiled module missing
-   62  checksum self-test failed
+    0  done                             27  checkpoint damaged
+    1  other error                      28  no space for a file
+    2  usage or configuration           29  backup not possible, or damaged
+    3  event or request too large       30  rejected by the cluster
+   10  file or directory unusable       31  cluster busy
+   11  data exists already              32  session evicted
+   12  no data                          33  position not in the log
+   13  data in use by another process   34  disks full: nothing appended
+   14  superblock damaged               35  status: the cluster is degraded
+   15  unknown format version           36  status: no quorum
+   16  unsafe file system               40  timed out, outcome unknown
+   17  a write or sync failed           50  internal invariant broken
+   18  a corrupt journal entry          51  vopr: a violation was found
+   19  an operation is gone from        52  vopr: a planted bug missed
+       every copy                       53  a state machine failed
+   20  network error                    55  file of metrics unusable
+   21  address in use                   60  compiled module unusable
+   22  bytes that are no frame          61  compiled module missing
+   23  wrong cluster                    62  checksum self-test failed
+   24  no replica reachable, or none    63  KIMBERLITE_KERNEL: no such kernel
+       leads                            64  KIMBERLITE_KERNEL: not built
+   25  version of client or replica     65  KIMBERLITE_KERNEL: not supported
+                                       130  interrupted
+                                       143  terminated
 """
 
 

@@ -36,7 +36,7 @@ def status(addresses: tuple[str, ...], cluster: ClusterId | None, timeout: float
     primary; members that are not among the addresses are asked as well. `lag` is the number of operations that a
     replica is behind the most advanced one that answered. The fields of --json are in docs/status.md.
 
-    The verdict is the exit code: 0 healthy; 25 degraded, appends are committed but not everything is well; 26 no
+    The verdict is the exit code: 0 healthy; 35 degraded, appends are committed but not everything is well; 36 no
     quorum, nothing can be committed now; 24 no answer of any replica. It is true without traffic, too.
     """
     known, answers = ask(addresses, timeout, cluster or ZERO16)

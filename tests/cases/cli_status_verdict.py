@@ -10,7 +10,7 @@ from lab import Case, Cluster, main, until
 SECONDS = 120
 SAMPLE = False
 
-HEALTHY, NO_ANSWER, DEGRADED, NO_QUORUM = 0, 24, 25, 26
+HEALTHY, NO_ANSWER, DEGRADED, NO_QUORUM = 0, 24, 35, 36
 
 
 def look(case: Case, cluster: Cluster) -> tuple[int, str, str]:

@@ -99,7 +99,7 @@ def test_a_dead_replica_is_reported(start_dev: Any, kimberlite_command: Any) -> 
     assert process.stderr.readline() == b"replica 1 was killed by signal 9\n"
     addresses = [replica["address"] for replica in ready["replicas"]]
     assert kimberlite_command("append", "-", addresses=addresses, input=b"x\n").stdout == b"0 0\n"
-    table = kimberlite_command("status", addresses=addresses, code=25).stdout.decode()
+    table = kimberlite_command("status", addresses=addresses, code=35).stdout.decode()
     assert table.splitlines()[2].split()[2] == "unreachable"
 
 

@@ -194,11 +194,11 @@ def test_no_quorum(start_cluster: Any, kimberlite_command: Any, primary_of: Call
     done = kimberlite_command("append", "--timeout", "3", "-", addresses=cluster.addresses, input=b"x\n", code=None)
     assert done.returncode in (24, 40), done.stderr
     assert done.stdout == b""
-    shown = json.loads(kimberlite_command("status", "--json", addresses=cluster.addresses, code=26).stdout)
+    shown = json.loads(kimberlite_command("status", "--json", addresses=cluster.addresses, code=36).stdout)
     assert (shown["cluster"]["verdict"], shown["cluster"]["can_commit"]) == ("no quorum", False)
     rows = shown["replicas"]
     assert [row["reachable"] for row in rows].count(True) == 1
-    table = kimberlite_command("status", addresses=cluster.addresses, code=26).stdout.decode()
+    table = kimberlite_command("status", addresses=cluster.addresses, code=36).stdout.decode()
     assert table.count(" unreachable ") == 2
     assert table.splitlines()[-1].startswith("cluster: no quorum: ")
     assert kimberlite_command("read", addresses=[cluster.addresses[last]]).stdout.startswith(b"kept\n")
