@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kimberlite import errors, events, sync
     from kimberlite.client.aio import Log, connect
+    from kimberlite.client.reading import Event
     from kimberlite.config import Config
     from kimberlite.node.node import Node
     from kimberlite.state_machine import Batch, EventLog, StateMachine
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Config",
+    "Event",
     "EventLog",
     "Log",
     "Node",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Batch": "kimberlite.state_machine",
     "Config": "kimberlite.config",
+    "Event": "kimberlite.client.reading",
     "EventLog": "kimberlite.state_machine",
     "Log": "kimberlite.client.aio",
     "Node": "kimberlite.node.node",

@@ -222,6 +222,9 @@ class SessionEvictedError(RejectedError):
 class PositionError(RejectedError):
     """A read outside of what the log holds. Attributes: position, first (lower ones were trimmed), end."""
 
+    position: int
+    first: int | None
+    end: int | None
     exit_code = 33
 
 

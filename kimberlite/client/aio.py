@@ -108,6 +108,7 @@ class Log(Reading):
             connections=self._replicas,
             make_frame=self._frame,
             primary=self._primary,
+            check_usable=self._running,
             random=self._random,
             names=self._names,
             timeout=self._timeout,
@@ -215,7 +216,10 @@ class Log(Reading):
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         now = time.monotonic_ns()
         for header, body in frames:
-            if not self._reader.on_frame(header, body) and self._session is not None:
+            if self._reader.on_frame(header, body):
+                if self._session is not None:
+                    self._session.view = max(self._session.view, header.view)
+            elif self._session is not None:
                 self._session.step(Message(header, body), now)
         self._pump()
 
@@ -256,7 +260,7 @@ class Log(Reading):
                 if outcome.error is not None:
                     future.set_exception(outcome.error)
                 else:
-                    self._reader.end = max(self._reader.end, outcome.position + outcome.count)
+                    self._reader.acknowledged(outcome.position, outcome.count)
                     future.set_result(outcome)
         deadline = session.next_deadline()
         if deadline is not None and (self._timer is None or deadline < self._timer_at):

@@ -7,19 +7,20 @@
 Invariant: every call returns, within its timeout and a little: when the client is closed meanwhile by another
 thread, when its own thread has ended, in a forked process. Arguments are checked and copied on the calling thread.
 Thread rules: any number of threads may use one Log; their appends travel together.
-May import: errors, types, client.aio, client.arguments.
+May import: errors, types, client.aio, client.arguments, client.reading.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent import futures
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from kimberlite.client import aio, arguments
+from kimberlite.client.reading import Event, Events
 from kimberlite.errors import OutcomeUnknownError, UnavailableError, UsageError
 from kimberlite.types import Bytes
 
@@ -165,33 +166,85 @@ class Log:
         return self._call(self._log.append_batch(body, count, timeout=seconds), seconds)
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        return self._call(self._log.status(timeout=timeout))
+        seconds = self._seconds(timeout)
+        return self._call(self._log.status(timeout=seconds), seconds)
 
-    def read(self, start: int = 0, *, limit: int | None = None, timeout: float | None = None) -> Iterator[bytes]:
-        return self._iterate(self._log.read(start, limit=limit, timeout=timeout))
+    def end(self, *, timeout: float | None = None) -> int:
+        seconds = self._seconds(timeout)
+        return self._call(self._log.end(timeout=seconds), seconds)
 
-    def follow(self, start: int = 0, *, timeout: float | None = None) -> Iterator[bytes]:
-        return self._iterate(self._log.follow(start, timeout=timeout))
+    @overload
+    def read(
+        self,
+        start: int = 0,
+        *,
+        limit: int | None = None,
+        last: int | None = None,
+        raw: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> Iterator[Event]: ...
+    @overload
+    def read(
+        self,
+        start: int = 0,
+        *,
+        limit: int | None = None,
+        last: int | None = None,
+        raw: Literal[True],
+        timeout: float | None = None,
+    ) -> Iterator[bytes]: ...
+    def read(
+        self,
+        start: int = 0,
+        *,
+        limit: int | None = None,
+        last: int | None = None,
+        raw: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Event] | Iterator[bytes]:
+        seconds = self._seconds(timeout)
+        if raw:
+            return self._iterate(
+                lambda: self._log.read(start, limit=limit, last=last, raw=True, timeout=seconds), seconds
+            )
+        return self._iterate(lambda: self._log.read(start, limit=limit, last=last, timeout=seconds), seconds)
+
+    @overload
+    def follow(
+        self, start: int | Literal["end"] = 0, *, raw: Literal[False] = False, timeout: float | None = None
+    ) -> Iterator[Event]: ...
+    @overload
+    def follow(
+        self, start: int | Literal["end"] = 0, *, raw: Literal[True], timeout: float | None = None
+    ) -> Iterator[bytes]: ...
+    def follow(
+        self, start: int | Literal["end"] = 0, *, raw: bool = False, timeout: float | None = None
+    ) -> Iterator[Event] | Iterator[bytes]:
+        if raw:
+            return self._iterate(lambda: self._log.follow(start, raw=True, timeout=timeout))
+        return self._iterate(lambda: self._log.follow(start, timeout=timeout))
 
     def read_batches(
         self, *, start: int = 0, limit: int | None = None, follow: bool = False, timeout: float | None = None
     ) -> Iterator[tuple[int, int, Bytes]]:
-        return self._iterate(self._log.read_batches(start=start, limit=limit, follow=follow, timeout=timeout))
+        seconds = self._seconds(timeout)
+        return self._iterate(
+            lambda: self._log.read_batches(start=start, limit=limit, follow=follow, timeout=seconds),
+            None if follow else seconds,
+        )
 
-    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
-        """Pull from the other thread, one step at a time."""
+    def _iterate(self, make: Callable[[], Events[T]], step: float | None = None) -> Iterator[T]:
+        """What is wrong with the arguments is raised here, at the call. step: the timeout of one, when it has one."""
 
-        async def step() -> tuple[bool, T | None]:
-            try:
-                return True, await source.__anext__()
-            except StopAsyncIteration:
-                return False, None
+        async def made() -> Events[T]:
+            return make()
 
-        while True:
-            more, item = self._call(step())
-            if not more:
-                return
-            yield item  # type: ignore[misc]
+        return self._items(self._call(made()), step)
+
+    def _items(self, events: Events[T], step: float | None) -> Iterator[T]:
+        """Pull from the other thread, one answer at a time."""
+        while (items := self._call(events.take(), step)) is not None:
+            yield from items
 
 
 async def _finish_all() -> None:

@@ -26,4 +26,3 @@ CLIENT_VERSION = 2  # of the frames between clients and replicas; a change that 
 READ_WAIT = 1  # when there is nothing at `position` yet, wait for it: one such READ waits on a connection
 READ_END = 2  # only tell the end of the log, with no events
 READ_TIMES = 4  # tell when the events were appended as well
-

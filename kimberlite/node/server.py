@@ -275,9 +275,8 @@ class ClientServer:
         try:
             body, count, runs = self._reader.read(header.position, header.count or 1 << 31, bytes_max)
         except PositionError as error:
-            first = int(str(error.first))
-            if header.position < first:
-                self._reject(client, header, Reason.POSITION_TRIMMED, first)
+            if error.first is not None and header.position < error.first:
+                self._reject(client, header, Reason.POSITION_TRIMMED, error.first)
             else:
                 self._reject(client, header, Reason.POSITION_BEYOND_END)
         except CorruptEntryError:

@@ -53,7 +53,7 @@ def test_a_deadline_is_an_unknown_outcome_and_the_append_happens_at_most_once(st
             finally:
                 signal_all(cluster, signal.SIGCONT)
             last = await log.append([b"last"], timeout=60)
-            events = [event async for event in log.read()]
+            events = [event async for event in log.read(raw=True)]
             assert events[last:] == [b"last"]
             return events
 
@@ -82,7 +82,7 @@ def test_a_host_name_is_resolved_again_at_every_connection(start_cluster: Any) -
             replica.address = f"127.0.0.2:{port}"
             cluster.start(0)
             assert await log.append([b"there"], timeout=60) == 1
-            assert [event async for event in log.read()] == [b"here", b"there"]
+            assert [event async for event in log.read(raw=True)] == [b"here", b"there"]
 
     asyncio.run(run())
 
@@ -98,7 +98,7 @@ def test_following_goes_on_over_a_failover(start_cluster: Any, primary_of: Calla
         ):
 
             async def follow() -> None:
-                async for event in reader.follow(start=0, timeout=60):
+                async for event in reader.follow(start=0, raw=True, timeout=60):
                     seen.append(event)
                     if event == b"end":
                         return

@@ -135,7 +135,7 @@ def test_the_primary_refuses_before_its_disk_is_full_and_goes_on_by_itself(
     with sync.connect(list(cluster.addresses)) as log:
         appended = append_until_refused(log)
         assert 4 < len(appended) < 8 * MIB // EVENT_BYTES, "one segment, not to its end"
-        assert list(log.read(start=0)) == appended, "reads go on"
+        assert list(log.read(start=0, raw=True)) == appended, "reads go on"
         for index, disk in rig.disks.items():
             # A backup learns of it when it has got as far as the primary, and tries again now and then.
             wait_until(lambda index=index: _says_full(rig, index), f"replica {index} says that its disk is full")
@@ -146,7 +146,7 @@ def test_the_primary_refuses_before_its_disk_is_full_and_goes_on_by_itself(
             "append", "--timeout", "5", "-", addresses=cluster.addresses, input=lines, code=NoSpaceError.exit_code
         )
         assert b"the disks of too many replicas are full: nothing was appended" in refused.stderr
-        assert list(log.read(start=0)) == appended
+        assert list(log.read(start=0, raw=True)) == appended
         # One that waits long enough sees the space come back.
         waiting = subprocess.Popen(
             [
@@ -186,7 +186,7 @@ def test_the_primary_refuses_before_its_disk_is_full_and_goes_on_by_itself(
     expected = [*appended, *lines.splitlines(), *more]
     for address in cluster.addresses:
         with sync.connect([address]) as log:
-            assert list(log.read(start=0)) == expected
+            assert list(log.read(start=0, raw=True)) == expected
     assert [replica.pid for replica in cluster.replicas] == pids, "no process has ended"
 
 
@@ -231,7 +231,7 @@ def test_one_full_disk_of_three_costs_nothing_but_its_copy(
     settled(cluster)
     for address in cluster.addresses:
         with sync.connect([address]) as log:
-            assert list(log.read(start=0)) == [*events, b"there is room"]
+            assert list(log.read(start=0, raw=True)) == [*events, b"there is room"]
 
     def is_healthy() -> bool:
         shown = kimberlite_command("status", "--json", addresses=cluster.addresses, code=None).stdout

@@ -19,6 +19,7 @@ from kimberlite.cli.local import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 README = CHECKOUT / "README.md"
+FOLLOWED = b"1 b'two' True\n2 b'three' True\nb'one'\nb'two'\nb'three'\n[b'one']\n"
 DEFAULT_ADDRESSES = '["127.0.0.1:7100", "127.0.0.1:7101", "127.0.0.1:7102"]'
 
 
@@ -91,8 +92,8 @@ def test_make_test(make: Any) -> None:
 @pytest.mark.parametrize(
     ("page", "expected"),
     [
-        (README, [b"order 17 placed\norder 17 paid\n"]),
-        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n"]),
+        (README, [b"0 order 17 placed\n1 order 17 paid\n"]),
+        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n", FOLLOWED]),
     ],
     ids=["README", "python"],
 )

@@ -91,9 +91,9 @@ def test_the_log_keeps_what_it_should_and_says_what_it_has(
     for replica in cluster.replicas:
         assert len(files(replica.data, "journal")) <= 5
     with sync.connect(list(cluster.addresses)) as log:
-        assert list(log.read(start=first)) == events[first:]
+        assert list(log.read(start=first, raw=True)) == events[first:]
         with pytest.raises(PositionError, match=f"the first position that the log still has is {first}") as raised:
-            list(log.read(start=first - 1))
+            list(log.read(start=first - 1, raw=True))
         assert raised.value.first == first
     done = kimberlite_command("read", "--from", "0", "--limit", "1", addresses=cluster.addresses, code=33)
     assert str(first) in done.stderr.decode()
@@ -127,7 +127,7 @@ def test_a_restart_begins_at_the_checkpoint(
     for address in cluster.addresses:
         first = storage_of(address)["first_position"]
         with sync.connect([address]) as log:
-            assert list(log.read(start=first)) == [*events[first:], b"after"]
+            assert list(log.read(start=first, raw=True)) == [*events[first:], b"after"]
 
 
 def test_a_damaged_checkpoint_is_made_good(trimmed: tuple[Any, list[bytes], int], wait_until: Any) -> None:
@@ -200,6 +200,6 @@ def test_events_that_are_too_old_go_and_no_others(start_cluster: Any, wait_until
     wait_until(lambda: all(is_tidy(replica.data) for replica in cluster.replicas), "their files are removed")
     for address in cluster.addresses:
         with sync.connect([address]) as log:
-            assert list(log.read(start=first)) == events[first:]
+            assert list(log.read(start=first, raw=True)) == events[first:]
             with pytest.raises(PositionError):
-                list(log.read(start=0))
+                list(log.read(start=0, raw=True))

@@ -495,7 +495,7 @@ class Player:
             with pytest.raises(NoSpaceError, match="nothing was appended"):
                 log.append([b"refused"], timeout=10.0)
             told: Any = probe.fetch_status(self.cluster.addresses[leader], 5)
-            assert next(iter(log.read(start=told["storage"]["first_position"])))
+            assert next(iter(log.read(start=told["storage"]["first_position"], raw=True)))
 
         def told_full() -> bool:
             step.facts["scrape"] = self.scrape(leader)

@@ -291,7 +291,7 @@ def _page_cache(it: Scene, mode: str, size: int) -> str:
     with kimberlite.sync.connect(list(cluster.addresses)) as log:
         for number in range(3):
             log.append([b"%d before " % number + bytes(size)])
-        acknowledged = list(log.read())
+        acknowledged = list(log.read(raw=True))
         status = it.status()
         last = inspect_journal(it.data)[-1]
         place = int(str(last["offset"])) + -(-int(str(last["bytes"])) // 4096) * 4096

@@ -104,7 +104,7 @@ class RigCluster(LocalCluster):
     def read_log(self, index: int, start: int = 0) -> list[bytes]:
         """All events from position `start` on, from that replica alone."""
         with kimberlite.sync.connect([self.addresses[index]], timeout=30.0) as log:
-            return list(log.read(start))
+            return list(log.read(start, raw=True))
 
     def read_kept(self, index: int) -> tuple[int, list[bytes]]:
         """(first position, events) of what that replica still has; it may be trimmed at that moment."""
@@ -264,7 +264,7 @@ class Follower(_Clients):
     async def _read(self, log: kimberlite.Log) -> None:
         at = len(self.log)
         try:
-            async for event in log.read(at):
+            async for event in log.read(at, raw=True):
                 if at == len(self.log):
                     self.log.append(event)
                 elif self.log[at] != event:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
+from fake_replicas import CLUSTER, Replicas, background, collected, connected, run
 
 import kimberlite
 from kimberlite._fast import events as event_batches
-from kimberlite._fast.framing import Header, make_header
 from kimberlite.client import aio, blocking
 from kimberlite.errors import (
     EventTooLargeError,
@@ -25,147 +22,6 @@ from kimberlite.errors import (
     UsageError,
     WrongClusterError,
 )
-from kimberlite.net import READ_WAIT
-from kimberlite.net.transport import FrameConnection
-from kimberlite.types import ZERO16, Command, Message, Operation, Reason
-
-CLUSTER = b"f" * 16
-
-
-class Replicas:
-    """Three listeners over one log. The primary answers requests; every one of them answers reads."""
-
-    def __init__(self, count: int = 3) -> None:
-        self.count = count
-        self.view = 0
-        self.log: list[bytes] = []
-        self.requests = 0
-        self.silent = False  # the primary swallows what it gets
-        self.sessions: dict[bytes, int] = {}
-        self.connections: list[list[FrameConnection]] = [[] for _ in range(count)]
-        self.servers: list[asyncio.Server] = []
-        self.addresses: list[str] = []
-        self.behind: dict[int, int] = {}  # replica -> the events it has, when not all
-        self.greets_after: dict[int, float] = {}  # replica -> seconds
-        self.parked: list[tuple[int, FrameConnection, Header]] = []
-
-    async def start(self) -> list[str]:
-        loop = asyncio.get_running_loop()
-        for index in range(self.count):
-            server = await loop.create_server(lambda index=index: self._accept(index), "127.0.0.1", 0)  # type: ignore[misc]
-            self.servers.append(server)
-        self.addresses = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in self.servers]
-        return self.addresses
-
-    def stop(self) -> None:
-        for server in self.servers:
-            server.close()
-        for index in range(self.count):
-            self.cut(index)
-
-    def cut(self, index: int) -> None:
-        for connection in self.connections[index]:
-            connection.abort()
-        self.connections[index].clear()
-
-    def _accept(self, index: int) -> FrameConnection:
-        def frames(connection: FrameConnection, received: Sequence[tuple[Any, memoryview]]) -> None:
-            for header, body in received:
-                self._answer(index, connection, header, body)
-
-        return FrameConnection(on_frames=frames, on_open=self.connections[index].append)
-
-    def greeting(self, index: int) -> bytes:
-        return json.dumps({"members": self.addresses, "primary": self.view % self.count, "replica": index}).encode()
-
-    def _send(
-        self, index: int, to: FrameConnection, about: Any, command: Command, body: bytes = b"", **fields: Any
-    ) -> None:
-        header = make_header(
-            body,
-            cluster=CLUSTER,
-            command=command,
-            replica=index,
-            view=self.view,
-            client=about.client,
-            request=about.request,
-            context=about.checksum,
-            **fields,
-        )
-        to.send(Message(header, body))
-
-    def _answer(self, index: int, connection: FrameConnection, header: Any, body: memoryview) -> None:
-        end = self.behind.get(index, len(self.log))
-        if header.cluster not in (CLUSTER, ZERO16):
-            self._send(index, connection, header, Command.REJECT, reason=Reason.WRONG_CLUSTER)
-        elif header.command == Command.HELLO:
-            asyncio.get_running_loop().call_later(
-                self.greets_after.get(index, 0.0),
-                lambda: self._send(index, connection, header, Command.HELLO, self.greeting(index), count=self.count),
-            )
-        elif header.command == Command.STATUS:
-            self._send(index, connection, header, Command.STATUS_REPLY, json.dumps({"replica": index}).encode())
-        elif header.command == Command.READ:
-            if header.position >= end:
-                if header.flags & READ_WAIT and header.position == end:
-                    self.parked.append((index, connection, header))
-                else:
-                    self._send(
-                        index, connection, header, Command.REJECT, reason=Reason.POSITION_BEYOND_END, position=end
-                    )
-                return
-            found = self.log[header.position : min(header.position + min(header.count or 7, 7), end)]
-            self._send(
-                index,
-                connection,
-                header,
-                Command.READ_REPLY,
-                event_batches.build(found),
-                position=header.position,
-                count=len(found),
-                timestamp=end,
-            )
-        elif header.command == Command.REQUEST:
-            self._request(index, connection, header, body)
-
-    def _request(self, index: int, connection: FrameConnection, header: Any, body: memoryview) -> None:
-        if index != self.view % self.count:
-            self._send(index, connection, header, Command.REJECT, reason=Reason.NOT_PRIMARY)
-            return
-        if self.silent:
-            return
-        if header.operation == Operation.REGISTER:
-            number = self.sessions.setdefault(header.client, len(self.sessions) + 1)
-            self._send(index, connection, header, Command.REPLY, operation=Operation.REGISTER, session=number)
-            return
-        self.requests += 1
-        position = len(self.log)
-        self.log += event_batches.slice(body, 0, header.count)
-        self._send(
-            index, connection, header, Command.REPLY, operation=Operation.APPLY, position=position, count=header.count
-        )
-        parked, self.parked = self.parked, []
-        for at, waiting, read in parked:
-            self._answer(at, waiting, read, memoryview(b""))
-
-
-def run(test: Callable[[Replicas, list[str]], Awaitable[None]]) -> None:
-    async def main() -> None:
-        replicas = Replicas()
-        addresses = await replicas.start()
-        try:
-            await test(replicas, addresses)
-        finally:
-            replicas.stop()
-
-    asyncio.run(main())
-
-
-@asynccontextmanager
-async def connected(addresses: list[str], **options: Any) -> AsyncIterator[aio.Log]:
-    async with kimberlite.connect(addresses, **options) as log:
-        yield log
-
 
 # Names
 
@@ -345,19 +201,15 @@ def test_a_cancelled_append_that_never_left_is_not_sent() -> None:
 # Reads
 
 
-async def collected(source: AsyncIterator[bytes]) -> list[bytes]:
-    return [event async for event in source]
-
-
 def test_reads_give_exactly_what_was_asked_for() -> None:
     async def test(replicas: Replicas, addresses: list[str]) -> None:
         replicas.log = [b"%d" % n for n in range(50)]
         async with connected(addresses) as log:
-            assert await collected(log.read()) == replicas.log
-            assert await collected(log.read(10, limit=15)) == replicas.log[10:25]
-            assert await collected(log.read(49)) == [b"49"]
-            assert await collected(log.read(50)) == []
-            assert await collected(log.read(0, limit=0)) == []
+            assert await collected(log.read(raw=True)) == replicas.log
+            assert await collected(log.read(10, limit=15, raw=True)) == replicas.log[10:25]
+            assert await collected(log.read(49, raw=True)) == [b"49"]
+            assert await collected(log.read(50, raw=True)) == []
+            assert await collected(log.read(0, limit=0, raw=True)) == []
             batches = [piece async for piece in log.read_batches(start=3, limit=10)]
             assert [(position, count) for position, count, _ in batches] == [(3, 7), (10, 3)]
 
@@ -368,10 +220,10 @@ def test_beyond_the_end_is_an_error_only_when_every_replica_says_so() -> None:
     async def test(replicas: Replicas, addresses: list[str]) -> None:
         async with connected(addresses) as log:
             with pytest.raises(PositionError, match="empty"):
-                await collected(log.read(1))
+                await collected(log.read(1, raw=True))
             await log.append([b"a", b"b", b"c"])
             with pytest.raises(PositionError, match="0 to 2") as raised:
-                await collected(log.read(9))
+                await collected(log.read(9, raw=True))
             assert raised.value.details == {"position": 9, "first": 0, "end": 3}
 
     run(test)
@@ -381,7 +233,7 @@ def test_follow_waits_for_what_is_appended() -> None:
     async def test(replicas: Replicas, addresses: list[str]) -> None:
         async with connected(addresses) as log:
             await log.append([b"a"])
-            source = log.follow(0)
+            source = log.follow(0, raw=True)
             assert await anext(source) == b"a"
             waiting = asyncio.ensure_future(anext(source))
             while not replicas.parked:
@@ -396,7 +248,7 @@ def test_a_read_whose_replica_goes_away_is_asked_of_another() -> None:
     async def test(replicas: Replicas, addresses: list[str]) -> None:
         async with connected(addresses) as log:
             await log.append([b"a"])
-            source = log.follow(1)
+            source = log.follow(1, raw=True)
             waiting = asyncio.ensure_future(anext(source))
             while not replicas.parked:
                 await asyncio.sleep(0)
@@ -422,8 +274,8 @@ def test_a_read_gives_all_that_its_client_knows_to_be_in_the_log() -> None:
             replicas.servers[0].close()
             replicas.cut(0)
             with pytest.raises(UnavailableError, match="the log has at least 3 events, replica"):
-                await collected(log.read(timeout=0.2))
-            reading = asyncio.ensure_future(collected(log.read(2)))
+                await collected(log.read(timeout=0.2, raw=True))
+            reading = asyncio.ensure_future(collected(log.read(2, raw=True)))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(reading), 0.2)
             replicas.behind = {1: 0}
@@ -437,7 +289,7 @@ def test_a_read_that_goes_on_at_another_replica_does_not_end_before_it_would_hav
         replicas.log = [b"%d" % number for number in range(20)]
         replicas.behind = {1: 7, 2: 7}
         async with connected(addresses) as log:
-            source = log.read()
+            source = log.read(raw=True)
             found = [await anext(source) for _ in range(7)]  # one answer
             replicas.servers[0].close()
             replicas.cut(0)
@@ -458,7 +310,7 @@ def test_the_first_read_waits_for_the_greeting_of_the_primary() -> None:
         replicas.behind = {1: 1, 2: 1}
         replicas.greets_after = {0: 0.05}
         async with connected(addresses) as log:
-            assert await collected(log.read()) == [b"a", b"b"]
+            assert await collected(log.read(raw=True)) == [b"a", b"b"]
 
     run(test)
 
@@ -468,7 +320,7 @@ def test_a_primary_that_does_not_greet_is_not_waited_for_for_long() -> None:
         replicas.log = [b"a"]
         replicas.greets_after = {0: 60.0}
         async with connected(addresses) as log:
-            assert await collected(log.read()) == [b"a"]
+            assert await collected(log.read(raw=True)) == [b"a"]
 
     run(test)
 
@@ -527,33 +379,17 @@ def test_a_client_must_be_entered_first() -> None:
 # Blocking
 
 
-@contextmanager
-def background() -> Iterator[tuple[Replicas, list[str]]]:
-    """Replicas on a loop of their own."""
-    replicas = Replicas()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield replicas, asyncio.run_coroutine_threadsafe(replicas.start(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(replicas.stop)
-        loop.call_soon_threadsafe(loop.call_soon, loop.stop)
-        thread.join()
-        loop.close()
-
-
 def test_the_blocking_client_does_the_same() -> None:
     with background() as (replicas, addresses), kimberlite.sync.connect(addresses) as log:
         assert log.append([b"a", b"b"]) == 0
         assert log.append_batch(event_batches.build([b"c"]), 1) == 2
-        assert list(log.read()) == [b"a", b"b", b"c"]
-        assert list(log.read(1, limit=1)) == [b"b"]
+        assert list(log.read(raw=True)) == [b"a", b"b", b"c"]
+        assert list(log.read(1, limit=1, raw=True)) == [b"b"]
         assert [count for _, count, _ in log.read_batches(start=1)] == [2]
-        assert next(log.follow(2)) == b"c"
+        assert next(log.follow(2, raw=True)) == b"c"
         assert log.status() == {"replica": 0}
         with pytest.raises(PositionError):
-            list(log.read(99))
+            list(log.read(99, raw=True))
         assert replicas.log == [b"a", b"b", b"c"]
 
 

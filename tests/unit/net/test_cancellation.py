@@ -14,6 +14,8 @@ import pytest
 
 import kimberlite
 from kimberlite._fast.framing import make_header
+from kimberlite.client.aio import Life
+from kimberlite.client.session import Session
 from kimberlite.errors import UnavailableError
 from kimberlite.net.peers import PeerNetwork
 
@@ -67,13 +69,18 @@ def test_a_dialler_ends_when_its_attempt_fails_in_the_same_moment(
 
 
 class Answering:
-    """A client that has one replica, which answers when it is told to."""
+    """A client that has one replica, which does not answer."""
 
     def __init__(self) -> None:
         self.log = kimberlite.connect(["127.0.0.1:1"])
+        self.log._loop = asyncio.get_running_loop()
+        self.log._life = Life.OPEN
+        self.log._session = Session(
+            make_header=make_header, cluster=bytes(16), client_id=bytes(16), replica_count=1, seed=1
+        )
         self.connection: Any = Connection()
         self.log._replicas[0] = self.connection
-        self.answers = self.log._reader._answers
+        self.answers = self.log._reader._asker._sent
 
     def ask(self) -> asyncio.Task[Any]:
         return asyncio.create_task(self.log.status(timeout=60))
