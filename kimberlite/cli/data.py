@@ -18,9 +18,11 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from datetime import UTC, datetime
+from itertools import islice
+from typing import BinaryIO, Literal
 
 import click
 
@@ -38,6 +40,7 @@ from kimberlite.cli.common import (
     run,
     timeout_option,
 )
+from kimberlite.client.reading import Event
 from kimberlite.errors import EventTooLargeError, KimberliteError, UsageError
 from kimberlite.types import Bytes
 
@@ -324,22 +327,59 @@ def is_regular(file: BinaryIO) -> bool:
         return False
 
 
+def start_of(value: object) -> int | Literal["end"]:
+    """A position, or the word `end`."""
+    if value == "end":
+        return "end"
+    try:
+        position = int(str(value))
+    except ValueError:
+        raise click.BadParameter(f"{value} is neither a position nor `end`.") from None
+    return COUNT.convert(position, None, None)
+
+
+def columns_of(value: object) -> tuple[str, ...]:
+    """Names of columns, separated by commas."""
+    names = tuple(str(value).split(","))
+    if not set(names) <= {"time", "position"} or len(set(names)) < len(names):
+        raise click.BadParameter(f"{value} is none of: time, position, time,position, position,time.")
+    return names
+
+
 @click.command(short_help="Print events exactly as they were appended.")
 @addresses_option
-@click.option("--from", "start", type=COUNT, default=0, show_default=True, help="Position of the first event.")
+@click.option(
+    "--from",
+    "start",
+    type=start_of,
+    default=0,
+    show_default=True,
+    metavar="POSITION|end",
+    help="Position of the first event; `end`: where the next one comes.",
+)
+@click.option("--last", type=COUNT, help="Begin so many events before the end of the log.")
 @click.option("--limit", type=COUNT, help="The most events to print; all there are when not given.")
 @click.option("--follow", is_flag=True, help="Go on with events as they are committed, until Ctrl-C.")
 @click.option("--binary", is_flag=True, help="A 32-bit little-endian length before each event, instead of lines.")
 @click.option("--no-trailing-newline", is_flag=True, help="Newlines between events only, none after the last.")
+@click.option(
+    "--with",
+    "columns",
+    type=columns_of,
+    metavar="time,position",
+    help="What to print before each event, and a tab behind it: `time` of its operation (UTC), `position`, or both.",
+)
 @timeout_option(30.0, "How long to wait for an answer of any replica.")
 @json_option
 def read(
     addresses: tuple[str, ...],
-    start: int,
+    start: int | Literal["end"],
+    last: int | None,
     limit: int | None,
     follow: bool,
     binary: bool,
     no_trailing_newline: bool,
+    columns: tuple[str, ...] | None,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -347,10 +387,17 @@ def read(
 
     Any replica answers, with what it knows to be committed. With one address, that replica is
     read. With --json each event is an object with its position and its text, or its bytes as
-    base64 when they are not UTF-8.
+    base64 when they are not UTF-8; --with time adds its time.
     """
-    writer = choose_writer(binary, no_trailing_newline, as_json)
-    run(read_all(addresses, start, limit, follow, timeout, writer))
+    if last is not None and (start != 0 or limit is not None):
+        raise UsageError("--last stands for a start and a limit of its own: give it without --from and --limit")
+    if columns and (binary or no_trailing_newline):
+        raise UsageError("--with prints lines for people: it does not go with --binary and --no-trailing-newline")
+    if columns:
+        run(print_events(addresses, start, last, limit, follow, timeout, choose_line(columns, as_json)))
+    else:
+        writer = choose_writer(binary, no_trailing_newline, as_json)
+        run(read_all(addresses, start, last, limit, follow, timeout, writer))
     sys.stdout.buffer.flush()
 
 
@@ -389,14 +436,37 @@ def write_frames(position: int, count: int, body: Bytes) -> bytes:
 
 
 def write_json(position: int, count: int, body: Bytes) -> bytes:
-    lines = []
-    for index, event in enumerate(events.slice(body, 0, count)):
-        try:
-            shown = {"event": event.decode()}
-        except UnicodeDecodeError:
-            shown = {"event_base64": base64.b64encode(event).decode()}
-        lines.append(json.dumps({"position": position + index, **shown}, ensure_ascii=False) + "\n")
-    return "".join(lines).encode()
+    return b"".join(
+        json_line({"position": position + index}, event) for index, event in enumerate(events.slice(body, 0, count))
+    )
+
+
+def json_line(fields: Mapping[str, object], event: bytes) -> bytes:
+    try:
+        shown = {"event": event.decode()}
+    except UnicodeDecodeError:
+        shown = {"event_base64": base64.b64encode(event).decode()}
+    return json.dumps({**fields, **shown}, ensure_ascii=False).encode() + b"\n"
+
+
+def choose_line(columns: tuple[str, ...], as_json: bool) -> Callable[[Event], bytes]:
+    """A function from an event to the line to print."""
+
+    def line(event: Event) -> bytes:
+        shown = {"time": time_text(event.timestamp), "position": str(event.position)}
+        return "".join(shown[column] + "\t" for column in columns).encode() + event.data + b"\n"
+
+    def line_of_json(event: Event) -> bytes:
+        time = {"time": time_text(event.timestamp)} if "time" in columns else {}
+        return json_line({"position": event.position, **time}, event.data)
+
+    return line_of_json if as_json else line
+
+
+def time_text(timestamp: int) -> str:
+    """Nanoseconds since 1970 as ISO 8601, with all of them."""
+    seconds, nanoseconds = divmod(timestamp, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
 
 
 def write_all(out: BinaryIO, data: Bytes) -> None:
@@ -408,12 +478,46 @@ def write_all(out: BinaryIO, data: Bytes) -> None:
 
 
 async def read_all(
-    addresses: tuple[str, ...], start: int, limit: int | None, follow: bool, timeout: float, writer: Writer
+    addresses: tuple[str, ...],
+    start: int | Literal["end"],
+    last: int | None,
+    limit: int | None,
+    follow: bool,
+    timeout: float,
+    writer: Writer,
 ) -> None:
     """Print batch by batch as they come from the cluster."""
     out = sys.stdout.buffer
     async with kimberlite.connect(addresses, timeout=min(timeout, CONNECT_TIMEOUT_S)) as log:
-        async for position, count, body in log.read_batches(start=start, limit=limit, follow=follow, timeout=timeout):
+        batches = log.read_batches(start=start, last=last, limit=limit, follow=follow, timeout=timeout)
+        async for position, count, body in batches:
             write_all(out, writer(position, count, body))
+            if follow:
+                out.flush()
+
+
+async def print_events(
+    addresses: tuple[str, ...],
+    start: int | Literal["end"],
+    last: int | None,
+    limit: int | None,
+    follow: bool,
+    timeout: float,
+    line: Callable[[Event], bytes],
+) -> None:
+    """Print event by event, with more than its bytes."""
+    out = sys.stdout.buffer
+    async with kimberlite.connect(addresses, timeout=min(timeout, CONNECT_TIMEOUT_S)) as log:
+        if follow:
+            source = log.follow(start, last=last, timeout=timeout)
+        elif start == "end":
+            return
+        else:
+            source = log.read(start, last=last, limit=limit, timeout=timeout)
+        left = limit
+        while left != 0 and (found := await source.take()) is not None:
+            lines = [line(event) for event in islice(found, left)]
+            left = None if left is None else left - len(lines)
+            write_all(out, b"".join(lines))
             if follow:
                 out.flush()

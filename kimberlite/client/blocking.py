@@ -211,25 +211,46 @@ class Log:
 
     @overload
     def follow(
-        self, start: int | Literal["end"] = 0, *, raw: Literal[False] = False, timeout: float | None = None
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: Literal[False] = False,
+        timeout: float | None = None,
     ) -> Iterator[Event]: ...
     @overload
     def follow(
-        self, start: int | Literal["end"] = 0, *, raw: Literal[True], timeout: float | None = None
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: Literal[True],
+        timeout: float | None = None,
     ) -> Iterator[bytes]: ...
     def follow(
-        self, start: int | Literal["end"] = 0, *, raw: bool = False, timeout: float | None = None
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: bool = False,
+        timeout: float | None = None,
     ) -> Iterator[Event] | Iterator[bytes]:
         if raw:
-            return self._iterate(lambda: self._log.follow(start, raw=True, timeout=timeout))
-        return self._iterate(lambda: self._log.follow(start, timeout=timeout))
+            return self._iterate(lambda: self._log.follow(start, last=last, raw=True, timeout=timeout))
+        return self._iterate(lambda: self._log.follow(start, last=last, timeout=timeout))
 
     def read_batches(
-        self, *, start: int = 0, limit: int | None = None, follow: bool = False, timeout: float | None = None
+        self,
+        *,
+        start: int | Literal["end"] = 0,
+        limit: int | None = None,
+        last: int | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
     ) -> Iterator[tuple[int, int, Bytes]]:
         seconds = self._seconds(timeout)
         return self._iterate(
-            lambda: self._log.read_batches(start=start, limit=limit, follow=follow, timeout=seconds),
+            lambda: self._log.read_batches(start=start, limit=limit, last=last, follow=follow, timeout=seconds),
             None if follow else seconds,
         )
 

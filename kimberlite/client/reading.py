@@ -97,54 +97,76 @@ class Reading:
         this client or what an earlier read has shown. What other clients were acknowledged is
         there when the primary answers; when it can not be reached, another one may lag behind.
         """
-        self._reader.check_usable()
-        seconds = self._reader.seconds(timeout)
-        start, limit = position_of(start), limit_of(limit)
-        if last is None:
-            span = Span(self._reader, start, limit=limit, timed=not raw, timeout=seconds)
-        elif limit is not None or start:
-            raise UsageError("`last` stands for a start and a limit of its own: give it alone", argument="last")
-        elif last := arguments.whole(last, "last"):
-            span = Span(self._reader, None, last=last, timed=not raw, timeout=seconds)
-        else:
-            span = Span(self._reader, 0, limit=0, timeout=seconds)
+        span = self._span(start, limit, last, False, not raw, timeout)
         return Events(span, Piece.raw) if raw else Events(span, Piece.events)
 
     @overload
     def follow(
-        self, start: int | Literal["end"] = 0, *, raw: Literal[False] = False, timeout: float | None = None
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: Literal[False] = False,
+        timeout: float | None = None,
     ) -> Events[Event]: ...
     @overload
     def follow(
-        self, start: int | Literal["end"] = 0, *, raw: Literal[True], timeout: float | None = None
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: Literal[True],
+        timeout: float | None = None,
     ) -> Events[bytes]: ...
     def follow(
-        self, start: int | Literal["end"] = 0, *, raw: bool = False, timeout: float | None = None
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: bool = False,
+        timeout: float | None = None,
     ) -> Events[Event] | Events[bytes]:
         """Events from `start` on, for ever: waits for new ones at the end of the log.
 
-        start="end": only what is appended from now on. timeout: seconds without a word of any replica after which a
-        step raises UnavailableError; how long nothing new is appended does not matter. To wait for an event
-        for a limited time: `await asyncio.wait_for(anext(events), seconds)`, as often as you like.
+        start="end": only what is appended from now on. last: so many events before that, too. timeout: seconds
+        without a word of any replica after which a step raises UnavailableError; how long nothing new is appended
+        does not matter. To wait for an event for a limited time, as often as you like:
+        `await asyncio.wait_for(anext(events), seconds)`.
         """
-        self._reader.check_usable()
-        span = Span(
-            self._reader,
-            None if start == "end" else position_of(start),
-            follow=True,
-            timed=not raw,
-            timeout=self._reader.seconds(timeout),
-        )
+        span = self._span(start, None, last, True, not raw, timeout)
         return Events(span, Piece.raw) if raw else Events(span, Piece.events)
 
     def read_batches(
-        self, *, start: int = 0, limit: int | None = None, follow: bool = False, timeout: float | None = None
+        self,
+        *,
+        start: int | Literal["end"] = 0,
+        limit: int | None = None,
+        last: int | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
     ) -> Events[tuple[int, int, Bytes]]:
         """(position, count, batch body) from `start` on: what `read` and `follow` unpack. For kimberlite.events."""
+        return Events(self._span(start, limit, last, follow, False, timeout), Piece.batches)
+
+    def _span(
+        self,
+        start: int | Literal["end"],
+        limit: int | None,
+        last: int | None,
+        follow: bool,
+        timed: bool,
+        timeout: float | None,
+    ) -> Span:
         self._reader.check_usable()
         seconds = self._reader.seconds(timeout)
-        span = Span(self._reader, position_of(start), limit=limit_of(limit), follow=follow, timeout=seconds)
-        return Events(span, Piece.batches)
+        position = None if start == "end" or last is not None else arguments.whole(start, "start")
+        if limit is not None:
+            limit = arguments.whole(limit, "limit")
+        if last is not None:
+            last = arguments.whole(last, "last")
+            if limit is not None or start not in (0, "end"):
+                raise UsageError("`last` stands for a start and a limit of its own: give it alone", argument="last")
+        return Span(self._reader, position, limit=limit, last=last or 0, follow=follow, timed=timed, timeout=seconds)
 
     async def end(self, *, timeout: float | None = None) -> int:
         """The position that the next event will have, which is the number of events ever appended.
@@ -262,6 +284,7 @@ class Span:
         self._reader = reader
         self._position = position or 0
         self._until = None if limit is None else self._position + limit
+        self._limit = limit
         self._last = last
         self._timed = timed
         self._timeout = timeout
@@ -312,7 +335,9 @@ class Span:
         self._reader.starting.discard(self)
         end = question.answer.result()
         self._position = max(min(end, self.end_max) - self._last, 0)
-        if self._last:
+        if self._limit is not None:
+            self._until = self._position + self._limit
+        elif not self.follow:
             self._until = end
             self._is_over = self._position == end
 
@@ -582,14 +607,6 @@ class _Judge:
                 end=reader.end,
             )
         raise Elsewhere(f"the log has at least {reader.end} events, replica {replica} {end} by now")
-
-
-def position_of(start: int) -> int:
-    return arguments.whole(start, "start")
-
-
-def limit_of(limit: int | None) -> int | None:
-    return None if limit is None else arguments.whole(limit, "limit")
 
 
 def refusal(replica: int, answer: Message) -> str:

@@ -9,7 +9,9 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,68 @@ def test_ranges_and_json(start_cluster: Any, kimberlite_command: Any, small_line
         assert got == b"".join(line + b"\n" for line in lines[first : first + limit])
     rows = kimberlite_command("read", "--json", "--limit", "50", addresses=cluster.addresses).stdout.splitlines()
     assert [json.loads(row)["position"] for row in rows] == list(range(50))
+
+
+def test_the_last_ones_what_comes_next_and_columns(start_cluster: Any, kimberlite_command: Any) -> None:
+    cluster = start_cluster(1)
+
+    def read(*options: str) -> list[bytes]:
+        lines: list[bytes] = kimberlite_command("read", *options, addresses=cluster.addresses).stdout.splitlines()
+        return lines
+
+    assert read("--last", "5") == read("--from", "end") == []
+    before = time.time_ns()
+    kimberlite_command("append", addresses=cluster.addresses, input=b"one\ntwo\nthree\n")
+    assert read("--last", "2") == [b"two", b"three"]
+    assert read("--last", "9", "--with", "position") == [b"0\tone", b"1\ttwo", b"2\tthree"]
+    assert read("--from", "end", "--with", "time") == []
+    (row,) = read("--limit", "1", "--from", "1", "--with", "time,position")
+    moment, position, event = row.decode().split("\t")
+    assert (position, event) == ("1", "two")
+    seconds, _, nanoseconds = moment.rstrip("Z").partition(".")
+    appended = int(datetime.fromisoformat(seconds + "+00:00").timestamp()) * 10**9 + int(nanoseconds)
+    assert before <= appended <= time.time_ns() and len(nanoseconds) == 9
+    rows = [json.loads(row) for row in read("--last", "1", "--with", "time", "--json")]
+    assert rows == [{"position": 2, "time": moment, "event": "three"}]
+    for options in (
+        ("--limit", "1", "--with", "x"),
+        ("--last", "1", "--limit", "1"),
+        ("--from", "-1"),
+        ("--from", "x"),
+    ):
+        kimberlite_command("read", *options, addresses=cluster.addresses, code=2)
+    kimberlite_command("read", "--with", "time", "--binary", addresses=cluster.addresses, code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--last", "1"), b"three\nfour\nfive\n"),
+        (("--last", "1", "--with", "position"), b"2\tthree\n3\tfour\n4\tfive\n"),
+        (("--from", "2", "--limit", "3", "--with", "position"), b"2\tthree\n3\tfour\n4\tfive\n"),
+    ],
+)
+def test_following_from_the_last_ones(
+    options: tuple[str, ...],
+    expected: bytes,
+    start_cluster: Any,
+    kimberlite_command: Any,
+    environment: dict[str, str],
+) -> None:
+    cluster = start_cluster(1)
+    kimberlite_command("append", addresses=cluster.addresses, input=b"one\ntwo\nthree\n")
+    command = [sys.executable, "-P", "-m", "kimberlite", "read", "--follow", *options]
+    with subprocess.Popen(
+        [*command, "--addresses", ",".join(cluster.addresses)], env=environment, stdout=subprocess.PIPE
+    ) as follower:
+        assert follower.stdout is not None
+        try:
+            found = follower.stdout.readline()
+            kimberlite_command("append", addresses=cluster.addresses, input=b"four\nfive\n")
+            found += follower.stdout.readline() + follower.stdout.readline()
+        finally:
+            follower.terminate()
+    assert found == expected
 
 
 def test_standard_input_and_a_last_line_without_newline(start_cluster: Any, kimberlite_command: Any) -> None:
