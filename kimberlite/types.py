@@ -24,6 +24,7 @@ HEADER_SIZE = 256
 FLAG_DISK_FULL = 1  # header.flags of PREPARE_OK and DO_VIEW_CHANGE: the disk of the sender is full
 FLAG_PREPARED = 1  # header.flags of REJECT: the request had been prepared, and may yet be committed
 REPLICAS_MAX = 6
+OP_MAX = 1 << 56  # no log has that many ops: what is above is no op number
 
 
 class Command(IntEnum):
@@ -194,11 +195,12 @@ class Header(Protocol):
 class Message:
     """A frame: decoded header and body. The body may be a view of a receive buffer."""
 
-    __slots__ = ("header", "body")
+    __slots__ = ("header", "body", "unpacked")
 
     def __init__(self, header: Header, body: Bytes = b"") -> None:
         self.header = header
         self.body = body
+        self.unpacked: object = None  # what node.driver has made of the body, so that it is done once
 
     def __repr__(self) -> str:
         h = self.header

@@ -23,15 +23,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
-from typing import Protocol
+from typing import Protocol, cast
 
 from kimberlite._fast import events, framing
-from kimberlite.errors import FormatVersionError, InvariantError, invariant
+from kimberlite.errors import FormatVersionError, FrameError, InvariantError, KimberliteError, invariant
 from kimberlite.state_machine import Batch, Frozen, StateMachine
 from kimberlite.storage.interface import LogStore
 from kimberlite.types import (
     Bytes,
     ClientId,
+    Command,
+    FrameReason,
     Header,
     HeaderFactory,
     Message,
@@ -44,6 +46,7 @@ from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.work import (
     Apply,
+    DropReason,
     Event,
     Persist,
     PersistKind,
@@ -178,7 +181,8 @@ class Driver:
         came within one turn of the caller's loop."""
         now = self._now = self._clock()
         for message in messages:
-            self.core.step(message, now)
+            if message.header.command != Command.PREPARE or self._is_sound(message):
+                self.core.step(message, now)
         for request in requests:
             self.core.propose(request, now)
         self._run()
@@ -318,6 +322,16 @@ class Driver:
 
     # Applying
 
+    def _is_sound(self, message: Message) -> bool:
+        """Whether what a prepare holds is what its header says. Looked at before the core sees it: a log has
+        nothing in it that can not be executed."""
+        try:
+            message.unpacked = unpack(message.header, message.body)
+        except KimberliteError:
+            self.core.refuse(message, DropReason.MALFORMED)
+            return False
+        return True
+
     def _apply(self, apply: Apply) -> bool:
         """Execute one committed op; False when its entry is damaged and must be repaired first."""
         message = apply.message
@@ -375,12 +389,20 @@ class Driver:
         self._now = self._clock()
         self.core.applied_op(header.op, results, self._now)
         if header.operation == Operation.TRIM and message is not None:
-            first_op, first_position = decode_trim(message.body)
-            self.store.trim(first_op, first_position)
-            self.core.trimmed(first_op)
+            self._trim(message)
         self._since[0] += 1
         self._since[1] += header.size
         self._checkpoint_when_due(header.op)
+
+    def _trim(self, message: Message) -> None:
+        """Let the log begin where a committed TRIM says, unless that can not be: it would be written down."""
+        first_op, first_position = decode_trim(message.body)
+        first = self.store.header(first_op)
+        if first_op > message.header.op or (first is not None and first.position != first_position):
+            self.core.drop(message, DropReason.OUT_OF_BOUNDS)
+            return
+        self.store.trim(first_op, first_position)
+        self.core.trimmed(first_op)
 
     # Checkpoints
 
@@ -421,11 +443,44 @@ def snapshot_of(machine: Frozen) -> bytes:
     return writer.getvalue()
 
 
+def unpack(header: Header, body: Bytes) -> list[ClientRequest] | None:
+    """The requests of a BATCH, None for another prepare. Raises FrameError when the body is not what the header says.
+
+    Cost: 1 ns an event, 0.3 us a request.
+    """
+    operation, size = header.operation, len(body)
+    if operation == Operation.BATCH:
+        requests = [ClientRequest(*request) for request in events.unpack_requests(body)]
+        if all(map(_is_sound_request, requests)) and sum(request.events for request in requests) == header.count:
+            return requests
+    elif operation == Operation.APPLY:
+        if events.validate(body) == header.count:
+            return None
+    elif operation in (Operation.REGISTER, Operation.NOOP):
+        if not size and not header.count:
+            return None
+    elif operation == Operation.TRIM and not header.count:
+        decode_trim(body)
+        return None
+    raise FrameError(
+        f"a body of {size} bytes is not what a prepare of operation {operation} with {header.count} events holds",
+        reason=FrameReason.BAD_SIZE,
+    )
+
+
+def _is_sound_request(request: ClientRequest) -> bool:
+    if request.operation == Operation.REGISTER:
+        return not len(request.body) and not request.events
+    return request.operation == Operation.APPLY and events.validate(request.body) == request.events
+
+
 def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
     """The client requests that a committed prepare holds, in order."""
     if header.operation == Operation.BATCH:
         if message is None:
             raise InvariantError("a batch of requests needs its body", op=header.op)
+        if message.unpacked is not None:
+            return cast("list[ClientRequest]", message.unpacked)
         return [ClientRequest(*request) for request in events.unpack_requests(message.body)]
     if header.operation in (Operation.APPLY, Operation.REGISTER):
         body: Bytes = message.body if message is not None else b""

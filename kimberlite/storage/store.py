@@ -47,6 +47,7 @@ from kimberlite.storage.scan import release, scan
 from kimberlite.storage.scrub import Checked, Damage
 from kimberlite.types import (
     HEADER_SIZE,
+    OP_MAX,
     Checkpoint,
     Checksum,
     ClusterId,
@@ -153,7 +154,10 @@ class Store:
         block = self._superblock.current
         restored = self._checkpoints.read()
         start = Checkpoint(self._root) if self._checkpoints.is_lost else block.checkpoint
-        result = scan(self._disk, block.state, self.segment_bytes, start)
+        state = block.state
+        if state.commit > OP_MAX:  # a release that believed any number of a frame kept it: it says nothing
+            state = replace(state, commit=state.base)
+        result = scan(self._disk, state, self.segment_bytes, start)
         self._take_over(start, result.segments, result.spare)
         self._faulty = result.faulty
         self._head = self._active.last

@@ -460,6 +460,15 @@ COUNTERS = (
         essential=True,
     ),
     _counter(
+        "identity_conflicts",
+        "Heartbeats that named another entry for an op than this replica's log has; the first for each op.",
+        "Critical. 0 for ever: an increase is a forged frame, or two replicas whose logs differ. Status has both "
+        "identities; vsr_cannot_commit has the reason while it lasts.",
+        "IDENTITY_CONFLICT",
+        KILL,
+        essential=True,
+    ),
+    _counter(
         "scrub_tours",
         "Tours of the scrubber over everything on the disk that are complete.",
         "One each scrub.tour_interval_s, or fewer where a tour takes longer. See scrub_last_tour.",

@@ -241,6 +241,7 @@ class Recorder:
         abandoned = self._counter("operations_failed", "view_change").add
         cut = self._counter("operations_failed", "suffix_dropped").add
         faulty = self._counter("checksum_failures", "journal").add
+        conflict = self._counter("identity_conflicts").add
         status, view = self._gauge("replica_status").set, self._gauge("view_number").set
 
         def on_repaired(event: Event) -> None:
@@ -265,6 +266,7 @@ class Recorder:
             EventKind.REPAIRED: on_repaired,
             EventKind.REPAIR_EXPIRED: lambda event: expired(),
             EventKind.FAULTY: lambda event: faulty(),
+            EventKind.IDENTITY_CONFLICT: lambda event: conflict(),
             EventKind.ABANDONED: on_abandoned,
             EventKind.SUFFIX_DROPPED: on_cut,
             EventKind.STATUS: on_status,

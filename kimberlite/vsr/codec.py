@@ -77,13 +77,24 @@ def encode_headers(headers: Sequence[Header]) -> bytes:
     return b"".join(header.raw for header in headers)
 
 
+def follows(before: Header, after: Header) -> bool:
+    """Whether `after` can stand in a log right behind `before`: by its parent, and by what is counted along a log."""
+    return (
+        after.parent == before.checksum
+        and after.op == before.op + 1
+        and after.position == before.position + before.count
+        and after.view >= before.view
+        and after.timestamp >= before.timestamp
+    )
+
+
 def decode_chain(codec: Codec, body: Bytes) -> list[Header]:
     """Headers of consecutive ops, each the parent of the next. Raises FrameError."""
     if not body or len(body) % HEADER_SIZE:
         raise FrameError(f"{len(body)} bytes are no list of headers", reason=FrameReason.BAD_SIZE)
     headers = codec.decode_headers(body)
     for before, after in pairwise(headers):
-        if after.op != before.op + 1 or after.parent != before.checksum:
+        if not follows(before, after):
             raise FrameError(f"headers of ops {before.op} and {after.op} are not chained", reason=FrameReason.BAD_SIZE)
     return headers
 

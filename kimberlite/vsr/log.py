@@ -66,11 +66,15 @@ class Log:
         self.link()
 
     def extend(self, header: Header) -> bool:
-        """A canonical header learned from a peer; False when it does not continue `linked`."""
+        """A canonical header learned from a peer; False when it does not continue `linked`, or what is known above
+        does not continue it."""
         if header.op != self.linked + 1 or header.parent != self.headers[self.linked].checksum:
             return False
         known = self.headers.get(header.op)
+        following = self.headers.get(header.op + 1)
         if known is not None and known.checksum != header.checksum:
+            return False
+        if following is not None and following.parent != header.checksum:
             return False
         self.headers[header.op] = header
         self.op = max(self.op, header.op)

@@ -26,8 +26,8 @@ from kimberlite.types import (
     Room,
     Status,
 )
-from kimberlite.vsr import quorum, repair, view_change
-from kimberlite.vsr.codec import ClientRequest, encode_trim
+from kimberlite.vsr import conflict, quorum, repair, view_change
+from kimberlite.vsr.codec import ClientRequest, encode_trim, follows
 from kimberlite.vsr.config import MS, PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
 from kimberlite.vsr.state import Peer, Prepared
@@ -299,6 +299,8 @@ def on_prepare(r: Replica, message: Message) -> None:
     known = r.log.headers.get(header.op)
     if known is not None and known.checksum == header.checksum:
         _on_known_prepare(r, message)
+    elif header.replica != header.view % r.config.replica_count:
+        r.refuse(message, DropReason.WRONG_ROLE)  # nobody but the primary of a view makes its prepares
     elif header.view > r.view:
         view_change.on_newer_view(r, header.view)
     elif header.view < r.view:
@@ -315,14 +317,11 @@ def on_prepare(r: Replica, message: Message) -> None:
             r.drop(message, DropReason.BOUND)  # repair fetches it when there is room
             repair.wake(r)
         elif header.op == r.log.op + 1 and r.log.op in r.log.headers:
-            _accept(r, message)
-            while not is_held_back(r) and (following := r.stash.pop(r.log.op + 1, None)) is not None:
-                _accept(r, following)
+            is_next = _accept(r, message)
+            while is_next and not is_held_back(r) and (following := r.stash.pop(r.log.op + 1, None)) is not None:
+                is_next = _accept(r, following)
         elif header.op > r.log.op:
-            if len(r.stash) < r.config.pipeline_max:
-                r.stash[header.op] = message
-            else:
-                r.drop(message, DropReason.BOUND)
+            _stash(r, message)
             repair.wake(r)
         else:
             r.drop(message, DropReason.DUPLICATE)
@@ -348,20 +347,24 @@ def _on_known_prepare(r: Replica, message: Message) -> None:
             r.ack_due = True  # perhaps the acknowledgement was lost
 
 
-def _accept(r: Replica, message: Message) -> None:
+def _stash(r: Replica, message: Message) -> None:
+    """Keep a prepare that came early. When there is no place the one furthest ahead goes: it is wanted last, and
+    a number that nobody ever reaches must not keep the place of others."""
+    r.stash[message.header.op] = message
+    if len(r.stash) > r.config.pipeline_max:
+        r.drop(r.stash.pop(max(r.stash)), DropReason.BOUND)
+
+
+def _accept(r: Replica, message: Message) -> bool:
+    """Append the next prepare; False when it does not continue this log: then one of the two is forged."""
     header = message.header
-    before = r.log.headers[r.log.op]
-    invariant(
-        header.parent == before.checksum,
-        "a prepare of this view continues this replica's log",
-        op=header.op,
-        view=header.view,
-        parent=header.parent.hex(),
-        own=before.checksum.hex(),
-    )
+    if not follows(r.log.headers[r.log.op], header):
+        r.drop(message, DropReason.BROKEN_CHAIN)
+        return False
     r.log.append(message)
     r.entered[header.op] = r.now
     r.learn_commit(header.commit)
+    return True
 
 
 def heard_primary(r: Replica) -> None:
@@ -425,23 +428,25 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
     if r.status != Status.NORMAL or not r.is_primary or header.replica == r.index:
         r.drop(message, DropReason.WRONG_ROLE)
         return
+    if header.op > r.log.op or header.checkpoint_op > r.log.op:
+        r.refuse(message, DropReason.OUT_OF_BOUNDS)  # a backup of this view has nothing that its primary has not
+        return
     peer = r.peers[header.replica]
     if header.nonce:
         peer.round_trip = r.now - header.nonce
         r.emit(EventKind.PEER_ROUND_TRIP, header.replica, peer.round_trip)
+    known = r.log.headers.get(header.op)
+    if known is not None and known.checksum != header.context:
+        r.drop(message, DropReason.BROKEN_CHAIN)
+        return
     if header.op > (peer.op or 0):
         peer.progress_at, peer.is_awaited = r.now, False
     peer.op = header.op  # the last word counts: its disk may be a new one
     peer.commit = header.commit
     peer.checkpoint = header.checkpoint_op
     r.note_disk(header.replica, header.flags)
-    known = r.log.headers.get(header.op)
-    if known is None:
-        return  # far behind: nothing in the pipeline is concerned
-    if known.checksum != header.context:
-        r.drop(message, DropReason.BROKEN_CHAIN)
-        return
-    _count(r, header.replica, header.op)
+    if known is not None:  # else far behind: nothing in the pipeline is concerned
+        _count(r, header.replica, header.op)
 
 
 def _count(r: Replica, replica: int, op: int) -> None:
@@ -529,18 +534,11 @@ def on_commit(r: Replica, message: Message) -> None:
         r.drop(message, DropReason.WRONG_ROLE)
         return
     heard_primary(r)
-    own = r.log.headers.get(header.position)
-    if own is not None and header.position <= r.log.linked and header.context != ZERO16:
-        invariant(
-            own.checksum == header.context,
-            "the committed entry is the same on every replica",
-            op=header.position,
-            own=own.checksum.hex(),
-            committed=header.context.hex(),
-            view=r.view,
-        )
-    r.learn_commit(header.commit)
-    r.known_head = max(r.known_head, header.op)
+    conflict.look(r, header)
+    # The primary's last word, also when one before said more: that was another's.
+    r.commit_heard = header.commit
+    r.known_head = header.op
+    r.note_committed()
     r.peers[header.replica].op = header.op
     r.trimmed_by_primary = header.request
     r.echo_nonce = header.nonce

@@ -23,8 +23,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Command, Header, Message, Status
-from kimberlite.vsr import verdict
-from kimberlite.vsr.codec import decode_chain, encode_headers
+from kimberlite.vsr import bounds, conflict, verdict
+from kimberlite.vsr.codec import decode_chain, encode_headers, follows
 from kimberlite.vsr.state import HeadersRequest, Peer, RepairRequest
 from kimberlite.vsr.work import DropReason, EventKind, ServeHeaders, ServePrepare
 
@@ -45,6 +45,7 @@ def wake(r: Replica) -> None:
 def on_view_left(r: Replica) -> None:
     """Headers are those of a view; entries that were asked for by identity stay wanted."""
     r.headers_requests.clear()
+    r.headers_overdue.clear()
 
 
 def on_installed(r: Replica) -> None:
@@ -111,7 +112,8 @@ def _expire(r: Replica) -> None:
     if overdue:  # those behind it do not continue what is known here, when they are answered
         silent.add(overdue[0].peer)
         r.emit(EventKind.REPAIR_EXPIRED, overdue[0].first, overdue[0].peer)
-        r.headers_requests.clear()
+        r.headers_overdue = r.headers_requests
+        r.headers_requests = {}
     for replica in silent:
         _note_expired(r, r.peers[replica])
 
@@ -170,11 +172,17 @@ def _ask_for_headers(r: Replica, first: int) -> bool:
         peer = _choose_peer(r, first)
     if peer is None or peer == r.index or not verdict.is_heard(r, peer):
         return False
-    nonce = r.repair_nonce = max(r.now, r.repair_nonce + 1)
+    nonce = next_nonce(r)
     last = first + r.config.headers_per_message - 1
     r.headers_requests[nonce] = HeadersRequest(peer, first, last, r.now)
     r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=nonce))
     return True
+
+
+def next_nonce(r: Replica) -> int:
+    """For a question whose answer is told from others by it: hard to guess for who can not read it."""
+    r.repair_nonce = max(r.now, r.repair_nonce + 1)
+    return r.repair_nonce
 
 
 def _unknown_identity(r: Replica) -> int | None:
@@ -301,19 +309,26 @@ def on_headers(r: Replica, message: Message) -> None:
     if header.view != r.view or r.status != Status.NORMAL:
         r.drop(message, DropReason.OLD_VIEW)
         return
+    headers = decode_chain(r.codec, message.body)
+    for learned in headers:
+        bounds.check_header(r, learned, header.view)
+    if conflict.on_headers(r, header, headers):
+        return
     if r.is_primary and r.log.linked == r.log.op and _unknown_identity(r) is None:
         r.drop(message, DropReason.UNWANTED)
         return
-    request = r.headers_requests.get(header.nonce)
+    request = r.headers_requests.pop(header.nonce, None)
+    if request is None and r.headers_overdue.pop(header.nonce, None) is None:
+        r.drop(message, DropReason.UNWANTED)  # what nobody asked for may be forged, and would be taken for the log
+        return
     if request is not None and request.peer == header.replica:
-        del r.headers_requests[header.nonce]
         _note_answered(r, request.peer, request.sent_at)
         # Asked in this life and view: had an op above its head existed in this view, the primary would still know it.
         is_settled = request.peer == r.primary and r.log.give_up_above(header.position)
         if is_settled and r.log_state.doubt > r.log.op:
             r.log_state = replace(r.log_state, doubt=r.log.op)
             r.persist_view()
-    if _learn_headers(r, decode_chain(r.codec, message.body)):
+    if _learn_headers(r, headers):
         r.repair_due = True  # else whoever is asked again at once would say the same again
     r.learn_commit(header.commit)
     _drain_stash(r)
@@ -343,11 +358,7 @@ def _drain_stash(r: Replica) -> None:
     """Prepares that came early and come next now; those that are known by their headers wait until it is their turn
     to be asked for."""
     for op in sorted(r.stash):
-        if (
-            op == r.log.op + 1
-            and r.log.linked == r.log.op
-            and r.stash[op].header.parent == r.log.headers[r.log.op].checksum
-        ):
+        if op == r.log.op + 1 and r.log.linked == r.log.op and follows(r.log.headers[r.log.op], r.stash[op].header):
             message = r.stash.pop(op)
             r.log.append(message)
             r.learn_commit(message.header.commit)

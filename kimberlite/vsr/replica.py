@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from kimberlite.errors import FrameError, invariant
 from kimberlite.types import (
     FLAG_DISK_FULL,
+    OP_MAX,
     ROOM_UNBOUNDED,
     Bytes,
     Checksum,
@@ -34,7 +35,7 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import bounds, normal, recovery, repair, verdict, view_change
+from kimberlite.vsr import bounds, conflict, normal, recovery, repair, verdict, view_change
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.log import Log
@@ -87,7 +88,8 @@ class Replica:
         self.status = Status.RECOVERING
         self.view = recovered.view_state.view
         self.log_view = recovered.view_state.log_view
-        self.commit_max = 0
+        self.commit_max = 0  # never above this log, whatever is heard: it goes to disk and into evidence
+        self.commit_heard = 0  # in this view, perhaps far above this log
         restored = recovered.restored
         self.applied = self.apply_emitted = self.checkpoint_op = restored.op if restored is not None else 0
         self.positions = restored.positions if restored is not None else 0  # events in the applied log
@@ -135,8 +137,10 @@ class Replica:
         self.repair_end = 0  # entries up to here are asked for or held, as last planned
         self.repair_due = False  # answers came in this round
         self.headers_requests: dict[int, HeadersRequest] = {}  # nonce -> request, in order of their ops
+        self.headers_overdue: dict[int, HeadersRequest] = {}  # not waited for any more, still taken
         self.repair_nonce = 0
 
+        self.conflict: conflict.Conflict | None = None  # an op of which two identities are known
         self.refusal: bounds.OutOfBounds | None = None  # the last number of a peer that was out of bounds
 
         self.sessions = SessionTable.decode(config.sessions_max, restored.sessions if restored is not None else b"")
@@ -315,7 +319,7 @@ class Replica:
 
     def next_deadline(self) -> int | None:
         """When `tick` has something to do; None when only an input can change anything."""
-        if self.apply_emitted < min(self.commit_max, self.log.durable) and not self.log.faulty:
+        if self.apply_emitted < self._applicable and not self.log.faulty:
             return self.now
         if self.wants_room:
             return self.now
@@ -363,7 +367,7 @@ class Replica:
             repair_budget=self.config.repairs_max - len(self.repairs),
             oldest_uncommitted_votes=self.pipeline[0].acks.bit_count() if self.pipeline else 0,
             oldest_uncommitted_at=self.pipeline[0].prepared_at if self.pipeline else 0,
-            known_commit=self.commit_max,
+            known_commit=max(self.commit_max, self.commit_heard),
             known_head=max(self.known_head, self.log.op),
             draining=self.draining,
             is_disk_full=self.is_disk_full,
@@ -428,6 +432,11 @@ class Replica:
             for replica, peer in self.peers.items()
             if self.now - peer.last_heard > 4 * self.config.heartbeat_ns or not peer.last_heard
         ]
+        if self.conflict is not None:
+            return (
+                f"{self.conflict}: nothing from that op on is executed, its headers are asked of all others; compare "
+                "the logs with `kimberlite inspect journal`, and let nobody write to the data directories"
+            )
         if self.status != Status.NORMAL:
             why = f"{self.status.name.lower()} in view {self.view} for {(self.now - self.view_left_at) / 1e9:.1f} s"
             return "; ".join([why, *silent])
@@ -513,14 +522,24 @@ class Replica:
         )
 
     def learn_commit(self, commit: int) -> None:
-        """A commit number of the canonical log."""
-        if commit > self.commit_max:
-            self.commit_max = commit
+        """A commit number of the canonical log, as a peer says."""
+        self.commit_heard = max(self.commit_heard, commit)
         self.note_committed()
+
+    def note_commit(self) -> None:
+        """What was heard is believed as far as this log goes: evidence of more than there is would
+        keep every later view from being chosen, and a superblock would keep it for ever."""
+        self.commit_max = max(self.commit_max, min(self.commit_heard, self.log.op, self._trusted))
+
+    @property
+    def _trusted(self) -> int:
+        """Ops up to here may be committed and executed, for all that is known of their identities."""
+        return self.conflict.op - 1 if self.conflict is not None else OP_MAX
 
     def note_committed(self) -> None:
         """In its own view, from the moment it is installed, this log is a prefix of the canonical
         one, so that a commit number speaks of its entries too: what it allows to apply is never dropped."""
+        self.note_commit()
         if self.log_view == self.view:
             self.log.committed = max(self.log.committed, min(self.commit_max, self.log.linked))
 
@@ -564,9 +583,14 @@ class Replica:
         if entries:
             self._persist(Persist(self._next_token, PersistKind.WRITE, tuple(entries)))
 
+    @property
+    def _applicable(self) -> int:
+        """Ops up to here may be executed: committed, durable here, and of one identity."""
+        return min(self.commit_max, self.log.durable, self._trusted)
+
     def _emit_applies(self) -> None:
         """Committed ops that are durable here, in order, a bounded number a round."""
-        last = min(self.commit_max, self.log.durable, self.apply_emitted + self.config.apply_per_round)
+        last = min(self._applicable, self.apply_emitted + self.config.apply_per_round)
         for op in range(self.apply_emitted + 1, last + 1):
             message = self.log.bodies.get(op)
             if message is None and op in self.log.faulty:

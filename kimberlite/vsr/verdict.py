@@ -42,6 +42,8 @@ def cannot_commit(r: Replica) -> tuple[CannotCommit, ...]:
         found.append(CannotCommit.VIEW_CHANGE if r.status == Status.VIEW_CHANGE else CannotCommit.RECOVERING)
         if quorum_margin(r) < 0:
             found.append(CannotCommit.NO_QUORUM)
+    if r.conflict is not None:
+        found.append(CannotCommit.IDENTITY_CONFLICT)
     return tuple(found)
 
 

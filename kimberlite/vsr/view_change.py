@@ -14,13 +14,14 @@ Imports errors, types and vsr only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from kimberlite.errors import invariant
-from kimberlite.types import FLAG_DISK_FULL, FLAG_PREPARED, Command, Header, Message, Reason, Status
-from kimberlite.vsr import repair, verdict
+from kimberlite.errors import FrameError, invariant
+from kimberlite.types import FLAG_DISK_FULL, FLAG_PREPARED, Command, FrameReason, Header, Message, Reason, Status
+from kimberlite.vsr import bounds, repair, verdict
 from kimberlite.vsr.codec import (
     SUFFIX_OPS_MAX,
     Evidence,
@@ -28,6 +29,7 @@ from kimberlite.vsr.codec import (
     decode_evidence,
     encode_evidence,
     encode_headers,
+    follows,
 )
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.state import LogState, Prepared
@@ -258,7 +260,7 @@ def enter(r: Replica, view: int, cause: int) -> None:
     r.evidence.clear()
     r.suspecting = False
     r.ack_due = False
-    r.known_head = 0
+    r.known_head = r.commit_heard = r.echo_nonce = 0
     repair.on_view_left(r)
     r.vote_timer.stop()
     r.heartbeat_timer.stop()
@@ -367,13 +369,28 @@ def on_do_view_change(r: Replica, message: Message) -> None:
         if r.view_token is None:
             r.send(header.replica, _start_view_message(r))
         return
+    evidence = decode_evidence(r.codec, message.body)
+    check_evidence(r, header, evidence)
     if header.replica != r.index:
         r.note_disk(header.replica, header.flags)
-    r.evidence[header.replica] = DoViewChange(
-        header.replica, header.log_view, header.op, header.commit, decode_evidence(r.codec, message.body)
-    )
+    r.evidence[header.replica] = DoViewChange(header.replica, header.log_view, header.op, header.commit, evidence)
     if r.log_view < r.view and r.view_token is None:
         _try_to_choose(r)
+
+
+def check_evidence(r: Replica, header: Header, evidence: Evidence) -> None:
+    """That the evidence is of the end of one log, of which the frame says the head. Raises FrameError."""
+    span = header.op - evidence.first + 1
+    bits = evidence.known | evidence.present | evidence.nack
+    if not 0 < span <= SUFFIX_OPS_MAX or bits >> span or evidence.present & ~evidence.known:
+        raise FrameError(
+            f"evidence of ops {evidence.first} to {header.op} speaks of others", reason=FrameReason.BAD_SIZE
+        )
+    for known in evidence.headers:
+        bounds.check_header(r, known, header.log_view)
+    for before, after in pairwise(evidence.headers):
+        if after.op == before.op + 1 and not follows(before, after):
+            raise FrameError(f"evidence of ops {before.op} and {after.op} is no chain", reason=FrameReason.BAD_SIZE)
 
 
 def is_current_evidence(r: Replica, message: Message) -> bool:
@@ -393,6 +410,12 @@ def _try_to_choose(r: Replica) -> None:
         if len(r.evidence) == r.config.replica_count:
             r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
         return
+    canonical = min(r.log.linked if r.log_view == choice.log_view else r.log.committed, choice.commit)
+    if len(choice.suffix) > SUFFIX_OPS_MAX or not agrees(r, choice.suffix, canonical):
+        # Somebody's evidence is forged: all is asked for again, and who sent it honestly does so by itself.
+        r.emit(EventKind.DROPPED, Command.DO_VIEW_CHANGE, DropReason.BROKEN_CHAIN)
+        r.evidence = {r.index: r.evidence[r.index]}
+        return
     if is_far_behind(r, choice):
         # Nothing would be answered before it has caught up: whoever has the log leads.
         r.emit(EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked)
@@ -406,8 +429,7 @@ def _try_to_choose(r: Replica) -> None:
     if choice.dropped:
         r.emit(EventKind.SUFFIX_DROPPED, choice.suffix[-1].op + 1, choice.dropped)
     r.learn_commit(choice.commit)
-    canonical = r.log.linked if r.log_view == choice.log_view else r.log.committed
-    install(r, choice.suffix, min(canonical, choice.commit))
+    install(r, choice.suffix, canonical)
 
 
 def is_far_behind(r: Replica, choice: Choice) -> bool:
@@ -431,6 +453,20 @@ def lacks_entries(r: Replica, suffix: tuple[Header, ...]) -> bool:
 # Installation
 
 
+def agrees(r: Replica, suffix: Sequence[Header], canonical: int) -> bool:
+    """Whether a log that ends with `suffix` can hold all of this one up to `canonical`, and what is committed here."""
+    log = r.log
+    settled = max(canonical, log.committed)
+    if suffix[-1].op < log.committed:
+        return False
+    for header in suffix:
+        own = log.headers.get(header.op)
+        if header.op <= settled and own is not None and own.checksum != header.checksum:
+            return False
+    below = log.headers.get(suffix[0].op - 1) if suffix[0].op - 1 <= settled else None
+    return below is None or follows(below, suffix[0])
+
+
 def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     """Make the log of this view ours, and persist that before anything is said of it."""
     invariant(
@@ -442,8 +478,10 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
     )
     truncate_to = r.log.install(suffix, max(canonical, r.log.committed))
     repair.on_installed(r)
+    r.note_commit()
     r.apply_emitted = r.applied
     r.log_view = r.view
+    r.conflict = None
     doubt = max((op for op in r.log.faulty if op > truncate_to), default=0)
     # What is committed and missing here may have another log's entry in its place: no part of the base.
     base = min(r.log.committed, truncate_to, max(r.log.durable, r.log.rooted))
@@ -486,13 +524,28 @@ def on_start_view(r: Replica, message: Message) -> None:
         r.drop(message, DropReason.OLD_VIEW)
         return
     suffix = tuple(decode_chain(r.codec, message.body))
-    if suffix[-1].op != header.op:
-        r.drop(message, DropReason.MALFORMED)
+    check_suffix(r, header, suffix)
+    if not agrees(r, suffix, r.log.committed):
+        r.refuse(message, DropReason.BROKEN_CHAIN)
         return
     if header.view > r.view:
         enter(r, header.view, 2)
     r.learn_commit(header.commit)
     install(r, suffix, r.log.committed)
+
+
+def check_suffix(r: Replica, header: Header, suffix: Sequence[Header]) -> None:
+    """That a start_view holds the end of the log that it speaks of, from a committed op on. Raises FrameError."""
+    if suffix[-1].op != header.op or len(suffix) > SUFFIX_OPS_MAX or suffix[0].op > header.commit:
+        raise FrameError(
+            f"ops {suffix[0].op} to {suffix[-1].op} are not the end of a log of {header.op} ops of which "
+            f"{header.commit} are committed",
+            reason=FrameReason.BAD_SIZE,
+        )
+    if header.log_view != header.view:
+        raise FrameError(f"the log of view {header.log_view} starts none", reason=FrameReason.BAD_SIZE)
+    for known in suffix:
+        bounds.check_header(r, known, header.view)
 
 
 def is_start_view_wanted(r: Replica, message: Message) -> bool:

@@ -115,6 +115,7 @@ class EventKind(IntEnum):
     PEER_ROUND_TRIP = auto()  # peer, nanoseconds
     CHECKPOINTED = auto()  # op
     TRIMMED = auto()  # first op of the log
+    IDENTITY_CONFLICT = auto()  # op, replica whose heartbeat names another entry than the own one: see vsr/conflict.py
     FORFEITED = auto()  # commit number, ops behind it: this replica gave up leading its view
 
 

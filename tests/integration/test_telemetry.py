@@ -41,6 +41,7 @@ from kimberlite.telemetry.catalogue import Metric, Role
 from kimberlite.types import Command, Operation
 
 REPLICAS = 3
+PEER_PORT_OFFSET = 1000  # the default of cluster.peer_port_offset
 SESSIONS_MAX = 4
 APPENDS = 600  # so many that repair asks the replica that is silent, too, though it asks the quick one first
 LOAD_APPENDS = 300  # enough to set off the garbage collector
@@ -452,8 +453,24 @@ class Player:
             for replica in step.backups:
                 self.signal(replica, signal.SIGCONT)
 
+    def contradict(self, replica: int, of: int, known: dict[str, Any]) -> None:
+        """A heartbeat in the name of another replica, which is down, that names another entry than `replica` has."""
+        host, _, port = self.cluster.addresses[replica].rpartition(":")
+        fields = {"cluster": self.cluster_id, "replica": of, "view": known["view"]}
+        hello = framing.make_header(command=Command.HELLO, count=REPLICAS, **fields)
+        commit = known["commit"]
+        beat = framing.make_header(
+            command=Command.COMMIT, op=commit, commit=commit, position=commit, context=b"\6" * 16, **fields
+        )
+        with socket.create_connection((host, int(port) + PEER_PORT_OFFSET), 60) as peer:
+            peer.sendall(hello.raw + beat.raw)
+            assert peer.recv(1)  # our greeting is answered
+            time.sleep(0.1)
+
     def kill(self, step: Step) -> None:
+        known = probe.fetch_status(self.cluster.addresses[step.backups[0]], 5)
         self.cluster.kill(step.primary)
+        self.contradict(step.backups[0], step.primary, known)
         self.cluster.wait_ready(120, need=REPLICAS - 1)
         usual = self.cluster.settings
         self.cluster.settings = (*usual, "storage.inline_threshold_us=1")
@@ -809,6 +826,7 @@ PROOFS: dict[str, Proof] = {
     "client_connections": rises(),
     "messages_dropped": rises(("malformed",)),
     "duplicate_requests": rises(),
+    "identity_conflicts": rises(on=lambda step: step.backups[:1]),
     "client_sessions_evicted": rises(),
     "requests_rejected": both(
         rises(("position_beyond_end",)), rises(("not_primary",), on=backups), rises(("no_session",), on=primary)

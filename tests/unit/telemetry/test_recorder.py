@@ -78,6 +78,7 @@ def gauge(recorder: Recorder, name: str) -> float:
         (Event(EventKind.VIEW_CHANGED, 4, SECOND), {"view_change_latency": 1}),
         (Event(EventKind.REPAIRED, 4, 1000), {'repairs{outcome="repaired"}': 1, "repair_latency": 1}),
         (Event(EventKind.REPAIR_EXPIRED, 4, 2), {'repairs{outcome="expired"}': 1}),
+        (Event(EventKind.IDENTITY_CONFLICT, 4, 1), {"identity_conflicts": 1}),
         (Event(EventKind.FAULTY, 4), {'checksum_failures{component="journal"}': 1}),
         (
             Event(EventKind.ABANDONED, 4, 2),

@@ -235,7 +235,7 @@ def test_what_another_log_replaces_is_not_waited_for() -> None:
     other = chain(6, view=0)[:6]
     lost = frame(Command.PREPARE, replica=0, op=6, parent=LOG[5].header.checksum, operation=Operation.NOOP, count=1)
     core.step(heartbeat(6), 20 * MS)
-    core.commit_max = 5
+    core.commit_max = core.commit_heard = 5
     core.log.extend(lost.header)
     core.known_head = 6
     core.tick(60 * MS)

@@ -21,6 +21,7 @@ from kimberlite.types import (
 from kimberlite.vsr.codec import encode_headers
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.state import HeadersRequest
 from kimberlite.vsr.work import PersistKind, ServeHeaders, ToReplica, Work
 
 CLUSTER = b"d" * 16
@@ -210,9 +211,10 @@ def late(log: list[Header], own: list[Header], state: EntryState = EntryState.PR
 def learn(core: Replica, log: list[Header]) -> None:
     """The primary of view 1 tells the headers of ops 2 to 5."""
     make_durable(core, 20)
+    core.headers_requests[9] = HeadersRequest(1, 2, 5, 20)
     body = encode_headers(log[2:6])
     told = make_header(
-        body, cluster=CLUSTER, command=Command.HEADERS, replica=1, view=1, op=2, count=4, position=5, commit=5
+        body, cluster=CLUSTER, command=Command.HEADERS, replica=1, view=1, op=2, count=4, position=5, commit=5, nonce=9
     )
     core.step(Message(told, body), 30)
 

@@ -1,0 +1,95 @@
+"""A heartbeat that names another identity for an op than this replica's log has.
+
+One of the two is wrong: the frame is forged, or the logs of one view differ, which must never be. A
+frame alone can not tell. So nothing at or above that op is taken for committed or executed any more, all
+peers are asked for the headers up to it, and status and metrics show both identities, until
+
+- a chain of headers that meets this log below the op says what the frame said: then this log is wrong,
+  what is above can not be trusted, and the process ends (InvariantError);
+- the replica that the frame named as its sender says, in its chain, what this log says: forged;
+- the log of another view is installed: what the view change chose is right.
+
+An answer counts only with the nonce of the question, which goes to the configured addresses: who can
+not read there can not answer. Imports errors, types and vsr only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kimberlite.errors import invariant
+from kimberlite.types import ZERO16, Checksum, Command, Header
+from kimberlite.vsr import repair
+from kimberlite.vsr.work import EventKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kimberlite.vsr.replica import Replica
+
+ASK_OPS = 64  # headers asked for: the op and what is below it; memory holds more
+
+
+@dataclass(slots=True)
+class Conflict:
+    """Two identities of one op."""
+
+    op: int
+    own: Checksum
+    named: Checksum
+    replica: int  # whose heartbeat named it
+    asked_at: int = 0  # when the peers were asked last
+    nonce: int = 0  # of that question
+
+    def __str__(self) -> str:
+        return f"op {self.op} is {self.own.hex()} here and {self.named.hex()} in a heartbeat of replica {self.replica}"
+
+
+def look(r: Replica, header: Header) -> None:
+    """What a heartbeat of this view's primary says of the op `position`."""
+    own = r.log.headers.get(header.position)
+    if own is not None and header.position <= r.log.linked and header.context not in (ZERO16, own.checksum):
+        known = r.conflict
+        if known is None or header.position < known.op:
+            r.conflict = Conflict(header.position, own.checksum, header.context, header.replica)
+            r.emit(EventKind.IDENTITY_CONFLICT, header.position, header.replica)
+    if r.conflict is not None and r.now - r.conflict.asked_at > r.config.repair_expiry_ns:
+        _ask(r, r.conflict)
+
+
+def _ask(r: Replica, conflict: Conflict) -> None:
+    conflict.asked_at, conflict.nonce = r.now, repair.next_nonce(r)
+    first = max(conflict.op - ASK_OPS + 1, 1)
+    r.broadcast(r.make(Command.REQUEST_HEADERS, op=first, position=conflict.op, nonce=conflict.nonce))
+
+
+def on_headers(r: Replica, header: Header, chain: Sequence[Header]) -> bool:
+    """Whether a chain of headers answers what was asked because of a conflict. Raises InvariantError when it
+    confirms it."""
+    conflict = r.conflict
+    if conflict is None or header.nonce != conflict.nonce:
+        return False
+    if chain[-1].op != conflict.op or not _meets(r, chain):
+        return True  # it says nothing of that op
+    invariant(
+        chain[-1].checksum != conflict.named,
+        "the committed entry is the same on every replica",
+        op=conflict.op,
+        own=conflict.own.hex(),
+        committed=conflict.named.hex(),
+        view=r.view,
+        says=header.replica,
+    )
+    if chain[-1].checksum == conflict.own and header.replica == conflict.replica:
+        r.conflict = None
+    return True
+
+
+def _meets(r: Replica, chain: Sequence[Header]) -> bool:
+    """Whether the chain has an op below its last in common with this log."""
+    below = r.log.headers.get(chain[0].op - 1)
+    if below is not None and chain[0].parent == below.checksum:
+        return True
+    known = ((header, r.log.headers.get(header.op)) for header in chain[:-1])
+    return any(own is not None and own.checksum == header.checksum for header, own in known)
