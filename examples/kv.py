@@ -9,7 +9,8 @@ checkpoint and the log after it.
 
 A command is one event: a JSON list, ["set", key, value] or ["delete", key]. `apply` is the only
 place that changes the dictionary, and it is a function of the committed commands alone: no clock, no
-random numbers, nothing that differs between replicas.
+random numbers, nothing that differs between replicas. What it replies to a batch, a JSON list of the values that
+its commands replaced, is what the client's `apply` gives.
 """
 
 from __future__ import annotations
@@ -47,24 +48,25 @@ class KeyValue:
     def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
         replies = []
         for batch in batches:
-            for event in events.slice(batch.body, 0, batch.count):
-                self._execute(event)
+            replaced = [self._execute(event) for event in events.slice(batch.body, 0, batch.count)]
             self.applied += batch.count
-            replies.append(b"")
+            replies.append(json.dumps(replaced).encode())
         return replies
 
-    def _execute(self, event: bytes) -> None:
+    def _execute(self, event: bytes) -> str | None:
         # A committed command cannot be refused any more: one that makes no sense must do nothing, the
         # same nothing on every replica.
         try:
             command = json.loads(event)
         except ValueError:
-            return
+            return None
+        replaced = None
         match command:
             case ["set", str(key), str(value)]:
-                self.data[key] = value
+                replaced, self.data[key] = self.data.get(key), value
             case ["delete", str(key)]:
-                self.data.pop(key, None)
+                replaced = self.data.pop(key, None)
+        return replaced
 
     def freeze(self) -> KeyValue:
         """A quick copy, which is then written by another thread while commands go on."""
@@ -88,8 +90,10 @@ def replica_config(directory: Path, index: int, addresses: Sequence[str], settin
     return load(data / CONFIG_NAME, (f"cluster.addresses={json.dumps(list(addresses))}",))
 
 
-async def run(directory: Path, commands: Sequence[Sequence[str]], settings: dict[str, object]) -> list[KeyValue]:
-    """Start the replicas, execute the commands, and return the machines once all have applied the same."""
+async def run(
+    directory: Path, commands: Sequence[Sequence[str]], settings: dict[str, object]
+) -> tuple[list[KeyValue], list[str | None]]:
+    """Start the replicas, execute the commands, and give the machines once all have applied the same, and the reply."""
     first = free_port(REPLICAS)
     addresses = [f"127.0.0.1:{first + index}" for index in range(REPLICAS)]
     machines = [KeyValue() for _ in addresses]
@@ -98,13 +102,14 @@ async def run(directory: Path, commands: Sequence[Sequence[str]], settings: dict
             config = replica_config(directory, index, addresses, settings)
             await stack.enter_async_context(kimberlite.Node(config, directory / str(index), machine))
         async with kimberlite.connect(addresses) as log:
-            position = await log.append([json.dumps(command).encode() for command in commands], timeout=30.0)
+            reply = await log.apply([json.dumps(command).encode() for command in commands], timeout=30.0)
+            end = await log.end()
             # An acknowledgement says that a majority has the commands; each replica applies them
             # when it hears that they are committed.
             async with asyncio.timeout(30.0):
-                while any(machine.applied < position + len(commands) for machine in machines):
+                while any(machine.applied < end for machine in machines):
                     await asyncio.sleep(0.01)
-    return machines
+    return machines, json.loads(reply)
 
 
 def main() -> None:
@@ -112,7 +117,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         directory = Path(sys.argv[1] if len(sys.argv) > 1 else stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
-        for index, machine in enumerate(asyncio.run(run(directory, commands, {}))):
+        machines, replaced = asyncio.run(run(directory, commands, {}))
+        print(f"replaced: {replaced}")
+        for index, machine in enumerate(machines):
             print(f"replica {index}: {machine.applied} commands, {machine.data}")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from enum import Enum
 from random import Random
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from kimberlite._fast import framing
 from kimberlite.client import arguments
@@ -316,6 +316,22 @@ class Log(Reading):
         except (TypeError, UsageError) as error:
             return _raise(error)
 
+    @coroutine_function
+    def apply(self, commands: Iterable[Bytes], *, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """Append commands for the replicas' own state machine, as one batch, and give what it replied to that batch.
+
+        All or none, one after another, in a request of their own: a state machine gives one reply for a batch, so
+        nothing else may travel along. (For an answer to each command, let it reply a kimberlite.events.build
+        of them.) Empty when the replicas have no machine of their own. Otherwise like `append`, also in its errors. Cost: calls made at the same time take a round trip each; give the commands of one call together.
+        """
+        try:
+            return self._apply(arguments.freeze(commands, self._events_max), self._seconds(timeout))
+        except (TypeError, UsageError) as error:
+            return _raise(error)
+
+    async def _apply(self, frozen: Frozen, timeout: float) -> bytes:
+        return (await self._outcome(frozen, timeout, alone=True)).reply
+
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else arguments.seconds(timeout)
 
@@ -348,7 +364,7 @@ class Log(Reading):
             self._pump()
 
 
-async def _raise(error: Exception) -> int:
+async def _raise(error: Exception) -> NoReturn:
     """What a call with wrong arguments gives: it is told to whom awaits it, as every coroutine function does."""
     raise error
 

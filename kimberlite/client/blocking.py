@@ -165,6 +165,10 @@ class Log:
         seconds = self._seconds(timeout)
         return self._call(self._log.append_batch(body, count, timeout=seconds), seconds)
 
+    def apply(self, commands: Iterable[Bytes], *, timeout: float | None = None) -> bytes:
+        seconds = self._seconds(timeout)
+        return self._call(self._log.apply(commands, timeout=seconds), seconds)
+
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         seconds = self._seconds(timeout)
         return self._call(self._log.status(timeout=seconds), seconds)

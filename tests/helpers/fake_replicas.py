@@ -159,7 +159,14 @@ class Replicas:
         position = len(self.log)
         self.log += event_batches.slice(body, 0, header.count)
         self._send(
-            index, connection, header, Command.REPLY, operation=Operation.APPLY, position=position, count=header.count
+            index,
+            connection,
+            header,
+            Command.REPLY,
+            b"reply to %d at %d" % (header.count, position),
+            operation=Operation.APPLY,
+            position=position,
+            count=header.count,
         )
         parked, self.parked = self.parked, []
         for at, waiting, read in parked:

@@ -43,14 +43,16 @@ def test_every_replica_arrives_at_the_same_dictionary(
     kv: ModuleType, storage: dict[str, object], tmp_path: Path
 ) -> None:
     commands = [["set", "colour", "blue"], ["set", "size", "7"], ["set", "colour", "green"], ["delete", "size"]]
-    machines = asyncio.run(kv.run(tmp_path, commands, storage))
+    machines, replaced = asyncio.run(kv.run(tmp_path, commands, storage))
+    assert replaced == [None, None, "blue", "7"]
     assert [machine.data for machine in machines] == [{"colour": "green"}] * 3
     assert [machine.applied for machine in machines] == [4] * 3
 
 
 def test_the_dictionary_is_rebuilt_after_a_restart(kv: ModuleType, storage: dict[str, object], tmp_path: Path) -> None:
     asyncio.run(kv.run(tmp_path, [["set", f"key {number}", str(number)] for number in range(1000)], storage))
-    machines = asyncio.run(kv.run(tmp_path, [["delete", "key 0"]], storage))
+    machines, replaced = asyncio.run(kv.run(tmp_path, [["delete", "key 0"]], storage))
+    assert replaced == ["0"]
     expected = {f"key {number}": str(number) for number in range(1, 1000)}
     assert [machine.data for machine in machines] == [expected] * 3
 

@@ -198,6 +198,23 @@ def test_a_cancelled_append_that_never_left_is_not_sent() -> None:
     run(test)
 
 
+def test_what_the_state_machine_replied_reaches_its_caller() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            given = await asyncio.gather(
+                log.append([b"a"]), log.apply([b"b", b"c"]), log.apply([b"d"]), log.append([b"e"]), log.append([b"f"])
+            )
+            assert given == [0, b"reply to 2 at 1", b"reply to 1 at 3", 4, 5]
+            assert replicas.log == [b"a", b"b", b"c", b"d", b"e", b"f"]
+            assert replicas.requests == 4, "a reply is of one call"
+            assert inspect.iscoroutinefunction(log.apply)
+            for wrong in ("text", [], ["text"]):
+                with pytest.raises((TypeError, UsageError)):
+                    await log.apply(wrong)  # type: ignore[arg-type]
+
+    run(test)
+
+
 # Reads
 
 
@@ -382,7 +399,7 @@ def test_a_client_must_be_entered_first() -> None:
 def test_the_blocking_client_does_the_same() -> None:
     with background() as (replicas, addresses), kimberlite.sync.connect(addresses) as log:
         assert log.append([b"a", b"b"]) == 0
-        assert log.append_batch(event_batches.build([b"c"]), 1) == 2
+        assert log.apply([b"c"]) == b"reply to 1 at 2"
         assert list(log.read(raw=True)) == [b"a", b"b", b"c"]
         assert list(log.read(1, limit=1, raw=True)) == [b"b"]
         assert [count for _, count, _ in log.read_batches(start=1)] == [2]
