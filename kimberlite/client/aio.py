@@ -322,7 +322,8 @@ class Log(Reading):
 
         All or none, one after another, in a request of their own: a state machine gives one reply for a batch, so
         nothing else may travel along. (For an answer to each command, let it reply a kimberlite.events.build
-        of them.) Empty when the replicas have no machine of their own. Otherwise like `append`, also in its errors. Cost: calls made at the same time take a round trip each; give the commands of one call together.
+        of them.) Empty when the replicas have no machine of their own. Otherwise like `append`, also in its errors.
+        Cost: calls made at the same time take a round trip each; give the commands of one call together.
         """
         try:
             return self._apply(arguments.freeze(commands, self._events_max), self._seconds(timeout))
