@@ -17,6 +17,7 @@ import asyncio
 import os
 import secrets
 import time
+from asyncio import _get_running_loop
 from collections.abc import Coroutine, Iterable, Sequence
 from enum import Enum
 from random import Random
@@ -30,7 +31,7 @@ from kimberlite.client.dialing import Dialer
 from kimberlite.client.reading import Reader, Reading
 from kimberlite.client.session import Outcome, Session
 from kimberlite.config import parse_cluster_id
-from kimberlite.errors import UsageError
+from kimberlite.errors import KimberliteError, UsageError
 from kimberlite.net import CLIENT_VERSION
 from kimberlite.net.transport import FrameConnection
 from kimberlite.types import ZERO16, Bytes, ClientId, Command, Header, Message
@@ -74,13 +75,14 @@ class Log(Reading):
         request_bytes_max: int = 2 << 20,
         events_max: int = 65_536,
     ) -> None:
-        if isinstance(addresses, str | bytes) or not all(isinstance(address, str) for address in addresses):
+        names = [] if isinstance(addresses, str | bytes) else list(addresses)
+        if isinstance(addresses, str | bytes) or not all(isinstance(name, str) for name in names):
             raise TypeError(f'connect takes a list of addresses, ["host:port", ...], not {arguments.shown(addresses)}')
-        if not addresses:
+        if not names:
             raise UsageError("connect needs the address of at least one replica")
         if not isinstance(cluster, str | None):
             raise TypeError(f"cluster is 32 hexadecimal digits, not {arguments.shown(cluster)}")
-        self._names = list(addresses)
+        self._names = names
         self._timeout = arguments.seconds(timeout)
         self._request_bytes_max = arguments.whole(request_bytes_max, "request_bytes_max", REQUEST_BYTES_LEAST)
         self._events_max = arguments.whole(events_max, "events_max", 1, 0xFFFFFFFF)
@@ -93,12 +95,14 @@ class Log(Reading):
             on_frames=self._on_frames,
             on_greeting=self._on_greeting,
             on_lost=self._on_lost,
+            on_error=self._on_error,
             random=self._random,
         )
         self._replicas = self._dialer.replicas
         self._life = Life.NEW
         self._forks = Forks.count
         self._session: Session | None = None
+        self._usable: Session | None = None  # the session, while calls can be made
         self._futures: dict[int, asyncio.Future[Outcome]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
@@ -108,7 +112,7 @@ class Log(Reading):
             connections=self._replicas,
             make_frame=self._frame,
             primary=self._primary,
-            check_usable=self._running,
+            check_usable=self._check,
             random=self._random,
             names=self._names,
             timeout=self._timeout,
@@ -171,6 +175,7 @@ class Log(Reading):
 
     async def _stop(self) -> None:
         self._life = Life.CLOSED
+        self._usable = None
         if self._timer is not None:
             self._timer.cancel()
         if self._session is not None:
@@ -179,22 +184,26 @@ class Log(Reading):
         self._reader.close()
         await self._dialer.stop()
 
-    def _running(self) -> Session:
-        """The session, when this client can be used: here and now. Raises UsageError, WrongClusterError."""
+    def _check(self) -> None:
+        """Whether this client can be used: here and now. Raises UsageError, WrongClusterError."""
+        if self._usable is None or self._forks != Forks.count or _get_running_loop() is not self._loop:
+            raise self._why_not()
+
+    def _why_not(self) -> KimberliteError:
         if self._forks != Forks.count:
-            raise UsageError(
+            return UsageError(
                 "this client was opened before the process was forked, and belongs to the parent: connect anew here"
             )
-        session = self._session
-        if self._life is not Life.OPEN or session is None:
-            raise UsageError(
-                f"the client is {self._life.value if self._life is not Life.OPEN else 'not connected yet'}"
-            )
-        if _running_loop() is not self._loop:
-            raise UsageError("this client was opened on another event loop: use it there, or connect anew on this one")
+        if self._life is not Life.OPEN:
+            return UsageError(f"the client is {self._life.value}")
         if self._dialer.error is not None:
-            raise self._dialer.error
-        return session
+            return self._dialer.error
+        if self._session is None:
+            return UsageError("the client is not connected yet")
+        return UsageError("this client was opened on another event loop: use it there, or connect anew on this one")
+
+    def _on_error(self) -> None:
+        self._usable = None
 
     def _on_lost(self, connection: FrameConnection, replica: int | None = None) -> None:
         if replica is not None and self._session is not None:
@@ -236,6 +245,7 @@ class Log(Reading):
                 events_max=self._events_max,
                 new_client_id=lambda: secrets.token_bytes(16),
             )
+            self._usable = self._session
         self._session.step(Message(header), now)
         self._session.connected(header.replica, now)
         self._pump()
@@ -260,7 +270,7 @@ class Log(Reading):
                 if outcome.error is not None:
                     future.set_exception(outcome.error)
                 else:
-                    self._reader.acknowledged(outcome.position, outcome.count)
+                    self._reader.acknowledged(outcome.position, outcome.events)
                     future.set_result(outcome)
         deadline = session.next_deadline()
         if deadline is not None and (self._timer is None or deadline < self._timer_at):
@@ -330,33 +340,45 @@ class Log(Reading):
         except (TypeError, UsageError) as error:
             return _raise(error)
 
-    async def _apply(self, frozen: Frozen, timeout: float) -> bytes:
-        return (await self._outcome(frozen, timeout, alone=True)).reply
-
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else arguments.seconds(timeout)
 
     async def _append(self, frozen: Frozen, timeout: float) -> int:
-        return (await self._outcome(frozen, timeout)).position
+        handle, future = self._hand_over(frozen, timeout, False)
+        try:
+            return (await future).position
+        finally:
+            if handle in self._futures:
+                self._let_go(handle)
 
-    async def _outcome(self, frozen: Frozen, timeout: float, alone: bool = False) -> Outcome:
-        """Append, and wait for what became of it. alone: in a request of its own, so that the reply is its own, too."""
-        session = self._running()
-        loop = asyncio.get_running_loop()
+    async def _apply(self, frozen: Frozen, timeout: float) -> bytes:
+        handle, future = self._hand_over(frozen, timeout, True)
+        try:
+            return (await future).reply
+        finally:
+            if handle in self._futures:
+                self._let_go(handle)
+
+    def _hand_over(self, frozen: Frozen, timeout: float, alone: bool) -> tuple[int, asyncio.Future[Outcome]]:
+        """To the session, with all that is appended in this turn of the event loop. alone: in a request of its own."""
+        session = self._usable
+        loop = self._loop
+        if session is None or loop is None or self._forks != Forks.count or _get_running_loop() is not loop:
+            raise self._why_not()
         now = time.monotonic_ns()
         body, count = frozen
-        handle = session.append_batch(body, count, now, now + int(timeout * 1e9), alone=alone)
-        future: asyncio.Future[Outcome] = loop.create_future()
-        self._futures[handle] = future
+        handle = session.append_batch(body, count, now, now + int(timeout * 1e9), alone)
+        future = self._futures[handle] = loop.create_future()
         if not self._flush_scheduled:
-            # At the end of this turn of the loop: what is appended meanwhile goes along.
             self._flush_scheduled = True
             loop.call_soon(self._flush)
-        try:
-            return await future
-        finally:
-            if self._futures.pop(handle, None) is not None:
-                session.cancel(handle)
+        return handle, future
+
+    def _let_go(self, handle: int) -> None:
+        """Nobody waits for that append any more."""
+        del self._futures[handle]
+        if self._session is not None:
+            self._session.cancel(handle)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -368,13 +390,6 @@ class Log(Reading):
 async def _raise(error: Exception) -> NoReturn:
     """What a call with wrong arguments gives: it is told to whom awaits it, as every coroutine function does."""
     raise error
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def connect(

@@ -72,16 +72,18 @@ class Dialer:
         on_frames: Callable[[FrameConnection, Frames], None],
         on_greeting: Callable[[FrameConnection, Header], None],
         on_lost: Callable[[FrameConnection, int | None], None],
+        on_error: Callable[[], None],
         random: Random,
     ) -> None:
         """cluster: the one that is wanted, ZERO16 when any will do: the first that greets. on_frames: what is no
-        greeting. on_lost: with the replica to which the connection led, when it was in use."""
+        greeting. on_lost: with the replica to which the connection led, when it was in use. on_error: see `error`."""
         self._places = [Place(name, *parse_address(name), is_given=True) for name in names]
         self.cluster = cluster
         self._hello = hello
         self._on_frames = on_frames
         self._on_greeting = on_greeting
         self._on_lost = on_lost
+        self._on_error = on_error
         self._random = random
         self.replicas: dict[int, FrameConnection] = {}  # that have greeted
         self.error: KimberliteError | None = None  # for good: no call can succeed any more
@@ -135,7 +137,8 @@ class Dialer:
         """Why nobody let the client in, address by address."""
         problems = {place.name: place.problem for place in self._places}
         told = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        text = f"no replica let this client in within {timeout:g} s: {told}"
+        within = "" if self.is_hopeless else f" within {timeout:g} s"
+        text = f"no replica let this client in{within}: {told}"
         kinds = {place.final or UnavailableError for place in self._places}
         kind = kinds.pop() if len(kinds) == 1 else UnavailableError
         return kind(text, addresses=list(problems), problems=problems)
@@ -315,6 +318,7 @@ class Dialer:
                 cluster=cluster.hex(),
                 wanted=self.cluster.hex(),
             )
+            self._on_error()
 
     def _on_refusal(self, place: Place, header: Header) -> None:
         """It is a replica, and does not let us in."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 from kimberlite._fast import events as event_batches
 from kimberlite.errors import (
@@ -81,14 +82,13 @@ class Append:
         self.handle, self.body, self.deadline = EXPIRED, b"", None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The end of an append: `position` of its first event, or the error. reply: what the state machine
     answered to the request that it travelled in; its own answer when it travelled alone."""
 
     handle: int
     position: int = -1
-    count: int = 0
+    events: int = 0
     error: KimberliteError | None = None
     reply: bytes = b""
 
@@ -166,19 +166,18 @@ class Session:
             raise UsageError("an append needs at least one event")
         return self.append_batch(event_batches.build(events), len(events), now, deadline)
 
-    def append_batch(
-        self, body: Bytes, count: int, now: int, deadline: int | None = None, *, alone: bool = False
-    ) -> int:
+    def append_batch(self, body: Bytes, count: int, now: int, deadline: int | None = None, alone: bool = False) -> int:
         """Append a batch body that was built already (kimberlite.events.build). alone: in a request of its own."""
-        if len(body) > self._request_bytes_max or count > self._events_max:
+        size = len(body)
+        if size > self._request_bytes_max or count > self._events_max:
             raise EventTooLargeError(
-                f"an append of {count} events and {len(body)} bytes is above the limit of "
+                f"an append of {count} events and {size} bytes is above the limit of "
                 f"{self._events_max} events and {self._request_bytes_max} bytes for one request; split it",
                 count=count,
-                size=len(body),
+                size=size,
                 limit=self._request_bytes_max,
             )
-        if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + len(body) > WAITING_BYTES_MAX:
+        if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + size > WAITING_BYTES_MAX:
             raise BusyError(
                 f"{len(self._waiting)} appends ({self._waiting_bytes} bytes) wait already; wait for some of them",
                 waiting=len(self._waiting),
@@ -186,7 +185,7 @@ class Session:
         handle = self._next_handle
         self._next_handle += 1
         self._waiting[handle] = Append(handle, body, count, deadline, alone)
-        self._waiting_bytes += len(body)
+        self._waiting_bytes += size
         if deadline is not None and (self._expires_at is None or deadline < self._expires_at):
             self._expires_at = deadline
         return handle
@@ -532,7 +531,7 @@ class Session:
             if append.handle != EXPIRED:
                 # Each its own: an error that is raised keeps where, and that adds up.
                 own = type(error)(str(error), **error.details)
-                self._done.append(Outcome(append.handle, count=append.count, error=own))
+                self._done.append(Outcome(append.handle, events=append.count, error=own))
 
     # Deadlines
 

@@ -136,7 +136,7 @@ def test_appends_that_wait_travel_together_and_learn_their_own_positions() -> No
     _, first = only(session)
     session.step(reply(first, position=100), 0)
     sends, done = session.take_output()
-    assert [(outcome.handle, outcome.position, outcome.count) for outcome in done] == [
+    assert [(outcome.handle, outcome.position, outcome.events) for outcome in done] == [
         (handles[0], 100, 1),
         (handles[1], 101, 2),
     ]

@@ -75,7 +75,7 @@ class Answering:
         self.log = kimberlite.connect(["127.0.0.1:1"])
         self.log._loop = asyncio.get_running_loop()
         self.log._life = Life.OPEN
-        self.log._session = Session(
+        self.log._session = self.log._usable = Session(
             make_header=make_header, cluster=bytes(16), client_id=bytes(16), replica_count=1, seed=1
         )
         self.connection: Any = Connection()

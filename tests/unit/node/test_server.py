@@ -140,6 +140,7 @@ async def connect(node: Node, identity: bytes = b"c" * 16, greet: bool = True) -
         client.send(Command.HELLO)
         answer = await client.answer()
         assert (answer.header.command, answer.header.count) == (Command.HELLO, 3)
+        assert json.loads(answer.body) == {"members": MEMBERS, "primary": 1, "view": 4, "replica": 1}
     return client
 
 
@@ -337,6 +338,17 @@ def test_what_is_just_within_the_limits_enters() -> None:
         await until(lambda: sum(map(len, node.requests)) == 3)
 
     run(test, event_bytes_max=100, request_bytes_max=900, events_max=10)
+
+
+@pytest.mark.parametrize("version", [0, CLIENT_VERSION - 1])
+def test_an_older_client_is_told_so_and_let_go(version: int) -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node, greet=False)
+        client.send(Command.HELLO, count=version)
+        await client.rejected(Reason.VERSION)
+        assert await client.reader.read() == b""
+
+    run(test)
 
 
 @pytest.mark.parametrize("command", [Command.PREPARE, Command.DO_VIEW_CHANGE, Command.REPLY, Command.HELLO])

@@ -10,6 +10,7 @@ from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
 from kimberlite.types import (
     FLAG_DISK_FULL,
+    FLAG_PREPARED,
     Command,
     Header,
     Message,
@@ -24,6 +25,7 @@ from kimberlite.types import (
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
 from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.state import Pace
 from kimberlite.vsr.work import Admission, EventKind, PersistKind, ToClient, ToReplica, Work
 
 CLUSTER = b"d" * 16
@@ -315,3 +317,68 @@ def test_evidence_says_that_the_disk_is_full() -> None:
     leader.step(message, 30)
     settle(leader)
     assert leader.full_peers == {1}
+
+
+# A full queue
+
+
+def fill_queue(core: Replica, first: int) -> None:
+    for number in range(first, first + core.config.queue_max):
+        client = number.to_bytes(16, "little")
+        core.propose(frame(Command.REQUEST, client=client, operation=Operation.REGISTER), core.now)
+
+
+def busy_wait_ms(core: Replica, now: int) -> int:
+    """What one more client is told."""
+    assert core.propose(register(255), now) is Admission.REJECTED
+    (header,) = [send.message.header for send in settle(core).send if isinstance(send, ToClient)]
+    assert header.reason == Reason.BUSY_QUEUE
+    return header.count
+
+
+def test_a_full_queue_says_how_long_to_wait_from_the_pace_of_commits() -> None:
+    core = primary()
+    core.pace.request = 100_000  # ten thousand requests a second
+    fill_queue(core, 1)
+    assert busy_wait_ms(core, core.now) == pytest.approx(core.config.queue_max / 2 / 10, abs=1)
+
+
+def test_a_full_queue_that_does_not_move_says_longer_and_longer_up_to_a_bound() -> None:
+    core = primary()
+    began = core.now
+    core.pace.committed(1, began, is_more=True)
+    waits = []
+    for turn, after in enumerate((0, 300_000_000, 3600 * 10**9)):
+        fill_queue(core, 1 + turn * 5000)
+        waits.append(busy_wait_ms(core, began + after))
+    assert waits[0] >= 1
+    assert waits[1] >= 300
+    assert waits[2] == 1000
+
+
+def test_the_pace_of_commits_is_that_of_requests_which_wait() -> None:
+    pace = Pace()
+    pace.committed(1, 0, is_more=False)
+    pace.committed(1, 10**9, is_more=True)  # after an idle second
+    assert pace.request == 0
+    pace.committed(10, 10**9 + 1000, is_more=True)
+    assert pace.request == 100
+    for turn in range(2, 100):
+        pace.committed(10, 10**9 + turn * 2000, is_more=True)
+    assert pace.request == pytest.approx(200, rel=0.1)
+    assert pace.wait(50, 10**9 + 99 * 2000) == pytest.approx(10_000, rel=0.1)
+    assert pace.wait(50, 2 * 10**9) > 900_000_000, "nothing was committed for so long"
+
+
+def test_a_primary_that_is_voted_out_says_what_it_had_prepared() -> None:
+    core = primary()
+    core.propose(register(1), core.now)
+    settle(core)
+    core.propose(register(2), core.now)
+    for by in (1, 2):
+        core.step(frame(Command.START_VIEW_CHANGE, replica=by, view=4), core.now)
+    headers = [send.message.header for send in settle(core).send if isinstance(send, ToClient)]
+    assert [(header.client[0], header.reason, header.flags) for header in headers] == [
+        (1, Reason.NOT_PRIMARY, FLAG_PREPARED),
+        (2, Reason.NOT_PRIMARY, 0),
+    ]
