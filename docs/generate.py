@@ -124,6 +124,12 @@ curl -s http://127.0.0.1:9471/metrics | grep vsr_commit_number
 curl -s http://127.0.0.1:9471/readyz
 ```
 
+The shared memory is a file, `/dev/shm/kimberlite-metrics-...`, which `kimberlite inspect metrics DIR` reads without
+asking the replica: while it runs, and after a crash until the next start. When the file is removed while the replica
+runs (logind does that when the user it belongs to logs out: `RemoveIPC=` in logind.conf), metrics go on and are found
+through the processes that have it open; after a crash they are gone with the last of these. A file that is cut short
+(`truncate`) ends the replica by SIGBUS; the next start makes a new one.
+
 `/metrics` answers in the Prometheus text format, or OpenMetrics when the scraper accepts it. Latencies are in
 milliseconds; with `telemetry.units = "base"` everything is in base units, under the names given below.
 Every series has the labels `cluster` and `replica_id`. Labels have closed sets of values, so the number of series of a

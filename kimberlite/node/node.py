@@ -128,6 +128,7 @@ class Node:
         self._stopping = False
         self._ticks = 0
         self._telemetry_problem = ""
+        self._region_descriptor = -1
         self._free_space = FreeSpace(config.storage.free_bytes_min)
         self._trim_wait = retention.Wait()
         self.telemetry: supervisor.TelemetryProcess | None = None
@@ -200,6 +201,7 @@ class Node:
         takes_over = region.crashed(self.directory)
         try:
             memory = region.create(self.directory, config.replica_count, self._info())
+            self._region_descriptor = region.descriptor_of(memory)
         except (OSError, KimberliteError) as error:
             self._telemetry_problem = f"metrics are not shared: {error}"
             memory = Region.create(None, catalogue.layout(config.replica_count))
@@ -210,8 +212,11 @@ class Node:
         self._disk.on_error = self.recorder.journal_failed
         if config.telemetry.enabled and memory.path is not None:
             host, port = config.telemetry_address
-            listener = await supervisor.listen(host, port, supervisor.TAKEOVER_S if takes_over else 0.0)
-            self.telemetry = supervisor.TelemetryProcess(memory, listener, config.telemetry.units)
+            names = [str(path) for path in region.paths(self.directory)]
+            listener = await supervisor.listen(host, port, supervisor.TAKEOVER_S if takes_over else 0.0, names)
+            self.telemetry = supervisor.TelemetryProcess(
+                str(memory.path), self._region_descriptor, listener, config.telemetry.units
+            )
             if port == 0:
                 process.say(f"telemetry at http://{self.telemetry.address}\n")
 
@@ -250,7 +255,7 @@ class Node:
                 await part.stop()
         if hasattr(self, "recorder"):
             self.recorder.close()
-            region.remove(self.recorder.region)
+            self._remove_region()
         self._disk.close()
 
     def _update_gauges(self) -> None:
@@ -374,7 +379,13 @@ class Node:
         if self.telemetry is not None:
             await self.telemetry.stop()
         if is_in_order:
-            region.remove(self.recorder.region)
+            self._remove_region()
+
+    def _remove_region(self) -> None:
+        region.remove(self.recorder.region)
+        if self._region_descriptor >= 0:
+            os.close(self._region_descriptor)
+            self._region_descriptor = -1
 
     async def drain(self) -> None:
         """Refuse new requests, let what is under way end, hand over as primary: at most timing.drain_ms.

@@ -1,6 +1,7 @@
 """The telemetry process: `python -m kimberlite.telemetry`, started by the node (telemetry.supervisor).
 
-Ends when the node ends in order. When it crashed, the last values are served until the next start of
+Everything that it serves it was handed as a descriptor, so that it can not take the region of the replica's next life
+for its own. Ends when the node ends in order. When it crashed, the last values are served until the next start of
 the same replica takes the address over, or LINGER_S have passed.
 """
 
@@ -17,9 +18,8 @@ import time
 from pathlib import Path
 
 from kimberlite import process
-from kimberlite._fast.metrics import Region
 from kimberlite.errors import KimberliteError
-from kimberlite.telemetry import catalogue
+from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.prometheus import exposition
 from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.server import POLL_S, TelemetryServer
@@ -29,16 +29,17 @@ LINGER_S = 60.0  # four scrapes at the usual interval of 15 s
 YIELD_POLL_S = 0.05
 
 
-def serve(path: Path, listener: socket.socket, parent: int, units: str) -> None:
-    """Serve until there is nobody to serve for. `parent`: read end of a pipe that the node holds open."""
-    reader = Reader(Region.open(path))
+def serve(descriptor: int, name: Path, listener: socket.socket, parent: int, units: str) -> None:
+    """Serve until there is nobody to serve for. descriptor: of the region's file. name: where the next start puts
+    its own. parent: read end of a pipe that the node holds open."""
+    reader = Reader(region.open_descriptor(descriptor))
     server = TelemetryServer(listener, reader, exposition(reader, units))
     threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
     while not _closed(parent, SAMPLE_S):
         reader.sample_process()
     reader.replica_gone = True
     until = time.monotonic() + LINGER_S
-    while not reader.region.ended and reader.region.is_current() and time.monotonic() < until:
+    while not reader.region.ended and not region.is_replaced(name, descriptor) and time.monotonic() < until:
         time.sleep(YIELD_POLL_S)
 
 
@@ -51,7 +52,8 @@ def _closed(descriptor: int, timeout: float) -> bool:
 def main() -> int:
     process.open_standard_descriptors()
     parser = argparse.ArgumentParser(prog="kimberlite.telemetry", description=__doc__)
-    parser.add_argument("--region", type=Path, required=True)
+    parser.add_argument("--region", type=int, required=True)
+    parser.add_argument("--name", type=Path, required=True)
     parser.add_argument("--listener", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--units", choices=catalogue.UNITS, required=True)
@@ -59,7 +61,8 @@ def main() -> int:
     process.ignore_stray_signals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, whose end is ours
     try:
-        serve(arguments.region, socket.socket(fileno=arguments.listener), arguments.parent, arguments.units)
+        listener = socket.socket(fileno=arguments.listener)
+        serve(arguments.region, arguments.name, listener, arguments.parent, arguments.units)
     except (KimberliteError, OSError) as error:
         process.say(f"kimberlite.telemetry: {type(error).__name__}: {error}\n", process.END_S)
         return error.exit_code if isinstance(error, KimberliteError) else 1

@@ -9,6 +9,11 @@ directory serves.
 The file is removed when the replica ends in order. After a crash it stays, with the last values,
 until the next start; what belongs to directories that are gone is removed then too.
 
+Its name is for those who come later. The replica and its telemetry process hold it by a descriptor, so that the
+removal of the name (logind does that to what users leave in /dev/shm) changes nothing for them, and a reader
+finds it through their descriptors. Whoever cuts the file itself short ends the replica, by SIGBUS, as the file of any
+mapping; the next start makes another one.
+
 May import: errors, types, _fast.
 """
 
@@ -26,6 +31,8 @@ from kimberlite.errors import DataMissingError, MetricsFileError
 from kimberlite.telemetry import catalogue
 
 SHARED_MEMORY = Path("/dev/shm")
+PROCESSES = Path("/proc")
+REMOVED = " (deleted)"  # behind the name of a descriptor's file that has none any more: proc(5)
 NAME = "kimberlite-metrics"  # in the data directory; in /dev/shm with user, device and inode behind it
 
 
@@ -56,6 +63,31 @@ def create(directory: Path, replica_count: int, info: Mapping[str, object]) -> R
     raise failure
 
 
+def descriptor_of(written: Region) -> int:
+    """A descriptor to read the file of a region that has just been made here. Raises OSError: somebody was quick to
+    remove it."""
+    opened = os.open(str(written.path), os.O_RDONLY | os.O_CLOEXEC)
+    if not written.is_current():
+        os.close(opened)
+        raise FileNotFoundError(f"{written.path} was removed as soon as it was made")
+    return opened
+
+
+def open_descriptor(descriptor: int) -> Region:
+    """The region behind a descriptor of this process, whatever has become of its name. Raises as Region.open."""
+    return Region.open(f"/proc/self/fd/{descriptor}")
+
+
+def is_replaced(path: Path, descriptor: int) -> bool:
+    """Whether another start has put a region of its own in the place of this one. A name that is only gone says
+    nothing."""
+    try:
+        named, own = path.stat(), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino)
+
+
 def find(directory: Path) -> Region:
     """The metrics of the replica in `directory`, to read: of the one that runs, or the last values of one
     that crashed. Raises DataMissingError when there are none, MetricsFileError when they are damaged."""
@@ -63,11 +95,22 @@ def find(directory: Path) -> Region:
         for path in paths(directory):
             with contextlib.suppress(FileNotFoundError):
                 return Region.open(path)
+        held = [region for path in paths(directory) for region in _held(path)]
+        if held:
+            return max(held, key=lambda region: region.started_unix_ns)
     raise DataMissingError(
         f"there are no metrics of {directory}: no replica has run there since the machine started, or the last one "
         "ended in order",
         path=str(directory),
     )
+
+
+def _held(path: Path) -> Iterator[Region]:
+    """Regions that had this name, and that a process of this user has open."""
+    for link in PROCESSES.glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError, MetricsFileError):
+            if os.readlink(link) == str(path) + REMOVED:
+                yield Region.open(link)
 
 
 def crashed(directory: Path) -> bool:

@@ -4,7 +4,7 @@ The node opens the listening socket and hands it down. So an address in use is a
 start, port 0 is known at once, and a telemetry process that dies is replaced without a
 connection being refused. The process learns of the node's end by a pipe that closes with it:
 after an orderly end it ends too; after a crash it serves the last values for a while, and yields
-to the next start, which waits for the address.
+to the next start, which waits for the address, and ends a process that does not yield in time.
 
 Nothing here can fail the replica once it runs: a process that does not start or stay is
 tried again with back-off, and `status` says so.
@@ -18,14 +18,19 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Container
+from pathlib import Path
 
-from kimberlite._fast.metrics import Region
 from kimberlite.errors import AddressInUseError, NetworkError
+from kimberlite.telemetry.region import PROCESSES
 
 TAKEOVER_S = 5.0  # how long to wait for the telemetry of a crashed predecessor to yield the address
+YIELD_S = 1.0  # how much of it the predecessor gets to yield by itself
+MODULE = "kimberlite.telemetry"
 RETRY_S = 0.05
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 30.0
@@ -34,11 +39,15 @@ STOP_S = 2.0
 BACKLOG = 64
 
 
-async def listen(host: str, port: int, patience_s: float = 0.0) -> socket.socket:
+async def listen(host: str, port: int, patience_s: float = 0.0, names: Container[str] = ()) -> socket.socket:
     """A listening socket. Raises AddressInUseError when the address is still taken after `patience_s`,
-    NetworkError when it cannot be had at all."""
+    NetworkError when it cannot be had at all.
+
+    names: files that a region of this replica may have. Its data is locked by the caller, so that a telemetry process
+    of such a name is of a life that is over: one that holds the address for YIELD_S (it may be stopped, or starved)
+    is ended."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + patience_s
+    began = loop.time()
     while True:
         try:
             return await _bind(host, port)
@@ -49,7 +58,11 @@ async def listen(host: str, port: int, patience_s: float = 0.0) -> socket.socket
                     host=host,
                     port=port,
                 ) from error
-            if loop.time() >= deadline:
+            left = leftovers(names)
+            waited = loop.time() - began
+            for pid in left if waited >= YIELD_S else ():
+                kill(pid, names)
+            if waited >= (TAKEOVER_S if left else patience_s):
                 raise AddressInUseError(
                     f"{host}:{port} is in use: nothing was started; stop what listens there, or set telemetry.listen "
                     "to another address (port 0: any free one), or telemetry.enabled to false",
@@ -57,6 +70,30 @@ async def listen(host: str, port: int, patience_s: float = 0.0) -> socket.socket
                     port=port,
                 ) from error
         await asyncio.sleep(RETRY_S)
+
+
+def leftovers(names: Container[str]) -> list[int]:
+    """Telemetry processes that serve a region of one of these names."""
+    return [int(process.name) for process in PROCESSES.glob("[0-9]*") if _serves(process, names)]
+
+
+def _serves(process: Path, names: Container[str]) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it has ended, or is of somebody else
+        return False
+    return MODULE in words and any(word in names for word in words[words.index(MODULE) :])
+
+
+def kill(pid: int, names: Container[str]) -> None:
+    """End such a process, and no other one that got its number since."""
+    with contextlib.suppress(OSError):
+        held = os.pidfd_open(pid)
+        try:
+            if _serves(PROCESSES / str(pid), names):
+                signal.pidfd_send_signal(held, signal.SIGKILL)
+        finally:
+            os.close(held)
 
 
 async def _bind(host: str, port: int) -> socket.socket:
@@ -76,10 +113,13 @@ async def _bind(host: str, port: int) -> socket.socket:
 
 
 class TelemetryProcess:
-    """Starts and supervises the process that serves `region` on `listener`, which it owns from here on."""
+    """Starts and supervises the process that serves a region on `listener`, which it owns from here on.
 
-    def __init__(self, region: Region, listener: socket.socket, units: str) -> None:
-        self._region = region
+    name: the region's file. descriptor: of that file; the caller's, open for as long as this is used."""
+
+    def __init__(self, name: str, descriptor: int, listener: socket.socket, units: str) -> None:
+        self._name = name
+        self._descriptor = descriptor
         self._listener = listener
         self._units = units
         self._loop = asyncio.get_running_loop()
@@ -105,13 +145,13 @@ class TelemetryProcess:
         """Start the process; it serves some 0.3 s later, and connections wait for it meanwhile."""
         self._retry = None
         self._started_at = self._loop.time()
-        descriptors = (self._listener.fileno(), self._pipe_read)
+        descriptors = (self._listener.fileno(), self._pipe_read, self._descriptor)
         try:
             self._process = subprocess.Popen(
                 [
                     # -P: the working directory must not decide which kimberlite is run.
-                    *(sys.executable, "-P", "-m", "kimberlite.telemetry"),
-                    *("--region", str(self._region.path), "--units", self._units),
+                    *(sys.executable, "-P", "-m", MODULE, "--name", self._name),
+                    *("--region", str(descriptors[2]), "--units", self._units),
                     *("--listener", str(descriptors[0]), "--parent", str(descriptors[1])),
                 ],
                 stdin=subprocess.DEVNULL,

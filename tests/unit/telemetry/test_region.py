@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,33 @@ def test_files_of_directories_that_are_gone_are_removed(tmp_path: Path) -> None:
     assert not Path(str(left.path)).exists()
     assert stays.is_current()
     region.remove(stays)
+
+
+def test_a_region_is_found_through_a_descriptor_when_its_name_is_gone(tmp_path: Path) -> None:
+    written = region.create(tmp_path, 1, INFO)
+    held = region.descriptor_of(written)
+    Path(str(written.path)).unlink()
+    assert region.find(tmp_path).started_unix_ns == written.started_unix_ns
+    assert region.open_descriptor(held).series == written.series
+    assert not region.is_replaced(Path(str(written.path)), held)
+    assert region.crashed(tmp_path)  # who starts next must know that there may be somebody on the port
+    os.close(held)
+    with pytest.raises(DataMissingError):
+        region.find(tmp_path)
+
+
+def test_a_descriptor_stays_with_its_region_when_another_one_takes_the_name(tmp_path: Path) -> None:
+    old = region.create(tmp_path, 1, INFO)
+    held = region.descriptor_of(old)
+    name = Path(str(old.path))
+    assert not region.is_replaced(name, held)
+    new = region.create(tmp_path, 1, INFO)
+    assert region.is_replaced(name, held)
+    assert region.open_descriptor(held).started_monotonic_ns == old.started_monotonic_ns
+    with pytest.raises(FileNotFoundError):
+        region.descriptor_of(old)
+    os.close(held)
+    region.remove(new)
 
 
 def test_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
