@@ -446,7 +446,7 @@ class Player:
                     step.facts["readyz"] = fetch(address, "/readyz/status")
                 except (OSError, http.client.HTTPException):
                     return math.nan  # between the old telemetry process and the new one
-                return float(step.facts["scrape"]["vsr_replica_status"])
+                return float(step.facts["scrape"].get("vsr_replica_status", math.nan))  # none while the old one lingers
 
             self.until(lambda: status() == 2 and step.facts["scrape"]["vsr_replica_up"] == 1, "it is recovering")
         finally:
