@@ -137,7 +137,9 @@ class CorruptEntryError(StorageError):
 
 
 class UnrecoverableError(StorageError):
-    """A committed operation is gone from every copy; the replica stops rather than skip it."""
+    """A committed operation is gone from every copy, for it is damaged on the only replica of a cluster, which stops
+    rather than skip it. Replicas of larger clusters run on, and wait for a copy: `stuck_op` in their status says for
+    which. Attribute: op."""
 
     exit_code = 19
 

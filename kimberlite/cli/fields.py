@@ -27,6 +27,7 @@ FIELDS: dict[str, str] = {
     "committed.",
     "can_commit": "Whether a request that came now would be committed, as far as this replica knows.",
     "cannot_commit": "Why not, as a list of {reasons}.",
+    "stuck_op": "What a view change waits for: an op of which no replica heard has a good copy; 0 when for nothing.",
     "pipeline.depth": "Prepares that are not committed yet.",
     "pipeline.limit": "The most of them: `limits.pipeline_max`.",
     "queue.depth": "Requests that wait for a place in the pipeline.",

@@ -26,7 +26,14 @@ from itertools import zip_longest
 from typing import Protocol, cast
 
 from kimberlite._fast import events, framing
-from kimberlite.errors import FormatVersionError, FrameError, InvariantError, KimberliteError, invariant
+from kimberlite.errors import (
+    FormatVersionError,
+    FrameError,
+    InvariantError,
+    KimberliteError,
+    UnrecoverableError,
+    invariant,
+)
 from kimberlite.state_machine import Batch, Frozen, StateMachine
 from kimberlite.storage.interface import LogStore
 from kimberlite.types import (
@@ -214,6 +221,7 @@ class Driver:
         """Time has passed."""
         self._collect()
         self._note_damage()
+        self._stop_when_unrecoverable()
         if self._is_checkpoint_lost:
             self._checkpoint_when_due(self.core.applied)
         self.core.tick(self._now)
@@ -319,6 +327,22 @@ class Driver:
             return
         for op in sorted(self.store.faulty - known):
             self.core.entry_faulty(op, self.store.header(op), self._now)
+
+    def _stop_when_unrecoverable(self) -> None:
+        """The only replica of a cluster has nobody to ask for what is damaged: waiting would be for ever."""
+        core = self.core
+        if core.config.replica_count > 1 or not core.log.faulty:
+            return
+        following = core.applied + 1
+        is_needed = following <= core.commit_max and following not in core.log.bodies
+        op = following if is_needed and following in core.log.faulty else core.stuck_op
+        if op:
+            raise UnrecoverableError(
+                f"op {op} is damaged on the only replica of this cluster, and may have been acknowledged: it was not "
+                "skipped, nothing was changed. Restore a backup (kimberlite restore), or a copy of the data directory; "
+                "kimberlite inspect shows what is intact",
+                op=op,
+            )
 
     # Applying
 

@@ -602,6 +602,7 @@ class Node:
             "quorum_margin": snapshot.quorum_margin,
             "can_commit": not snapshot.cannot_commit,
             "cannot_commit": list(snapshot.cannot_commit),
+            "stuck_op": snapshot.stuck_op,
             "pipeline": {"depth": snapshot.pipeline_depth, "limit": snapshot.pipeline_limit},
             "queue": {"depth": snapshot.queue_depth, "limit": snapshot.queue_limit},
             "sessions": {"active": snapshot.sessions, "limit": snapshot.sessions_limit},

@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 from kimberlite._fast.metrics import Kind, Series
 from kimberlite.types import REPLICAS_MAX, Command, Reason, Status
-from kimberlite.vsr.work import CannotCommit, DropReason
+from kimberlite.vsr.work import CannotCommit, DropReason, GaveUp
 
 PREFIX = "vsr"
 CONSTANT_LABELS = ("cluster", "replica_id")
@@ -217,6 +217,7 @@ RECOVERING = "recovering"  # a primary that starts again while its peers are sto
 KILL = "kill"  # a killed primary, started again with a disk that counts as slow
 DRAIN = "drain"  # SIGTERM
 HANG = "hang"  # SIGSTOP
+STUCK = "stuck"  # the last op damaged on every replica
 FULL = "full"  # file systems with less free space than they should have
 WRITE_FAILURE = "write_failure"  # a journal write that the system refuses
 FIXED = "fixed"  # what does not move: compared with what is known from elsewhere
@@ -231,6 +232,7 @@ SCENARIOS = (
     KILL,
     DRAIN,
     HANG,
+    STUCK,
     FULL,
     WRITE_FAILURE,
     FIXED,
@@ -450,6 +452,16 @@ COUNTERS = (
         essential=True,
     ),
     _counter(
+        "leadership_given_up",
+        "Times that this replica left the lead of its view to another: abdicated (it could not commit), drained (it is "
+        "being stopped), behind (it lacked much of the log when it was its turn, and another has it), disk_full (it "
+        "lacked entries and had no room for them).",
+        "drained follows rolling restarts. abdicated without a lost quorum is a sick disk or network of this replica.",
+        "ABDICATED, FORFEITED",
+        STALL,
+        labels=(Label("reason", tuple(reason.name.lower() for reason in GaveUp)),),
+    ),
+    _counter(
         "checksum_failures",
         "Data refused because its checksum is wrong: network (frames), journal (entries and witnesses), superblock "
         "(copies).",
@@ -467,6 +479,13 @@ COUNTERS = (
         "IDENTITY_CONFLICT",
         KILL,
         essential=True,
+    ),
+    _counter(
+        "checkpoints",
+        "Checkpoints that have become durable since the start.",
+        "Standing still while ops are applied: no checkpoint can be written, and nothing is trimmed.",
+        "CHECKPOINTED",
+        LOAD,
     ),
     _counter(
         "scrub_tours",
@@ -495,11 +514,12 @@ COUNTERS = (
     ),
     _counter(
         "repairs",
-        "Entries fetched from peers: repaired (came), expired (they or headers not in time, asked elsewhere).",
+        "Entries fetched from peers: requested (asked for), repaired (came), expired (they or headers not in time, "
+        "asked elsewhere).",
         "A burst after a restart is normal. Expired: a peer that is asked does not answer.",
-        "REPAIRED, REPAIR_EXPIRED",
+        "REPAIR_REQUESTED, REPAIRED, REPAIR_EXPIRED",
         REPAIRS,
-        labels=(Label("outcome", ("repaired", "expired")),),
+        labels=(Label("outcome", ("requested", "repaired", "expired")),),
     ),
     _counter(
         "duplicate_requests",
@@ -785,6 +805,15 @@ HEALTH = (
         "a prepare without a quorum",
         STALL,
         role=Role.PRIMARY,
+    ),
+    _gauge(
+        "stuck_op",
+        "Op that holds up a view change: none of the replicas whose evidence this one has can give it, and too many "
+        "may have acknowledged it; 0 while there is none.",
+        "Above 0 for seconds: bring back the replica that is missing, or a disk that has the op. It is never skipped.",
+        "STUCK",
+        STUCK,
+        essential=True,
     ),
     _gauge(
         "oldest_uncommitted",

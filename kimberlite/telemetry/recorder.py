@@ -19,13 +19,18 @@ from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, St
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import BY_NAME, OTHER, cell_name
 from kimberlite.types import Command, FrameReason, Header, Reason
-from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, Snapshot
+from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, GaveUp, Snapshot
 
 # Positions in catalogue.LOOP_PARTS.
 POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PARTS))
 CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKSUM)
 NAN = math.nan
 BYTE = 256
+# Events that no handler is bound to, and where what they say is seen instead.
+UNCOUNTED = {
+    EventKind.PREPARED: "op_number and pipeline_depth, from the snapshot: a prepare is the most frequent event",
+    EventKind.TRIMMED: "log_first_event, from the store; a replay trims again",
+}
 
 
 class StorageSample(NamedTuple):
@@ -243,6 +248,10 @@ class Recorder:
         faulty = self._counter("checksum_failures", "journal").add
         conflict = self._counter("identity_conflicts").add
         status, view = self._gauge("replica_status").set, self._gauge("view_number").set
+        is_primary, stuck = self._gauge("is_primary").set, self._gauge("stuck_op").set
+        requested = self._counter("repairs", "requested").add
+        checkpointed = self._counter("checkpoints").add
+        gave_up = [self._counter("leadership_given_up", reason.name.lower()).add for reason in GaveUp]
 
         def on_repaired(event: Event) -> None:
             repaired()
@@ -263,6 +272,12 @@ class Recorder:
         return {
             EventKind.VIEW_CHANGE_STARTED: lambda event: causes[event.b](),
             EventKind.VIEW_CHANGED: lambda event: view_change(event.b),
+            EventKind.PRIMARY: lambda event: is_primary(event.a),
+            EventKind.ABDICATED: lambda event: gave_up[event.b](),
+            EventKind.FORFEITED: lambda event: gave_up[event.c](),
+            EventKind.STUCK: lambda event: stuck(event.a),
+            EventKind.CHECKPOINTED: lambda event: checkpointed(),
+            EventKind.REPAIR_REQUESTED: lambda event: requested(),
             EventKind.REPAIRED: on_repaired,
             EventKind.REPAIR_EXPIRED: lambda event: expired(),
             EventKind.FAULTY: lambda event: faulty(),
@@ -358,6 +373,7 @@ class Recorder:
             "cluster_size": snapshot.replica_count,
             "quorum_margin": snapshot.quorum_margin,
             "can_commit": not snapshot.cannot_commit,
+            "stuck_op": snapshot.stuck_op,
             "prepare_ok_votes": snapshot.oldest_uncommitted_votes,
             "oldest_uncommitted": snapshot.oldest_uncommitted_at,
             "pending_requests": snapshot.queue_depth,

@@ -49,6 +49,7 @@ from kimberlite.vsr.work import (
     DropReason,
     Event,
     EventKind,
+    GaveUp,
     PeerSnapshot,
     Persist,
     PersistKind,
@@ -131,6 +132,8 @@ class Replica:
         self.evidence: dict[int, view_change.DoViewChange] = {}
         self.view_changes_failed = 0
         self.view_left_at = 0
+        self.stuck_op = 0  # of which the evidence has neither a copy nor certain absence; 0: none
+        self.gave_up: tuple[int, GaveUp] | None = None  # the view that it would not lead any more, until one begins
 
         # Repair
         self.repairs: dict[int, RepairRequest] = {}
@@ -375,6 +378,7 @@ class Replica:
                 PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip, peer.repair_latency)
                 for replica, peer in self.peers.items()
             ),
+            stuck_op=self.stuck_op,
             unhealthy=self._unhealthy(),
             cannot_commit=verdict.cannot_commit(self),
         )
@@ -430,7 +434,7 @@ class Replica:
             if peer.last_heard
             else f"replica {replica} never heard"
             for replica, peer in self.peers.items()
-            if self.now - peer.last_heard > 4 * self.config.heartbeat_ns or not peer.last_heard
+            if not verdict.is_heard(self, replica)
         ]
         if self.conflict is not None:
             return (
@@ -439,7 +443,7 @@ class Replica:
             )
         if self.status != Status.NORMAL:
             why = f"{self.status.name.lower()} in view {self.view} for {(self.now - self.view_left_at) / 1e9:.1f} s"
-            return "; ".join([why, *silent])
+            return "; ".join([why, *verdict.of_view_change(self), *silent])
         if self.is_primary and not self.can_journal:
             full = sorted([*([self.index] if self.is_disk_full else []), *self.full_peers])
             why = f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"

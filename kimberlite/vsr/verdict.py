@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Status
-from kimberlite.vsr.work import CannotCommit
+from kimberlite.vsr.work import CannotCommit, GaveUp
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
@@ -40,17 +40,40 @@ def cannot_commit(r: Replica) -> tuple[CannotCommit, ...]:
             found.append(CannotCommit.NO_PRIMARY)
     else:
         found.append(CannotCommit.VIEW_CHANGE if r.status == Status.VIEW_CHANGE else CannotCommit.RECOVERING)
-        if quorum_margin(r) < 0:
-            found.append(CannotCommit.NO_QUORUM)
+        if r.stuck_op:
+            found.append(CannotCommit.STUCK)
+    if quorum_margin(r) < 0:
+        found.append(CannotCommit.NO_QUORUM)
     if r.conflict is not None:
         found.append(CannotCommit.IDENTITY_CONFLICT)
     return tuple(found)
 
 
+def of_view_change(r: Replica) -> list[str]:
+    """Sentences that say why a view change takes long, as far as this replica knows."""
+    found: list[str] = []
+    if r.stuck_op:
+        found.append(
+            f"op {r.stuck_op} is damaged or missing on every replica whose log is known ({len(r.evidence)} of "
+            f"{r.config.replica_count}), and may have been acknowledged: it is waited for, and never skipped"
+        )
+    if r.gave_up is not None:
+        view, why = r.gave_up
+        found.append(f"this replica would not lead view {view} any more: {_GAVE_UP[why]}")
+    return found
+
+
+_GAVE_UP = {
+    GaveUp.ABDICATED: "it could not commit",
+    GaveUp.DRAINED: "it is being stopped",
+    GaveUp.BEHIND: "it is too far behind, and another has the log",
+    GaveUp.DISK_FULL: "it lacks entries, and its disk has no room for them",
+}
+
+
 def _of_primary(r: Replica) -> list[CannotCommit]:
     is_stalled = bool(r.pipeline) and r.now - r.pipeline[0].prepared_at > r.config.contact_ns
     answers = (
-        (CannotCommit.NO_QUORUM, quorum_margin(r) < 0),
         (CannotCommit.CATCHING_UP, not r.ready),
         (CannotCommit.STALLED, is_stalled),
         (CannotCommit.DISK_FULL, not r.can_journal),

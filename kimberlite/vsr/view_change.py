@@ -33,7 +33,7 @@ from kimberlite.vsr.codec import (
 )
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.state import LogState, Prepared
-from kimberlite.vsr.work import DropReason, EventKind
+from kimberlite.vsr.work import DropReason, EventKind, GaveUp
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
@@ -164,8 +164,14 @@ def abdicate(r: Replica) -> None:
     """A primary that cannot commit falls silent and asks for another."""
     if r.is_primary and r.status == Status.NORMAL:
         r.abdicated = True
-        r.emit(EventKind.ABDICATED, r.view)
+        _give_up(r, EventKind.ABDICATED, r.view, GaveUp.DRAINED if r.draining else GaveUp.ABDICATED)
         suspect(r)
+
+
+def _give_up(r: Replica, kind: EventKind, *told: int) -> None:
+    """Tell why this replica leaves the lead of its view to another. `told`: of the event, the reason last."""
+    r.gave_up = (r.view, GaveUp(told[-1]))
+    r.emit(kind, *told)
 
 
 def _vote(r: Replica) -> None:
@@ -407,8 +413,8 @@ def _try_to_choose(r: Replica) -> None:
         return
     choice = choose(list(r.evidence.values()), r.quorums)
     if not choice.suffix:
-        if len(r.evidence) == r.config.replica_count:
-            r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
+        r.stuck_op = choice.stuck_op
+        r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
         return
     canonical = min(r.log.linked if r.log_view == choice.log_view else r.log.committed, choice.commit)
     if len(choice.suffix) > SUFFIX_OPS_MAX or not agrees(r, choice.suffix, canonical):
@@ -418,12 +424,12 @@ def _try_to_choose(r: Replica) -> None:
         return
     if is_far_behind(r, choice):
         # Nothing would be answered before it has caught up: whoever has the log leads.
-        r.emit(EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked)
+        _give_up(r, EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked, GaveUp.BEHIND)
         suspect(r)
         return
     if r.is_disk_full and lacks_entries(r, choice.suffix):
         # It could not answer anybody before somebody makes room on its disk.
-        r.emit(EventKind.FORFEITED, choice.commit, choice.suffix[-1].op - r.log.durable)
+        _give_up(r, EventKind.FORFEITED, choice.commit, choice.suffix[-1].op - r.log.durable, GaveUp.DISK_FULL)
         suspect(r)
         return
     if choice.dropped:
@@ -564,7 +570,8 @@ def _follow(r: Replica) -> None:
 
 def _become_normal(r: Replica) -> None:
     r.set_status(Status.NORMAL)
-    r.view_changes_failed = 0
+    r.view_changes_failed = r.stuck_op = 0
+    r.gave_up = None
     r.suspecting = False
     r.votes.clear()
     r.evidence.clear()

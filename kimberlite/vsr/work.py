@@ -109,14 +109,23 @@ class EventKind(IntEnum):
     FAULTY = auto()  # op
     SESSION_REGISTERED = auto()  # session
     SESSION_EVICTED = auto()  # session
-    ABDICATED = auto()  # view
+    ABDICATED = auto()  # view, why (GaveUp)
     RECOVERED = auto()  # nanoseconds since start: in normal status, and all applied that was known to be committed then
-    STUCK = auto()  # op: neither a copy nor a nack quorum; b = replicas heard
+    STUCK = auto()  # op of which the evidence has neither a copy nor a nack quorum, replicas whose evidence came
     PEER_ROUND_TRIP = auto()  # peer, nanoseconds
     CHECKPOINTED = auto()  # op
     TRIMMED = auto()  # first op of the log
     IDENTITY_CONFLICT = auto()  # op, replica whose heartbeat names another entry than the own one: see vsr/conflict.py
-    FORFEITED = auto()  # commit number, ops behind it: this replica gave up leading its view
+    FORFEITED = auto()  # commit number, ops behind it, why (GaveUp): this replica gave up leading its view
+
+
+class GaveUp(IntEnum):
+    """Why a replica left the lead of its view to another."""
+
+    ABDICATED = 0  # it could not commit
+    DRAINED = 1  # it is being stopped
+    BEHIND = 2  # it lacks much of the log, and another one has it
+    DISK_FULL = 3  # it lacks entries of the log, and has no room for them
 
 
 class DropReason(IntEnum):
@@ -216,6 +225,7 @@ class Snapshot:
     draining: bool
     is_disk_full: bool  # nearly, or nothing more can be reserved
     peers: tuple[PeerSnapshot, ...]
+    stuck_op: int  # what a view change waits for: see EventKind.STUCK; 0 when for nothing
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
     cannot_commit: tuple[CannotCommit, ...]  # empty when it can, as far as this replica knows
 

@@ -17,6 +17,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -24,7 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -34,8 +35,10 @@ from kimberlite._fast import events, framing
 from kimberlite._fast.metrics import HistogramValue, Kind, Region
 from kimberlite.cli import probe
 from kimberlite.cli.local import LocalCluster
+from kimberlite.config import LimitsConfig
 from kimberlite.errors import DataMissingError, NoSpaceError, UnavailableError
 from kimberlite.net import CLIENT_VERSION
+from kimberlite.storage.journal import journal_name
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Role
 from kimberlite.types import Command, Operation
@@ -43,7 +46,9 @@ from kimberlite.types import Command, Operation
 REPLICAS = 3
 PEER_PORT_OFFSET = 1000  # the default of cluster.peer_port_offset
 SESSIONS_MAX = 4
-APPENDS = 600  # so many that repair asks the replica that is silent, too, though it asks the quick one first
+APPENDS = 600
+SILENT_S = 2.0  # a replica counts as live for 1 s
+DAMAGED = 300  # so many that repair asks the replica that is silent, too, though it asks the quick one first
 LOAD_APPENDS = 300  # enough to set off the garbage collector
 EVENTS_PER_APPEND = 5
 RETENTION_BYTES = 24 << 20
@@ -190,6 +195,14 @@ class Watcher(threading.Thread):
                 low[series.name] = min(low.get(series.name, value), value)
 
 
+class Place(NamedTuple):
+    """A byte in the body of an entry."""
+
+    op: int
+    path: Path
+    offset: int
+
+
 class Player:
     """Plays the scenarios."""
 
@@ -292,22 +305,32 @@ class Player:
             assert client.socket.recv(1) == b""  # cut off
 
     def repair(self, step: Step) -> None:
-        """A backup misses operations and asks first the other backup, which is stopped, for them."""
-        asked_first = {replica: (replica + 1) % REPLICAS for replica in step.backups}
-        victim = next(replica for replica in step.backups if asked_first[replica] != step.primary)
-        silent = asked_first[victim]
+        """A backup misses operations, and fetches them; then many entries are damaged under it, and one of those that
+        it asks for them has just been stopped."""
+        victim, silent = step.backups
         step.facts |= {"victim": victim, "silent": silent}
         self.cluster.kill(victim)
         self.append(APPENDS)
         time.sleep(2 * GAUGES_S)  # until the lag of the victim is seen to last
-        self.signal(silent, signal.SIGSTOP)
-        try:
-            self.cluster.start(victim)
-            step.restarted.add(victim)
-            self.until(lambda: step.high[victim].get('repairs{outcome="repaired"}', 0) > 0, "entries are repaired")
-            self.until(lambda: step.high[victim].get('repairs{outcome="expired"}', 0) > 0, "requests expire")
-        finally:
-            self.signal(silent, signal.SIGCONT)
+        self.cluster.start(victim)
+        step.restarted.add(victim)
+        self.until(lambda: step.high[victim].get('repairs{outcome="repaired"}', 0) > 0, "entries are repaired")
+        self.primary()
+
+        def expires() -> bool:
+            """The scrubber comes across the damage, and asks while the silent one is still held to be there."""
+            places = self._places(victim)
+            self.signal(silent, signal.SIGSTOP)
+            try:
+                self._flip(places[:: max(len(places) // DAMAGED, 1)])
+                time.sleep(SILENT_S)
+            finally:
+                self.signal(silent, signal.SIGCONT)
+            self.primary()
+            self.until(lambda: probe.fetch_status(self.cluster.addresses[victim], 5)["faulty"] == 0, "it is repaired")
+            return step.high[victim].get('repairs{outcome="expired"}', 0) > 0
+
+        self.until(expires, "requests expire")
 
         def level() -> bool:
             """Whoever leads now sees that the victim has everything."""
@@ -498,6 +521,55 @@ class Player:
             step.facts["scrape"] = self.scrape(victim)
         finally:
             self.signal(victim, signal.SIGCONT)
+
+    def stuck(self, step: Step) -> None:
+        """The last op, whose commit no disk knows yet, is damaged on all replicas: it is waited for, not skipped, and
+        when the copies are back the cluster goes on with it."""
+        self.append(1)
+        self.primary()
+        for replica in range(REPLICAS):
+            self.cluster.kill(replica)
+        places = [self._places(replica)[-1] for replica in range(REPLICAS)]
+        step.facts["op"] = places[0].op
+        self._flip(places)
+        self.cluster.start_all()
+        step.restarted |= set(range(REPLICAS))
+        answers: list[Any] = []
+
+        def waits() -> bool:
+            answers[:] = probe.fetch_all(self.cluster.addresses, 5)
+            return any("stuck" in answer.get("cannot_commit", ()) for answer in answers if isinstance(answer, dict))
+
+        self.until(waits, "a replica says that the view change is stuck")
+        replica = next(i for i, answer in enumerate(answers) if "stuck" in answer.get("cannot_commit", ()))
+        step.facts["status"] = answers[replica]
+
+        def told() -> bool:
+            step.facts["scrape"] = self.scrape(replica)
+            return bool(step.facts["scrape"]["vsr_stuck_op"])
+
+        self.until(told, "the metrics say it, too")
+        for each in range(REPLICAS):
+            self.cluster.kill(each)
+        self._flip(places)
+        self.cluster.start_all()
+        self.primary()
+        self.append(1)
+
+    def _places(self, replica: int) -> list[Place]:
+        """Where the entries of a journal are."""
+        data = self.cluster.replicas[replica].data
+        command = [sys.executable, "-m", "kimberlite", "inspect", "journal", "--json", str(data)]
+        rows = [json.loads(row) for row in subprocess.check_output(command).splitlines()]
+        return [Place(row["op"], data / journal_name(row["segment"]), row["offset"] + 300) for row in rows]
+
+    def _flip(self, places: list[Place]) -> None:
+        """Damage the entries at these places, or make them good again."""
+        for path in {place.path for place in places}:
+            with path.open("r+b") as file:
+                for offset in [place.offset for place in places if place.path == path]:
+                    os.pwrite(file.fileno(), bytes([os.pread(file.fileno(), 1, offset)[0] ^ 0xFF]), offset)
+                os.fsync(file.fileno())
 
     def full(self, step: Step) -> None:
         """No disk has as much left as it should: appends are refused, reads go on."""
@@ -831,11 +903,18 @@ PROOFS: dict[str, Proof] = {
     "requests_rejected": both(
         rises(("position_beyond_end",)), rises(("not_primary",), on=backups), rises(("no_session",), on=primary)
     ),
-    "repairs": rises(("repaired",), ("expired",), on=victim),
+    "repairs": rises(("requested",), ("repaired",), ("expired",), on=victim),
+    "checkpoints": rises(),
+    "leadership_given_up": rises(("abdicated",), on=primary),
+    "stuck_op": both(
+        lambda step, metric: shown(lambda op: op == step.facts["op"])(step, metric), passes(lambda op: op == 0)
+    ),
     "repair_latency": rises(on=victim),
     "replica_lag_operations": lag_of_the_victim(lambda lag: lag >= APPENDS - 1),
     "replica_lag": lag_of_the_victim(lambda ns: ns > 100_000_000),
-    "repair_budget_available": both(reached(lambda left: left < 16), passes(lambda left: left == 16)),
+    "repair_budget_available": both(
+        reached(lambda left: left < LimitsConfig().repairs_max), passes(lambda left: left == LimitsConfig().repairs_max)
+    ),
     "repair_inflight_count": both(reached(positive), passes(lambda count: count == 0)),
     "repair_ewma_latency": lambda step, metric: reached(positive, str(step.facts["silent"]))(step, metric),
     "checksum_failures": rises(("journal",), ("superblock",), on=victim),
@@ -911,7 +990,7 @@ def test_the_series_are_those_of_the_catalogue(story: dict[str, Step]) -> None:
 
 def test_an_abdicated_primary_is_told_from_a_silent_one(story: dict[str, Step]) -> None:
     step = story[catalogue.STALL]
-    assert step.change(step.primary, 'vsr_view_changes_total{reason="abdicated"}') >= 1
+    assert step.change(step.primary, 'vsr_leadership_given_up_total{reason="abdicated"}') >= 1
 
 
 def test_a_frame_that_fails_its_checksum_is_counted(story: dict[str, Step]) -> None:
@@ -935,6 +1014,15 @@ def test_a_recovering_replica_is_not_ready(story: dict[str, Step]) -> None:
     status, body = story[catalogue.RECOVERING].facts["readyz"]
     assert status == 503
     assert "recovering in view" in body
+
+
+def test_a_view_change_that_is_stuck_says_for_what(story: dict[str, Step]) -> None:
+    facts = story[catalogue.STUCK].facts
+    op, told = facts["op"], facts["status"]
+    assert told["stuck_op"] == op
+    assert not told["can_commit"] and {"view_change", "stuck"} <= set(told["cannot_commit"])
+    assert f"op {op} is damaged or missing on every replica whose log is known" in told["unhealthy"]
+    assert facts["scrape"]['vsr_cannot_commit{reason="stuck"}'] == 1
 
 
 def test_liveness_of_a_replica_that_hangs(story: dict[str, Step]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from kimberlite._fast import events as event_batches
 from kimberlite._fast.framing import make_header
-from kimberlite.errors import InvariantError
+from kimberlite.errors import InvariantError, UnrecoverableError
 from kimberlite.node.driver import (
     ROUNDS_MAX,
     Background,
@@ -199,13 +199,28 @@ def test_applying_stops_at_a_damaged_entry() -> None:
         node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
     damaged = 4
     again = Alone(node.files, damage=damaged)
-    for _ in range(50):
-        again.now += 5_000_000
-        again.driver.on_tick()
+    with pytest.raises(UnrecoverableError, match="op 4 is damaged on the only replica") as raised:
+        for _ in range(50):
+            again.now += 5_000_000
+            again.driver.on_tick()
+    assert (raised.value.op, raised.value.exit_code) == (damaged, 19)
     assert [batch.op for batch in again.machine.batches] == [2, 3]  # op 1 registers the session
     assert again.driver.core.applied == damaged - 1
     assert damaged in again.driver.core.log.faulty
     assert any(event.kind == EventKind.FAULTY and event.a == damaged for event in again.events)
+
+
+def test_the_only_replica_stops_when_it_can_not_tell_what_it_acknowledged() -> None:
+    """The last op is damaged: nothing on the disk says whether it was committed."""
+    node = Alone()
+    session = node.register()
+    for number in range(1, 6):
+        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+    again = Alone(node.files, damage=node.store.head)
+    with pytest.raises(UnrecoverableError, match=f"op {node.store.head} is damaged"):
+        for _ in range(1000):
+            again.now += 5_000_000
+            again.driver.on_tick()
 
 
 @pytest.mark.parametrize("extra", [-1, 1])

@@ -11,9 +11,9 @@ import pytest
 from kimberlite._fast import framing
 from kimberlite._fast.metrics import HistogramValue, Region, now_ns
 from kimberlite.telemetry import catalogue
-from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, Recorder, StorageSample
+from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, UNCOUNTED, Recorder, StorageSample, _nothing
 from kimberlite.types import Command, FrameReason, Reason, Status
-from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, PeerSnapshot, Snapshot
+from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, GaveUp, PeerSnapshot, Snapshot
 
 REPLICAS = 3
 OWN = 1
@@ -93,13 +93,26 @@ def gauge(recorder: Recorder, name: str) -> float:
         (Event(EventKind.RECOVERED, SECOND), {"recovery_latency": 1}),
         (Event(EventKind.PEER_ROUND_TRIP, 2, 1000), {'peer_round_trip_latency{peer="2"}': 1}),
         (Event(EventKind.STATUS, Status.RECOVERING, 9), {"replica_status": 2, "view_number": 9}),
-        (Event(EventKind.STUCK, 4, 3), {}),
+        (Event(EventKind.STUCK, 4, 3), {"stuck_op": 4}),
+        (Event(EventKind.PRIMARY, 1), {"is_primary": 1}),
+        (Event(EventKind.ABDICATED, 4, GaveUp.DRAINED), {'leadership_given_up{reason="drained"}': 1}),
+        (Event(EventKind.FORFEITED, 40, 30, GaveUp.BEHIND), {'leadership_given_up{reason="behind"}': 1}),
+        (Event(EventKind.CHECKPOINTED, 40), {"checkpoints": 1}),
+        (Event(EventKind.REPAIR_REQUESTED, 4, 2), {'repairs{outcome="requested"}': 1}),
+        (Event(EventKind.PREPARED, 4, 3, 200), {}),
+        (Event(EventKind.TRIMMED, 4), {}),
     ],
     ids=lambda value: value.kind.name if isinstance(value, Event) else "",
 )
 def test_an_event(event: Event, expected: dict[str, float], recorder: Recorder) -> None:
     recorder.record([event])
     assert moved(recorder) == expected
+
+
+def test_every_event_of_the_core_has_a_consumer(recorder: Recorder) -> None:
+    """Or stands in the list of those that have none, with the reason."""
+    idle = {kind for kind in EventKind if recorder._handlers[kind] is _nothing}
+    assert idle == set(UNCOUNTED)
 
 
 def test_every_reason_of_the_core_has_a_series(recorder: Recorder) -> None:
@@ -244,6 +257,7 @@ SNAPSHOT = Snapshot(
         PeerSnapshot(0, 100 * SECOND, 8, 8, 1000, 2000),
         PeerSnapshot(2, 98 * SECOND, 3, 3, 1000, 0),
     ),
+    stuck_op=0,
     unhealthy="",
     cannot_commit=(),
 )

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from typing import Any
+
+from small_cluster import Cluster
 
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
-from kimberlite.types import FLAG_DISK_FULL, Command, Message, Operation, Recovered, Status, ViewState, root_header
+from kimberlite.types import (
+    FLAG_DISK_FULL,
+    HEADER_SIZE,
+    Command,
+    Message,
+    Operation,
+    Recovered,
+    Status,
+    ViewState,
+    root_header,
+)
+from kimberlite.vopr.disk import corrupt
 from kimberlite.vsr.codec import Evidence, encode_evidence
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import CannotCommit
+from kimberlite.vsr.work import CannotCommit, EventKind, GaveUp
 
 CLUSTER = b"v" * 16
 ROOT = root_header(make_header, CLUSTER)
@@ -75,13 +89,16 @@ def test_an_idle_primary_whose_backups_are_silent() -> None:
 
 def test_a_backup_that_hears_no_primary() -> None:
     core = replica(1, view=3)  # the primary is replica 0
-    assert said(core, 10)[0] == (CannotCommit.NO_PRIMARY,)
+    assert said(core, 10)[0] == (CannotCommit.NO_PRIMARY, CannotCommit.NO_QUORUM)
     core.step(frame(Command.COMMIT, replica=0, view=3), 20)
     assert said(core, 20) == ((), 0)
     core.suspecting = True
     assert said(core, 21)[0] == (CannotCommit.NO_PRIMARY,)
     core.suspecting = False
-    assert said(core, 21 + core.config.contact_ns)[0] == (CannotCommit.NO_PRIMARY,)
+    later = 21 + core.config.contact_ns
+    assert said(core, later)[0] == (CannotCommit.NO_PRIMARY, CannotCommit.NO_QUORUM)
+    core.step(frame(Command.PING, replica=2, view=3), later)
+    assert said(core, later) == ((CannotCommit.NO_PRIMARY,), 0)
 
 
 def test_a_view_change_with_and_without_a_quorum() -> None:
@@ -123,3 +140,37 @@ def test_the_bound_is_above_the_time_between_heartbeats() -> None:
     config = primary().config
     assert config.contact_ns == 1_000_000_000
     assert replace(config, heartbeat_ns=600_000_000).contact_ns == 2_400_000_000
+
+
+def test_a_view_change_that_waits_for_an_op_that_nobody_has() -> None:
+    """Its last copy is damaged on all replicas: each candidate says which op it is, and not that all is well."""
+    cluster = Cluster()
+    cluster.register()
+    for number in (1, 2, 3):
+        cluster.append(number, b"event %d" % number)
+    cluster.run(500)
+    head = cluster.node(0).store.head
+    places = [node.store.place_of(head)[3] for node in cluster.up]
+    for index in range(3):
+        cluster.crash(index)
+    cluster.queue.clear()
+    for index in range(3):
+        corrupt(cluster.files[index], "journal-00000000", places[index] + HEADER_SIZE, 64, Random(index))
+        cluster.start(index)
+    cluster.run(10_000, lambda: all(node.core.stuck_op for node in cluster.up))
+    for node in cluster.up:
+        snapshot = node.core.snapshot()
+        assert snapshot.stuck_op == head
+        assert {CannotCommit.VIEW_CHANGE, CannotCommit.STUCK} <= set(snapshot.cannot_commit)
+        assert f"op {head} is damaged or missing on every replica whose log is known" in snapshot.unhealthy
+        assert node.kinds(EventKind.STUCK)
+
+
+def test_who_leaves_the_lead_says_why() -> None:
+    core = primary()
+    core.drain()
+    core.step_down(50)
+    for by in (1, 2):
+        core.step(frame(Command.START_VIEW_CHANGE, replica=by, view=3), 60)
+    assert core.gave_up == (3, GaveUp.DRAINED)
+    assert "this replica would not lead view 3 any more: it is being stopped" in core.snapshot().unhealthy
