@@ -130,6 +130,7 @@ class Replica:
         self.votes: dict[int, int] = {}  # replica -> when it last voted to leave `view`
         self.suspecting = False
         self.evidence: dict[int, view_change.DoViewChange] = {}
+        self.evidence_nonce = 0  # of the evidence given in this view; 0: none yet
         self.view_changes_failed = 0
         self.view_left_at = 0
         self.stuck_op = 0  # of which the evidence has neither a copy nor certain absence; 0: none

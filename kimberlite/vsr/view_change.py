@@ -51,6 +51,7 @@ class DoViewChange:
     op: int
     commit: int
     evidence: Evidence
+    nonce: int = 0  # for the start_view that answers it
 
     def header(self, op: int) -> Header | None:
         for header in self.evidence.headers:
@@ -266,7 +267,7 @@ def enter(r: Replica, view: int, cause: int) -> None:
     r.evidence.clear()
     r.suspecting = False
     r.ack_due = False
-    r.known_head = r.commit_heard = r.echo_nonce = 0
+    r.known_head = r.commit_heard = r.echo_nonce = r.evidence_nonce = 0
     repair.on_view_left(r)
     r.vote_timer.stop()
     r.heartbeat_timer.stop()
@@ -333,7 +334,11 @@ def is_certainly_absent(r: Replica, op: int) -> bool:
 
 
 def _send_evidence(r: Replica) -> None:
+    """Give evidence to the primary of this view, and so ask it for the log. Only a start_view with the nonce of that
+    is installed: a forged log would be evidence in every later view, and what is sent here only the replica at the
+    configured address can read."""
     evidence = own_evidence(r)
+    r.evidence_nonce = r.evidence_nonce or repair.next_nonce(r)
     message = r.make(
         Command.DO_VIEW_CHANGE,
         encode_evidence(evidence),
@@ -341,6 +346,7 @@ def _send_evidence(r: Replica) -> None:
         log_view=r.log_view,
         count=len(evidence.headers),
         flags=FLAG_DISK_FULL if r.is_disk_full else 0,
+        nonce=r.evidence_nonce,
     )
     if r.is_primary:
         on_do_view_change(r, message)
@@ -373,13 +379,15 @@ def on_do_view_change(r: Replica, message: Message) -> None:
     if r.status == Status.NORMAL:
         # It is in this view but has not installed its log.
         if r.view_token is None:
-            r.send(header.replica, _start_view_message(r))
+            r.send(header.replica, _start_view_message(r, header.nonce))
         return
     evidence = decode_evidence(r.codec, message.body)
     check_evidence(r, header, evidence)
     if header.replica != r.index:
         r.note_disk(header.replica, header.flags)
-    r.evidence[header.replica] = DoViewChange(header.replica, header.log_view, header.op, header.commit, evidence)
+    r.evidence[header.replica] = DoViewChange(
+        header.replica, header.log_view, header.op, header.commit, evidence, header.nonce
+    )
     if r.log_view < r.view and r.view_token is None:
         _try_to_choose(r)
 
@@ -497,13 +505,15 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
 
 def _lead(r: Replica) -> None:
     """This replica is the primary of its view now."""
+    nonces = {replica: given.nonce for replica, given in r.evidence.items()}
     _become_normal(r)
     r.emit(EventKind.PRIMARY, 1)
     r.ready = False
     r.ready_at_op = r.log.op
     for op in range(r.commit_max + 1, r.log.op + 1):
         r.pipeline.append(Prepared(r.log.headers[op], r.now))
-    r.broadcast(_start_view_message(r))
+    for replica in r.peers:  # who has given no evidence asks for the log when it hears of this
+        r.send(replica, _start_view_message(r, nonces.get(replica, 0)))
     r.heartbeat_timer.start(r.now)
     if r.pipeline:
         r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
@@ -512,16 +522,19 @@ def _lead(r: Replica) -> None:
     normal.on_entries_durable(r)
 
 
-def _start_view_message(r: Replica) -> Message:
-    """The canonical log from the commit number to the head."""
+def _start_view_message(r: Replica, nonce: int) -> Message:
+    """The canonical log from the commit number to the head, for who gave evidence with that nonce."""
     log = r.log
     first = max(min(r.commit_max, log.op), log.op - SUFFIX_OPS_MAX + 1)
     suffix = [log.headers[op] for op in range(first, log.op + 1)]
-    return r.make(Command.START_VIEW, encode_headers(suffix), op=log.op, log_view=r.log_view, count=len(suffix))
+    return r.make(
+        Command.START_VIEW, encode_headers(suffix), op=log.op, log_view=r.log_view, count=len(suffix), nonce=nonce
+    )
 
 
 def on_start_view(r: Replica, message: Message) -> None:
-    """Install the log of header.view, once."""
+    """Install the log of header.view, once, when it answers the own evidence. Another one tells of a view: evidence
+    is given there, and answered."""
     header = message.header
     if header.replica != header.view % r.config.replica_count:
         r.drop(message, DropReason.WRONG_ROLE)
@@ -536,8 +549,13 @@ def on_start_view(r: Replica, message: Message) -> None:
         return
     if header.view > r.view:
         enter(r, header.view, 2)
-    r.learn_commit(header.commit)
-    install(r, suffix, r.log.committed)
+    elif header.nonce == r.evidence_nonce != 0:
+        r.learn_commit(header.commit)
+        install(r, suffix, r.log.committed)
+    else:
+        r.drop(message, DropReason.UNWANTED)
+        if r.view_token is None:
+            _send_evidence(r)
 
 
 def check_suffix(r: Replica, header: Header, suffix: Sequence[Header]) -> None:

@@ -303,7 +303,7 @@ def test_headers_that_nobody_asked_for_neither_confirm_nor_refute_it(cluster: Cl
     primary, backup, other = roles(cluster)
     cluster.lost = lambda source, target, message: True
     head = backup.core.log.headers[3]
-    forged = headers_above(backup, 1, backup.core.view, 4, head.checksum)
+    forged = headers_above(backup, 1, backup.core.view, 4, head.checksum, **counted(head))
     send(cluster, backup, forged_beat(backup, 4, context=forged[0].checksum))
     conflict = backup.core.conflict
     assert conflict is not None
@@ -318,7 +318,7 @@ def test_headers_that_nobody_asked_for_are_not_taken(cluster: Cluster) -> None:
     primary, backup, other = roles(cluster)
     cluster.lost = lambda source, target, message: True
     head = backup.core.log.headers[4]
-    forged = headers_above(backup, 2, backup.core.view, 5, head.checksum)
+    forged = headers_above(backup, 2, backup.core.view, 5, head.checksum, **counted(head))
     given = {"view": backup.core.view, "op": 5, "position": 6, "count": 2, "commit": 6}
     for replica, nonce in ((primary.index, 0), (other.index, 7)):
         send(cluster, backup, frame(Command.HEADERS, replica, encode_headers(forged), nonce=nonce, **given))
@@ -372,13 +372,19 @@ def test_a_trim_to_where_no_log_can_begin_changes_nothing(cluster: Cluster, firs
 # View changes
 
 
-def headers_above(node: Node, count: int, view: int, op: int, parent: bytes) -> list[Header]:
+def headers_above(node: Node, count: int, view: int, op: int, parent: bytes, **more: int) -> list[Header]:
     """A chain that nobody has."""
     chain: list[Header] = []
     for step in range(count):
-        fields = {"view": view, "op": op + step, "parent": chain[-1].checksum if chain else parent}
+        before = chain[-1].checksum if chain else parent
+        fields = {"view": view, "op": op + step, "parent": before, **more}
         chain.append(frame(Command.PREPARE, view % 3, operation=Operation.NOOP, **fields).header)
     return chain
+
+
+def counted(before: Header) -> dict[str, int]:
+    """What stands in a header behind that one."""
+    return {"position": before.position + before.count, "timestamp": before.timestamp + 1}
 
 
 def test_a_start_view_shorter_than_what_is_committed_is_refused(cluster: Cluster) -> None:
@@ -423,12 +429,32 @@ def test_a_start_view_that_contradicts_itself_is_refused(cluster: Cluster, chang
     view = next(view for view in range(backup.core.view + 1, backup.core.view + 4) if view % 3 == other.index)
     before = backup.store.view_state
     head = backup.core.log.headers[backup.core.log.op]
-    suffix = headers_above(backup, count, view, head.op + 1, head.checksum)
+    suffix = headers_above(backup, count, view, head.op + 1, head.checksum, **counted(head))
     fields = {"view": view, "op": suffix[-1].op, "log_view": view, "count": count, "commit": head.op + 1, **change}
     send(cluster, backup, frame(Command.START_VIEW, other.index, encode_headers(suffix), **fields))
     assert refused(backup) == 1
     assert backup.store.view_state == before
     goes_on(cluster)
+
+
+def test_a_start_view_that_answers_no_evidence_only_tells_of_a_view(cluster: Cluster) -> None:
+    """Forged ones that contradict nothing known here: a new op behind the last, or an end far away. One of them,
+    installed, would be evidence of a log that nobody has in every later view."""
+    primary, backup, other = roles(cluster)
+    view = next(view for view in range(backup.core.view + 1, backup.core.view + 4) if view % 3 == other.index)
+    head = backup.core.log.headers[backup.core.log.op]
+    for op in (head.op + 1, 1000):
+        suffix = headers_above(backup, 1, view, op, head.checksum, **counted(head))
+        fields = {"view": view, "op": op, "log_view": view, "count": 1, "commit": op}
+        for nonce in (0, 0, 1, backup.core.evidence_nonce + 1):
+            forged = frame(Command.START_VIEW, other.index, encode_headers(suffix), nonce=nonce, **fields)
+            send(cluster, backup, forged)
+            send(cluster, primary, forged)
+        assert backup.core.view == view and backup.core.log_view < view
+        assert (backup.core.log.op, backup.core.commit_max) == (head.op, head.op)
+    cluster.settle()
+    goes_on(cluster)
+    changes_views(cluster)
 
 
 def wrong_evidence(node: Node) -> dict[str, tuple[Evidence, dict[str, int]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from views import start_view
 
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
@@ -222,8 +223,7 @@ def test_a_view_change_takes_nothing_away_that_stays_true() -> None:
     assert not sent(work, Command.PREPARE_OK)
     core.step(frame(Command.PING, replica=2, view=2, op=HEAD), 64 * MS)  # it would have led view 1
     settle(core)
-    suffix = encode_headers([LOG[HEAD].header])
-    core.step(frame(Command.START_VIEW, suffix, replica=2, view=2, op=HEAD, commit=HEAD, log_view=2, count=1), 65 * MS)
+    start_view(core, [LOG[HEAD].header], 65 * MS, view=2, commit=HEAD)
     settle(core)
     assert core.status == Status.NORMAL
     assert (core.log.op, core.log.linked, core.log.durable) == (HEAD, 256, max(wanted))
@@ -242,8 +242,7 @@ def test_what_another_log_replaces_is_not_waited_for() -> None:
     settle(core)
     assert set(core.repairs) == {6}
     assert core.peers[0].repairs == 1
-    suffix = encode_headers([other[5].header])
-    core.step(frame(Command.START_VIEW, suffix, replica=2, view=2, op=5, commit=5, log_view=2, count=1), 65 * MS)
+    start_view(core, [other[5].header], 65 * MS, view=2, commit=5)
     settle(core)
     assert (core.repairs, core.peers[0].repairs, core.log.op) == ({}, 0, 5)
 
@@ -254,8 +253,7 @@ def test_a_prepare_that_came_early_is_used_when_its_turn_comes() -> None:
     core.step(frame(Command.PING, replica=2, view=2, op=HEAD), 122 * MS)
     settle(core)
     assert set(core.stash) == {300}
-    suffix = encode_headers([message.header for message in LOG[296:301]])
-    core.step(frame(Command.START_VIEW, suffix, replica=2, view=2, op=300, commit=296, log_view=2, count=5), 123 * MS)
+    start_view(core, [message.header for message in LOG[296:301]], 123 * MS, view=2, commit=296)
     settle(core)
     assert set(core.stash) == {300}, "it is part of the new log"
     core.tick(200 * MS)

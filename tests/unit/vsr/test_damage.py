@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from views import start_view
+
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
 from kimberlite.types import (
@@ -162,11 +164,7 @@ def test_an_answer_to_a_question_of_an_earlier_life_settles_nothing() -> None:
 def base_after_start_view(core: Replica, log: list[Header]) -> int:
     """What becomes of the base when view 2 begins with log[5], committed."""
     core.take_work()
-    body = encode_headers(log[5:6])
-    start_view = make_header(
-        body, cluster=CLUSTER, command=Command.START_VIEW, replica=2, view=2, log_view=2, op=5, commit=5, count=1
-    )
-    core.step(Message(start_view, body), 20)
+    start_view(core, log[5:6], 20, view=2, commit=5)
     persist = core.take_work().persist[-1]
     assert persist.log_view == 2
     return persist.base

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from views import start_view
+
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
-from kimberlite.types import Command, Header, Message, Operation, Recovered, ViewState, root_header
-from kimberlite.vsr.codec import encode_headers
+from kimberlite.types import Command, Header, Operation, Recovered, ViewState, root_header
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
 
@@ -21,22 +22,6 @@ def following(before: Header) -> Header:
         parent=before.checksum,
         operation=Operation.NOOP,
     )
-
-
-def start_view(view: int, head: Header, commit: int) -> Message:
-    body = encode_headers([head])
-    header = make_header(
-        body,
-        cluster=CLUSTER,
-        command=Command.START_VIEW,
-        replica=view % 3,
-        view=view,
-        log_view=view,
-        op=head.op,
-        commit=commit,
-        count=1,
-    )
-    return Message(header, body)
 
 
 def test_what_was_applied_stays_committed_through_a_second_installation() -> None:
@@ -56,11 +41,11 @@ def test_what_was_applied_stays_committed_through_a_second_installation() -> Non
     for apply in core.take_work().apply:
         core.applied_op(apply.op, (), 2)
     assert core.applied == 2
-    core.step(start_view(2, log[3], commit=3), 10)
+    start_view(core, [log[3]], 10, view=2, commit=3)
     for apply in core.take_work().apply:
         core.applied_op(apply.op, (), 11)
     assert core.applied == 3
-    core.step(start_view(4, log[5], commit=5), 20)
+    start_view(core, [log[5]], 20, view=4, commit=5)
     core.take_work()
     assert core.log.durable == 3
     assert core.log.committed == 3

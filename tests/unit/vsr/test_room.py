@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from views import start_view
 
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
@@ -22,7 +23,7 @@ from kimberlite.types import (
     ViewState,
     root_header,
 )
-from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers
+from kimberlite.vsr.codec import Evidence, encode_evidence
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.state import Pace
@@ -296,7 +297,7 @@ def test_a_full_backup_takes_part_in_view_changes() -> None:
     core.step(prepares[0], 20)
     settle(core)
     suffix = [ROOT, *(message.header for message in prepares)]
-    core.step(frame(Command.START_VIEW, encode_headers(suffix), replica=2, view=2, op=2, log_view=2, count=3), 30)
+    start_view(core, suffix, 30, view=2)
     work = settle(core)
     assert (core.status, core.view, core.log_view) == (Status.NORMAL, 2, 2)
     assert [header.op for header in to_replicas(work, Command.PREPARE_OK)] == [0]
