@@ -61,6 +61,8 @@ lint: $(VENV)/stamp-package $(VENV)/stamp-test $(VENV)/stamp-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/pytest -o addopts=--import-mode=importlib --benchmark-only --benchmark-disable-gc benches $(ARGS)

@@ -49,14 +49,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    from importlib import import_module
+if not TYPE_CHECKING:  # a name that is not there is an error to them
 
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    if name in ("errors", "events", "sync"):
-        return import_module(f"kimberlite.{name}")
-    raise AttributeError(f"module 'kimberlite' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        if name in ("errors", "events", "sync"):
+            return import_module(f"kimberlite.{name}")
+        raise AttributeError(f"module 'kimberlite' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -46,49 +46,69 @@ attributes given as keyword arguments, so that callers never parse the text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class KimberliteError(Exception):
-    """Root of all Kimberlite errors. Keyword arguments become attributes."""
+    """Root of all Kimberlite errors. Keyword arguments become attributes: each class declares its own. Those that
+    an error was not given are None, or empty."""
 
     exit_code = 1
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
         self.details = details
-
-    def __getattr__(self, name: str) -> object:
-        details: dict[str, object] = self.__dict__.get("details", {})
-        try:
-            return details[name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}") from None
+        for name, value in details.items():
+            setattr(self, name, value)
 
 
 class UsageError(KimberliteError):
     """The caller's arguments are wrong; nothing was done."""
 
+    argument: str | None = None
     exit_code = 2
 
 
 class ConfigError(UsageError):
     """An unknown configuration key, or a value outside its bounds."""
 
+    key: str | None = None
+    value: str | float | Sequence[str] | Sequence[int] | None = None
+    source: str | None = None  # the file, or what else it stands in
+    nearest: str | None = None  # a key that may be meant
+    address: str | None = None
+    addresses: str | None = None
+    cluster: str | None = None
+    configured: str | int | None = None
+    found: str | int | None = None
+
 
 class EventTooLargeError(UsageError):
     """An event or a request is above its limit; nothing was sent."""
 
+    limit: int
+    count: int | None = None
+    size: int | None = None
+    index: int | None = None
     exit_code = 3
 
 
 class StorageError(KimberliteError):
     """The data directory cannot be used."""
 
+    path: str | None = None
+    file: str | None = None
+    offset: int | None = None
+    op: int | None = None
+    errno: int | None = None
     exit_code = 10
 
 
 class DataExistsError(StorageError):
     """`format` was asked to overwrite existing data; nothing was changed."""
 
+    files: Sequence[str] = ()
     exit_code = 11
 
 
@@ -101,6 +121,7 @@ class DataMissingError(StorageError):
 class DataLockedError(StorageError):
     """Another process holds the data directory."""
 
+    pid: int | None = None  # of the process that holds it
     exit_code = 13
 
 
@@ -108,12 +129,15 @@ class SuperblockError(StorageError):
     """The superblock copies do not agree. `cause` is one of
     not_found, fork, quorum_lost, parent_skipped, not_monotonic."""
 
+    cause: str | None = None
     exit_code = 14
 
 
 class FormatVersionError(StorageError):
     """The data has a format version or a feature bit this release does not know."""
 
+    version: int | None = None
+    features: int | None = None
     exit_code = 15
 
 
@@ -127,12 +151,15 @@ class WriteFailedError(StorageError):
     """A write or sync of the journal or superblock failed. Never retried: after an
     error the kernel may report success for bytes that are not on the disk."""
 
+    fd: int | None = None
     exit_code = 17
 
 
 class CorruptEntryError(StorageError):
     """A journal entry read back does not pass its checks."""
 
+    position: int | None = None
+    cause: str | None = None
     exit_code = 18
 
 
@@ -147,6 +174,7 @@ class UnrecoverableError(StorageError):
 class CheckpointError(StorageError):
     """No copy of the checkpoint is intact, and the log before it is gone; replace this replica."""
 
+    part: str | None = None
     exit_code = 27
 
 
@@ -154,6 +182,8 @@ class DiskFullError(StorageError):
     """The file system, or the quota, has no space for one more file: nothing was changed. Not fatal: a running
     replica tries again by itself. Attributes: file, size, free (bytes), errno."""
 
+    size: int | None = None
+    free: int | None = None
     exit_code = 28
 
 
@@ -161,12 +191,19 @@ class BackupError(StorageError):
     """A backup can not be taken from this replica into this target, or is not intact and can not be restored.
     What the target held before still holds."""
 
+    where: str | None = None
+    commit: int | None = None
     exit_code = 29
 
 
 class NetworkError(KimberliteError):
     """A connection-level failure."""
 
+    host: str | None = None
+    port: int | None = None
+    address: str | None = None
+    addresses: Sequence[str] = ()
+    problems: Mapping[str, str] | None = None  # by address
     exit_code = 20
 
 
@@ -179,12 +216,18 @@ class AddressInUseError(NetworkError):
 class FrameError(NetworkError):
     """Bytes that are no valid frame. `reason` is a member of types.FrameReason."""
 
+    reason: int
+    offset: int | None = None
+    frames: Sequence[tuple[Any, memoryview]] = ()  # those before it
     exit_code = 22
 
 
 class WrongClusterError(NetworkError):
     """The peer belongs to another cluster."""
 
+    cluster: str | None = None
+    wanted: str | None = None
+    clusters: Sequence[str] = ()
     exit_code = 23
 
 
@@ -205,12 +248,14 @@ class ClientVersionError(NetworkError):
 class RejectedError(KimberliteError):
     """The cluster refused the request: it has not been and will not be executed."""
 
+    reason: int | None = None  # a types.Reason
     exit_code = 30
 
 
 class BusyError(RejectedError):
     """A bounded queue, of the primary or of this client, is full: nothing was appended. Try again later."""
 
+    waiting: int | None = None
     exit_code = 31
 
 
@@ -242,6 +287,7 @@ class OutcomeUnknownError(KimberliteError, TimeoutError):
     one call the client repeats the request, and the cluster executes it once. Calling again is another append: the
     events may then stand twice in the log. Read the log to find out first."""
 
+    reason: int | None = None
     exit_code = 40
 
 
@@ -256,30 +302,41 @@ class StateMachineError(KimberliteError):
     a committed operation can not be left out. Correct the program. Attributes: machine (its class), method, op,
     position (of the first event of the operation; None when it is about a snapshot)."""
 
+    machine: str
+    method: str
+    op: int | None = None
+    position: int | None = None
     exit_code = 53
 
 
 class MetricsFileError(KimberliteError):
     """A file of metrics is not one, or is damaged. Attributes: path, reason (a _fast.metrics.Refusal)."""
 
+    path: str
+    reason: int
     exit_code = 55
 
 
 class ViolationError(KimberliteError):
     """The simulator found a broken invariant. Attribute: seeds, those that break it."""
 
+    seeds: Sequence[int]
     exit_code = 51
 
 
 class CanaryMissedError(ViolationError):
     """The simulator did not find a bug that was planted for it. Attribute: names."""
 
+    names: Sequence[str] = ()
     exit_code = 52
 
 
 class ExtensionError(KimberliteError, ImportError):
     """A compiled module cannot be used. There is no fallback: a slower or a wrong one would go unnoticed."""
 
+    module: str | None = None
+    kernel: str | None = None
+    length: int | None = None
     exit_code = 60
 
 

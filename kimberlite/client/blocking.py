@@ -197,6 +197,16 @@ class Log:
         raw: Literal[True],
         timeout: float | None = None,
     ) -> Iterator[bytes]: ...
+    @overload
+    def read(
+        self,
+        start: int = 0,
+        *,
+        limit: int | None = None,
+        last: int | None = None,
+        raw: bool,
+        timeout: float | None = None,
+    ) -> Iterator[Event] | Iterator[bytes]: ...
     def read(
         self,
         start: int = 0,
@@ -231,6 +241,15 @@ class Log:
         raw: Literal[True],
         timeout: float | None = None,
     ) -> Iterator[bytes]: ...
+    @overload
+    def follow(
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: bool,
+        timeout: float | None = None,
+    ) -> Iterator[Event] | Iterator[bytes]: ...
     def follow(
         self,
         start: int | Literal["end"] = 0,
@@ -281,6 +300,17 @@ async def _finish_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def connect(addresses: Sequence[str], **options: Any) -> Log:
-    """A blocking client; options as for kimberlite.connect."""
-    return Log(aio.connect(addresses, **options))
+def connect(
+    addresses: Sequence[str],
+    *,
+    cluster: str | None = None,
+    timeout: float = aio.TIMEOUT_S,
+    request_bytes_max: int = 2 << 20,
+    events_max: int = 65_536,
+) -> Log:
+    """A blocking client; the same arguments as for kimberlite.connect."""
+    return Log(
+        aio.connect(
+            addresses, cluster=cluster, timeout=timeout, request_bytes_max=request_bytes_max, events_max=events_max
+        )
+    )

@@ -77,6 +77,16 @@ class Reading:
         raw: Literal[True],
         timeout: float | None = None,
     ) -> Events[bytes]: ...
+    @overload
+    def read(
+        self,
+        start: int = 0,
+        *,
+        limit: int | None = None,
+        last: int | None = None,
+        raw: bool,
+        timeout: float | None = None,
+    ) -> Events[Event] | Events[bytes]: ...
     def read(
         self,
         start: int = 0,
@@ -118,6 +128,15 @@ class Reading:
         raw: Literal[True],
         timeout: float | None = None,
     ) -> Events[bytes]: ...
+    @overload
+    def follow(
+        self,
+        start: int | Literal["end"] = 0,
+        *,
+        last: int | None = None,
+        raw: bool,
+        timeout: float | None = None,
+    ) -> Events[Event] | Events[bytes]: ...
     def follow(
         self,
         start: int | Literal["end"] = 0,
