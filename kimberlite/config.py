@@ -383,13 +383,43 @@ class LimitsConfig:
         too_high="Memory for each connection.",
     )
     connections_max: int = knob(
-        1_024,
-        "The most client connections at a time.",
+        4_096,
+        "The most client connections at a time, as far as there are descriptors for them: what storage and peers need "
+        "is set aside first. Above that, who appends or reads takes the place of the connection that has been idle "
+        "longest; others are told to come back later, and the status is answered all the same.",
         unit="connections",
         low=1,
         high=65_536,
         too_low="Clients are turned away.",
         too_high="File descriptors and memory.",
+    )
+    connection_bytes_max: int = knob(
+        256 * MIB,
+        "What all connections together may hold in receive buffers and in answers that were not taken yet. Above that, "
+        "the client connection that holds most is ended.",
+        unit="bytes",
+        low=16 * MIB,
+        high=64 * GIB,
+        too_low="Clients that send or read large batches are disconnected.",
+        too_high="Memory, while clients are slow or hostile.",
+    )
+    frame_ms: int = knob(
+        30_000,
+        "How long a client may take for a frame that it has begun to send.",
+        unit="ms",
+        low=1_000,
+        high=3_600_000,
+        too_low="Large batches over slow links are cut off.",
+        too_high="Who sends a byte now and then holds a connection and its buffer.",
+    )
+    reply_ms: int = knob(
+        30_000,
+        "How long a client may take to receive what it was sent.",
+        unit="ms",
+        low=1_000,
+        high=3_600_000,
+        too_low="Large answers over slow links are cut off.",
+        too_high="Who asks and does not read holds the answer in memory.",
     )
     repairs_max: int = knob(
         256,
@@ -772,6 +802,7 @@ RULES: tuple[Callable[[Config], None], ...] = (
     _ordered("limits.request_bytes_max", "limits.frame_bytes_max", extra=REQUEST_OVERHEAD_BYTES),
     _ordered("limits.prepare_bytes_max", "limits.frame_bytes_max", extra=REQUEST_OVERHEAD_BYTES),
     _ordered("limits.request_bytes_max", "limits.queue_bytes_max"),
+    _ordered("limits.frame_bytes_max", "limits.connection_bytes_max", factor=4),
     _ordered("limits.repairs_per_peer_max", "limits.repairs_max"),
     _ordered("limits.frame_bytes_max", "storage.segment_bytes", extra=2 * SECTOR),
 )

@@ -95,6 +95,8 @@ class Reason(IntEnum):
     CORRUPT = 16  # the data asked for is damaged here and under repair
     WRONG_SIZE = 17  # a peer whose cluster has another number of replicas
     WRONG_REPLICA = 18  # a peer that is not the replica whose address it has
+    CONNECTIONS = 19  # this replica holds as many connections as it can: go to another one, or come back later
+    SLOW = 20  # the connection is ended: a frame or the taking of an answer took too long, or it held too much memory
 
 
 class FrameReason(IntEnum):

@@ -32,6 +32,10 @@ FIELDS: dict[str, str] = {
     "pipeline.limit": "The most of them: `limits.pipeline_max`.",
     "queue.depth": "Requests that wait for a place in the pipeline.",
     "queue.limit": "The most of them: `limits.queue_max`.",
+    "connections.clients": "Client connections that are open.",
+    "connections.limit": "The most of them: `limits.connections_max`, or what is left of the descriptors when storage "
+    "and peers have theirs.",
+    "connections.descriptors": "Files and sockets that this process may have open.",
     "sessions.active": "Client sessions that the cluster remembers.",
     "sessions.limit": "The most of them: `limits.sessions_max`.",
     "faulty": "Entries of its log that are damaged on its disk and not repaired yet.",

@@ -9,62 +9,57 @@ protocol repairs, no queue grows.
 Identity: the first frame is HELLO with cluster and replica index; until it has come a
 connection is read for HELLO_BYTES_MAX bytes and HELLO_SECONDS at most. A peer that is not the one
 that the configuration speaks of is refused, by either side, and the owner is told once.
-May import: errors, types, _fast, net.transport.
+
+One connection speaks for a replica. A second one waits, one for each replica, while the first is asked whether it
+lives (HELLO again, which the side that dialled answers with HELLO): it takes the place when nothing came
+within PROBE_S. So nobody takes the place of a peer that is there, and one that came back is not kept out.
+
+A link that takes nothing for SILENCE_MS is given up and dialled anew, for the kernel waits longer and longer between
+two attempts to get something through.
+May import: errors, types, _fast, net.sockets, net.transport.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from kimberlite.errors import AddressInUseError, NetworkError
-from kimberlite.net.transport import Counters, FrameConnection, NullCounters
-from kimberlite.types import Bytes, ClusterId, Command, Header, HeaderFactory, Message, Reason
+from kimberlite.net.sockets import Listener, bind, connect
+from kimberlite.net.transport import CHUNK_BYTES, CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
+from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Header, HeaderFactory, Message, Reason
 
 HELLO_SECONDS = 3.0
-HELLO_BYTES_MAX = 32 << 10
+HELLO_BYTES_MAX = 16 << 10
 SEND_QUEUE_MAX = 16 << 20  # bytes queued for a peer that does not read
 DIAL_FIRST_S = 0.02
-DIAL_MAX_S = 1.0
-CONNECT_TIMEOUT_S = 2.0
-CONNECTIONS_MAX = 64  # accepted on the peer port
+DIAL_MAX_S = 0.5
+CONNECT_TIMEOUT_S = 1.5  # the kernel sends its request again after one second
+STRANGERS_MAX = 32  # accepted on the peer port that have not said who they are
+PROBE_S = 0.5
+SILENCE_MS = 3_000
 # Refusals that say that one of the two is not who the other one looks for; others may pass.
 STRANGER = frozenset({Reason.WRONG_CLUSTER, Reason.WRONG_SIZE, Reason.WRONG_REPLICA})
 
 
-def keep_alive(connection: FrameConnection) -> None:
-    """No delay; a peer that vanished without a word is noticed within about 10 s."""
+def keep_alive(connection: FrameConnection, silence_ms: int = 10_000) -> None:
+    """No delay; another side that vanished without a word is noticed within about `silence_ms`, whether something
+    waits to be taken or not."""
     sock = connection.transport.get_extra_info("socket") if connection.transport is not None else None
     if sock is None:
         return
+    interval = max(silence_ms // 4000, 1)
     for level, option, value in (
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2 * interval),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms),
     ):
         sock.setsockopt(level, option, value)
-
-
-async def listen(factory: Callable[[], FrameConnection], host: str, port: int, what: str) -> asyncio.Server:
-    """A listening server. Raises AddressInUseError naming the address, NetworkError otherwise."""
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.create_server(factory, host, port, reuse_address=True, backlog=256)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise AddressInUseError(
-                f"{host}:{port} is in use: nothing was started; stop what listens there, or give this replica "
-                f"another address ({what})",
-                host=host,
-                port=port,
-            ) from error
-        raise NetworkError(f"{host}:{port} can not be listened on: {error} ({what})", host=host, port=port) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +92,15 @@ class PeerMessage(Message):
         self.connection = connection
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A second connection of a replica, until it is known whether the first one lives."""
+
+    connection: FrameConnection
+    seen: int  # bytes that the first had received when it was asked
+    judged: asyncio.TimerHandle
+
+
 class PeerNetwork:
     """Connections of one replica to all others. `on_messages` gets every frame that a peer sent."""
 
@@ -112,11 +116,13 @@ class PeerNetwork:
         on_messages: Callable[[list[Message]], None],
         on_refusal: Callable[[int, Refusal], None] | None = None,
         frame_max: int = 4 << 20,
+        strangers_max: int = STRANGERS_MAX,
         counters: Counters | None = None,
         seed: int = 0,
     ) -> None:
         """on_refusal: told when the process at the address of a replica turns out to be another
-        one, once for each such replica until it has been the right one again."""
+        one, once for each such replica until it has been the right one again. strangers_max: connections that have
+        not said who they are; replicas have places of their own."""
         self.index = index
         self._addresses = addresses
         self._listen_on = listen_on
@@ -126,12 +132,14 @@ class PeerNetwork:
         self._on_messages = on_messages
         self._on_refusal = on_refusal
         self._frame_max = frame_max
+        self._strangers_max = strangers_max
         self._counters = counters or NullCounters()
         self._random = Random(seed)
         self._outgoing: dict[int, FrameConnection] = {}
         self._incoming: dict[FrameConnection, int | None] = {}  # -> replica, None before HELLO
-        self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}
-        self._server: asyncio.Server | None = None
+        self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}  # of strangers
+        self._waiting: dict[int, _Waiting] = {}  # by replica
+        self._server: Listener | None = None
         self.diallers: list[asyncio.Task[None]] = []  # one for each peer, for as long as this runs
         self._greeted: set[int] = set()  # replicas that have answered our HELLO on the present connection
         self.refusals: dict[int, Refusal] = {}  # replica -> why the process at its address is not it
@@ -140,7 +148,13 @@ class PeerNetwork:
     async def start(self) -> None:
         """Listen and begin to dial. Raises AddressInUseError before anything is sent."""
         if len(self._addresses) > 1:
-            self._server = await listen(self._accepting, *self._listen_on, "for peers")
+            self._server = Listener(
+                await bind(*self._listen_on, "for peers"),
+                self._accepting,
+                has_room=lambda opening: len(self._deadlines) + opening < self._strangers_max,
+                refusal=lambda: self._reject(Reason.CONNECTIONS).header.raw,
+                refused=lambda: self._counters.message_dropped("connection_limit"),
+            )
         self.diallers = [
             asyncio.create_task(self._dial(replica), name=f"dial-{replica}")
             for replica in range(len(self._addresses))
@@ -153,6 +167,8 @@ class PeerNetwork:
         await asyncio.gather(*self.diallers, return_exceptions=True)
         if self._server is not None:
             self._server.close()
+        for waiting in self._waiting.values():
+            waiting.judged.cancel()
         for connection in (*self._outgoing.values(), *self._incoming):
             connection.close()
 
@@ -185,6 +201,11 @@ class PeerNetwork:
         """Replicas that we can send to and that have answered."""
         return set(self._greeted)
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the connections hold in receive buffers and in what was not taken yet."""
+        return sum(connection.memory_bytes for connection in (*self._outgoing.values(), *self._incoming))
+
     # Dialling
 
     async def _dial(self, replica: int) -> None:
@@ -196,12 +217,8 @@ class PeerNetwork:
             try:
                 # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    _, connection = await loop.create_connection(
-                        lambda closed=closed: self._dialled(replica, closed),  # type: ignore[misc]
-                        host,
-                        port,
-                    )
-            except OSError:  # and TimeoutError, which is one
+                    connection = await connect(lambda closed=closed: self._dialled(replica, closed), host, port)  # type: ignore[misc]
+            except (OSError, RuntimeError):  # and TimeoutError, which is one; no thread to resolve the name
                 pass
             else:
                 began = loop.time()
@@ -223,7 +240,7 @@ class PeerNetwork:
 
         return FrameConnection(
             on_frames=lambda connection, frames: self._on_answer(replica, connection, frames),
-            on_open=keep_alive,
+            on_open=lambda connection: keep_alive(connection, SILENCE_MS),
             on_closed=finish,
             frame_max=HELLO_BYTES_MAX,
             counters=self._counters,
@@ -242,11 +259,14 @@ class PeerNetwork:
             elif header.command == Command.HELLO and header.replica != replica:
                 reason = Reason.WRONG_REPLICA
             elif header.command == Command.HELLO:
+                if replica in self._greeted:  # asked whether we are there
+                    connection.send(self._hello())
                 self.refusals.pop(replica, None)
                 self._greeted.add(replica)
                 self.met = True
                 continue
-            self._counters.message_dropped(reason.name.lower())
+            is_full = header.command == Command.REJECT and header.reason == Reason.CONNECTIONS
+            self._counters.message_dropped("connection_limit" if is_full else reason.name.lower())
             connection.close()
             known = self.refusals.get(replica)
             if reason in STRANGER and (known is None or known.reason != reason):
@@ -275,28 +295,35 @@ class PeerNetwork:
             on_open=self._on_open,
             on_closed=self._on_lost,
             frame_max=HELLO_BYTES_MAX,
+            chunk_first=CHUNK_BYTES_FIRST,
+            chunk_min=CHUNK_BYTES_FIRST,
             counters=self._counters,
         )
 
     def _on_open(self, connection: FrameConnection) -> None:
-        if len(self._incoming) >= CONNECTIONS_MAX:
-            connection.abort()
-            return
-        keep_alive(connection)
+        keep_alive(connection, SILENCE_MS)
         self._incoming[connection] = None
         self._deadlines[connection] = asyncio.get_running_loop().call_later(HELLO_SECONDS, connection.abort)
+        if len(self._deadlines) > self._strangers_max // 2:  # a peer must find a place: who was silent longest goes
+            next(iter(self._deadlines)).abort()
 
     def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
-        self._incoming.pop(connection, None)
+        replica = self._incoming.pop(connection, None)
         deadline = self._deadlines.pop(connection, None)
         if deadline is not None:
             deadline.cancel()
+        for index, waiting in list(self._waiting.items()):
+            if waiting.connection is connection:
+                waiting.judged.cancel()
+                del self._waiting[index]
+            elif replica == index:
+                self._judge(index)
 
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         peer = self._incoming.get(connection)
         start = 0
         if peer is None:
-            if not self._greet(connection, frames[0][0]):
+            if not self._greet(connection, frames):
                 return
             peer = frames[0][0].replica
             start = 1
@@ -306,6 +333,8 @@ class PeerNetwork:
                 self._counters.message_dropped(Reason.WRONG_CLUSTER.name.lower())
                 connection.close()
                 break
+            if header.command == Command.HELLO:
+                continue  # it is there, as it was asked
             if header.replica == peer or header.command == Command.PREPARE:
                 messages.append(PeerMessage(header, body, connection))
             else:
@@ -313,10 +342,11 @@ class PeerNetwork:
         if messages:
             self._on_messages(messages)
 
-    def _greet(self, connection: FrameConnection, hello: Header) -> bool:
-        """Let a peer in by its first frame, or say why not and close."""
+    def _greet(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> bool:
+        """Let a peer in by its first frame, or say why not and close, or let it wait."""
         if connection not in self._incoming:
             return False
+        hello = frames[0][0]
         reason = Reason.NONE
         if hello.command != Command.HELLO:
             reason = Reason.MALFORMED
@@ -326,28 +356,58 @@ class PeerNetwork:
             reason = Reason.WRONG_SIZE
         elif not 0 <= hello.replica < len(self._addresses) or hello.replica == self.index:
             reason = Reason.WRONG_REPLICA
+        elif hello.replica in self._waiting:
+            reason = Reason.CONNECTIONS
         if reason is not Reason.NONE:
-            self._counters.message_dropped(reason.name.lower())
-            connection.send(
-                Message(
-                    self._make_header(
-                        cluster=self._cluster,
-                        command=Command.REJECT,
-                        replica=self.index,
-                        reason=reason,
-                        count=len(self._addresses),
-                        context=hello.checksum,
-                    )
-                )
-            )
-            connection.close()
+            self._refuse(connection, reason, hello)
             return False
-        self._deadlines.pop(connection).cancel()
+        if (deadline := self._deadlines.pop(connection, None)) is not None:
+            deadline.cancel()
         connection.cluster = self._cluster
         connection.frame_max = self._frame_max
-        for other, replica in list(self._incoming.items()):
-            if replica == hello.replica and other is not connection:
-                other.close()  # the peer has dialled anew
+        connection.chunk_min = CHUNK_BYTES
+        first = self._first(hello.replica)
+        if first is not None:
+            first.send(self._hello())
+            judged = asyncio.get_running_loop().call_later(PROBE_S, self._judge, hello.replica)
+            self._waiting[hello.replica] = _Waiting(connection, first.received_bytes, judged)
+            connection.keep(frames)  # HELLO with them: then it is greeted
+            return False
         self._incoming[connection] = hello.replica
         connection.send(self._hello())
         return True
+
+    def _first(self, replica: int) -> FrameConnection | None:
+        """The connection that speaks for a replica."""
+        return next((other for other, index in self._incoming.items() if index == replica and other.is_open), None)
+
+    def _judge(self, replica: int) -> None:
+        """The second connection takes the place of the first, unless that one lives."""
+        waiting = self._waiting.pop(replica)
+        waiting.judged.cancel()
+        first = self._first(replica)
+        if first is not None and first.received_bytes > waiting.seen:
+            self._refuse(waiting.connection, Reason.CONNECTIONS)
+            return
+        if first is not None:
+            self._incoming[first] = None
+            first.abort()
+        waiting.connection.go_on()
+
+    def _refuse(self, connection: FrameConnection, reason: Reason, about: Header | None = None) -> None:
+        what = "connection_limit" if reason is Reason.CONNECTIONS else reason.name.lower()
+        self._counters.message_dropped(what)
+        connection.send(self._reject(reason, about))
+        connection.close()
+
+    def _reject(self, reason: Reason, about: Header | None = None) -> Message:
+        return Message(
+            self._make_header(
+                cluster=self._cluster,
+                command=Command.REJECT,
+                replica=self.index,
+                reason=reason,
+                count=len(self._addresses),
+                context=about.checksum if about is not None else ZERO16,
+            )
+        )

@@ -27,6 +27,7 @@ from typing import Protocol, cast
 
 from kimberlite._fast import events, framing
 from kimberlite.errors import (
+    DiskFullError,
     FormatVersionError,
     FrameError,
     InvariantError,
@@ -316,7 +317,11 @@ class Driver:
             else:
                 self._note_damage()
             return
-        answer = self.core.headers_message(self.store.headers(request.first, request.last), request.nonce)
+        try:
+            headers = self.store.headers(request.first, request.last)
+        except DiskFullError:  # no descriptor to read them with: whoever wants them asks again
+            return
+        answer = self.core.headers_message(headers, request.nonce)
         if answer is not None:
             self.network.send(request.replica, answer)
 

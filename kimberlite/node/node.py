@@ -17,6 +17,7 @@ May import everything below it; nothing imports it but the command line and user
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import platform
@@ -41,7 +42,8 @@ from kimberlite.errors import (
     WrongClusterError,
 )
 from kimberlite.net.peers import PeerNetwork, Refusal
-from kimberlite.node import notify, retention
+from kimberlite.node import descriptors, notify, retention
+from kimberlite.node.connections import Bounds
 from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, restore
 from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.reader import LogReader
@@ -62,6 +64,7 @@ TICK_S = 0.01
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
 RETENTION_EVERY = 100  # ticks
+NO_THREAD_S = 1.0  # until a thread is asked for again that the system did not give
 
 
 def core_config(config: Config) -> CoreConfig:
@@ -152,7 +155,11 @@ class Node:
             inline_threshold_us=storage.inline_threshold_us,
         )
         try:
-            self._store = Store(self._disk, framing.make_header)
+            config = self.config
+            self.share = descriptors.share_out(
+                descriptors.limit(), descriptors.in_use(), config.replica_count, config.limits.connections_max
+            )
+            self._store = Store(self._disk, framing.make_header, self.share.handles)
             self._check_identity()
             self.recovered = self._store.recover()
             await self._open_telemetry(opened_at)
@@ -165,6 +172,8 @@ class Node:
         for dialler in self._peers.diallers:
             dialler.add_done_callback(self._on_task_end)
         self._loop.add_reader(self._disk.fileno(), self._on_disk)
+        with contextlib.suppress(OSError):  # now, for later there may be no threads, and uvloop ends the process then
+            await self._loop.getaddrinfo("localhost", None)
         self.recorder.watch_gc()
         if self.telemetry is not None:
             self.telemetry.start()
@@ -264,7 +273,7 @@ class Node:
         now = time.monotonic_ns()
         core, disk, store = self.driver.core, self._disk, self._store
         core.now = now
-        self.recorder.update(core.snapshot(), now, self._server.connections, self.config.limits.connections_max)
+        self.recorder.update(core.snapshot(), now, self._server.connections, self.share.clients)
         stats = disk.stats()
         self.recorder.update_storage(
             StorageSample(
@@ -335,6 +344,7 @@ class Node:
             on_messages=self._on_peer_messages,
             on_refusal=self._on_peer_refusal,
             frame_max=config.limits.frame_bytes_max,
+            strangers_max=self.share.strangers,
             counters=self.recorder,
             seed=secrets.randbits(64),
         )
@@ -358,7 +368,15 @@ class Node:
             request_bytes_max=config.limits.request_bytes_max,
             events_max=config.limits.events_per_request_max,
             frame_max=config.limits.frame_bytes_max,
-            connections_max=config.limits.connections_max,
+            bounds=Bounds(
+                self.share.clients,
+                self.share.waiting_room,
+                config.limits.connection_bytes_max,
+                config.limits.frame_ms / 1000,
+                config.limits.reply_ms / 1000,
+            ),
+            progress=lambda: core.log.op,
+            held_elsewhere=lambda: self._peers.memory_bytes,
             counters=self.recorder,
         )
 
@@ -481,7 +499,10 @@ class Node:
             if not future.cancelled():
                 self._run(lambda: done(future.result()))
 
-        self._loop.run_in_executor(None, work).add_done_callback(finished)
+        try:
+            self._loop.run_in_executor(None, work).add_done_callback(finished)
+        except RuntimeError:  # the system gives no thread now
+            self._loop.call_later(NO_THREAD_S, self._in_background, work, done)
 
     def _apply_retention(self) -> None:
         """As primary: have trimmed what the configuration no longer keeps."""
@@ -605,6 +626,11 @@ class Node:
             "stuck_op": snapshot.stuck_op,
             "pipeline": {"depth": snapshot.pipeline_depth, "limit": snapshot.pipeline_limit},
             "queue": {"depth": snapshot.queue_depth, "limit": snapshot.queue_limit},
+            "connections": {
+                "clients": self._server.connections,
+                "limit": self.share.clients,
+                "descriptors": self.share.limit,
+            },
             "sessions": {"active": snapshot.sessions, "limit": snapshot.sessions_limit},
             "faulty": snapshot.faulty,
             "repairs_in_flight": snapshot.repairs_in_flight,
@@ -669,6 +695,8 @@ async def _serve(config: Config, directory: Path) -> NoReturn:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        if capped := node.share.sentence(config.limits.connections_max):
+            process.say(f"kimberlite: {capped}\n")
         notify.send(f"READY=1\nSTATUS=replica {config.cluster.replica} runs")
         await stop.wait()
         notify.send("STOPPING=1")
@@ -681,4 +709,5 @@ def run_node(config: Config, directory: Path) -> NoReturn:
     """Run one replica in a process of its own until SIGTERM or SIGINT, then end it. Errors at the start are raised."""
     import uvloop
 
+    descriptors.raise_limit()
     uvloop.run(_serve(config, directory))

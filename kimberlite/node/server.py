@@ -1,26 +1,33 @@
 """The client side of a node: HELLO, requests, reads, status.
 
 Requests are checked (event batch, limits) before the core sees them, and handed on together,
-all of one wake-up. Replies go to the connection a client used last. Reads are answered here,
+all of one turn. Replies go to the connection a client used last. Reads are answered here,
 from what this replica has applied; a read that waits for new events is parked until
 they come or its time is over: one for each connection.
 
-May import: errors, types, _fast, net, node.reader.
+Whoever has many wants does not make others wait: reads, the status and refusals have their turns (node.turns),
+connections their bounds (node.connections). Nothing more of a connection is handled once it is closed.
+
+May import: errors, types, _fast, net, node.connections, node.reader, node.turns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kimberlite._fast import events
 from kimberlite.errors import CorruptEntryError, EventTooLargeError, FrameError, PositionError
 from kimberlite.net import CLIENT_VERSION, READ_END, READ_TIMES, READ_WAIT, times
-from kimberlite.net.peers import HELLO_BYTES_MAX, HELLO_SECONDS, keep_alive, listen
-from kimberlite.net.transport import Counters, FrameConnection, NullCounters
+from kimberlite.net.peers import HELLO_BYTES_MAX, HELLO_SECONDS, keep_alive
+from kimberlite.net.sockets import Listener, bind
+from kimberlite.net.transport import CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
+from kimberlite.node.connections import Bounds, Client, Connections
 from kimberlite.node.reader import LogReader
+from kimberlite.node.turns import REFUSAL_NS, REFUSALS_PER_TURN, Turns
 from kimberlite.types import (
     NO_REPLICA,
     ZERO16,
@@ -39,23 +46,11 @@ READ_BYTES_MAX = 2 << 20
 READ_WAIT_MAX_NS = 60_000_000_000
 
 
-class Client:
-    """A connection and what is known of it."""
-
-    __slots__ = ("connection", "deadline", "identity", "parked", "parked_until")
-
-    def __init__(self, connection: FrameConnection) -> None:
-        self.connection = connection
-        self.identity: ClientId | None = None  # None before HELLO
-        self.deadline: asyncio.TimerHandle | None = None
-        self.parked: Header | None = None  # a READ that waits for events
-        self.parked_until: asyncio.TimerHandle | None = None
-
-
 class ClientServer:
     """Listens for clients. on_requests gets valid REQUEST frames; status gives the JSON document.
 
-    members: addresses for clients of all replicas, by index."""
+    members: addresses for clients of all replicas, by index. progress: see node.turns. held_elsewhere: bytes that other
+    connections hold of bounds.memory."""
 
     def __init__(
         self,
@@ -73,7 +68,9 @@ class ClientServer:
         request_bytes_max: int = 2 << 20,
         events_max: int = 65_536,
         frame_max: int = 4 << 20,
-        connections_max: int = 1024,
+        bounds: Bounds | None = None,
+        progress: Callable[[], int] = lambda: 0,
+        held_elsewhere: Callable[[], int] = lambda: 0,
         counters: Counters | None = None,
     ) -> None:
         self._index = index
@@ -89,43 +86,60 @@ class ClientServer:
         self._request_bytes_max = request_bytes_max
         self._events_max = events_max
         self._frame_max = frame_max
-        self._connections_max = connections_max
         self._counters = counters or NullCounters()
-        self._clients: dict[FrameConnection, Client] = {}
-        self._routes: dict[ClientId, FrameConnection] = {}
+        self._clients = Connections(
+            bounds or Bounds(),
+            dismiss=self._dismiss,
+            ended=self._counters.connection_ended,
+            held_elsewhere=held_elsewhere,
+        )
+        self._turns = Turns(progress)
         self._parked: set[Client] = set()
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
 
     async def start(self) -> None:
         """Raises AddressInUseError."""
-        self._server = await listen(self._accepting, *self._listen_on, "for clients")
+        self._server = Listener(
+            await bind(*self._listen_on, "for clients"),
+            self._accepting,
+            has_room=self._clients.has_room,
+            refusal=lambda: self._rejection(Reason.CONNECTIONS).header.raw,
+            refused=lambda: self._counters.connection_ended("refused"),
+        )
 
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-        for connection in list(self._clients):
+        self._clients.stop()
+        for connection in self._clients.all():
             connection.close()
 
     def abort(self) -> None:
         """Cut all clients off: nothing that is queued for them leaves."""
         if self._server is not None:
             self._server.close()
-        for connection in list(self._clients):
+        self._clients.stop()
+        for connection in self._clients.all():
             connection.abort()
 
     @property
     def connections(self) -> int:
+        """Without those that are only told that there are too many."""
         return len(self._clients)
 
     def send_client(self, client: ClientId, message: Message) -> None:
         """To the connection that this client used last; dropped when it has none here."""
-        connection = self._routes.get(client)
-        if connection is None:
+        route = self._clients.routes.get(client)
+        if route is None:
             self._counters.message_dropped("no_client")
-        elif connection.queued_bytes > REPLY_QUEUE_MAX:
+            return
+        connection = route[-1].connection
+        if connection.queued_bytes > REPLY_QUEUE_MAX:
             self._counters.message_dropped("slow_client")
             connection.abort()
         else:
+            if message.header.command == Command.REJECT:
+                route[-1].owed += REFUSAL_NS
             connection.send(message)
 
     # Connections
@@ -135,62 +149,90 @@ class ClientServer:
             on_frames=self._on_frames,
             on_open=self._on_open,
             on_closed=self._on_lost,
+            on_writable=self._on_writable,
             frame_max=HELLO_BYTES_MAX,
+            chunk_first=CHUNK_BYTES_FIRST,
+            chunk_min=CHUNK_BYTES_FIRST,
+            memory=self._clients.memory,
             counters=self._counters,
         )
 
     def _on_open(self, connection: FrameConnection) -> None:
-        if len(self._clients) >= self._connections_max:
-            self._counters.message_dropped("connection_limit")
-            connection.abort()
-            return
         keep_alive(connection)
-        client = self._clients[connection] = Client(connection)
-        client.deadline = asyncio.get_running_loop().call_later(HELLO_SECONDS, connection.abort)
+        self._clients.add(connection, HELLO_SECONDS)
 
     def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
-        client = self._clients.pop(connection, None)
-        if client is None:
-            return
-        self._unpark(client)
-        if client.deadline is not None:
-            client.deadline.cancel()
-        if client.identity is not None and self._routes.get(client.identity) is connection:
-            del self._routes[client.identity]
+        client = self._clients.remove(connection)
+        if client is not None:
+            self._unpark(client)
+            self._turns.forget(client)
+
+    def _on_writable(self, connection: FrameConnection) -> None:
+        client = self._clients.get(connection)
+        if client is not None:
+            self._turns.on_writable(client)
+
+    def _dismiss(self, client: Client, reason: Reason) -> None:
+        client.connection.send(self._rejection(reason))
 
     # Frames
 
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         client = self._clients.get(connection)
-        if client is None:
+        if client is None or not connection.is_open:
             return
         requests: list[Message] = []
-        for header, body in frames:
-            if client.identity is None:
-                if not self._greet(client, header):
-                    return
-            elif header.replica != NO_REPLICA:
+        handled = self._handle(client, frames, requests)
+        if handled < len(frames) and connection.is_open:
+            connection.keep(frames[handled:])
+            self._turns.wait(client)
+        if requests:
+            self._on_requests(requests)
+
+    def _handle(self, client: Client, frames: Sequence[tuple[Header, memoryview]], requests: list[Message]) -> int:
+        """Handle frames as far as this turn allows; how many. Valid requests are added to `requests`."""
+        last = len(frames)
+        if client.owed:
+            if not self._turns.take(client):
+                return 0
+            last = min(last, REFUSALS_PER_TURN)
+        routes, is_served = self._clients.routes, False
+        for number, (header, body) in enumerate(frames):
+            if number >= last:
+                return number
+            if not client.is_regular:
+                if client.identity is None:
+                    if not self._greet(client, header):
+                        return number
+                    continue
+                if header.command != Command.STATUS and not self._clients.admit(client):
+                    return number
+            if header.replica != NO_REPLICA:
                 self._reject(client, header, Reason.MALFORMED)
             elif header.cluster not in (self._cluster, ZERO16):
                 self._reject(client, header, Reason.WRONG_CLUSTER)
-                connection.close()
-                return
+                client.connection.close()
             elif header.command == Command.REQUEST:
                 reason = self._why_not(header, body)
                 if reason is Reason.NONE:
-                    self._routes[header.client] = connection
+                    route = routes.get(header.client)
+                    if route is None or route[-1] is not client:
+                        self._clients.use(header.client, client)
                     requests.append(Message(header, body))
-                else:
-                    self._reject(client, header, reason)
-            elif header.command == Command.READ:
-                self._read(client, header)
-            elif header.command == Command.STATUS:
-                document = json.dumps(self._status(), separators=(",", ":")).encode()
-                self._answer(client, Command.STATUS_REPLY, header, document)
+                    continue
+                self._reject(client, header, reason)
+            elif header.command in (Command.READ, Command.STATUS):
+                if is_served or not self._turns.take(client):
+                    return number
+                is_served = True
+                self._serve(client, header)
             else:
                 self._reject(client, header, Reason.MALFORMED)
-        if requests:
-            self._on_requests(requests)
+            if not client.connection.is_open:
+                return number
+            if client.owed >= REFUSALS_PER_TURN * REFUSAL_NS:
+                last = number + 1
+        return len(frames)
 
     def _greet(self, client: Client, header: Header) -> bool:
         if header.command != Command.HELLO or header.replica != NO_REPLICA:
@@ -205,11 +247,8 @@ class ClientServer:
             self._reject(client, header, Reason.VERSION)
             client.connection.close()
             return False
-        client.identity = header.client
-        if client.deadline is not None:
-            client.deadline.cancel()
+        self._clients.greeted(client, header.client)
         client.connection.frame_max = self._frame_max
-        self._routes[header.client] = client.connection
         self._answer(client, Command.HELLO, header, self._greeting(), count=len(self._members))
         return True
 
@@ -259,10 +298,34 @@ class ClientServer:
     def _reject(self, client: Client, about: Header, reason: Reason, position: int | None = None) -> None:
         """position: the first that can be read, when that is what is wrong; else the end of the log."""
         self._counters.request_rejected(reason)
+        client.owed += REFUSAL_NS
         where = position if position is not None else self._reader.end
         self._answer(client, Command.REJECT, about, reason=reason, position=where)
 
-    # Reads
+    def _rejection(self, reason: Reason) -> Message:
+        """A REJECT of the connection as such."""
+        return Message(
+            self._make_header(
+                cluster=self._cluster,
+                command=Command.REJECT,
+                replica=self._index,
+                view=self._view(),
+                reason=reason,
+                position=self._reader.end,
+            )
+        )
+
+    # Reads and the status
+
+    def _serve(self, client: Client, header: Header) -> None:
+        """A turn of its own: what it takes is charged."""
+        began = time.monotonic_ns()
+        if header.command == Command.READ:
+            self._read(client, header)
+        else:
+            document = json.dumps(self._status(), separators=(",", ":")).encode()
+            self._answer(client, Command.STATUS_REPLY, header, document)
+        self._turns.charge(time.monotonic_ns() - began)
 
     def _read(self, client: Client, header: Header) -> None:
         if header.flags & READ_END:

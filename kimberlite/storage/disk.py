@@ -43,6 +43,9 @@ ZERO_PAUSE = 9  # times what the chunk took: files made ahead get a tenth of the
 LOCK_NAME = "lock"
 NEW = ".new"  # suffix of a file that is not whole yet
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What the system may have none of for a while: descriptors, threads, memory. As with space, it is tried again later.
+NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+SPARE_DESCRIPTORS = 4  # held so that a file can be opened when all others are taken
 FREE_AFTER_BYTES = 1 << 20  # what a new file must leave free: metadata of others, and of ours, need some
 PID_BYTES = 32
 STANDARD_MAX = 2  # the descriptor of standard error
@@ -73,6 +76,7 @@ class FileDisk:
         self._preparing: dict[str, _Preparation] = {}
         self.reads = self.read_bytes = 0  # system calls, and what they brought: whole sectors
         self.zeros = Zeros()
+        self._spare: list[int] = []  # descriptors held for `_open_descriptor`
         try:
             self._dir = open_above_standard(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -93,6 +97,8 @@ class FileDisk:
                 self._remove_unfinished()
             self.mode = self._choose_mode(mode)
             self._writer = append.Writer(sync_each=self.mode == "buffered", inline_below_ns=inline_threshold_us * 1000)
+            if not readonly:
+                self._refill()
         except BaseException:
             self._close_descriptors()
             raise
@@ -158,7 +164,11 @@ class FileDisk:
     # Files
 
     def exists(self, name: str) -> bool:
-        return name in self.names()
+        try:
+            os.stat(name, dir_fd=self._dir, follow_symlinks=False)  # takes no descriptor, as a listing does
+        except FileNotFoundError:
+            return False
+        return True
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self._dir))
@@ -172,17 +182,23 @@ class FileDisk:
             if preparation is None or preparation.size != size:
                 _make_file(self._dir, name, size, self.mode == "direct", self.zeros, None if zeroed else _AT_ONCE)
         except OSError as error:
-            raise self._no_space(error, name, size) from error
-        # Linked under its name only when whole: a crash leaves no half-made file behind.
+            raise self._not_made(error, name, size) from error
+        # Linked under its name only when whole: a crash leaves no half-made file behind. Opened before that, so that
+        # nothing has changed when it can not be.
         if self.exists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        file = -1
         try:
+            file = self._open(name + NEW)
             os.rename(name + NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
-        except OSError as error:  # a directory may need one more block
+        except (OSError, DiskFullError) as error:  # a directory may need one more block
+            if file >= 0:
+                self.release(file)
             os.unlink(name + NEW, dir_fd=self._dir)
-            raise self._no_space(error, name, size) from error
+            raise (self._not_made(error, name, size) if isinstance(error, OSError) else error) from error
+        self._files[file] = name
         self._sync_directory(name)
-        return self._open(name)
+        return file
 
     def _sync_directory(self, name: str) -> None:
         try:
@@ -199,8 +215,11 @@ class FileDisk:
         preparation = self._preparing.get(name)
         return preparation is None or preparation.ended
 
-    def _no_space(self, error: OSError, name: str, size: int) -> KimberliteError:
-        """Why a file could not be made: no space is one thing, anything else is a disk not to be trusted."""
+    def _not_made(self, error: OSError, name: str, size: int) -> KimberliteError:
+        """Why a file could not be made: no space, and no descriptor, thread or memory, is one thing, for it passes;
+        anything else is a disk not to be trusted."""
+        if error.errno in NO_RESOURCES:
+            return self._no_resources(error, name, f"a file of {size} bytes could not be made")
         if error.errno not in NO_SPACE:
             return self._fatal(error, name, f"{size} bytes could not be reserved")
         free = self.free_bytes()
@@ -210,6 +229,14 @@ class FileDisk:
             file=name,
             size=size,
             free=free,
+            errno=error.errno,
+        )
+
+    def _no_resources(self, error: OSError, name: str, what: str) -> DiskFullError:
+        return DiskFullError(
+            f"{self.directory / name}: {what}: {os.strerror(error.errno or 0)}; nothing was changed, and it is tried "
+            "again. Give this process more descriptors, threads or memory, or the machine less to do",
+            file=name,
             errno=error.errno,
         )
 
@@ -237,10 +264,12 @@ class FileDisk:
         if self.mode == "direct":
             flags |= os.O_DIRECT | os.O_DSYNC
         try:
-            fd = open_above_standard(name, flags, dir_fd=self._dir)
+            fd = self._open_descriptor(name, flags)
         except FileNotFoundError:
             raise
         except OSError as error:
+            if error.errno in NO_RESOURCES:
+                raise self._no_resources(error, name, "it could not be opened") from error
             raise StorageError(
                 f"{self.directory / name} could not be opened: {os.strerror(error.errno or 0)}",
                 path=str(self.directory / name),
@@ -249,9 +278,25 @@ class FileDisk:
         self._files[fd] = name
         return fd
 
+    def _open_descriptor(self, name: str, flags: int) -> int:
+        """With a descriptor that was held for it, when there are no others."""
+        try:
+            return open_above_standard(name, flags, dir_fd=self._dir)
+        except OSError as error:
+            if error.errno not in NO_RESOURCES or not self._spare:
+                raise
+        os.close(self._spare.pop())
+        return open_above_standard(name, flags, dir_fd=self._dir)
+
+    def _refill(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._spare) < SPARE_DESCRIPTORS:
+                self._spare.append(os.dup(self._dir))
+
     def release(self, file: int) -> None:
         del self._files[file]
         os.close(file)
+        self._refill()
 
     def size(self, file: int) -> int:
         return os.fstat(file).st_size
@@ -350,10 +395,11 @@ class FileDisk:
         self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        for fd in (*self._files, self._lock, self._dir):
+        for fd in (*self._files, *self._spare, self._lock, self._dir):
             if fd >= 0:
                 os.close(fd)
         self._files.clear()
+        self._spare.clear()
         self._lock = self._dir = -1
 
 
@@ -395,13 +441,19 @@ class _Preparation:
         self._needed = threading.Event() if zeroed else _AT_ONCE
         arguments = (directory, name, size, direct, zeros)
         self._thread = threading.Thread(target=self._run, args=arguments, name="km-prepare", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system gives no thread now
+            self._error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
+            self._needed = _AT_ONCE
 
     def _run(self, directory: int, name: str, size: int, direct: bool, zeros: Zeros) -> None:
         try:
             _make_file(directory, name, size, direct, zeros, self._needed)
         except OSError as error:
             self._error = error
+        except MemoryError:
+            self._error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name)
 
     @property
     def ended(self) -> bool:
@@ -410,7 +462,8 @@ class _Preparation:
     def finish(self) -> None:
         """Takes what is left of one chunk. Raises what went wrong."""
         self._needed.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if self._error is not None:
             raise self._error
 

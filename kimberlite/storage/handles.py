@@ -1,6 +1,6 @@
 """The open files of the segments: a bounded number of them, whatever the length of the log.
 
-May import: storage.interface, storage.journal.
+May import: errors, storage.interface, storage.journal.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 
+from kimberlite.errors import DiskFullError
 from kimberlite.storage.interface import Disk
 from kimberlite.storage.journal import journal_name, witness_name
 
@@ -22,8 +23,10 @@ class Handles:
     under way.
     """
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, limit: int | None = None) -> None:
+        """limit: of open files, as far as no more are in use; HANDLES_MAX when None."""
         self._disk = disk
+        self._limit = HANDLES_MAX if limit is None else limit
         self._open: OrderedDict[str, int] = OrderedDict()
         self._held: Counter[int] = Counter()
 
@@ -65,15 +68,29 @@ class Handles:
     def _handle(self, name: str, number: int) -> int:
         handle = self._open.get(name)
         if handle is None:
-            handle = self._disk.open(name)
+            handle = self._open_file(name)
             self._keep(name, handle)
         else:
             self._open.move_to_end(name)
         return handle
 
+    def _open_file(self, name: str) -> int:
+        """When there is no descriptor for it, in the place of one that is idle. Raises DiskFullError."""
+        while True:
+            try:
+                return self._disk.open(name)
+            except DiskFullError:
+                if not self._release_idle(name, 1):
+                    raise
+
     def _keep(self, name: str, handle: int) -> None:
         self._open[name] = handle
-        excess = max(len(self._open) - HANDLES_MAX, 0)
-        idle = (other for other in self._open if other != name and int(other.partition("-")[2]) not in self._held)
-        for other in list(islice(idle, excess)):
-            self._disk.release(self._open.pop(other))
+        self._release_idle(name, max(len(self._open) - self._limit, 0))
+
+    def _release_idle(self, but: str, count: int) -> int:
+        """Release up to so many, those used least recently first; how many."""
+        idle = (other for other in self._open if other != but and int(other.partition("-")[2]) not in self._held)
+        chosen = list(islice(idle, count))
+        for name in chosen:
+            self._disk.release(self._open.pop(name))
+        return len(chosen)

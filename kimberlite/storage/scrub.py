@@ -27,6 +27,7 @@ from typing import Protocol
 
 import xxhash
 
+from kimberlite.errors import DiskFullError
 from kimberlite.storage import superblock
 from kimberlite.storage.checkpoint import COPIES
 from kimberlite.types import Checkpoint
@@ -129,7 +130,10 @@ class Scrubber:
             if not self._left and not self._steps and self._copy is None:
                 self._end()
                 break
-            checked = self._next()
+            try:
+                checked = self._next()
+            except DiskFullError:  # the system has no descriptor for it now
+                break
             for what in checked.damage:
                 self.damage[what] += 1
             done += checked.bytes

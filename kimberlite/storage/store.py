@@ -120,15 +120,16 @@ def format_store(
 class Store:
     """See the module docstring and storage.interface.LogStore."""
 
-    def __init__(self, disk: Disk, make_header: HeaderFactory) -> None:
-        """Open. Raises SuperblockError, FormatVersionError. `recover` comes next."""
+    def __init__(self, disk: Disk, make_header: HeaderFactory, handles_max: int | None = None) -> None:
+        """Open. handles_max: segment files that may be open. Raises SuperblockError, FormatVersionError. `recover`
+        comes next."""
         self._disk = disk
         self._superblock = superblock.SuperblockFile(disk)
         block = self._superblock.current
         self.cluster, self.replica, self.replica_count = block.cluster, block.replica, block.replica_count
         self.segment_bytes = block.segment_bytes
         self._root = root_header(make_header, block.cluster)
-        self._handles = Handles(disk)
+        self._handles = Handles(disk, handles_max)
         self._open: list[OpenSegment] = []  # the last is written; the others have writes under way
         self._cold = ColdSegments(disk, self._handles, block.segment_bytes, self._mark_faulty)
         self._spare: list[tuple[int, bytearray | None]] = []  # segments to use again; what their witness will hold
@@ -663,6 +664,12 @@ class Store:
     def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
         if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return None
+        try:
+            return self._read(op, checksum, ahead)
+        except DiskFullError:  # no descriptor for its file: nothing is known to be wrong with it
+            return None
+
+    def _read(self, op: int, checksum: Checksum | None, ahead: int) -> Message | None:
         number, _, expected, offset = self.place_of(op, is_sequential=ahead > 0)
         if expected is not None and checksum is not None and expected.checksum != checksum:
             return None

@@ -170,6 +170,8 @@ DROP_REASON = Label(
 )
 REJECT_REASON = Label("reason", (*(reason.name.lower() for reason in Reason if reason is not Reason.NONE), OTHER))
 CANNOT_COMMIT = Label("reason", tuple(CannotCommit))
+# Why a replica ended the connection of a client: net.transport.Counters.connection_ended.
+ENDED = Label("reason", ("refused", "displaced", "slow_frame", "slow_reply", "memory"))
 DIRECTION = Label("direction", ("received", "sent"))
 ACCESS = Label("operation", ("read", "write"))
 PEER = Label("peer", replicas=True)
@@ -440,6 +442,17 @@ COUNTERS = (
         "DROPPED; the transport",
         REFUSALS,
         labels=(DROP_REASON,),
+    ),
+    _counter(
+        "client_connections_ended",
+        "Client connections that this replica ended, by reason: refused (there were too many), displaced (idle, for "
+        "one that was not), slow_frame (one was begun and not finished in time), slow_reply (it was not taken in "
+        "time), memory (all together held too much, this one most).",
+        "refused, displaced: compare client_connections with its limit; more clients than it was made for, or clients "
+        "that do not close their connections. The others: a broken network, or somebody hostile.",
+        "the bounds of limits.connections_max, frame_ms, reply_ms, connection_bytes_max",
+        REFUSALS,
+        labels=(ENDED,),
     ),
     _counter(
         "view_changes",
@@ -990,7 +1003,7 @@ PHASES = (
     ),
     _gauge(
         "client_connections_limit",
-        "Bound of client_connections: limits.connections_max.",
+        "Bound of client_connections: limits.connections_max, or what the limit of descriptors leaves.",
         "See client_connections.",
         "the configuration",
         FIXED,

@@ -117,6 +117,7 @@ class Recorder:
         self._rejected = self._by_number(
             "requests_rejected", {int(reason): reason.name.lower() for reason in Reason if reason}, BYTE
         )
+        self._ended = {why: self._counter("client_connections_ended", why).add for why in catalogue.ENDED.values}
         self._bad_frame = self._counter("checksum_failures", "network").add
         self._apply = self._histogram("apply_latency").record
         self._apply_stage = self._histogram("commit_stage_latency", "apply").record
@@ -322,6 +323,9 @@ class Recorder:
         self._dropped["wrong_cluster" if reason == FrameReason.WRONG_CLUSTER else "malformed"]()
         if reason in CHECKSUM_REASONS:
             self._bad_frame()
+
+    def connection_ended(self, reason: str) -> None:
+        self._ended[reason]()
 
     # What the core cannot see
 

@@ -88,7 +88,7 @@ class Raw:
         return self.receive()[0]
 
     def greet_as_replica(self, cluster: bytes, replica: int, replica_count: int, view: int = 0) -> None:
-        """HELLO of a replica, which nobody answers unless it is refused."""
+        """HELLO of a replica. While one that lives has a connection, the answer comes when that one is found silent."""
         self.send(make_header(cluster=cluster, command=Command.HELLO, replica=replica, count=replica_count, view=view))
 
     def receive(self) -> tuple[Header, bytes]:
@@ -242,11 +242,16 @@ class Cluster:
             return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
 
     def inject(self, to: int, as_replica: int, frames: Sequence[tuple[Header, bytes]], hold: float = 0.5) -> bool:
-        """Send frames to the peer port of `to`, greeting as another replica. Whether all could be handed to the
-        kernel: a replica that has ended, or that cuts the connection off, takes none or some."""
+        """Send frames to the peer port of `to`, greeting as another replica, which is stopped meanwhile: nobody takes
+        the place of one that answers. Whether all could be handed to the kernel: a replica that has ended, or that
+        cuts the connection off, takes none or some."""
+        runs = self.processes[as_replica] is not None and self.process(as_replica).poll() is None
+        if runs:
+            self.pause(as_replica)
         try:
-            with Raw(HOST, self.peer_ports[to]) as connection:
+            with Raw(HOST, self.peer_ports[to], 5) as connection:
                 connection.greet_as_replica(self.cluster, as_replica, self.size)
+                connection.receive()
                 for header, body in frames:
                     connection.send(header, body)
                 # Held open: a replica that is cut off reads no more of what was sent.
@@ -254,8 +259,11 @@ class Cluster:
                 with contextlib.suppress(TimeoutError):
                     while connection.socket.recv(1 << 16):
                         pass
-        except OSError:
+        except (OSError, EOFError):
             return False
+        finally:
+            if runs:
+                self.resume(as_replica)
         return True
 
     def append(self, events: Sequence[bytes], timeout: float = 10.0) -> int:

@@ -38,6 +38,7 @@ from kimberlite.cli.local import LocalCluster
 from kimberlite.config import LimitsConfig
 from kimberlite.errors import DataMissingError, NoSpaceError, UnavailableError
 from kimberlite.net import CLIENT_VERSION
+from kimberlite.net.peers import HELLO_SECONDS
 from kimberlite.storage.journal import journal_name
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Role
@@ -303,6 +304,10 @@ class Player:
             broken = client.frame(Command.REQUEST, body, operation=Operation.APPLY, count=1)[:-1] + b"\xff"
             client.socket.sendall(broken)
             assert client.socket.recv(1) == b""  # cut off
+            host, port = self.cluster.addresses[replica].split(":")
+            with socket.create_connection((host, int(port))) as silent:
+                silent.settimeout(2 * HELLO_SECONDS)
+                assert silent.recv(1)  # a REJECT: it has not said who it is
 
     def repair(self, step: Step) -> None:
         """A backup misses operations, and fetches them; then many entries are damaged under it, and one of those that
@@ -896,6 +901,7 @@ PROOFS: dict[str, Proof] = {
     "disk_free": free_space,
     "client_sessions_active": rises(),
     "client_connections": rises(),
+    "client_connections_ended": rises(("slow_frame",)),
     "messages_dropped": rises(("malformed",)),
     "duplicate_requests": rises(),
     "identity_conflicts": rises(on=lambda step: step.backups[:1]),
@@ -949,7 +955,7 @@ PROOFS: dict[str, Proof] = {
     "pending_requests_limit": equals(status_of("queue", "limit")),
     "pipeline_limit": equals(status_of("pipeline", "limit")),
     "client_sessions_limit": equals(lambda step, replica: SESSIONS_MAX),
-    "client_connections_limit": equals(lambda step, replica: 1024),
+    "client_connections_limit": equals(lambda step, replica: 4096),
     "resident_memory": equals(process_memory, 0.2),
     "open_files": equals(lambda step, replica: len(os.listdir(f"/proc/{step.facts['pids'][replica]}/fd")), 0.5),
     "open_files_limit": equals(lambda step, replica: resource.getrlimit(resource.RLIMIT_NOFILE)[0]),

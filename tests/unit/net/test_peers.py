@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from kimberlite._fast.framing import make_header
+from kimberlite._fast.framing import decode_header, make_header
 from kimberlite.errors import AddressInUseError, NetworkError
 from kimberlite.net import peers as peers_module
 from kimberlite.net.peers import HELLO_BYTES_MAX, PeerNetwork, Refusal
 from kimberlite.net.transport import NullCounters
-from kimberlite.types import HEADER_SIZE, ZERO16, Command, Message, Reason
+from kimberlite.types import HEADER_SIZE, ZERO16, Command, Header, Message, Reason
 
 CLUSTER = b"p" * 16
 LIMIT_S = 30.0  # a test that waits longer has failed
@@ -262,7 +264,8 @@ def test_before_its_greeting_a_peer_gets_little_room() -> None:
         peer = Peer(0, addresses)
         await peer.network.start()
         reader, writer = await dialled(addresses[0], prepare(1, 1, bytes(HELLO_BYTES_MAX)))
-        assert await reader.read() == b""
+        with contextlib.suppress(ConnectionResetError):  # what it has not read makes it one
+            assert await reader.read() == b""
         writer.close()
         await stop(peer)
 
@@ -312,15 +315,24 @@ def test_the_connection_of_a_refused_frame_is_closed_and_no_other() -> None:
     run(test, 3)
 
 
-def test_a_peer_that_dials_anew_replaces_its_old_connection() -> None:
+async def answer(reader: asyncio.StreamReader) -> Header:
+    return decode_header(await reader.readexactly(HEADER_SIZE))
+
+
+def test_a_second_connection_takes_the_place_of_one_that_is_silent() -> None:
     async def test(addresses: list[tuple[str, int]]) -> None:
         peer = Peer(0, addresses)
         await peer.network.start()
         reader, old = await dialled(addresses[0], hello(1))
-        await reader.readexactly(HEADER_SIZE)
-        _, new = await dialled(addresses[0], hello(1), prepare(1, 1))
-        assert await reader.read() == b""
+        await answer(reader)
+        began = time.monotonic()
+        other, new = await dialled(addresses[0], hello(1), prepare(1, 1))
+        assert (await answer(reader)).command == Command.HELLO, "it is asked"
         await until(lambda: peer.messages)
+        assert time.monotonic() - began > peers_module.PROBE_S * 0.9
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        assert (await answer(other)).command == Command.HELLO
         old.close()
         new.close()
         await stop(peer)
@@ -328,19 +340,72 @@ def test_a_peer_that_dials_anew_replaces_its_old_connection() -> None:
     run(test)
 
 
-def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers_module, "CONNECTIONS_MAX", 2)
+def test_a_second_connection_does_not_displace_one_that_lives() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peers = [Peer(index, addresses) for index in range(2)]
+        for peer in peers:
+            await peer.network.start()
+        await until(lambda: all(peer.network.connected for peer in peers))
+        second, one = await dialled(addresses[0], hello(1), prepare(1, 1))
+        await until(lambda: peers[0].network._waiting)
+        third, two = await dialled(addresses[0], hello(1), prepare(1, 2))
+        for reader in (third, second):  # one waits for each replica
+            refused = await answer(reader)
+            assert (refused.command, refused.reason) == (Command.REJECT, Reason.CONNECTIONS)
+            assert await reader.read() == b""
+        peers[1].network.send(0, prepare(1, 3))
+        await until(lambda: peers[0].messages)
+        assert [message.header.op for message in peers[0].messages] == [3]
+        one.close()
+        two.close()
+        await stop(*peers)
 
+    run(test)
+
+
+def test_a_second_connection_waits_no_longer_than_the_first_is_there() -> None:
     async def test(addresses: list[tuple[str, int]]) -> None:
         peer = Peer(0, addresses)
         await peer.network.start()
-        held = [await dialled(addresses[0]) for _ in range(2)]
-        await until(lambda: len(peer.network._incoming) == 2)
-        reader, writer = await dialled(addresses[0])
-        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
+        reader, old = await dialled(addresses[0], hello(1))
+        await answer(reader)
+        began = time.monotonic()
+        _, new = await dialled(addresses[0], hello(1), prepare(1, 2))
+        await until(lambda: peer.network._waiting)
+        old.close()
+        await until(lambda: peer.messages)
+        assert time.monotonic() - began < peers_module.PROBE_S
+        assert [message.header.op for message in peer.messages] == [2]
+        new.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_strangers_do_not_keep_a_peer_out() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses, strangers_max=4)
+        await peer.network.start()
+        held = [await dialled(addresses[0]) for _ in range(8)]
+        await until(lambda: len(peer.network._deadlines) == 2)
+        reader, writer = await dialled(addresses[0], hello(1))
+        assert (await answer(reader)).command == Command.HELLO
         for _, other in (*held, (reader, writer)):
             other.close()
+        await stop(peer)
+
+    run(test)
+
+
+def test_who_finds_no_place_is_told_so() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses, strangers_max=0)
+        await peer.network.start()
+        reader, writer = await dialled(addresses[0])
+        refused = await answer(reader)
+        assert (refused.command, refused.reason) == (Command.REJECT, Reason.CONNECTIONS)
+        assert peer.counters.dropped == ["connection_limit"]
+        writer.close()
         await stop(peer)
 
     run(test)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +20,7 @@ from kimberlite.net import CLIENT_VERSION, READ_END, READ_TIMES, READ_WAIT, time
 from kimberlite.net.peers import HELLO_BYTES_MAX
 from kimberlite.net.transport import NullCounters
 from kimberlite.node import server as server_module
+from kimberlite.node.connections import Bounds
 from kimberlite.node.server import ClientServer
 from kimberlite.types import HEADER_SIZE, ZERO16, Command, Message, Operation, Reason
 
@@ -52,9 +56,13 @@ class Log:
 class Counted(NullCounters):
     def __init__(self) -> None:
         self.dropped: list[str] = []
+        self.ended: list[str] = []
 
     def message_dropped(self, reason: str) -> None:
         self.dropped.append(reason)
+
+    def connection_ended(self, reason: str) -> None:
+        self.ended.append(reason)
 
 
 class Node:
@@ -191,7 +199,8 @@ def test_before_the_greeting_nothing_large_is_read() -> None:
     async def test(node: Node) -> None:
         client = await connect(node, greet=False)
         client.send(Command.HELLO, bytes(HELLO_BYTES_MAX))
-        assert await client.reader.read() == b""
+        with contextlib.suppress(ConnectionResetError):  # what it has not read makes it one
+            assert await client.reader.read() == b""
 
     run(test)
 
@@ -208,19 +217,102 @@ def test_a_greeting_with_a_large_request_behind_it() -> None:
     run(test)
 
 
-def test_connections_are_bounded() -> None:
+def of(connections: int, waiting: int = 8, **options: Any) -> Bounds:
+    return Bounds(connections, waiting, **options)
+
+
+def test_above_the_limit_the_status_is_answered_and_others_are_told_why() -> None:
     async def test(node: Node) -> None:
-        await connect(node, b"1" * 16)
-        await connect(node, b"2" * 16)
-        third = await connect(node, greet=False)
-        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await third.reader.readexactly(1)
-        assert node.counters.dropped == ["connection_limit"]
+        for number in range(2):
+            (await connect(node, b"%d" % number * 16)).send(Command.REQUEST, operation=Operation.REGISTER)
+        third = await connect(node, b"3" * 16)
+        third.send(Command.STATUS)
+        assert (await third.answer()).header.command == Command.STATUS_REPLY
+        assert node.server.connections == 2
+        third.send(Command.REQUEST, operation=Operation.REGISTER)
+        await third.rejected(Reason.CONNECTIONS)
+        assert await third.reader.read() == b""
+        silent = await connect(node, greet=False)
+        await silent.rejected(Reason.CONNECTIONS)
+        assert node.counters.ended == ["refused", "refused"]
         writers[0].close()
         await until(lambda: node.server.connections == 1)
-        await connect(node, b"3" * 16)
+        await connect(node, b"4" * 16)
+        assert node.server.connections == 2
 
-    run(test, connections_max=2)
+    run(test, bounds=of(2))
+
+
+def test_above_the_limit_whoever_works_takes_the_place_of_the_one_idle_longest() -> None:
+    async def test(node: Node) -> None:
+        clients = [await connect(node, b"%d" % number * 16) for number in range(3)]
+        clients[2].send(Command.READ, position=0, flags=READ_WAIT, timestamp=HOUR_NS)
+        await until(lambda: node.server._clients._idle)
+        clients[0].send(Command.REQUEST, operation=Operation.REGISTER)
+        await until(lambda: node.requests)
+        for number, gone in (
+            (4, clients[1]),
+            (5, clients[2]),
+        ):  # not the one that has done something, and last who waits
+            new = await connect(node, b"%d" % number * 16)
+            new.send(Command.REQUEST, operation=Operation.REGISTER)
+            await gone.rejected(Reason.CONNECTIONS)
+            await until(lambda number=number: len(node.requests) == number - 2)
+        assert node.counters.ended == ["displaced"] * 2
+        assert node.server.connections == 3
+
+    run(test, bounds=of(3))
+
+
+def test_of_many_that_come_at_once_all_are_told_and_the_last_has_a_place() -> None:
+    async def test(node: Node) -> None:
+        await connect(node)
+        crowd = [await connect(node, greet=False) for _ in range(40)]
+        last = await connect(node, greet=False)
+        last.send(Command.HELLO)
+        last.send(Command.STATUS)
+        answers = [(await last.answer()).header.command for _ in range(2)]
+        assert answers == [Command.HELLO, Command.STATUS_REPLY]
+        for client in crowd:
+            await client.rejected(Reason.CONNECTIONS)
+
+    run(test, bounds=of(1))
+
+
+@pytest.mark.parametrize("taken", [0, 1], ids=["held", "none held"])
+def test_without_descriptors_a_client_is_refused_and_the_loop_goes_on(taken: int) -> None:
+    async def test(node: Node) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sockets = [socket.socket() for _ in range(3)]
+        listener = node.server._server
+        assert listener is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        held = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            if taken:
+                listener._let_go()
+                held.append(os.open(os.devnull, os.O_RDONLY))
+            loop = asyncio.get_running_loop()
+            for sock in sockets:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, ("127.0.0.1", node.port))
+            await asyncio.sleep(0.2)
+            if not taken:
+                for sock in sockets:
+                    frame = framing.decode_header(await loop.sock_recv(sock, HEADER_SIZE))
+                    assert (frame.command, frame.reason) == (Command.REJECT, Reason.CONNECTIONS)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await connect(node)  # it goes on by itself
+        for sock in sockets:
+            sock.close()
+
+    run(test)
 
 
 def test_garbage_ends_the_connection_and_no_other() -> None:
@@ -292,7 +384,12 @@ def test_answers_go_to_the_connection_used_last() -> None:
         first.writer.close()
         await until(lambda: node.server.connections == 1)
         node.server.send_client(b"c" * 16, reply)
+        await second.answer()
+        second.writer.close()
+        await until(lambda: node.server.connections == 0)
+        node.server.send_client(b"c" * 16, reply)
         assert node.counters.dropped == ["no_client"], "it comes back by itself and asks again"
+        assert not node.server._clients.routes
 
     run(test)
 

@@ -14,8 +14,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ from kimberlite.errors import (
 from kimberlite.node.format import format_replica
 from kimberlite.storage import disk as storage_disk
 from kimberlite.storage.disk import LOCK_NAME, MODES, FileDisk
+from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Write
+from kimberlite.storage.journal import journal_name
 from kimberlite.storage.store import Store, format_store
 
 SEGMENT_BYTES = 8 << 20
@@ -354,6 +357,97 @@ def test_no_space_for_a_file_is_no_failure_and_leaves_nothing_behind(
     assert disk.names() == [LOCK_NAME]
     assert descriptors() == before
     assert disk.size(disk.create("a", 4 * SECTOR)) == 4 * SECTOR, "there is space again"
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """As when everything that a process may have open is open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, soft), hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_no_descriptor_for_a_file_is_as_no_space(disk: FileDisk, ahead: bool) -> None:
+    with no_descriptors():
+        if ahead:
+            disk.prepare("a", 4 * SECTOR)
+            while not disk.is_prepared("a"):
+                pass
+        with pytest.raises(DiskFullError, match=r"16384 bytes could not be made: Too many open files.* tried again"):
+            disk.create("a", 4 * SECTOR)
+        assert not disk.exists("a"), "asking takes none"
+    assert disk.names() == [LOCK_NAME]
+    assert disk.size(disk.create("a", 4 * SECTOR)) == 4 * SECTOR
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
+def test_what_the_system_has_none_of_for_a_while_is_as_no_space(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(fd: int, size: int) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched, pytest.raises(DiskFullError) as raised:
+        patched.setattr(_sys, "allocate", refuse)
+        disk.create("a", 4 * SECTOR)
+    assert raised.value.details["errno"] == number
+    assert disk.names() == [LOCK_NAME]
+    disk.create("a", 4 * SECTOR)
+
+
+def test_no_thread_to_make_a_file_ahead_is_as_no_space(disk: FileDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        disk.prepare("a", 4 * SECTOR)
+        assert disk.is_prepared("a")
+        with pytest.raises(DiskFullError):
+            disk.create("a", 4 * SECTOR)
+        disk.prepare("a", 4 * SECTOR)
+    disk.close()
+
+
+def test_a_file_can_be_opened_when_all_descriptors_are_taken(disk: FileDisk) -> None:
+    disk.release(disk.create("a", SECTOR))
+    disk.release(disk.create("b", SECTOR))
+    with no_descriptors():
+        opened = [disk.open("a") for _ in range(storage_disk.SPARE_DESCRIPTORS)]
+        with pytest.raises(DiskFullError, match="b: it could not be opened: Too many open files"):
+            disk.open("b")
+        disk.release(opened.pop())
+        opened.append(disk.open("b"))
+        handles = Handles(disk)
+        for number in range(3):  # in the place of another, when there is none left
+            handles.adopt(number, opened.pop(), None)
+        disk.rename("a", journal_name(7))
+        handles.journal(7)
+        with pytest.raises(FileNotFoundError):
+            handles.journal(8)
+
+
+def test_a_file_that_can_not_be_opened_when_it_is_made_is_not_made(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with monkeypatch.context() as patched, pytest.raises(DiskFullError, match="Too many open files in system"):
+        patched.setattr(disk, "_open_descriptor", refuse)
+        disk.create("a", SECTOR)
+    assert disk.names() == [LOCK_NAME]
 
 
 def test_a_file_that_would_fill_the_disk_is_not_even_tried(disk: FileDisk, monkeypatch: pytest.MonkeyPatch) -> None:
