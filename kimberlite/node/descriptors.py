@@ -78,7 +78,7 @@ def share_out(allowed: int, used: int, replica_count: int, wanted: int) -> Share
             f"this process may have {allowed} descriptors open, {used} are in use: with what storage and peers need, "
             f"{left} are left for clients, and nothing was started; raise the limit by {CLIENTS_MIN - left} at least "
             "(ulimit -n, LimitNOFILE=)",
-            limit=allowed,
-            used=used,
+            key="limits.connections_max",
+            value=wanted,
         )
     return Share(allowed, handles, strangers, waiting_room, min(left, wanted))
