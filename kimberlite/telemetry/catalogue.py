@@ -328,8 +328,10 @@ LATENCIES = (
     _histogram(
         "peer_round_trip_latency",
         QUICK,
-        "From a heartbeat of the primary to the acknowledgement that echoes it.",
-        "Network and the peer's event loop; includes a journal write when one was under way.",
+        "From a heartbeat of the primary, or a prepare when there are no heartbeats for prepares, to its "
+        "acknowledgement; one in timing.heartbeat_ms at most.",
+        "Network and the peer's event loop; under load with the journal write of the peer. prepare_latency of the peer "
+        "tells how much that is.",
         "PEER_ROUND_TRIP",
         LOAD,
         labels=(PEER,),
@@ -867,7 +869,8 @@ HEALTH = (
     ),
     _gauge(
         "replica_lag_operations",
-        "Ops that a replica is behind. The primary knows it of all, a backup of itself; NaN where it is not known.",
+        "Ops that a replica is behind. The primary knows it of all, a backup of itself; NaN on backups for the others, "
+        "and on a primary for a replica that it has not heard since its start.",
         "max by (peer). A few hundred are repaired quickly; growth is a replica that cannot keep up.",
         "a backup that is behind",
         REPAIRS,
@@ -877,8 +880,9 @@ HEALTH = (
     ),
     _gauge(
         "replica_lag",
-        "Time since a replica was last level with the log; 0 while it is, NaN where it is not known.",
-        "Seconds behind, as replica_lag_operations.",
+        "For how long the first op that a replica lacks has been committed; 0 while it lacks none, NaN where that is "
+        "not known (see replica_lag_operations).",
+        "Seconds behind. A replica that is always some ops behind, and keeps up, stays near 0.",
         "a backup that is behind",
         REPAIRS,
         Unit.SECONDS,
@@ -888,7 +892,7 @@ HEALTH = (
     _gauge(
         "peer_last_heard",
         "Time since a frame of a peer came; NaN before the first, and for the replica itself.",
-        "On the primary for every peer, on a backup for the primary: backups do not talk to each other in between.",
+        "Below 1 on every replica for every other: who has nothing to say gives a sign of life four times a second.",
         "frames of peers",
         STALL,
         Unit.SECONDS,

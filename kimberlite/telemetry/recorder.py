@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PA
 CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKSUM)
 NAN = math.nan
 BYTE = 256
+HISTORY = 1024  # commit numbers remembered, to say for how long a replica has been behind
 # Events that no handler is bound to, and where what they say is seen instead.
 UNCOUNTED = {
     EventKind.PREPARED: "op_number and pipeline_depth, from the snapshot: a prepare is the most frequent event",
@@ -67,7 +69,9 @@ class Recorder:
         self._replica_count = replica_count
         self._index = {series.name: index for index, series in enumerate(region.series)}
         self._commit = -1
-        self._level_at: dict[int, int] = {}
+        self._commits: list[int] = []  # commit numbers, ascending, and when each was first seen
+        self._commits_at: list[int] = []
+        self._behind: dict[int, tuple[int, int]] = {}  # replica -> the last op it has, and since when there is another
         self.replay_to = 0  # ops up to here are executed again by this start: see Replica.replay_to
         self._applied_at: dict[int, int] = {}  # op whose execution no reply followed yet -> when it ended
         self._gc_began = 0
@@ -410,13 +414,29 @@ class Recorder:
             self._repair_ewma[peer.replica].set(peer.repair_latency)
             is_known = snapshot.is_primary and peer.op is not None
             lags[peer.replica] = max(snapshot.commit - (peer.op or 0), 0) if is_known else NAN
+        self._note_commit(snapshot.known_commit, now)
+        levels = {self._replica: snapshot.applied, **{peer.replica: peer.op or 0 for peer in snapshot.peers}}
         for replica, lag in lags.items():
             self._lag_operations[replica].set(lag)
-            if lag == 0 or replica not in self._level_at:
-                self._level_at[replica] = now
-            if math.isnan(lag):
-                del self._level_at[replica]
-            self._lag_seconds[replica].set(lag if math.isnan(lag) else float(now - self._level_at[replica]))
+            since = self._behind_since(replica, levels[replica], now) if lag > 0 else now
+            self._lag_seconds[replica].set(lag if math.isnan(lag) else float(now - since))
+
+    def _note_commit(self, commit: int, now: int) -> None:
+        """Remember when the commit number moved, finely for lately and coarsely for long ago."""
+        if not self._commits or commit > self._commits[-1]:
+            self._commits.append(commit)
+            self._commits_at.append(now)
+            if len(self._commits) > HISTORY:
+                del self._commits[1 : HISTORY // 2 : 2], self._commits_at[1 : HISTORY // 2 : 2]
+
+    def _behind_since(self, replica: int, op: int, now: int) -> int:
+        """When something above `op`, the last that a replica has, was first known to be committed."""
+        known_op, since = self._behind.get(replica, (-1, 0))
+        if op != known_op:
+            found = bisect_right(self._commits, op)
+            since = self._commits_at[found] if found < len(self._commits) else now
+            self._behind[replica] = op, since
+        return since
 
     def update_storage(self, sample: StorageSample) -> None:
         """Record what storage did since the last sample."""

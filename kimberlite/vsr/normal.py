@@ -288,6 +288,20 @@ def _send_prepare(r: Replica, body: Bytes, batch: list[tuple[Message, int]], **f
     r.emit(EventKind.PREPARED, header.op, header.count, header.size)
     r.prepare_timer.start_if_idle(r.now + r.prng.jitter(r.config.prepare_resend_ns))
     r.heartbeat_timer.start(r.now + r.config.heartbeat_ns)
+    _time_round_trips(r, header.op)
+
+
+def _time_round_trips(r: Replica, op: int) -> None:
+    """Under load prepares take the place of heartbeats: now and then one of them is timed in their stead, until
+    every peer has acknowledged it, or has been silent for too long."""
+    since = r.now - r.timed_at
+    if since >= r.config.heartbeat_ns and (not r.timed_peers or since >= r.config.contact_ns):
+        r.timed_op, r.timed_at, r.timed_peers = op, r.now, set(r.peers)
+
+
+def _note_round_trip(r: Replica, replica: int, sent_at: int) -> None:
+    r.peers[replica].round_trip = r.now - sent_at
+    r.emit(EventKind.PEER_ROUND_TRIP, replica, r.now - sent_at)
 
 
 # Prepares at a backup
@@ -432,9 +446,11 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
         r.refuse(message, DropReason.OUT_OF_BOUNDS)  # a backup of this view has nothing that its primary has not
         return
     peer = r.peers[header.replica]
-    if header.nonce:
-        peer.round_trip = r.now - header.nonce
-        r.emit(EventKind.PEER_ROUND_TRIP, header.replica, peer.round_trip)
+    if header.replica in r.timed_peers and header.op >= r.timed_op:
+        r.timed_peers.discard(header.replica)
+        _note_round_trip(r, header.replica, r.timed_at)
+    elif header.nonce:
+        _note_round_trip(r, header.replica, header.nonce)
     known = r.log.headers.get(header.op)
     if known is not None and known.checksum != header.context:
         r.drop(message, DropReason.BROKEN_CHAIN)

@@ -117,6 +117,8 @@ class Replica:
         self.abdicated = False
         self.progress_at = 0  # when the durable log last grew
         self.last_timestamp = 0
+        self.timed_op = self.timed_at = 0  # the prepare by which round trips are measured, and
+        self.timed_peers: set[int] = set()  # who has not acknowledged it
         self.entered: dict[int, int] = {}  # op not yet applied -> when its prepare entered this log
 
         # Backup

@@ -295,6 +295,7 @@ def _stop_leading(r: Replica) -> None:
     for request, _ in [*r.queue, *r.waiting]:
         r.reject(request, Reason.NOT_PRIMARY)
     r.pipeline.clear()
+    r.timed_peers.clear()
     r.committing.clear()
     r.queue.clear()
     r.queue_bytes = 0

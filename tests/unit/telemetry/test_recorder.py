@@ -311,6 +311,45 @@ def test_gauges_of_a_backup(recorder: Recorder) -> None:
     assert gauge(recorder, "draining") == gauge(recorder, "disk_full") == 1
 
 
+def lag(recorder: Recorder, replica: int) -> tuple[float, float]:
+    """Operations and seconds."""
+    name = f'{{peer="{replica}"}}'
+    return gauge(recorder, "replica_lag_operations" + name), gauge(recorder, "replica_lag" + name) / SECOND
+
+
+def told(commit: int, *ops: int | None) -> Snapshot:
+    """By a primary that knows of the others' logs up to these ops."""
+    peers = (PeerSnapshot(replica, SECOND, op, 0, 0, 0) for replica, op in zip((0, 2), ops, strict=True))
+    return replace(SNAPSHOT, commit=commit, known_commit=commit, applied=commit, peers=tuple(peers))
+
+
+def test_a_replica_that_keeps_up_is_not_behind_for_long(recorder: Recorder) -> None:
+    """Under load it never has all that is committed; what it lacks is always new."""
+    for second in range(100):
+        recorder.update(told(100 * second, 100 * second - 3, None), (1000 + second) * SECOND, 0, 1)
+    assert lag(recorder, 0) == (3, 0)
+    for second in range(100, 110):
+        recorder.update(told(100 * second, 9950, None), (1000 + second) * SECOND, 0, 1)
+    assert lag(recorder, 0) == (950, 9)
+    recorder.update(told(10900, 10900, None), 1110 * SECOND, 0, 1)
+    assert lag(recorder, 0) == (0, 0)
+
+
+def test_the_lag_of_an_empty_disk_and_of_who_was_never_heard(recorder: Recorder) -> None:
+    recorder.update(told(7, 7, None), 1000 * SECOND, 0, 1)
+    recorder.update(told(900, 0, None), 1010 * SECOND, 0, 1)
+    assert lag(recorder, 0) == (900, 10)
+    assert all(map(math.isnan, lag(recorder, 2)))
+
+
+def test_how_long_a_replica_is_behind_is_remembered_within_bounds(recorder: Recorder) -> None:
+    for second in range(10_000):
+        recorder.update(told(second, min(second, 10), max(second - 300, 0)), second * SECOND, 0, 1)
+    assert lag(recorder, 0) == (9989, 9988)
+    assert lag(recorder, 2) == (300, 299)
+    assert len(recorder._commits) == len(recorder._commits_at) <= 1024
+
+
 def test_why_it_can_not_commit(recorder: Recorder) -> None:
     found = (CannotCommit.VIEW_CHANGE, CannotCommit.NO_QUORUM)
     recorder.update(replace(SNAPSHOT, quorum_margin=-1, cannot_commit=found), 100 * SECOND, 0, 1024)
