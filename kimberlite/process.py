@@ -107,10 +107,18 @@ def report(error: KimberliteError) -> str:
 def unexpected(error: BaseException) -> InvariantError:
     """The end of a process that has met an exception which nothing accounts for. Whatever it is, a step was left
     half-way: the state in memory can not be trusted any more, the disk can."""
-    (what,) = traceback.format_exception_only(error)[-1:]
-    found = InvariantError(f"unexpected {what.strip()}; this is a bug, please report it")
+    found = InvariantError(f"unexpected {what(error)}; this is a bug, please report it")
     found.__cause__ = error
     return found
+
+
+def what(error: BaseException) -> str:
+    """Kind and text of an exception, though its text may raise another one."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its text can not be had"
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def end_on_surprise(loop: AbstractEventLoop) -> None:

@@ -55,10 +55,16 @@ class StateMachine(Frozen, Protocol):
     needs_body: bool
 
     def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
-        """Apply committed batches in order; one reply per batch (at most 1 MiB each)."""
+        """Apply committed batches, all of one op, in order; one reply per batch, `bytes` of at most 1 MiB.
+
+        It must not raise: what is committed can not be refused any more, and a replica that can not execute it ends
+        with StateMachineError, as all others do, and again at every start. An event that makes no sense must do
+        nothing, the same nothing on every replica. It runs on the event loop: the replica does nothing else
+        meanwhile, and when it takes longer than timing.suspect_min_ms another one is elected.
+        """
 
     def restore(self, reader: BinaryIO) -> None:
-        """Replace the whole state by a snapshot, of this version or an older one."""
+        """Replace the whole state by a snapshot, of this version or an older one. What it raises refuses the start."""
 
 
 class EventLog:

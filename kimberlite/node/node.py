@@ -45,6 +45,7 @@ from kimberlite.net.peers import PeerNetwork, Refusal
 from kimberlite.node import descriptors, notify, retention
 from kimberlite.node.connections import Bounds
 from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, restore
+from kimberlite.node.machine import check_machine, guarded
 from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.reader import LogReader
 from kimberlite.node.server import ClientServer
@@ -106,8 +107,10 @@ class Node:
     with the error after which this replica must not go on: it has fallen silent by then, and its data
     is safe. The default ends the process, with the exit code of the error; so does an `on_fatal` that raises.
 
-    Raises, before anything is listened on: StorageError and its kinds, ConfigError,
-    AddressInUseError. Thread rules: everything runs on the event loop that entered it.
+    Raises UsageError for a `machine` that is none. Entering raises, before anything is listened on: StorageError
+    and its kinds, ConfigError, AddressInUseError, StateMachineError.
+
+    Thread rules: everything runs on the event loop that entered it.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Node:
     ) -> None:
         self.config = config
         self.directory = Path(directory)
-        self.machine: StateMachine = machine if machine is not None else EventLog()
+        self.machine: StateMachine = check_machine(machine) if machine is not None else EventLog()
         self._on_fatal = on_fatal
         self._failure: KimberliteError | None = None
         self._messages: list[Message] = []
@@ -305,7 +308,8 @@ class Node:
 
     def _build(self) -> None:
         config = self.config
-        restore(self.machine, self.recovered)
+        machine = guarded(self.machine)
+        restore(machine, self.recovered)
         now = time.monotonic_ns()
         core = Replica(
             config=core_config(config),
@@ -320,7 +324,7 @@ class Node:
         self.driver = Driver(
             core,
             self._store,
-            MeasuredMachine(self.machine, self.recorder),
+            MeasuredMachine(machine, self.recorder),
             self,
             self.recorder,
             time.monotonic_ns,
