@@ -168,8 +168,11 @@ class Store:
         if result.fixes:
             self._fix_witnesses(result.fixes)
         faulty = (entry.op for entry in result.recovered.entries if entry.state is EntryState.FAULTY)
-        if max(faulty, default=0) <= max(self._head, block.state.doubt):
+        feared = max(faulty, default=0)
+        if feared <= max(self._head, block.state.doubt):
             self._clear_damage_behind()
+            if feared > self._head:
+                self._clear_damage_in_spare()
         else:
             self._is_end_in_doubt = True
         # An entry is acknowledged only when its witness is durable: also after a restart.
@@ -216,6 +219,17 @@ class Store:
             held: set[int] = set()
             self._hold(segment.number, held)
             self._submit([self._witness_writes(segment, *damaged)], None, None, held)
+
+    def _clear_damage_in_spare(self) -> None:
+        """The same in the segments that follow: at the end of a segment they hold what is behind the log."""
+        for at, (number, image) in enumerate(self._spare):
+            segment = OpenSegment(number, self._head + 1, 0, image if image is not None else self._cold.image(number))
+            damaged = segment.clear_damage_behind()
+            if damaged is not None:
+                self._spare[at] = number, segment.image
+                held: set[int] = set()
+                self._hold(number, held)
+                self._submit([self._witness_writes(segment, *damaged)], None, None, held)
 
     def _fix_witnesses(self, ops: Sequence[int], done: Callable[[], None] = lambda: None) -> None:
         for op in ops:
@@ -489,6 +503,7 @@ class Store:
             if self._is_end_in_doubt:  # it says what is in doubt from now on, or a newer log has settled it
                 self._is_end_in_doubt = False
                 self._clear_damage_behind()
+                self._clear_damage_in_spare()
 
         block, phases = self._superblock.update(state)
         self._submit(phases, token, done)

@@ -622,6 +622,27 @@ def _repair_never_expires() -> list[Patch]:
     return [(repair, "_plan", plan_repairs)]
 
 
+@canary("who is silent is asked for what is missing like anybody else")
+def _silent_peer_asked() -> list[Patch]:
+    return [(repair, "is_worth_asking", lambda r, replica: True)]
+
+
+@canary("a view change forgets what was asked for")
+def _repair_forgotten_in_a_view_change() -> list[Patch]:
+    def on_view_left(r: Replica) -> None:
+        r.headers_requests.clear()
+        r.repairs.clear()
+        for peer in r.peers.values():
+            peer.repairs = 0
+
+    return [(repair, "on_view_left", on_view_left)]
+
+
+@canary("a primary gives up while others come nearer to what they lack")
+def _abdicates_while_others_come_nearer() -> list[Patch]:
+    return [(normal, "moving", lambda r, oldest, since: oldest.acks)]
+
+
 # Requests, sessions, time
 
 
@@ -785,8 +806,8 @@ def _trim_before_it_is_durable() -> list[Patch]:
 
     def commit(self: CheckpointWriter, checkpoint: Checkpoint, then: Callable[[], None] = lambda: None) -> None:
         original(self, checkpoint, then)
-        block = self._superblock
-        for number in range(block.current.checkpoint.first_segment, block.last.checkpoint.first_segment):
+        number = self._superblock.current.checkpoint.first_segment
+        if number < self._superblock.last.checkpoint.first_segment:
             for name in (journal.journal_name(number), journal.witness_name(number)):
                 if self._disk.exists(name):
                     self._disk.remove(name)

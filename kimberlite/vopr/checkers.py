@@ -22,6 +22,7 @@ from kimberlite.vsr.codec import ClientRequest, decode_evidence
 
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
+    from kimberlite.vsr.replica import Replica
 
 # Replicas that must hold an op before it is committed, by cluster size.
 COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
@@ -31,6 +32,8 @@ VOTED_OUT = 2  # causes of VIEW_CHANGE_STARTED below this are a count of votes, 
 COPY_BYTES = 16 * 1024
 FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, 472  # in a copy
 OP_AT = 80  # in a header
+ARRIVED_NS = 40_000_000  # what was sent before is received
+SILENT_NS = 1_500_000_000  # who was heard before that is not heard lately
 VIEW_FRAMES = frozenset(
     {
         Command.PREPARE_OK,
@@ -169,6 +172,8 @@ class Checkers:
     digests: dict[int, bytes] = field(default_factory=dict)  # I11
     acknowledged: dict[int, dict[int, Checksum]] = field(default_factory=dict)  # I12: replica -> op -> identity
     log_views: dict[int, int] = field(default_factory=dict)
+    asked: dict[int, tuple[int, set[int]]] = field(default_factory=dict)  # I18: replica -> view, ops asked for
+    expired: dict[int, set[int]] = field(default_factory=dict)  # of these, in the last step
     sessions: SessionOracle = field(init=False)
     log: list[bytes] = field(default_factory=list)  # all events of the ops up to `logged`
     logged: int = 0
@@ -273,6 +278,7 @@ class Checkers:
         log = core.log
         if not log.durable <= log.linked <= log.op:
             raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
+        self._check_asked(core)
         if core.applied > min(core.commit_max, log.durable):
             raise Violation("I7 order", f"replica {replica}: applied {core.applied} above commit {core.commit_max}")
         promises = world.promises(replica)
@@ -301,6 +307,23 @@ class Checkers:
                 header = log.headers.get(op)
                 if op > log.op or (header is not None and header.checksum != acknowledged[op]):
                     del acknowledged[op]
+
+    def _check_asked(self, core: Replica) -> None:
+        """I18: a committed entry that was asked for is still waited for when the view changes, unless it came, or
+        its time was over."""
+        view, asked = self.asked.get(core.index, (core.view, set()))
+        expired = self.expired.pop(core.index, set())
+        log = core.log
+        if view != core.view:
+            for op in asked - expired:
+                came = log.holds(op) or op in log.bodies or op in log.writing
+                if op <= log.committed and op not in core.repairs and not came and op >= core.first_op:
+                    raise Violation(
+                        "I18 repair goes on",
+                        f"replica {core.index} had asked for op {op} in view {view}; in view {core.view} it does not "
+                        "wait for it any more",
+                    )
+        self.asked[core.index] = core.view, set(core.repairs)
 
     def on_view_left(self, replica: int, view: int, cause: int) -> None:
         """I5: a view is left only when a quorum asks for it."""
@@ -349,6 +372,8 @@ class Checkers:
                 f"replica {replica} starts in {(core.view, core.log_view)}, its disk says {views}",
             )
         self.commit_floor[replica] = 0
+        self.asked.pop(replica, None)
+        self.expired.pop(replica, None)
         acknowledged = max(self.acknowledged[replica], default=0)
         if core.log.op < acknowledged:
             raise Violation(
@@ -374,6 +399,20 @@ class Checkers:
                 raise Violation("I12 no forgetting", f"replica {replica} gives up op {op}, which it has acknowledged")
 
     # I9, I12: promises are durable before they are made, and kept
+
+    def on_ask(self, world: World, replica: int, other: int, header: Header) -> None:
+        """I17: nobody is asked for what is missing who can not have been heard lately. Only while no old frames
+        arrive anew."""
+        if header.command not in (Command.REQUEST_PREPARE, Command.REQUEST_HEADERS) or world.quiet_since is None:
+            return
+        asked, asker = world.nodes[other], world.nodes[replica]
+        silent_since = max(asked.down_since, world.quiet_since)
+        if not asked.up and (silent_since < asker.booted_at - ARRIVED_NS or world.now - silent_since > SILENT_NS):
+            raise Violation(
+                "I17 asks the silent",
+                f"replica {replica} asks replica {other} for op {header.op}, which is down for "
+                f"{(world.now - asked.down_since) // 1_000_000} ms",
+            )
 
     def on_send(self, world: World, replica: int, message: Message) -> None:
         header = message.header

@@ -43,6 +43,7 @@ class SimNetwork:
         self._deliver = deliver
         self.cuts: set[tuple[Address, Address]] = set()
         self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
+        self.distance: dict[Address, int] = {}  # who is far away: what is sent to or by it takes so much longer
         self.kept: deque[tuple[Address, Address, bytes]] = deque(maxlen=KEPT)
         self.faults_on = True
         self.sent = self.received = self.dropped = self.corrupted = self.in_flight = 0
@@ -89,6 +90,7 @@ class SimNetwork:
         """Put bytes on a link; they arrive after its delay."""
         random, plan = self._random, self._plan
         delay = plan.latency_ns // 2 + random.randrange(plan.latency_ns)
+        delay += self.distance.get(source, 0) + self.distance.get(destination, 0)
         if self.faults_on and random.random() < plan.reorder:
             delay += random.randrange(20 * plan.latency_ns + MS)
         at = max(self._now() + delay, self.clogs.get((source, destination), 0) + delay)

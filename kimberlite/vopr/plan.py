@@ -44,6 +44,9 @@ class Plan:
     checkpoint_ops: int = 4096  # executed between two checkpoints
     scrub_bytes_per_s: int = 0  # read by the scrubber of each replica; it also makes a tour at the end
     clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
+    abdicate_ns: int = 2000 * MS  # as CoreConfig.abdicate_ns
+    repairs_max: int = 256  # as CoreConfig.repairs_max
+    late_ops: int = 0  # ops that a replica misses in the phase late return; 0 leaves it out
 
 
 FAULTS = (
@@ -105,4 +108,7 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         forfeit_gap=random.choice((8, 4096)),
         checkpoint_ops=random.choice((4, 16, 50, 4096)),
         scrub_bytes_per_s=random.choice((0, 64 << 10, 1 << 20)),
+        abdicate_ns=random.choice((400, 400, 2000)) * MS,
+        repairs_max=random.choice((8, 256)),
+        late_ops=random.choice((0, 0, 0, 0, 400)),
     )

@@ -240,10 +240,10 @@ class Recording(World):
             Plan(
                 seed=SEED,
                 replica_count=REPLICAS,
-                client_count=4,
+                client_count=5,
                 requests=0,
                 segment_bytes=64 << 10,
-                pipeline_max=4,
+                pipeline_max=3,
                 sessions_max=3,
                 loss=0.0,
                 duplication=0.0,

@@ -42,6 +42,7 @@ from kimberlite.vopr.checkers import (
     events_of,
 )
 from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, empty, fill, make_unreadable
+from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.plan import MS, Plan, streams
 from kimberlite.vsr.config import CoreConfig
@@ -49,6 +50,7 @@ from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import DropReason, Event, EventKind
 
 TICK_NS = 10 * MS
+SLOW_DISK = 10  # times as slow as the others
 SAFETY_NS_MAX = 120_000 * MS
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
@@ -136,6 +138,8 @@ class Observer:
             world.counts[label] = world.counts.get(label, 0) + 1
             if event.kind is EventKind.PREPARE_ACKED:
                 world.checkers.on_commit(world, self._index, event.a)
+            elif event.kind is EventKind.REPAIR_EXPIRED:
+                world.checkers.expired.setdefault(self._index, set()).add(event.a)
             elif event.kind is EventKind.VIEW_CHANGE_STARTED:
                 world.checkers.on_view_left(self._index, event.a, event.b)
 
@@ -169,6 +173,8 @@ class SimNode:
     life: int
     up: bool = True
     paused_until: int = 0
+    booted_at: int = 0
+    down_since: int = 0  # when it is not up
     backlog: list[Callable[[], None]] = field(default_factory=list)
     scrubber: Scrubber = field(init=False)
 
@@ -294,6 +300,9 @@ class World:
         # look at a disk take this replica's word while damage is about.
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
         self.rotten = False
+        self.slow_disks: set[int] = set()
+        self.is_late_return = False  # under way
+        self.quiet_since: int | None = None  # nothing fails since then but what the phase late return lets fail
         # Crashes in the middle of its next write: to the file of that name, to any when empty.
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
@@ -356,7 +365,8 @@ class World:
         latency = self.schedule
 
         def duration() -> int:
-            return plan.disk_latency_ns // 2 + latency.randrange(plan.disk_latency_ns)
+            mean = plan.disk_latency_ns * (SLOW_DISK if index in self.slow_disks else 1)
+            return mean // 2 + latency.randrange(mean)
 
         disk = self._make_disk(index, duration, wake)
         try:
@@ -372,6 +382,9 @@ class World:
                 pipeline_max=plan.pipeline_max,
                 sessions_max=plan.sessions_max,
                 forfeit_gap=plan.forfeit_gap,
+                abdicate_ns=plan.abdicate_ns,
+                repairs_max=plan.repairs_max,
+                repairs_per_peer_max=plan.repairs_max,
                 prepare_bytes_max=PREPARE_BYTES_MAX,
                 request_bytes_max=PREPARE_BYTES_MAX,
             ),
@@ -397,7 +410,7 @@ class World:
         core.set_clock_offset(EPOCH_NS + skew)
         self.counts["torn"] = self.counts.get("torn", 0) + recovered.torn
         self.counts["faulty"] = self.counts.get("faulty", 0) + recovered.faulty
-        node = SimNode(index, driver, store, disk, life)
+        node = SimNode(index, driver, store, disk, life, booted_at=self.now)
         node.scrubber = Scrubber(
             store,
             bytes_per_s=plan.scrub_bytes_per_s,
@@ -490,6 +503,7 @@ class World:
         if not node.up:
             return
         node.up = False
+        node.down_since = self.now
         self.doomed[index] = None
         tear = Random(f"tear {self.plan.seed} {index} {self.now}")
         node.disk.crash(tear, TearPolicy(garbage=self.plan.garbage))
@@ -500,6 +514,12 @@ class World:
     def _crash_life(self, index: int, life: int) -> None:
         if self.nodes[index].life == life and self.network.faults_on:
             self.crash(index)
+
+    def resume(self, index: int) -> None:
+        """End a pause."""
+        node = self.nodes[index]
+        node.paused_until = min(node.paused_until, self.now)
+        self._resume(index, node.life)
 
     def restart(self, index: int) -> None:
         node = self.nodes[index]
@@ -675,9 +695,7 @@ class World:
             node.disk.fail_next_write = None
             if node.disk.has_failed:  # its replica ends as soon as it hears of it: that too is before the faults end
                 self.crash(node.index)
-            if node.paused_until > self.now:
-                node.paused_until = self.now
-                self._resume(node.index, node.life)
+            self.resume(node.index)
         core = set(range(count))
         if not self.rotten and not self.plan.garbage:
             core = set(Random(f"core {self.plan.seed}").sample(range(count), VIEW_CHANGE_QUORUM[count]))
@@ -690,6 +708,12 @@ class World:
         for index in range(count):
             self.restart(index)
         self._demand(CONVERGE_NS_MAX, "all replicas", list(range(count)))
+        if self.plan.late_ops and count >= 3 and not self.rotten and not self.plan.garbage:
+            self.run_until(self.now + QUIET_NS, lambda: False)  # what was on its way has arrived
+            self.quiet_since, self.is_late_return = self.now, True
+            late_return(self)
+            self.is_late_return = False
+            self._demand(CONVERGE_NS_MAX, "all replicas after a late return", list(range(count)))
         # Damage that nobody has read yet is found by a tour over everything, and repaired.
         self.run_until(self.now + QUIET_NS, lambda: False)
         for node in self.nodes:
@@ -783,6 +807,7 @@ class _Port:
 
     def send(self, replica: int, message: Message) -> None:
         self._world.checkers.on_send(self._world, self._index, message)
+        self._world.checkers.on_ask(self._world, self._index, replica, message.header)
         self._world.network.send(self._index, replica, message)
 
     def refuse(self, message: Message) -> None:

@@ -239,9 +239,13 @@ def _choose_peer(r: Replica, op: int) -> int | None:
         return None
     if len(free) > 1 and r.prng.below(10) == 0:
         return free[r.prng.below(len(free))]
-    return min(
-        free, key=lambda replica: (r.peers[replica].repair_latency, (replica - r.index) % r.config.replica_count)
-    )
+    return min(free, key=lambda replica: _preference(r, replica))
+
+
+def _preference(r: Replica, replica: int) -> tuple[int, bool, int]:
+    """Lowest first. Of those that were never asked the primary: it was heard a moment ago."""
+    usual = r.peers[replica].repair_latency or r.config.repair_ns
+    return usual, replica != r.primary, (replica - r.index) % r.config.replica_count
 
 
 def on_body(r: Replica, message: Message) -> bool:

@@ -61,6 +61,8 @@ from kimberlite.vsr.work import (
     Work,
 )
 
+WRITES_MAX = 4  # to the journal at once: they are carried out one after another, each with two waits for the disk
+
 
 class Replica:
     """One replica's protocol state. See the module docstring and vsr/work.py."""
@@ -166,6 +168,7 @@ class Replica:
 
         self._work = Work()
         self._next_token = 1
+        self._writes = 0  # to the journal, under way
         self._pending: dict[int, tuple[int, Persist, Sequence[ToReplica]]] = {}
         self.view_token: int | None = None  # a superblock write is under way: the journal waits
         recovery.begin(self, recovered)
@@ -225,6 +228,7 @@ class Replica:
         self.now = now
         view, persist, messages = self._pending.pop(token)
         if persist.kind is PersistKind.WRITE:
+            self._writes -= 1
             before = self.log.durable
             for entry in persist.entries:
                 if self.log.mark_durable(entry.header):
@@ -585,9 +589,12 @@ class Replica:
         """Hand entries to the journal, in groups: one for all that waits."""
         if self.view_token is not None:
             return  # the journal must not grow before the superblock says what is void
+        if self._writes >= WRITES_MAX:
+            return  # a slow disk: what waits shares the next write
         entries = self.log.take_writes(self.room)
         self.wants_room |= self.log.is_waiting_for_room
         if entries:
+            self._writes += 1
             self._persist(Persist(self._next_token, PersistKind.WRITE, tuple(entries)))
 
     @property

@@ -144,6 +144,25 @@ def test_what_was_in_doubt_and_never_existed_is_not_feared_again(kit: Any, bench
     assert states(again.reopen().recovered) == {}
 
 
+def test_what_was_in_doubt_in_the_segment_that_follows_is_not_feared_again(kit: Any, bench: Any) -> None:
+    """The log ends where its segment does; what is damaged stands in the next one, which an older log had used."""
+    log = kit.chain([WHOLE] * (SECTORS + 1))
+    bench.append(log)
+    head = log[SECTORS - 1].header
+    view = ViewState(1, 1, head.op, head.op, head.op, (head,))
+    bench.promise(view)
+    damage_entry(bench.files, 1, 0)
+    damage_witness(bench.files, 1, 0)
+    feared = dict.fromkeys(range(SECTORS + 1, SECTORS + 9), (EntryState.FAULTY, False))
+    again = bench.reopen()
+    assert states(again.recovered) == feared
+    again.promise(replace(view, doubt=SECTORS + 8))
+    again = again.reopen()
+    assert states(again.recovered) == feared
+    again.promise(replace(view, doubt=SECTORS))
+    assert states(again.reopen().recovered) == {}
+
+
 def test_what_is_damaged_at_the_head_is_appended_anew_wherever_its_identity_belongs(kit: Any, bench: Any) -> None:
     """Its size is unknown: it may turn out to begin the next segment."""
     log = kit.chain([WHOLE] * (SECTORS - 1) + [DOUBLE])

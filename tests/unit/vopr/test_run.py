@@ -134,3 +134,11 @@ def test_a_script_survives_its_file() -> None:
 def test_a_file_that_is_no_script_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no script of a run"):
         Script.parse(text)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 8, 10])
+def test_a_replica_that_comes_back_far_behind_when_another_fails_is_caught_up_with(seed: int) -> None:
+    """One each of the ways in which another one fails, without any other faults."""
+    outcome = run(Script(seed, REQUESTS, {"late_ops": 400, "garbage": 0.0}, ()))
+    assert (outcome.check, outcome.violation) == ("", "")
+    assert any(label.startswith("LATE_") for label in outcome.labels)

@@ -1,0 +1,160 @@
+"""The phase *late return*: one replica was away while the others went on, and when it comes back another fails.
+
+Commits need the replica that is behind now, and clients wait. It has to be caught up with what the others kept for
+it, and while it comes nearer nobody may give up: not the primary for want of a quorum, nor a view. No other faults:
+what is measured is how long nothing is committed (check E5).
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from kimberlite.types import Status
+from kimberlite.vopr.checkers import COMMIT_QUORUM, VIEW_CHANGE_QUORUM, Violation
+from kimberlite.vopr.plan import MS
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.world import World
+
+HOWS = ("third dies", "third dies", "third hangs", "third flaps", "primary dies")
+AWAY_NS_MAX = 600_000 * MS  # for the ops that are missed
+SETTLED_NS_MAX = 30_000 * MS
+PAUSE_NS = 50 * MS  # between the failure and the return: what was on its way has arrived
+FLAP_NS = 150 * MS
+# How long nothing may be committed: a start, then so much for each op missed.
+START_NS = 1000 * MS
+OP_NS = 1 * MS
+SLOW_DISK_NS = 3000 * MS
+ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer
+FAR_NS, FAR_LIMIT_NS = 20 * MS, 2000 * MS
+FAILOVER_NS = 5000 * MS
+
+
+def late_return(world: World) -> None:
+    """Carry the phase out, from a cluster that is level and whole to one with clients served. Raises Violation."""
+    plan = world.plan
+    random = Random(f"late return {plan.seed}")
+    how = random.choice(HOWS)
+    primary = _leader(world)
+    others = [index for index in range(plan.replica_count) if index != primary]
+    late = random.choice(others)
+    others.remove(late)
+    world.crash(late)
+    _miss_ops(world, plan.late_ops)
+    primary = _leader(world)
+    others = [index for index in range(plan.replica_count) if index not in (primary, late)]
+    random.shuffle(others)
+    if how == "primary dies":
+        victims = [primary, *others[VIEW_CHANGE_QUORUM[plan.replica_count] - 1 :]]
+    else:
+        victims = others[COMMIT_QUORUM[plan.replica_count] - 2 :]
+    view = world.nodes[primary].driver.core.view
+    head = max(node.driver.core.log.op for node in world.nodes if node.up)
+    missed = head - world.nodes[late].store.head
+    world.trace.add(world.now, "late", how.encode(), late, missed, *victims)
+    world.counts[f"LATE_{how.replace(' ', '_')}"] = 1
+    limit = START_NS + OP_NS * plan.late_ops
+    limit += _hinder(world, random, late)
+    if how == "primary dies":
+        limit += FAILOVER_NS
+    for victim in victims:
+        if how == "third hangs":
+            world.nodes[victim].paused_until = world.now + AWAY_NS_MAX
+        else:
+            world.crash(victim)
+    world.run_until(world.now + PAUSE_NS, lambda: False)
+    _give_work(world, 2)
+    world.restart(late)
+    if how == "third flaps":
+        _flap(world, victims[0], world.now + limit)
+    if not world.run_until(world.now + limit, lambda: world.checkers.decided > head):
+        cores = "; ".join(
+            f"{node.index}: {core.status.name.lower()} view {core.view} op {core.log.op} durable {core.log.durable}"
+            for node in world.nodes
+            if node.up
+            for core in [node.driver.core]
+        )
+        raise Violation(
+            "E5 availability",
+            f"replica {late} came back {missed} ops behind, {how} ({victims}): nothing was committed for "
+            f"{limit // MS} ms; {cores}",
+        )
+    now = world.nodes[primary].driver.core.view
+    if how in ("third dies", "third hangs") and now != view:
+        raise Violation(
+            "E5 availability",
+            f"replica {late} came back {missed} ops behind, {how} ({victims}): view {view} was left for {now} while it "
+            "came nearer",
+        )
+    _end(world, victims)
+
+
+def _hinder(world: World, random: Random, late: int) -> int:
+    """In some runs the way to the replica that is behind is long, or its disk is slow. What that may cost."""
+    chance = random.random()
+    if chance < 0.7:
+        world.network.distance[late] = FAR_NS
+        return FAR_LIMIT_NS
+    if chance < 0.9 and world.plan.abdicate_ns >= ABDICATE_NS_MIN:
+        world.slow_disks.add(late)
+        return SLOW_DISK_NS
+    return 0
+
+
+def _end(world: World, victims: list[int]) -> None:
+    world.slow_disks.clear()
+    world.network.distance.clear()
+    for victim in victims:
+        world.resume(victim)
+    for index in range(world.plan.replica_count):
+        world.restart(index)
+
+
+def _leader(world: World) -> int:
+    def leaders() -> list[int]:
+        return [
+            node.index
+            for node in world.nodes
+            if node.up
+            and node.driver.core.status == Status.NORMAL
+            and node.driver.core.is_primary
+            and node.driver.core.ready
+        ]
+
+    if not world.run_until(world.now + SETTLED_NS_MAX, lambda: bool(leaders())):
+        raise Violation("E5 availability", "nobody leads though nothing fails")
+    return leaders()[-1]
+
+
+def _miss_ops(world: World, ops: int) -> None:
+    """Have the others commit so many."""
+    wanted = world.checkers.decided + ops
+    _give_work(world, ops)
+    done = world.run_until(world.now + AWAY_NS_MAX, lambda: world.checkers.decided >= wanted)
+    for client in world.clients:
+        client.quota = 0
+    if not done:
+        raise Violation("E5 availability", f"{ops} ops were not committed with one replica away")
+    world.run_until(world.now + SETTLED_NS_MAX, lambda: not any(client.busy for client in world.clients))
+
+
+def _give_work(world: World, appends: int) -> None:
+    for client in world.clients:
+        client.quota += appends
+        client.append()
+
+
+def _flap(world: World, index: int, until: int) -> None:
+    """A replica comes and goes."""
+
+    def turn() -> None:
+        if world.now >= until or not world.is_late_return:
+            return
+        if world.nodes[index].up:
+            world.crash(index)
+        else:
+            world.restart(index)
+        world.at(world.now + FLAP_NS, turn)
+
+    world.at(world.now + FLAP_NS, turn)
