@@ -236,8 +236,18 @@ class Cluster:
         return (primary, *((primary + step) % self.size for step in range(1, self.size)))
 
     def scrape(self, index: int, path: str = "/metrics", timeout: float = 5.0) -> str:
-        """A page of the telemetry process, head and all."""
-        with socket.create_connection((HOST, self.telemetry_ports[index]), timeout) as connection:
+        """A page of the telemetry process, head and all. A process that has just been started is waited for."""
+
+        def connected() -> socket.socket | None:
+            try:
+                return socket.create_connection((HOST, self.telemetry_ports[index]), timeout)
+            except ConnectionRefusedError:
+                return None
+
+        connection = until(connected, timeout)
+        if connection is None:
+            raise ConnectionRefusedError(f"nobody serves the metrics of replica {index}")
+        with connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
             return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
 

@@ -43,17 +43,17 @@ def told(sockets: list[socket.socket]) -> tuple[int, int, int]:
         waiting.register(sock, select.POLLIN)
     readable = {number for number, _ in waiting.poll(0)}
     for sock in sockets:
-        received = b""
+        received, is_open = b"", True
         if sock.fileno() in readable:
             sock.setblocking(False)
             with contextlib.suppress(OSError):
                 while part := sock.recv(1 << 16):
                     received += part
-                received += b"end"
-        commands = [frame[0].command for frame in framing.parse(received, 0, len(received) // 256 * 256, 1 << 20)[0]]
+                is_open = False
+        commands = [frame[0].command for frame in framing.parse(received, 0, len(received), 1 << 20)[0]]
         if Command.REJECT in commands:
             refused += 1
-        elif received.endswith(b"end") or Command.HELLO not in commands:
+        elif not is_open or Command.HELLO not in commands:
             cut += 1
         else:
             held += 1
