@@ -29,6 +29,8 @@ def run(case: Case) -> None:
     for index in range(3):
         well = until(lambda index=index: said(cluster, index) == (True, [], 1.0, []), SOON)
         case.check(well, f"replica {index} of a healthy cluster says {said(cluster, index)}")
+        margin = until(lambda index=index: _margin(cluster, index) == 1, SOON)
+        case.check(margin, f"the quorum margin of replica {index} of a healthy cluster is {_margin(cluster, index)}")
 
     cluster.pause(second)
     cluster.pause(third)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -36,16 +37,22 @@ def test_nothing_recorded_yet_is_not_ready(reader: Reader, recorder: Recorder) -
         ("disk_free", lambda now: 1 << 20, "disk", "1 MiB free, one journal segment is 16 MiB"),
         ("disk_full", lambda now: 1, "disk", "no room for more: 1048576 MiB free, one journal segment is 16 MiB"),
         ("draining", lambda now: 1, "draining", "being stopped"),
-        ("oldest_uncommitted", lambda now: now - 3 * SECOND, "commit", "op 42 has 0 of 2 acks and waits for 3.0 s"),
+        ("oldest_uncommitted", lambda now: now - 3 * SECOND, "commit", r"op 42 has 0 of 2 acks and waits for 3\.\d s"),
         ('replica_lag{peer="1"}', lambda now: 4 * SECOND, "commit", "0 committed ops are not applied here, for 4.0 s"),
-        ("event_loop_last_turn", lambda now: now - 7 * SECOND, "event_loop", "last turned 7.0 s ago, the limit is 5 s"),
+        (
+            "event_loop_last_turn",
+            lambda now: now - 7 * SECOND,
+            "event_loop",
+            r"last turned 7\.\d s ago, the limit is 5 s",
+        ),
     ],
 )
 def test_one_check_fails(
     cell: str, value: Callable[[int], float], check: str, words: str, reader: Reader, healthy: Put
 ) -> None:
     healthy(cell, value(now_ns()))
-    assert failing(reader) == {check: words}
+    ((found, reason),) = failing(reader).items()
+    assert found == check and re.fullmatch(words, reason), reason  # a busy machine takes its time
 
 
 def test_an_op_that_waits_briefly_is_no_stall(reader: Reader, healthy: Put) -> None:
