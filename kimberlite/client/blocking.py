@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from kimberlite.client import aio, arguments
 from kimberlite.client.reading import Event, Events
-from kimberlite.errors import OutcomeUnknownError, UnavailableError, UsageError
+from kimberlite.errors import KimberliteError, OutcomeUnknownError, UsageError
 from kimberlite.types import Bytes
 
 T = TypeVar("T")
@@ -66,12 +66,13 @@ class Log:
 
     def close(self) -> None:
         """End all calls, of all threads, and close all connections: see kimberlite.client.aio.Log.close."""
-        if self._forks != aio.Forks.count or self._life is not aio.Life.OPEN:
+        if self._forks != aio.Forks.count:
             return
         try:
-            self._call(self._log.close(), GRACE_S)
-        except (UnavailableError, UsageError):
-            pass  # its thread has ended, or another one closes it as well
+            if self._life is aio.Life.OPEN:
+                self._call(self._log.close(), GRACE_S)
+        except KimberliteError:
+            pass  # its thread has ended or hangs, or another one closes it as well
         finally:
             self._stop()
 
@@ -79,18 +80,21 @@ class Log:
         """The thread. However it ends, nobody goes on waiting for it."""
         try:
             loop.run_forever()
-            # What was handed over in the last moment is told that the client is closed.
-            loop.run_until_complete(_finish_all())
         finally:
             with self._lock:
                 self._life = aio.Life.CLOSED
-                calls = list(self._calls)
-            for call in calls:
-                if not call.done():
+            try:
+                loop.run_until_complete(self._log.close())
+                # What was handed over in the last moment is told that the client is closed.
+                loop.run_until_complete(_finish_all())
+            finally:
+                for call in list(self._calls):
                     call.cancel()
 
     def _stop(self) -> None:
         with self._lock:
+            if self._life is aio.Life.NEW:
+                return
             self._life = aio.Life.CLOSED
             thread, self._thread = self._thread, None
         loop = self._loop

@@ -38,6 +38,7 @@ GIVEN_FIRST_S = 0.1  # so long the given addresses have to reach a member before
 PRESENT_S = 1.0  # how often an address that leads to a replica connected otherwise is looked at
 DIAL_FIRST_S = 0.02
 DIAL_MAX_S = 0.5
+DIAL_FULL_S = 1.0  # where there was no place
 DIAL_FINAL_S = 5.0  # where trying again should not help
 HTTP = (b"HTTP/", b"<!DOCTYPE", b"<html")
 
@@ -58,6 +59,7 @@ class Place:
     told: bool = False  # the present attempt has said what became of it
     problem: str = "not tried yet"
     final: type[KimberliteError] | None = None  # what it is, when trying again would not help
+    is_full: bool = False  # it had no place for this connection
 
 
 class Dialer:
@@ -169,7 +171,8 @@ class Dialer:
                 continue
             if await self._attempt(place):
                 delay = DIAL_FIRST_S
-            await asyncio.sleep((DIAL_FINAL_S if place.final else delay) * (0.5 + self._random.random()))
+            pause = DIAL_FINAL_S if place.final else DIAL_FULL_S if place.is_full else delay
+            await asyncio.sleep(pause * (0.5 + self._random.random()))
             delay = min(2 * delay, DIAL_MAX_S)
 
     async def _let_given_go_first(self) -> None:
@@ -183,12 +186,12 @@ class Dialer:
     async def _attempt(self, place: Place) -> bool:
         """One connection from its beginning to its end; whether anything was received on it."""
         loop = asyncio.get_running_loop()
-        place.told = False
-        ended: asyncio.Future[Exception | None] = loop.create_future()
+        place.told = place.is_full = False
+        ended: asyncio.Future[tuple[Exception | None, bytes]] = loop.create_future()
 
-        def finish(_: FrameConnection, error: Exception | None) -> None:
+        def finish(connection: FrameConnection, error: Exception | None) -> None:
             if not ended.done():
-                ended.set_result(error)
+                ended.set_result((error, connection.head))
 
         try:
             # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
@@ -205,22 +208,24 @@ class Dialer:
         connection.send(self._hello())
         silence = loop.call_later(GREETING_S, self._on_silence, place, connection)
         try:
-            cause = await ended
+            cause, head = await ended
         finally:
             silence.cancel()
             connection.close()  # when we are stopped before it has greeted us, nobody else knows it
             self._open.pop(connection, None)
-        self._lost(place, connection, cause)
+        self._lost(place, connection, cause, head)
         return connection.received_bytes > 0
 
-    def _lost(self, place: Place, connection: FrameConnection, error: Exception | None) -> None:
+    def _lost(self, place: Place, connection: FrameConnection, error: Exception | None, head: bytes) -> None:
+        """head: the first bytes that were no frame."""
         replica = next((index for index, known in self.replicas.items() if known is connection), None)
         if replica is not None:
             del self.replicas[replica]
-            self._settle(place, "the connection was lost")
+            if not place.is_full:
+                self._settle(place, "the connection was lost")
         elif isinstance(error, FrameError):
-            http = connection.head.startswith(HTTP)
-            self._settle(place, _HTTP_PORT if http else f"no Kimberlite replica: {error}", UnavailableError)
+            other = f"another protocol is spoken there: {head!r}"
+            self._settle(place, _HTTP_PORT if head.startswith(HTTP) else other, UnavailableError)
         elif not place.told:
             self._settle(place, "closed without a greeting: it is stopping, or has as many connections as it takes")
         self._on_lost(connection, replica)
@@ -267,8 +272,12 @@ class Dialer:
                 connection.close()
                 return
             frames = frames[1:]
-        if frames:
-            self._on_frames(connection, frames)
+        if not frames:
+            return
+        last = frames[-1][0]
+        if place is not None and last.command == Command.REJECT and last.context == ZERO16:  # of the connection as such
+            self._on_refusal(place, last)
+        self._on_frames(connection, frames)
 
     def _greet(self, place: Place, connection: FrameConnection, header: Header, body: Bytes) -> bool:
         """The first frame on a connection; whether to keep it."""
@@ -331,6 +340,9 @@ class Dialer:
             self._settle(place, _PEER_PORT, UnavailableError)
         elif header.reason == Reason.WRONG_CLUSTER:
             self._on_stranger(place, header.cluster)
+        elif header.reason == Reason.CONNECTIONS:
+            self._settle(place, "full: it holds as many connections as it can (limits.connections_max)")
+            place.is_full = True
         else:
             self._settle(place, f"it let nobody in: {reason_text(header.reason)}")
 

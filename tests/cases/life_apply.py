@@ -19,7 +19,7 @@ from kimberlite.errors import KimberliteError
 SECONDS = 90
 SAMPLE = True
 STATE_MACHINE_FAILED = 53
-PROGRAM = '''
+PROGRAM = """
 import asyncio, sys
 import kimberlite
 from kimberlite import events
@@ -53,7 +53,7 @@ async def main():
         await asyncio.sleep(600)
 
 asyncio.run(main())
-'''
+"""
 
 
 def run(case: Case) -> None:

@@ -24,8 +24,12 @@ FIRST_NS = 1_800_000_000_000_000_000  # timestamp of event 0; each is appended 1
 class Replicas:
     """Three listeners over one log. The primary answers requests; every one of them answers reads."""
 
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, count: int = 3, cluster: bytes = CLUSTER) -> None:
         self.count = count
+        self.cluster = cluster
+        self.refusal = Reason.NONE  # of every greeting
+        self.members: list[str] | None = None  # told instead of the addresses
+        self.greets_in_words = True  # replicas of older releases do not
         self.view = 0
         self.log: list[bytes] = []
         self.requests = 0
@@ -71,14 +75,17 @@ class Replicas:
         return FrameConnection(on_frames=frames, on_open=self.connections[index].append)
 
     def greeting(self, index: int) -> bytes:
-        return json.dumps({"members": self.addresses, "primary": self.view % self.count, "replica": index}).encode()
+        if not self.greets_in_words:
+            return b""
+        members = self.members if self.members is not None else self.addresses
+        return json.dumps({"members": members, "primary": self.view % self.count, "replica": index}).encode()
 
     def _send(
         self, index: int, to: FrameConnection, about: Any, command: Command, body: bytes = b"", **fields: Any
     ) -> None:
         header = make_header(
             body,
-            cluster=CLUSTER,
+            cluster=self.cluster,
             command=command,
             replica=index,
             view=self.view,
@@ -93,8 +100,11 @@ class Replicas:
         if index in self.paused:
             return
         end = self.behind.get(index, len(self.log))
-        if header.cluster not in (CLUSTER, ZERO16):
+        if header.cluster not in (self.cluster, ZERO16):
             self._send(index, connection, header, Command.REJECT, reason=Reason.WRONG_CLUSTER)
+        elif header.command == Command.HELLO and self.refusal is not Reason.NONE:
+            self._send(index, connection, header, Command.REJECT, reason=self.refusal)
+            connection.close()
         elif header.command == Command.HELLO:
             asyncio.get_running_loop().call_later(
                 self.greets_after.get(index, 0.0),
