@@ -4,7 +4,7 @@ KimberliteError                    1   root; never raised itself
 |-- UsageError                     2   the caller's arguments are wrong
 |   |-- ConfigError                2   unknown key, value out of bounds
 |   `-- EventTooLargeError         3   an event or a request is above its limit
-|-- StorageError                  10   the data directory cannot be used
+|-- StorageError                  10   a directory or a file cannot be used
 |   |-- DataExistsError           11   format over existing data
 |   |-- DataMissingError          12   no data where some was expected
 |   |-- DataLockedError           13   another process holds the data
@@ -95,7 +95,7 @@ class EventTooLargeError(UsageError):
 
 
 class StorageError(KimberliteError):
-    """The data directory cannot be used."""
+    """A data directory, another directory or a file can not be used. Attributes: path, errno, where there are any."""
 
     path: str | None = None
     file: str | None = None

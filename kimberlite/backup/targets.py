@@ -4,7 +4,7 @@
 the manifest replaces the one before at once. One backup at a time into one target: a directory or an archive is
 locked; object storage is not.
 
-May import: errors, node.format, the standard library; boto3 (the extra `s3`) when it is used.
+May import: errors, node.format, storage.trouble, the standard library; boto3 (the extra `s3`) when it is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, Protocol
 from kimberlite.backup import manifest as manifests
 from kimberlite.errors import BackupError, UsageError
 from kimberlite.node.format import make_directory, sync_directory
+from kimberlite.storage.trouble import explain
 
 CHUNK = 1 << 20
 SPOOL_BYTES = 8 << 20  # of an object kept in memory before it goes to a temporary file
@@ -30,6 +32,8 @@ NEW = ".new"  # suffix of a file that is not whole yet
 WRITING = "the backup that was there before still holds"
 READING = "use another backup"
 _BLOCK = 512  # tar(5)
+# What somebody who names no s3://bucket may have meant as a URL: s3:/x, s3:x, S3://x, s3//x, file:///x, host:x.
+_LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]*:|s3//", re.IGNORECASE)
 
 
 class Target(Protocol):
@@ -61,6 +65,12 @@ class Target(Protocol):
 def open_target(where: str, *, archive: bool = False, endpoint_url: str | None = None, write: bool = False) -> Target:
     """The target that a command line names: s3://bucket/prefix, a name with .tar at its end (or `archive`), or a
     directory. write: it may be made, and is locked. Raises UsageError, BackupError."""
+    if not where.startswith(S3_SCHEME) and (likeness := _LIKE_A_URL.match(where)):
+        raise UsageError(
+            f"{where!r} begins with {likeness[0]!r}: object storage is {S3_SCHEME}bucket/prefix; a directory or a file "
+            f"of that name is ./{where}",
+            argument="where",
+        )
     if where.startswith(S3_SCHEME):
         if archive:
             raise UsageError(f"--archive makes one file and {where} is no file; leave it out")
@@ -78,7 +88,9 @@ def failures(what: str, advice: str = WRITING) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BackupError(f"{what}: {error.strerror or error}; {advice}", where=what, errno=error.errno) from error
+        if error.filename is None:
+            error.filename = what
+        raise BackupError(f"{what}: {explain(error)}; {advice}", where=what, errno=error.errno) from error
 
 
 def missing(where: str) -> BackupError:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import click
 
 from kimberlite import process
-from kimberlite.errors import KimberliteError
+from kimberlite.errors import KimberliteError, StorageError
 
 # name -> (module below kimberlite.cli, object in it, what it does). The text is repeated
 # here so that help needs no import; a test compares the two.
@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "dev": ("dev", "dev", "Run a real local cluster in the foreground."),
     "format": ("replica", "format_command", "Create the data of one replica."),
     "start": ("replica", "start", "Run one replica in the foreground."),
-    "append": ("data", "append", "Append events from a file, one per line."),
+    "append": ("append", "append", "Append events from a file, one per line."),
     "read": ("data", "read", "Print events exactly as they were appended."),
     "status": ("status", "status", "Show what each replica is doing."),
     "bench": ("bench", "bench", "Measure a cluster under load."),
@@ -150,13 +150,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KimberliteError as error:
         return fail(str(error), error.exit_code)
     except (OutputClosedError, BrokenPipeError):
-        # The reader of our output has gone (`kimberlite read | head`). Nothing is wrong;
-        # the interpreter must not complain when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # its reader has gone (`kimberlite read | head`): nothing is wrong
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        return fail(str(error), KimberliteError.exit_code)
+        return fail_of_system(error)
+    finally:
+        if output_error() is not None:
+            discard_output()
     return result if isinstance(result, int) else 0
+
+
+def fail_of_system(error: OSError) -> int:
+    """An error of the operating system that nobody has made an error of ours: of a file, or of the output."""
+    from kimberlite.storage.trouble import explain, storage_error
+
+    if error.filename is not None:
+        told = storage_error(error)
+        return fail(str(told), told.exit_code)
+    if (own := output_error()) is not None:
+        return fail(f"standard output: {explain(own)}", StorageError.exit_code)
+    return fail(str(error), KimberliteError.exit_code)
+
+
+def output_error() -> OSError | None:
+    """Why what was printed can not be written; None when it was."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def discard_output() -> None:
+    """What is left of the output goes nowhere: the interpreter must not complain when it flushes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> int:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -15,6 +15,9 @@ from kimberlite.config import parse_addresses, parse_cluster_id
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from kimberlite.client.aio import Log
+    from kimberlite.types import ClusterId
 
 CONNECT_TIMEOUT_S = 10.0  # for any replica to answer at all
 DEFAULT_PORT = 7100
@@ -69,6 +72,16 @@ def seconds(low: float | None = None) -> Callable[[object], float]:
     return parse
 
 
+def input_file(name: str) -> BinaryIO:
+    """The type of an argument that is a file to read; `-` is standard input."""
+    if name == "-":
+        return sys.stdin.buffer
+    try:
+        return open(name, "rb")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise click.BadParameter(f"{name!r}: {error.strerror}") from None
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)
 
@@ -94,6 +107,14 @@ def note(text: str) -> None:
     """A line for people, on standard error. When that is gone (the terminal was closed) there are none."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
+
+
+def connect(addresses: Sequence[str], cluster: ClusterId | None, timeout: float) -> Log:
+    """A client of the cluster, to be entered; no longer than `timeout` is waited for a replica to answer at all."""
+    import kimberlite
+
+    wanted = cluster.hex() if cluster is not None else None
+    return kimberlite.connect(addresses, cluster=wanted, timeout=min(timeout, CONNECT_TIMEOUT_S))
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

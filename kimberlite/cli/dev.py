@@ -10,11 +10,14 @@ from pathlib import Path
 
 import click
 
+from kimberlite.cli import probe
 from kimberlite.cli.common import DEFAULT_PORT, json_option, note, print_json
 from kimberlite.cli.local import LocalCluster, Replica
 from kimberlite.cli.replica import settings_option
+from kimberlite.errors import UnavailableError
 
 RESTART_AFTER_S = 1.0
+STATUS_TIMEOUT_S = 5.0
 
 
 class Signals:
@@ -85,8 +88,8 @@ def dev(replicas: int, directory: Path, port: int, restart: bool, settings: Sequ
 
 
 def announce(cluster: LocalCluster, created: bool, as_json: bool) -> None:
-    """Say where everything is."""
-    telemetry = f"http://{cluster.replicas[0].telemetry}"
+    """Say where everything is: of metrics what the replicas say, which know whether they serve any."""
+    telemetry = [metrics_of(answer) for answer in probe.fetch_all(cluster.addresses, STATUS_TIMEOUT_S)]
     if as_json:
         print_json(
             {
@@ -97,11 +100,11 @@ def announce(cluster: LocalCluster, created: bool, as_json: bool) -> None:
                         "pid": replica.pid,
                         "data": str(replica.data.absolute()),
                         "log": str(replica.log.absolute()),
-                        "telemetry": f"http://{replica.telemetry}",
+                        "telemetry": telemetry[replica.index],
                     }
                     for replica in cluster.replicas
                 ],
-                "telemetry": telemetry,
+                "telemetry": telemetry[0],
                 "console": None,
             }
         )
@@ -109,13 +112,20 @@ def announce(cluster: LocalCluster, created: bool, as_json: bool) -> None:
     note(f"{'new' if created else 'existing'} cluster of {len(cluster.replicas)} in {cluster.directory.absolute()}")
     for replica in cluster.replicas:
         note(
-            f"  replica {replica.index}  {replica.address}  pid {replica.pid}  log {replica.log}  "
-            f"metrics http://{replica.telemetry}/metrics"
+            f"  replica {replica.index}  {replica.address}  pid {replica.pid}  log {replica.log}"
+            + (f"  metrics {where}/metrics" if (where := telemetry[replica.index]) else "")
         )
     default = cluster.addresses[0].endswith(f":{DEFAULT_PORT}") and len(cluster.replicas) == 3
     if not default:
         note(f"  export KIMBERLITE_ADDRESSES={','.join(cluster.addresses)}")
     note("try: kimberlite append FILE, kimberlite read, kimberlite status. Ctrl-C stops the cluster.")
+
+
+def metrics_of(answer: dict[str, object] | UnavailableError) -> str | None:
+    """The URL of the metrics of a replica; None when it serves none."""
+    telemetry = answer.get("telemetry") if not isinstance(answer, UnavailableError) else None
+    address = telemetry.get("address") if isinstance(telemetry, dict) else None
+    return f"http://{address}" if address else None
 
 
 def supervise(cluster: LocalCluster, signals: Signals, restart: bool) -> None:

@@ -92,8 +92,11 @@ def start(config_path: Path | None, settings: tuple[str, ...], exit_with_parent:
     process.ignore_stray_signals()
     if exit_with_parent:
         end_with_parent()
-    if not data.is_dir():
-        raise DataMissingError(f"{data} does not exist; create a replica with `kimberlite format`", path=str(data))
+    try:
+        data.stat()
+    except FileNotFoundError:
+        message = f"{data} does not exist; create a replica with `kimberlite format`"
+        raise DataMissingError(message, path=str(data)) from None
     config = configuration.load(config_path or data / CONFIG_NAME, settings)
 
     from kimberlite.node.node import run_node

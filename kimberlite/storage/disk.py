@@ -37,6 +37,7 @@ from kimberlite.errors import (
     WriteFailedError,
 )
 from kimberlite.storage.interface import SECTOR, Write
+from kimberlite.storage.trouble import storage_error
 
 ZERO_CHUNK = 1 << 18  # a write that commits wait for waits behind one of these at most
 ZERO_PAUSE = 9  # times what the chunk took: files made ahead get a tenth of the disk
@@ -81,14 +82,14 @@ class FileDisk:
             self._dir = open_above_standard(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise DataMissingError(f"{self.directory} does not exist", path=str(self.directory)) from None
-        except NotADirectoryError:
-            raise StorageError(f"{self.directory} is not a directory", path=str(self.directory)) from None
+        except OSError as error:
+            raise storage_error(error) from error
         self._lock = -1
         try:
             why = _sys.why_volatile(self._dir)
             if why and not unsafe and not readonly:
                 raise UnsafeFileSystemError(
-                    f"{self.directory} is on {why}; use a disk, or storage.unsafe=true (--unsafe) for a trial "
+                    f"{self.directory} is on {why}; use a disk, or --set storage.unsafe=true for a trial "
                     "that may lose everything",
                     path=str(self.directory),
                 )
@@ -105,7 +106,10 @@ class FileDisk:
 
     def _take_lock(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = open_above_standard(LOCK_NAME, flags, 0o600, dir_fd=self._dir)
+        try:
+            lock = open_above_standard(LOCK_NAME, flags, 0o600, dir_fd=self._dir)
+        except OSError as error:
+            raise self._of_file(error, LOCK_NAME) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -154,7 +158,7 @@ class FileDisk:
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return False
-            raise
+            raise self._of_file(error, name) from error
         try:
             alignment = _sys.direct_alignment(probe)
         finally:
@@ -240,6 +244,11 @@ class FileDisk:
             errno=error.errno,
         )
 
+    def _of_file(self, error: OSError, name: str) -> StorageError:
+        """Why a file of the directory can not be used: descriptors relative to it leave its path out of errors."""
+        error.filename = str(self.directory / name)
+        return storage_error(error)
+
     def _fatal(self, error: OSError, name: str, what: str) -> WriteFailedError:
         return WriteFailedError(
             f"{self.directory / name}: {what}: {os.strerror(error.errno or 0)}; nothing was acknowledged after it. "
@@ -270,11 +279,7 @@ class FileDisk:
         except OSError as error:
             if error.errno in NO_RESOURCES:
                 raise self._no_resources(error, name, "it could not be opened") from error
-            raise StorageError(
-                f"{self.directory / name} could not be opened: {os.strerror(error.errno or 0)}",
-                path=str(self.directory / name),
-                errno=error.errno,
-            ) from error
+            raise self._of_file(error, name) from error
         self._files[fd] = name
         return fd
 

@@ -91,6 +91,17 @@ def test_ready_line_stop_and_same_data(start_dev: Any, kimberlite_command: Any, 
     assert process.returncode == 0
 
 
+def test_no_metrics_are_announced_where_there_are_none(start_dev: Any) -> None:
+    process, ready = start_dev("--port", "0", "--replicas", "1", "--set", "telemetry.enabled=false")
+    assert ready["telemetry"] is None
+    assert [replica["telemetry"] for replica in ready["replicas"]] == [None]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    # The data remembers it, and so does what is said of it.
+    process, ready = start_dev("--port", "0", "--replicas", "1")
+    assert ready["telemetry"] is None
+
+
 def test_a_dead_replica_is_reported(start_dev: Any, kimberlite_command: Any) -> None:
     process, ready = start_dev("--port", "0")
     victim = ready["replicas"][1]

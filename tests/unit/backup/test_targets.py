@@ -137,7 +137,7 @@ def test_a_target_that_is_full(kind: Any, tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(os, "fsync", full)
         with (
             closing(kind(place, True)) as target,
-            pytest.raises(BackupError, match=r"No space.* still holds") as caught,
+            pytest.raises(BackupError, match=r"no space.* still holds") as caught,
         ):
             target.put(FIRST, [b"large"])
             target.commit(b"manifest 2")
@@ -194,6 +194,18 @@ def test_one_backup_at_a_time(tmp_path: Path) -> None:
         ("s3://", {}, "give s3://bucket/prefix"),
         ("s3://bucket/a", {"archive": True}, "leave it out"),
         ("directory", {"endpoint_url": "http://127.0.0.1:1"}, "none"),
+        *(
+            (where, {}, "object storage is s3://bucket/prefix")
+            for where in (
+                "s3:/bucket/a",
+                "s3:bucket",
+                "S3://bucket",
+                "s3//bucket",
+                "file:///tmp/a",
+                "host:a",
+                "https://x",
+            )
+        ),
     ],
 )
 def test_wrong_names(where: str, options: dict[str, Any], what: str, tmp_path: Path) -> None:
@@ -208,6 +220,13 @@ def test_names_of_targets(tmp_path: Path) -> None:
     for where, kind in ((archive, Archive), (tmp_path / "a.tar", Archive), (tmp_path, Directory)):
         with closing(open_target(str(where))) as target:
             assert isinstance(target, kind)
+
+
+@pytest.mark.parametrize("where", ["./s3:a", "2026-11-30T10:00", "s3", "s3/a", "a/b:c"])
+def test_a_directory_may_have_a_colon(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(open_target(where, write=True)) as target:
+        assert isinstance(target, Directory)
 
 
 def test_storage_that_does_not_answer(s3_server: str) -> None:

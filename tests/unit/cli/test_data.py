@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimberlite._fast import events
-from kimberlite.cli import data
-from kimberlite.cli.data import EVENT_BYTES_MAX, EncodedBatch, FrameSource, LineSource
+from kimberlite.cli import data, sources
+from kimberlite.cli.sources import EVENT_BYTES_MAX, EncodedBatch, FrameSource, LineSource
 from kimberlite.errors import EventTooLargeError, UsageError
 
 REQUEST_BYTES_MAX = 2 << 20
 
 
-def batches_of(source: LineSource | FrameSource, text: bytes, piece: int = data.CHUNK_BYTES) -> list[EncodedBatch]:
+def batches_of(source: LineSource | FrameSource, text: bytes, piece: int = sources.CHUNK_BYTES) -> list[EncodedBatch]:
     found: list[EncodedBatch] = []
     for start in range(0, len(text), piece):
         found += source.feed(text[start : start + piece])
     return [*found, *source.end()]
 
 
-def all_events(source: LineSource | FrameSource, text: bytes, piece: int = data.CHUNK_BYTES) -> list[bytes]:
+def all_events(source: LineSource | FrameSource, text: bytes, piece: int = sources.CHUNK_BYTES) -> list[bytes]:
     found: list[bytes] = []
     for batch in batches_of(source, text, piece):
         assert batch.count == events.count(batch.body) > 0
@@ -56,7 +56,7 @@ def test_lines_are_what_is_between_newlines(lines: list[bytes], terminated: bool
 
 
 def test_lines_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 7)
     lines = [b"x" * length for length in (0, 1, 5, 6, 7, 8, 30, 0, 0, 14)]
     text = b"".join(line + b"\n" for line in lines)
     source = LineSource(event_bytes_max=30)
@@ -89,13 +89,41 @@ def test_the_largest_event_and_one_more() -> None:
 def test_check_finds_exactly_the_lines_above_the_limit(text: bytes, limit: int, chunk: int) -> None:
     text = text.replace(b"\x00", b"\n").replace(b"\x01", b"\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "CHUNK_BYTES", chunk)
+        patch.setattr(sources, "CHUNK_BYTES", chunk)
         source = LineSource(event_bytes_max=limit)
-        if any(len(line) > limit for line in text.split(b"\n")):
-            with pytest.raises(EventTooLargeError):
+        sizes = [len(line) for line in text.split(b"\n")]
+        first = next((number for number, size in enumerate(sizes, 1) if size > limit), None)
+        if first is not None:
+            with pytest.raises(EventTooLargeError, match=f"^line {first} has {sizes[first - 1]} bytes, above"):
                 source.check(io.BytesIO(text))
         else:
             source.check(io.BytesIO(text))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 30), st.integers(1, 50))
+def test_a_line_that_comes_through_a_pipe_is_named_too(sizes: list[int], limit: int, piece: int) -> None:
+    text = b"".join(b"x" * size + b"\n" for size in sizes)
+    first = next((number for number, size in enumerate(sizes, 1) if size > limit), None)
+    source = LineSource(event_bytes_max=limit)
+    if first is None:
+        assert [len(event) for event in all_events(source, text, piece)] == sizes
+        return
+    with pytest.raises(EventTooLargeError, match=rf"^line {first} has (at least )?\d+ bytes, above") as caught:
+        all_events(source, text, piece)
+    size = caught.value.size
+    assert size is not None and caught.value.index == first - 1
+    assert limit < size <= sizes[first - 1]
+    assert size == sizes[first - 1] or "at least" in str(caught.value)
+
+
+def test_batches_know_the_number_of_their_first_event() -> None:
+    text = b"".join(b"line %d\n" % number for number in range(150_000)) + b"last"
+    for source, data_in in ((LineSource(), text), (FrameSource(), framed(text.split(b"\n")))):
+        number = 1
+        for batch in batches_of(source, data_in):
+            assert batch.number == number
+            number += batch.count
+        assert number == 150_002
 
 
 @given(st.lists(st.binary(max_size=50), max_size=40), st.integers(1, 300))
@@ -123,7 +151,7 @@ def test_a_frame_that_ends_early(cut: int) -> None:
 
 
 def test_a_frame_above_the_limit() -> None:
-    with pytest.raises(EventTooLargeError, match="event 2, 1048577 bytes"):
+    with pytest.raises(EventTooLargeError, match=r"^event 2 has 1048577 bytes"):
         FrameSource().check(io.BytesIO(framed([b"fits", b"x" * (EVENT_BYTES_MAX + 1)])))
 
 
