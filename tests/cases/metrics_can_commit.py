@@ -3,6 +3,7 @@ well. Now each replica says whether it can commit and why not, without traffic, 
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from lab import Case, Cluster, main, until
@@ -16,7 +17,9 @@ SOON = 15.0  # a replica counts as silent after 1 s; suspicion and view change t
 def said(cluster: Cluster, index: int) -> tuple[bool, list[str], float | None, list[str]]:
     """can_commit and its reasons: of the status document, and of the page of metrics."""
     status = cluster.status(index) or {}
-    page = cluster.scrape(index)
+    page = ""
+    with contextlib.suppress(OSError):  # it has just been started
+        page = cluster.scrape(index)
     gauge = re.search(r"^vsr_can_commit\{\S*\} (\S+)$", page, re.MULTILINE)
     reasons = re.findall(r'^vsr_cannot_commit\{\S*reason="(\w+)"\S*\} 1.0$', page, re.MULTILINE)
     return status.get("can_commit", True), status.get("cannot_commit", []), gauge and float(gauge[1]), reasons
