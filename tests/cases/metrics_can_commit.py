@@ -35,6 +35,8 @@ def run(case: Case) -> None:
         margin = until(lambda index=index: _margin(cluster, index) == 1, SOON)
         case.check(margin, f"the quorum margin of replica {index} of a healthy cluster is {_margin(cluster, index)}")
 
+    case.check(_of_cluster(cluster, 0, 1, 2) == 1, "a healthy cluster can not commit, say its metrics")
+
     cluster.pause(second)
     cluster.pause(third)
     lone = until(lambda: (found := said(cluster, primary))[:1] + found[2:3] == (False, 0.0) and found, SOON)
@@ -51,6 +53,7 @@ def run(case: Case) -> None:
     left = until(lambda: (found := said(cluster, third))[:1] + found[2:3] == (False, 0.0) and found, SOON)
     case.check(left, f"the only replica left says {said(cluster, third)}")
     case.say(f"primary and another one killed, the third: {left}")
+    case.check(_of_cluster(cluster, 0, 1, 2) == 0, "with one of three replicas left the metrics say that it can commit")
     case.check("no_primary" in left[1] or "no_quorum" in left[1], f"the reason is not said: {left}")
     margin = until(lambda: "vsr_quorum_margin" in cluster.scrape(third) and _margin(cluster, third) == -1, SOON)
     case.check(margin, f"the quorum margin of the one left is {_margin(cluster, third)}")
@@ -59,6 +62,15 @@ def run(case: Case) -> None:
         until(lambda: all(said(cluster, index)[2] == 1.0 for index in (second, third)), 30),
         f"with a quorum again they say {[said(cluster, index) for index in (second, third)]}",
     )
+
+
+def _of_cluster(cluster: Cluster, *indexes: int) -> float:
+    """max without(replica_id) (vsr_can_commit * vsr_is_primary), of these pages."""
+    found = []
+    for page in map(cluster.scrape, indexes):
+        values = dict(re.findall(r"^(vsr_can_commit|vsr_is_primary)\{\S*\} (\S+)$", page, re.MULTILINE))
+        found.append(float(values.get("vsr_can_commit", 1)) * float(values["vsr_is_primary"]))
+    return max(found)
 
 
 def _margin(cluster: Cluster, index: int) -> float | None:

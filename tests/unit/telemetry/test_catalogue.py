@@ -61,6 +61,13 @@ def test_units() -> None:
     assert catalogue.BY_NAME["cpu"].exposed_name("ms") == "vsr_cpu_seconds_total"
 
 
+def test_where_nan_can_be_is_said() -> None:
+    """It poisons sums and averages of whoever does not expect it."""
+    never = {"scrub_progress", "event_loop_last_turn"}  # a fraction; an instant that is set from the start on
+    can_be = {metric.name for metric in METRICS if metric.floating or metric.source is Source.INSTANT}
+    assert {metric.name for metric in METRICS if "NaN" in metric.help} == can_be - never
+
+
 @each_metric
 def test_a_metric_is_declared_whole(metric: Metric) -> None:
     for units in catalogue.UNITS:
