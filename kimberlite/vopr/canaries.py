@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary
 
 from kimberlite._fast import framing
 from kimberlite.client import session as client
-from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError
+from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError, invariant
+from kimberlite.node.driver import Driver
 from kimberlite.storage import checkpoint as checkpoint_files
 from kimberlite.storage import handles, journal, scan, scrub, store, superblock
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
@@ -44,7 +45,7 @@ from kimberlite.vopr import checkers, network, plan, world
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
 from kimberlite.vopr.run import Campaign, Script, run
-from kimberlite.vsr import normal, quorum, recovery, repair, replica, view_change
+from kimberlite.vsr import bounds, conflict, normal, quorum, recovery, repair, replica, view_change
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.replica import Replica
@@ -429,7 +430,73 @@ def _stale_start_view_accepted() -> list[Patch]:
     def is_start_view_wanted(r: Replica, message: Message) -> bool:
         return message.header.view >= r.view and not r.is_primary
 
-    return [(view_change, "is_start_view_wanted", is_start_view_wanted)]
+    return [
+        (view_change, "is_start_view_wanted", is_start_view_wanted),
+        (view_change, "is_answer", lambda r, header: header.view == r.view),
+        (view_change, "agrees", lambda r, suffix, canonical: suffix[-1].op >= r.log.committed),
+    ]
+
+
+@canary("any view that a frame names is entered")
+def _view_without_a_bound() -> list[Patch]:
+    return [(bounds, "find", _unless("view"))]
+
+
+@canary("a heartbeat's commit number is believed and kept, whatever it is")
+def _commit_without_a_bound() -> list[Patch]:
+    def note_commit(self: Replica) -> None:
+        self.commit_max = max(self.commit_max, self.commit_heard)
+
+    return [(bounds, "find", _unless("commit", "position")), (Replica, "note_commit", note_commit)]
+
+
+def _unless(*fields: str) -> Callable[[Replica, Header], bounds.OutOfBounds | None]:
+    """`bounds.find` that does not look at these fields."""
+    original = bounds.find
+
+    def find(r: Replica, header: Header) -> bounds.OutOfBounds | None:
+        found = original(r, header)
+        return None if found is not None and found.field in fields else found
+
+    return find
+
+
+@canary("a heartbeat that names another entry ends the process, whoever sent it")
+def _identity_of_a_heartbeat_believed() -> list[Patch]:
+    def look(r: Replica, header: Header) -> None:
+        own = r.log.headers.get(header.position)
+        if own is not None and header.position <= r.log.linked and any(header.context):
+            invariant(own.checksum == header.context, "the committed entry is the same on every replica")
+
+    return [(conflict, "look", look)]
+
+
+@canary("any start_view is installed, whether it answers the own evidence or not")
+def _forged_start_view_installed() -> list[Patch]:
+    return [(view_change, "is_answer", lambda r, header: True)]
+
+
+@canary("a start_view is installed without a look at what is committed here")
+def _start_view_unchecked() -> list[Patch]:
+    return [
+        (view_change, "is_answer", lambda r, header: True),
+        (view_change, "agrees", lambda r, suffix, canonical: True),
+    ]
+
+
+@canary("headers are learned that nobody asked for")
+def _headers_learned_unasked() -> list[Patch]:
+    return [(repair, "is_asked_for", lambda r, header: True)]
+
+
+@canary("a prepare is appended without a look at its parent")
+def _prepare_without_its_parent() -> list[Patch]:
+    return [(normal, "follows", lambda before, after: True)]
+
+
+@canary("the body of a prepare is not held against its header")
+def _prepare_body_not_looked_at() -> list[Patch]:
+    return [(Driver, "_is_sound", lambda self, message: True)]
 
 
 @canary("a prepare of an older view is appended when its number is next")

@@ -6,7 +6,7 @@ workload, so that one more draw in one of them does not reshuffle the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 MS = 1_000_000
@@ -70,6 +70,7 @@ FAULTS = (
     "disk_full_all",
     "disk_space",
     "trim",
+    "hostile",
 )
 
 
@@ -81,11 +82,11 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         """0 in a third of the runs, else up to `limit`: many runs lack any one fault."""
         return 0.0 if random.random() < 0.33 else random.random() * limit
 
-    weights = {kind: (0.0 if random.random() < 0.3 else random.random()) for kind in FAULTS}
+    weights = {kind: (0.0 if random.random() < 0.3 else random.random()) for kind in FAULTS if kind != "hostile"}
     weights["heal"] = max(weights["heal"], 0.4)
     weights["restart"] = max(weights["restart"], 0.6)
     weights["disk_space"] = max(weights["disk_space"], 0.4)
-    return Plan(
+    plan = Plan(
         seed=seed,
         replica_count=random.choices((1, 2, 3, 4, 5, 6), (1, 2, 8, 1, 3, 1))[0],
         client_count=random.choice((1, 2, 4, 8)),
@@ -112,3 +113,5 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         repairs_max=random.choice((8, 256)),
         late_ops=random.choice((0, 0, 0, 0, 400)),
     )
+    # Drawn last, so that the others of a seed are what they were before there was this one.
+    return replace(plan, weights={**weights, "hostile": 0.0 if random.random() < 0.5 else random.random()})

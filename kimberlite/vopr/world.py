@@ -32,6 +32,7 @@ from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Reason
+from kimberlite.vopr import hostile
 from kimberlite.vopr.checkers import (
     VIEW_CHANGE_QUORUM,
     Acknowledged,
@@ -595,6 +596,9 @@ class World:
                 empty(files)
         elif kind == "foreign":
             self._foreign(argument)
+        elif kind == "hostile" and node.up and count > 1:
+            for message in hostile.frames(Random(argument), hostile.known_of(node.driver.core, other)):
+                self.network.launch(other, target, message.header.raw + bytes(message.body))
         elif kind == "evict" and self.clients:
             self.clients[argument % len(self.clients)].restart()
         elif kind == "trim":

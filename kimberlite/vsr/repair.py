@@ -321,8 +321,9 @@ def on_headers(r: Replica, message: Message) -> None:
     if r.is_primary and r.log.linked == r.log.op and _unknown_identity(r) is None:
         r.drop(message, DropReason.UNWANTED)
         return
+    was_asked = is_asked_for(r, header)
     request = r.headers_requests.pop(header.nonce, None)
-    if request is None and r.headers_overdue.pop(header.nonce, None) is None:
+    if not was_asked:
         r.drop(message, DropReason.UNWANTED)  # what nobody asked for may be forged, and would be taken for the log
         return
     if request is not None and request.peer == header.replica:
@@ -337,6 +338,11 @@ def on_headers(r: Replica, message: Message) -> None:
     r.learn_commit(header.commit)
     _drain_stash(r)
     wake(r)
+
+
+def is_asked_for(r: Replica, header: Header) -> bool:
+    """Whether the headers answer a question of this replica in this view, if late."""
+    return header.nonce in r.headers_requests or r.headers_overdue.pop(header.nonce, None) is not None
 
 
 def _learn_headers(r: Replica, headers: Sequence[Header]) -> bool:

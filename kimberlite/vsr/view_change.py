@@ -550,13 +550,18 @@ def on_start_view(r: Replica, message: Message) -> None:
         return
     if header.view > r.view:
         enter(r, header.view, 2)
-    elif header.nonce == r.evidence_nonce != 0:
+    elif is_answer(r, header):
         r.learn_commit(header.commit)
         install(r, suffix, r.log.committed)
     else:
         r.drop(message, DropReason.UNWANTED)
         if r.view_token is None:
             _send_evidence(r)
+
+
+def is_answer(r: Replica, header: Header) -> bool:
+    """Whether a start_view answers the evidence that this replica gave in this view."""
+    return header.nonce == r.evidence_nonce != 0
 
 
 def check_suffix(r: Replica, header: Header, suffix: Sequence[Header]) -> None:
