@@ -27,7 +27,7 @@ from kimberlite.net.sockets import Listener, bind
 from kimberlite.net.transport import CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
 from kimberlite.node.connections import Bounds, Client, Connections
 from kimberlite.node.reader import LogReader
-from kimberlite.node.turns import REFUSAL_NS, REFUSALS_PER_TURN, Turns
+from kimberlite.node.turns import BYTE_NS, LATER_NS, READ_NS, REFUSAL_NS, REFUSALS_PER_TURN, STATUS_NS, Turns
 from kimberlite.types import (
     NO_REPLICA,
     ZERO16,
@@ -43,6 +43,13 @@ from kimberlite.types import (
 
 REPLY_QUEUE_MAX = 32 << 20  # bytes queued for a client that does not read: then it is disconnected
 READ_BYTES_MAX = 2 << 20
+# Refusals that any client may meet: it has to go elsewhere, or to come later.
+NO_FAULT = frozenset(
+    {
+        *(Reason.NOT_PRIMARY, Reason.BUSY_PIPELINE, Reason.BUSY_QUEUE, Reason.NOT_READY, Reason.DISK_FULL),
+        *(Reason.DRAINING, Reason.NO_SESSION),
+    }
+)
 READ_WAIT_MAX_NS = 60_000_000_000
 
 
@@ -95,6 +102,7 @@ class ClientServer:
         )
         self._turns = Turns(progress)
         self._parked: set[Client] = set()
+        self._answered = 0  # bytes of answers to reads and status
         self._server: Listener | None = None
 
     async def start(self) -> None:
@@ -139,7 +147,7 @@ class ClientServer:
             connection.abort()
         else:
             if message.header.command == Command.REJECT:
-                route[-1].owed += REFUSAL_NS
+                route[-1].owed += LATER_NS if message.header.reason in NO_FAULT else REFUSAL_NS
             connection.send(message)
 
     # Connections
@@ -221,6 +229,8 @@ class ClientServer:
                     requests.append(Message(header, body))
                     continue
                 self._reject(client, header, reason)
+            elif header.command == Command.READ and self._parks(client, header):
+                self._park(client, header)
             elif header.command in (Command.READ, Command.STATUS):
                 if is_served or not self._turns.take(client):
                     return number
@@ -289,6 +299,7 @@ class ClientServer:
             context=about.checksum,
             **fields,
         )
+        self._answered += len(body)
         if client.connection.queued_bytes > REPLY_QUEUE_MAX:
             self._counters.message_dropped("slow_client")
             client.connection.abort()
@@ -319,13 +330,14 @@ class ClientServer:
 
     def _serve(self, client: Client, header: Header) -> None:
         """A turn of its own: what it takes is charged."""
-        began = time.monotonic_ns()
+        began, before = time.monotonic_ns(), self._answered
         if header.command == Command.READ:
             self._read(client, header)
         else:
             document = json.dumps(self._status(), separators=(",", ":")).encode()
             self._answer(client, Command.STATUS_REPLY, header, document)
-        self._turns.charge(time.monotonic_ns() - began)
+        least = READ_NS if header.command == Command.READ else STATUS_NS
+        self._turns.charge(max(time.monotonic_ns() - began, least) + BYTE_NS * (self._answered - before))
 
     def _read(self, client: Client, header: Header) -> None:
         if header.flags & READ_END:
@@ -361,6 +373,16 @@ class ClientServer:
             session=runs,
             timestamp=self._reader.end,
             op=self._reader.applied,
+        )
+
+    def _parks(self, client: Client, header: Header) -> bool:
+        """Whether a READ waits and costs nothing until there is something for it. One that takes the place of another
+        has to wait for its turn, as others do."""
+        return (
+            bool(header.flags & READ_WAIT)
+            and not header.flags & READ_END
+            and client.parked is None
+            and header.position == self._reader.end
         )
 
     def _park(self, client: Client, header: Header) -> None:

@@ -20,7 +20,13 @@ from kimberlite.net.transport import FrameConnection
 SHARE = 8
 BURST_NS = 2_000_000  # may be taken at once
 BUSY_NS = 100_000_000  # since the last op: until then something is being committed
-REFUSAL_NS = 30_000  # what a refusal takes, with the frame that it is about
+# What they count for at least. More than the loop is busy with them: an answer also costs the kernel, and wakes up
+# whoever gets it, on the processors that replicas need.
+READ_NS = 200_000
+STATUS_NS = 2_000_000
+BYTE_NS = 1  # of an answer, which the kernel copies twice
+REFUSAL_NS = 100_000  # with the frame that it is about
+LATER_NS = 30_000  # a refusal that is no fault of the client's
 REFUSALS_PER_TURN = 32
 
 
