@@ -86,6 +86,17 @@ def parse_address(text: str, port_min: int = 1) -> tuple[str, int]:
     return host, int(port_text)
 
 
+def parse_host(text: str) -> str:
+    """A host name or address alone; the brackets of an IPv6 address may be there. Raises ConfigError."""
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in host or host != text:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ConfigError(f"{text!r} is no host name and no address; it has no port", address=text) from None
+    return host
+
+
 def parse_addresses(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of addresses, checking each.
 
@@ -148,8 +159,9 @@ class ClusterConfig:
     )
     bind: str = knob(
         "",
-        "Host name or address to listen on; empty means the host of this replica's own address. Use `0.0.0.0` or "
-        "`::` behind address translation and in containers.",
+        "Host name or address to listen on; empty means the host of this replica's own address. Use `0.0.0.0`, or "
+        "`::` for both families, behind address translation and in containers. An IPv6 address may stand in brackets "
+        "and have a zone: `[fe80::1%eth0]`.",
     )
 
 
@@ -621,7 +633,7 @@ class Config:
     def client_address(self) -> tuple[str, int]:
         """Host and port on which this replica listens for clients."""
         host, port = parse_address(self.cluster.addresses[self.cluster.replica])
-        return self.cluster.bind or host, port
+        return parse_host(self.cluster.bind) or host, port
 
     @property
     def peer_address(self) -> tuple[str, int]:
@@ -750,6 +762,13 @@ def _check_cluster(config: Config) -> None:
                 )
 
 
+def _check_bind(config: Config) -> None:
+    try:
+        parse_host(config.cluster.bind)
+    except ConfigError as error:
+        raise ConfigError(f"cluster.bind: {error}", key="cluster.bind", value=config.cluster.bind) from None
+
+
 def _check_telemetry(config: Config) -> None:
     try:
         host, port = config.telemetry_address
@@ -793,6 +812,7 @@ def _ordered(low_key: str, high_key: str, factor: int = 1, extra: int = 0) -> Ca
 # What concerns several keys. Bounds of single keys are with their declarations.
 RULES: tuple[Callable[[Config], None], ...] = (
     _check_cluster,
+    _check_bind,
     _check_telemetry,
     _ordered("timing.heartbeat_ms", "timing.suspect_min_ms", factor=2),
     _ordered("timing.suspect_min_ms", "timing.suspect_max_ms"),

@@ -29,6 +29,7 @@ from kimberlite.errors import (
     WrongClusterError,
 )
 from kimberlite.net.peers import keep_alive
+from kimberlite.net.sockets import connect
 from kimberlite.net.transport import FrameConnection
 from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Header, Message, Reason
 
@@ -196,7 +197,7 @@ class Dialer:
         try:
             # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(
+                connection = await connect(
                     lambda: FrameConnection(on_frames=self._receive, on_open=keep_alive, on_closed=finish),
                     place.host,
                     place.port,

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from kimberlite.net.sockets import Listener, bind, connect
+from kimberlite.net.sockets import Listener, bind, connect, show
 from kimberlite.net.transport import CHUNK_BYTES, CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
 from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Header, HeaderFactory, Message, Reason
 
@@ -74,7 +74,7 @@ class Refusal:
     replica_count: int
 
     def __str__(self) -> str:
-        where = f"{self.host}:{self.port}"
+        where = show(self.host, self.port)
         if self.reason == Reason.WRONG_CLUSTER:
             return f"{where} belongs to cluster {self.cluster.hex()}"
         if self.reason == Reason.WRONG_SIZE:

@@ -97,13 +97,17 @@ def kill(pid: int, names: Container[str]) -> None:
 
 
 async def _bind(host: str, port: int) -> socket.socket:
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-    )
+    wanted: dict[str, int] = {"type": socket.SOCK_STREAM, "flags": socket.AI_PASSIVE | socket.AI_NUMERICSERV}
+    if "%" in host:  # a number with the zone it is of, which uvloop would drop
+        found = socket.getaddrinfo(host, port, **wanted)
+    else:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, **wanted)
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
         listener.bind(address)
         listener.listen(BACKLOG)
     except BaseException:

@@ -62,6 +62,32 @@ def test_bind_replaces_the_host_to_listen_on_and_no_other() -> None:
     assert config.peer_addresses[1] == ("127.0.0.1", 8101)
 
 
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("::", "::"),
+        ("[::]", "::"),
+        ("[fe80::1%eth0]", "fe80::1%eth0"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("a.b", "a.b"),
+    ],
+)
+def test_bind_takes_brackets_and_zones(text: str, host: str) -> None:
+    assert minimal(f'cluster.bind="{text}"').client_address == (host, 7101)
+
+
+@pytest.mark.parametrize("text", ["1.2.3.4:7100", "[::1]:7100", "[a]", "[::1", "::x"])
+def test_bind_is_no_address_with_a_port(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.bind: .* is no host name and no address"):
+        minimal(f'cluster.bind="{text}"')
+
+
+def test_addresses_have_brackets_and_zones() -> None:
+    assert configuration.parse_address("[fe80::1%eth0]:7100") == ("fe80::1%eth0", 7100)
+    with pytest.raises(ConfigError, match="in brackets"):
+        configuration.parse_address("fe80::1%eth0:7100")
+
+
 def test_a_tree_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         minimal().timing.heartbeat_ms = 1  # type: ignore[misc]
@@ -207,7 +233,7 @@ def configurations(draw: st.DrawFn) -> Config:
                     st.from_regex(r"[a-z]{1,8}\.x:71[0-9]{2}", fullmatch=True), min_size=1, max_size=6, unique=True
                 )
             ),
-            "bind": draw(st.text(st.characters(codec="utf-8"), max_size=20)),
+            "bind": draw(st.text(st.characters(codec="utf-8", exclude_characters=":[]"), max_size=20)),
         },
         "timing": {"heartbeat_ms": draw(st.integers(5, 150))},
         "storage": {"unsafe": draw(st.booleans()), "mode": draw(st.sampled_from(["auto", "direct", "buffered"]))},

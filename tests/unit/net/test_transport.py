@@ -12,7 +12,15 @@ import pytest
 
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import FrameError
-from kimberlite.net.transport import CHUNK_BYTES, POOL_CHUNKS, ChunkPool, FrameConnection
+from kimberlite.net import transport
+from kimberlite.net.transport import (
+    CHUNK_BYTES,
+    CHUNK_BYTES_FIRST,
+    FRAMES_PER_TURN,
+    POOL_CHUNKS,
+    ChunkPool,
+    FrameConnection,
+)
 from kimberlite.types import HEADER_SIZE, Command, FrameReason, Message
 
 CLUSTER = b"t" * 16
@@ -54,7 +62,7 @@ class Wire:
     """A transport that never reaches a socket."""
 
     def __init__(self) -> None:
-        self.closed = self.aborted = False
+        self.closed = self.aborted = self.paused = False
         self.written: list[bytes] = []
 
     def get_extra_info(self, name: str) -> Any:
@@ -68,6 +76,12 @@ class Wire:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
     def get_write_buffer_size(self) -> int:
         return sum(map(len, self.written))
@@ -340,3 +354,148 @@ def test_a_peer_that_is_gone_is_an_end_and_no_exception() -> None:
         assert not connection.is_open
 
     asyncio.run(main())
+
+
+# Turns
+
+
+class Turned(Receiver):
+    """Its owner handles `allowed` frames of a turn and keeps the rest."""
+
+    def __init__(self, allowed: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.allowed = allowed
+        self.connection._on_frames = self._take
+
+    def _take(self, connection: FrameConnection, frames: Sequence[tuple[Any, memoryview]]) -> None:
+        count = len(frames) if self.allowed is None else self.allowed
+        self.batches.append(list(frames[:count]))
+        if frames[count:]:
+            connection.keep(frames[count:])
+
+
+def test_of_what_comes_at_once_a_part_is_handled_in_a_turn_and_nothing_is_read_meanwhile() -> None:
+    async def test() -> None:
+        receiver = Turned(chunk_first=1 << 20)
+        count = 2 * FRAMES_PER_TURN + 10
+        receiver.feed(b"".join(frame(op) for op in range(count)))
+        assert [len(batch) for batch in receiver.batches] == [FRAMES_PER_TURN]
+        assert receiver.wire.paused
+        await asyncio.sleep(0)
+        assert [len(batch) for batch in receiver.batches] == [FRAMES_PER_TURN] * 2
+        await asyncio.sleep(0)
+        assert [op for op, _ in receiver.frames] == list(range(count))
+        assert not receiver.wire.paused
+
+    asyncio.run(test())
+
+
+def test_large_frames_are_counted_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "BYTES_PER_TURN", 100_000)
+
+    async def test() -> None:
+        receiver = Turned(chunk_first=1 << 20)
+        receiver.feed(b"".join(frame(op, bytes(size)) for op, size in enumerate((200_000, 40_000, 40_000, 40_000))))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert [len(batch) for batch in receiver.batches] == [1, 2, 1]
+
+    asyncio.run(test())
+
+
+def test_what_the_owner_keeps_waits_for_it_and_stays_in_order() -> None:
+    receiver = Turned(2)
+    receiver.feed(b"".join(frame(op) for op in range(5)) + frame(5)[:100])
+    assert receiver.connection.kept == 3
+    receiver.feed(frame(5)[100:] + frame(6))  # what was on its way when reading was paused
+    assert len(receiver.frames) == 2
+    assert not receiver.connection.is_within_frame, "it is ours to go on"
+    for _ in range(4):
+        receiver.connection.go_on()
+    assert [op for op, _ in receiver.frames] == list(range(7))
+    assert not receiver.wire.paused
+
+
+def test_bytes_that_are_no_frame_are_refused_after_what_is_kept() -> None:
+    receiver = Turned(1)
+    receiver.feed(frame(0) + frame(1) + bytes(300))
+    assert receiver.counters.refused == []
+    receiver.connection.go_on()
+    assert [op for op, _ in receiver.frames] == [0, 1]
+    assert receiver.counters.refused
+    assert receiver.wire.closed
+
+
+def test_nothing_is_handled_after_an_abort() -> None:
+    receiver = Turned(1)
+    receiver.feed(frame(0) + frame(1))
+    receiver.connection.abort()
+    receiver.connection.go_on()
+    assert [op for op, _ in receiver.frames] == [0]
+
+
+def test_what_goes_wrong_in_a_later_turn_breaks_the_connection_alone() -> None:
+    async def test() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        receiver = Turned(1)
+        receiver.feed(frame(0) + frame(1))
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        receiver.connection._on_frames = fail
+        receiver.connection.go_on()
+        assert receiver.wire.aborted
+        assert "protocol" in told[0]
+
+    asyncio.run(test())
+
+
+# Memory
+
+
+def test_announcing_a_large_frame_takes_no_more_than_twice_what_comes() -> None:
+    receiver = Receiver(chunk_first=CHUNK_BYTES_FIRST, chunk_min=CHUNK_BYTES_FIRST)
+    data = frame(1, bytes(4_000_000))
+    held = [receiver.connection.memory_bytes]
+    at = 0
+    for piece in (256, 70_000, 300_000, 1_000_000):
+        receiver.feed(data[at : at + piece], 60_000)
+        at += piece
+        held.append(receiver.connection.memory_bytes)
+        assert held[-1] <= max(2 * at + 2 * CHUNK_BYTES_FIRST, CHUNK_BYTES_FIRST), held
+    assert held[0] <= held[1] <= 32 << 10, "before and just after the announcement"
+    receiver.feed(data[at:])
+    assert [op for op, _ in receiver.frames] == [1]
+
+
+def test_receive_buffers_grow_with_what_comes_at_a_time_and_shrink_when_idle() -> None:
+    receiver = Receiver(chunk_first=CHUNK_BYTES_FIRST, chunk_min=CHUNK_BYTES_FIRST)
+    for op in range(1000):  # one after the other
+        receiver.feed(frame(op))
+        receiver.batches.clear()
+    assert receiver.connection.memory_bytes <= 4 * CHUNK_BYTES_FIRST
+    receiver.feed(b"".join(frame(op) for op in range(8000)), 100_000)
+    assert receiver.connection.get_buffer(-1).nbytes <= CHUNK_BYTES
+    assert len(receiver.connection._chunk) == CHUNK_BYTES
+    receiver.batches.clear()
+    receiver.connection.shrink()
+    assert receiver.connection.memory_bytes == CHUNK_BYTES_FIRST
+    receiver.feed(frame(9000))
+    assert receiver.frames == [(9000, b"")]
+
+
+def test_a_closed_connection_holds_nothing() -> None:
+    receiver = Receiver()
+    receiver.feed(frame(1, bytes(1000))[:-1])
+    receiver.connection.connection_lost(None)
+    assert receiver.connection.memory_bytes == 0
+
+
+def test_memory_is_looked_at_when_enough_has_come_together() -> None:
+    looks: list[None] = []
+    memory = transport.Memory(1000, lambda: looks.append(None))
+    for _ in range(5):
+        memory.grow(400)
+    assert len(looks) == 1
