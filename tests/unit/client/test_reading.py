@@ -473,3 +473,43 @@ def test_the_blocking_client_reads_in_the_same_ways() -> None:
             log.read(1, last=1)
     with pytest.raises(UsageError):
         log.read()
+
+
+def test_blocking_calls_end_within_their_timeout_when_nobody_answers() -> None:
+    with background() as (replicas, addresses), kimberlite.sync.connect(addresses) as log:
+        log.append([b"a"])
+        source = log.follow(1, timeout=TIMEOUT_S)
+        replicas.paused = {0, 1, 2}
+        for call in (
+            lambda: next(log.read(timeout=TIMEOUT_S)),
+            lambda: next(source),
+            lambda: next(log.read_batches(timeout=TIMEOUT_S)),
+            lambda: log.end(timeout=TIMEOUT_S),
+            lambda: log.status(timeout=TIMEOUT_S),
+        ):
+            began = time.monotonic()
+            with pytest.raises(UnavailableError, match="did not answer"):
+                call()
+            assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+
+
+def test_a_thread_that_follows_is_told_when_another_one_closes_the_client() -> None:
+    with background() as (replicas, addresses):
+        ended: list[BaseException] = []
+
+        def follow(log: kimberlite.sync.Log) -> None:
+            try:
+                for _ in log.follow():
+                    pass
+            except BaseException as error:
+                ended.append(error)
+
+        with kimberlite.sync.connect(addresses) as log:
+            threads = [threading.Thread(target=follow, args=(log,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            while not replicas.parked:
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join(5)
+        assert len(ended) == 4 and all(isinstance(error, UnavailableError | UsageError) for error in ended)
