@@ -56,6 +56,9 @@ class UnfinishedDisk(FileDisk):
     def names(self) -> list[str]:
         return [superblock.NAME if name == UNFINISHED else name for name in super().names()]
 
+    def exists(self, name: str) -> bool:
+        return super().exists(_hidden(name))
+
     def create(self, name: str, size: int, zeroed: bool = True) -> int:
         return super().create(_hidden(name), size, zeroed)
 
