@@ -109,12 +109,13 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
-def connect(addresses: Sequence[str], cluster: ClusterId | None, timeout: float) -> Log:
-    """A client of the cluster, to be entered; no longer than `timeout` is waited for a replica to answer at all."""
+def connect(addresses: Sequence[str], cluster: ClusterId | None, timeout: float, only: bool = False) -> Log:
+    """A client of the cluster, to be entered; no longer than `timeout` is waited for a replica to answer at all.
+    only: see kimberlite.connect."""
     import kimberlite
 
     wanted = cluster.hex() if cluster is not None else None
-    return kimberlite.connect(addresses, cluster=wanted, timeout=min(timeout, CONNECT_TIMEOUT_S))
+    return kimberlite.connect(addresses, cluster=wanted, only=only, timeout=min(timeout, CONNECT_TIMEOUT_S))
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -60,6 +60,7 @@ def columns_of(value: object) -> tuple[str, ...]:
     metavar="POSITION|end",
     help="Position of the first event; `end`: where the next one comes.",
 )
+@click.option("--only", is_flag=True, help="Read from these addresses alone, not from the members that they tell of.")
 @click.option("--last", type=COUNT, help="Begin so many events before the end of the log.")
 @click.option("--limit", type=COUNT, help="The most events to print; all there are when not given.")
 @click.option("--follow", is_flag=True, help="Go on with events as they are committed, until Ctrl-C.")
@@ -78,6 +79,7 @@ def read(
     addresses: tuple[str, ...],
     cluster: ClusterId | None,
     start: int | Literal["end"],
+    only: bool,
     last: int | None,
     limit: int | None,
     follow: bool,
@@ -89,15 +91,15 @@ def read(
 ) -> None:
     """Print events exactly as they were appended.
 
-    Any replica answers, with what it knows to be committed. With one address, that replica is
-    read. With --json each event is an object with its position and its text, or its bytes as
+    The primary answers, or another replica, with what it knows to be committed; one address is
+    enough to find them. With --json each event is an object with its position and its text, or its bytes as
     base64 when they are not UTF-8; --with time adds its time.
     """
     if last is not None and (start != 0 or limit is not None):
         raise UsageError("--last stands for a start and a limit of its own: give it without --from and --limit")
     if columns and (binary or no_trailing_newline):
         raise UsageError("--with prints lines for people: it does not go with --binary and --no-trailing-newline")
-    log = connect(addresses, cluster, timeout)
+    log = connect(addresses, cluster, timeout, only)
     if columns:
         run(print_events(log, start, last, limit, follow, timeout, choose_line(columns, as_json)))
     else:

@@ -71,6 +71,7 @@ class Log(Reading):
         addresses: Sequence[str],
         *,
         cluster: str | None = None,
+        only: bool = False,
         timeout: float = TIMEOUT_S,
         request_bytes_max: int = 2 << 20,
         events_max: int = 65_536,
@@ -91,6 +92,7 @@ class Log(Reading):
         self._dialer = Dialer(
             self._names,
             cluster=parse_cluster_id(cluster) if cluster is not None else ZERO16,
+            only=only,
             hello=lambda: self._frame(Command.HELLO, count=CLIENT_VERSION),
             on_frames=self._on_frames,
             on_greeting=self._on_greeting,
@@ -396,13 +398,22 @@ def connect(
     addresses: Sequence[str],
     *,
     cluster: str | None = None,
+    only: bool = False,
     timeout: float = TIMEOUT_S,
     request_bytes_max: int = 2 << 20,
     events_max: int = 65_536,
 ) -> Log:
-    """A client of the cluster whose client addresses these are (any number of them).
+    """A client of the cluster whose client addresses these are: any number of them, for those that answer tell of
+    the others.
 
-    cluster: refuse any other cluster than this one. timeout: seconds, the default for
-    every operation. request_bytes_max, events_max: what one request may carry.
+    cluster: refuse any other cluster than this one. only: use these addresses alone, to ask one replica what it has.
+    timeout: seconds, the default for every operation. request_bytes_max, events_max: what one request may carry.
     """
-    return Log(addresses, cluster=cluster, timeout=timeout, request_bytes_max=request_bytes_max, events_max=events_max)
+    return Log(
+        addresses,
+        cluster=cluster,
+        only=only,
+        timeout=timeout,
+        request_bytes_max=request_bytes_max,
+        events_max=events_max,
+    )

@@ -308,6 +308,7 @@ def connect(
     addresses: Sequence[str],
     *,
     cluster: str | None = None,
+    only: bool = False,
     timeout: float = aio.TIMEOUT_S,
     request_bytes_max: int = 2 << 20,
     events_max: int = 65_536,
@@ -315,6 +316,11 @@ def connect(
     """A blocking client; the same arguments as for kimberlite.connect."""
     return Log(
         aio.connect(
-            addresses, cluster=cluster, timeout=timeout, request_bytes_max=request_bytes_max, events_max=events_max
+            addresses,
+            cluster=cluster,
+            only=only,
+            timeout=timeout,
+            request_bytes_max=request_bytes_max,
+            events_max=events_max,
         )
     )

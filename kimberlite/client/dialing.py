@@ -71,6 +71,7 @@ class Dialer:
         names: Sequence[str],
         *,
         cluster: ClusterId,
+        only: bool,
         hello: Callable[[], Message],
         on_frames: Callable[[FrameConnection, Frames], None],
         on_greeting: Callable[[FrameConnection, Header], None],
@@ -78,10 +79,12 @@ class Dialer:
         on_error: Callable[[], None],
         random: Random,
     ) -> None:
-        """cluster: the one that is wanted, ZERO16 when any will do: the first that greets. on_frames: what is no
+        """cluster: the one that is wanted, ZERO16 when any will do: the first that greets. only: dial nobody but these.
+        on_frames: what is no
         greeting. on_lost: with the replica to which the connection led, when it was in use. on_error: see `error`."""
         self._places = [Place(name, *parse_address(name), is_given=True) for name in names]
         self.cluster = cluster
+        self._only = only
         self._hello = hello
         self._on_frames = on_frames
         self._on_greeting = on_greeting
@@ -308,6 +311,8 @@ class Dialer:
 
     def _learn(self, members: Sequence[str]) -> None:
         """Dial the members whose addresses are new."""
+        if self._only:
+            return
         for replica, name in enumerate(members):
             host, port = parse_address(name)
             if all((place.host, place.port) != (host, port) for place in self._places):

@@ -136,7 +136,7 @@ def test_a_new_cluster_from_a_backup_of_a_running_one(
     restored = restore_cluster(target)
     for address in restored.addresses:
         output = tmp_path / "read"
-        kimberlite_command("read", addresses=[address], output=output)
+        kimberlite_command("read", "--only", addresses=[address], output=output)
         assert output.read_bytes() == lines + b"one more\n"
     assert kimberlite_command("append", "-", addresses=restored.addresses, input=b"new\n").stdout == b"60001 60001\n"
     kimberlite_command("read", addresses=restored.addresses, output=output)
@@ -385,7 +385,7 @@ def test_a_log_that_is_trimmed_meanwhile(
         cluster.kill(index)
     restored = restore_cluster(target)
     for address in restored.addresses:
-        with kimberlite.sync.connect([address]) as log:
+        with kimberlite.sync.connect([address], only=True) as log:
             assert list(log.read(start=first, raw=True)) == events[first:]
             with pytest.raises(PositionError) as caught:
                 list(log.read(start=first - 1, raw=True))

@@ -145,7 +145,7 @@ def test_kill_while_appending(
     appenders = Appenders(cluster.addresses)
     asyncio.run(appenders.run(lambda: fault(cluster, primary_of(cluster)), least=200))
     settled(cluster)
-    logs = [kimberlite_command("read", addresses=[address]).stdout for address in cluster.addresses]
+    logs = [kimberlite_command("read", "--only", addresses=[address]).stdout for address in cluster.addresses]
     assert logs[0] == logs[1] == logs[2]
     appenders.check(logs[0].split(b"\n")[:-1])
     assert appenders.unknown == []
@@ -243,7 +243,7 @@ def test_the_cluster_goes_on_with_its_data_after_an_orderly_stop(
     assert kimberlite_command("append", "-", addresses=cluster.addresses, input=b"three\n").stdout == b"2 2\n"
     settled(cluster)
     for address in cluster.addresses:
-        assert kimberlite_command("read", addresses=[address]).stdout == b"one\ntwo\nthree\n"
+        assert kimberlite_command("read", "--only", addresses=[address]).stdout == b"one\ntwo\nthree\n"
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4, 5, 6])
@@ -255,7 +255,7 @@ def test_other_sizes(
     assert kimberlite_command("append", "-", addresses=cluster.addresses, input=text).stdout == b"0 999\n"
     settled(cluster)
     for address in cluster.addresses:
-        assert kimberlite_command("read", addresses=[address]).stdout == text
+        assert kimberlite_command("read", "--only", addresses=[address]).stdout == text
 
 
 def test_five_replicas_survive_two(
@@ -273,4 +273,4 @@ def test_five_replicas_survive_two(
     cluster.wait_ready()
     settled(cluster)
     for address in cluster.addresses:
-        assert kimberlite_command("read", addresses=[address]).stdout == b"one\ntwo\n"
+        assert kimberlite_command("read", "--only", addresses=[address]).stdout == b"one\ntwo\n"

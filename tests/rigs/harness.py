@@ -103,7 +103,7 @@ class RigCluster(LocalCluster):
 
     def read_log(self, index: int, start: int = 0) -> list[bytes]:
         """All events from position `start` on, from that replica alone."""
-        with kimberlite.sync.connect([self.addresses[index]], timeout=30.0) as log:
+        with kimberlite.sync.connect([self.addresses[index]], only=True, timeout=30.0) as log:
             return list(log.read(start, raw=True))
 
     def read_kept(self, index: int) -> tuple[int, list[bytes]]:
@@ -256,7 +256,7 @@ class Follower(_Clients):
         """Through one replica: one that is paused or down holds up nobody else."""
         while not self._stopping:
             with contextlib.suppress(UnavailableError):
-                async with kimberlite.connect([address], timeout=1.0) as log:
+                async with kimberlite.connect([address], only=True, timeout=1.0) as log:
                     while not self._stopping:
                         await self._read(log)
                         await asyncio.sleep(POLL_S)

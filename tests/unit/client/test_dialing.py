@@ -73,6 +73,17 @@ def test_an_address_that_leads_where_another_one_does_makes_no_second_connection
     run(test)
 
 
+def test_only_the_given_addresses_when_that_is_wanted() -> None:
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        replicas.log = [b"a", b"b"]
+        replicas.behind = {1: 1}
+        async with connected(addresses[1:2], only=True) as log:
+            assert [event async for event in log.read(raw=True)] == [b"a"]
+            assert set(log._replicas) == {1}
+
+    run(test)
+
+
 def test_members_that_can_not_be_reached_hurt_nobody() -> None:
     async def test(replicas: Replicas, addresses: list[str]) -> None:
         replicas.members = ["no-such-host.invalid:1", "127.0.0.1:1", addresses[2]]
