@@ -127,7 +127,7 @@ class DataLockedError(StorageError):
 
 class SuperblockError(StorageError):
     """The superblock copies do not agree. `cause` is one of
-    not_found, fork, quorum_lost, parent_skipped, not_monotonic."""
+    not_found, fork, quorum_lost, parent_skipped, not_monotonic, view_out_of_bounds."""
 
     cause: str | None = None
     exit_code = 14

@@ -24,6 +24,7 @@ HEADER_SIZE = 256
 FLAG_DISK_FULL = 1  # header.flags of PREPARE_OK and DO_VIEW_CHANGE: the disk of the sender is full
 FLAG_PREPARED = 1  # header.flags of REJECT: the request had been prepared, and may yet be committed
 REPLICAS_MAX = 6
+VIEW_MAX = 1 << 56  # a view each nanosecond for two years: what is above is no view that a cluster gets to
 OP_MAX = 1 << 56  # no log has that many ops: what is above is no op number
 
 

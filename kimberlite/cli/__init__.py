@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": ("inspect", "inspect", "Look into a data directory, offline and read-only."),
     "backup": ("backup", "backup", "Copy the log of a replica, while it runs."),
     "restore": ("backup", "restore", "Make the data of a new cluster from a backup."),
+    "repair-view": ("repair_view", "repair_view", "Take back a view that no replica can be in, offline."),
     "verify": ("verify", "verify", "Read and check everything in a data directory."),
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }

@@ -38,6 +38,7 @@ from kimberlite.errors import (
     DataMissingError,
     InvariantError,
     KimberliteError,
+    SuperblockError,
     WriteFailedError,
     WrongClusterError,
 )
@@ -56,7 +57,7 @@ from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
-from kimberlite.types import RELEASE, ClientId, Command, Message, Reason, Status
+from kimberlite.types import RELEASE, VIEW_MAX, ClientId, Command, Message, Reason, Status
 from kimberlite.vsr import verdict
 from kimberlite.vsr.config import CONTACT_MIN_NS, MS, CoreConfig
 from kimberlite.vsr.replica import Replica
@@ -203,6 +204,14 @@ class Node:
                     configured=configured,
                     found=found,
                 )
+        view = store.view_state.view
+        if view > VIEW_MAX:
+            raise SuperblockError(
+                f"the data in {self.directory} says that this replica is in view {view}; no cluster gets above "
+                f"{VIEW_MAX}: an older release let a frame write that. Nothing was started. Take it back with: "
+                f"kimberlite repair-view {self.directory} --others, and the directories or addresses of all others",
+                cause="view_out_of_bounds",
+            )
 
     async def _open_telemetry(self, opened_at: int) -> None:
         """The recorder and, when metrics are served, the socket. Raises AddressInUseError.

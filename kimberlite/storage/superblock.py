@@ -262,6 +262,19 @@ class SuperblockFile:
                 f"checkpoint {checkpoint.op} of a log from op {checkpoint.first_op} would follow "
                 f"checkpoint {last.checkpoint.op} of one from op {last.checkpoint.first_op}",
             )
+        return self._next(state, checkpoint)
+
+    def take_back_view(self, view: int) -> tuple[Superblock, list[list[Write]]]:
+        """The next content with a lower view: see cli.repair_view for when that breaks no promise. All else stays."""
+        state = self._last.state
+        if not state.log_view <= view <= state.view:
+            raise _error(
+                "not_monotonic", f"view {state.view} can not be taken back to {view}: log_view {state.log_view}"
+            )
+        return self._next(replace(state, view=view), self._last.checkpoint)
+
+    def _next(self, state: ViewState, checkpoint: Checkpoint) -> tuple[Superblock, list[list[Write]]]:
+        last = self._last
         digest = encode(last, 0)[:16]
         self._last = replace(last, state=state, checkpoint=checkpoint, sequence=last.sequence + 1, parent=digest)
         return self._last, phases(self._disk, self._file, self._last)

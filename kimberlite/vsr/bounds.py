@@ -21,12 +21,11 @@ from operator import attrgetter, gt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kimberlite.errors import FrameError
-from kimberlite.types import OP_MAX, Command, FrameReason, Header
+from kimberlite.types import OP_MAX, VIEW_MAX, Command, FrameReason, Header
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
 
-VIEW_MAX = 1 << 56  # a view each nanosecond for two years
 VIEW_AHEAD_MAX = 1 << 32  # above the own view
 OP_AHEAD_MAX = 1 << 40  # above the own head: a year and a half at 20,000 ops a second
 POSITION_MAX = 1 << 60
