@@ -794,9 +794,9 @@ HEALTH = (
         "can_commit",
         "1 while a request that came now would be committed, as far as this replica knows; true without traffic. 0 on "
         "a replica that has ended.",
-        "Alert when max without(replica_id) (vsr_can_commit * vsr_is_primary) is 0: true as long as one replica is left "
-        "to say so, without traffic too. A backup takes the word of a primary that it hears: alone it says only that "
-        "it hears one. vsr_cannot_commit has the reason.",
+        "Alert when max without(replica_id) (vsr_can_commit * vsr_is_primary) is 0: true as long as one replica is "
+        "left to say so, without traffic too. A backup takes the word of a primary that it hears: alone it says that "
+        "it hears one, no more. vsr_cannot_commit has the reason.",
         "peers heard or silent; STATUS",
         STALL,
         essential=True,
