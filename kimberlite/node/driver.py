@@ -251,8 +251,9 @@ class Driver:
                 self.network.refuse(message)
             for persist in work.persist:
                 self._persist(persist)
-            for request, following in zip_longest(work.serve, work.serve[1:]):
-                self._serve(request, following)
+            if work.serve:
+                for request, following in zip_longest(work.serve, work.serve[1:]):
+                    self._serve(request, following)
             for apply in work.apply:
                 if not self._apply(apply):
                     break

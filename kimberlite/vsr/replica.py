@@ -37,7 +37,7 @@ from kimberlite.types import (
 )
 from kimberlite.vsr import bounds, conflict, normal, recovery, repair, verdict, view_change
 from kimberlite.vsr.codec import Codec
-from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.sessions import Result, SessionTable
@@ -195,7 +195,7 @@ class Replica:
             peer = self.peers.get(header.replica)
             if peer is not None and header.command != Command.PREPARE:
                 silence, peer.last_heard = now - peer.last_heard, now
-                if silence > self.config.contact_ns:
+                if silence > CONTACT_MIN_NS and silence > self.config.contact_ns:
                     normal.on_returned(self, peer)
             try:
                 handler(self, message)

@@ -69,10 +69,17 @@ class Cluster:
         self.lost: Callable[[int, int, Message], bool] = lambda source, target, message: False
         self.session = 0
         for index in range(count):
-            disk = SimDisk(self.files[index], lambda: self.now, lambda: 0)
-            format_store(disk, make_header, cluster=CLUSTER, replica=index, replica_count=count, segment_bytes=64 << 10)
+            self.format(index)
         for index in range(count):
             self.start(index)
+
+    def format(self, index: int) -> None:
+        """Give a replica that is not up an empty disk."""
+        self.files[index] = Files()
+        disk = SimDisk(self.files[index], lambda: self.now, lambda: 0)
+        format_store(
+            disk, make_header, cluster=CLUSTER, replica=index, replica_count=self.count, segment_bytes=64 << 10
+        )
 
     def start(self, index: int) -> Node:
         store = Store(SimDisk(self.files[index], lambda: self.now, lambda: 0), make_header)

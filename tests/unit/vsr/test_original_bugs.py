@@ -347,3 +347,23 @@ def test_a_silent_peer_is_not_asked_for_headers_again_and_again(cluster: Cluster
     cluster.lost = lambda source, target, message: silent in (source, target)
     core = cluster.start(victim).core
     cluster.run(2000, lambda: core.log.durable == cluster.node(leading).core.log.op)
+
+
+def test_a_replica_with_an_empty_disk_is_not_called_level(cluster: Cluster) -> None:
+    """What it acknowledged with its former disk says nothing of the new one."""
+    for number in range(1, 41):
+        cluster.append(number, b"event %d" % number)
+    cluster.run(500)
+    primary = cluster.primary
+    victim = next(node.index for node in cluster.up if node is not primary)
+    assert {peer.replica: peer.op for peer in primary.core.snapshot().peers}[victim] == primary.core.commit
+    cluster.crash(victim)
+    cluster.queue.clear()
+    cluster.format(victim)
+    cluster.lost = lambda source, target, message: (
+        target == victim and message.header.command in (Command.PREPARE, Command.HEADERS)
+    )
+    cluster.start(victim)
+    cluster.run(3000)
+    assert cluster.primary is primary
+    assert {peer.replica: peer.op for peer in primary.core.snapshot().peers}[victim] == 0
