@@ -3,9 +3,9 @@
     python examples/kv.py [DIR]
 
 runs three replicas in this one process (each with its own data directory and its own sockets, as if
-they were on three machines), sets a few keys through one client and shows that every replica arrives
-at the same dictionary. Run it again with the same DIR: the dictionaries come back, from the last
-checkpoint and the log after it.
+they were on three machines: docs/python.md shows the program for one of those), sets a few keys through
+one client and shows that every replica arrives at the same dictionary. Run it again with the same DIR: the
+dictionaries come back, from the last checkpoint and the log after it.
 
 A command is one event: a JSON list, ["set", key, value] or ["delete", key]. `apply` is the only
 place that changes the dictionary, and it is a function of the committed commands alone: no clock, no
@@ -25,14 +25,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import kimberlite
-from kimberlite import events
-from kimberlite.cli.local import free_port
-from kimberlite.config import CONFIG_NAME, Config, from_mapping, load
-from kimberlite.node.format import format_replica
-from kimberlite.state_machine import Batch
+from kimberlite import Batch, events
 
 REPLICAS = 3
-CLUSTER = "6b696d6265726c6974652d6b762d3031"
 
 
 class KeyValue:
@@ -81,34 +76,27 @@ class KeyValue:
         self.applied, self.data = json.loads(reader.read())
 
 
-def replica_config(directory: Path, index: int, addresses: Sequence[str], settings: dict[str, object]) -> Config:
-    """The configuration of one replica; its data is created when there is none."""
-    data = directory / str(index)
-    if not (data / CONFIG_NAME).exists():
-        cluster = {"id": CLUSTER, "replica": index, "addresses": list(addresses)}
-        format_replica(from_mapping({"cluster": cluster, "telemetry": {"enabled": False}, "storage": settings}), data)
-    return load(data / CONFIG_NAME, (f"cluster.addresses={json.dumps(list(addresses))}",))
-
-
 async def run(
     directory: Path, commands: Sequence[Sequence[str]], settings: dict[str, object]
 ) -> tuple[list[KeyValue], list[str | None]]:
     """Start the replicas, execute the commands, and give the machines once all have applied the same, and the reply."""
-    first = free_port(REPLICAS)
-    addresses = [f"127.0.0.1:{first + index}" for index in range(REPLICAS)]
-    machines = [KeyValue() for _ in addresses]
-    async with contextlib.AsyncExitStack() as stack:
-        for index, machine in enumerate(machines):
-            config = replica_config(directory, index, addresses, settings)
-            await stack.enter_async_context(kimberlite.Node(config, directory / str(index), machine))
-        async with kimberlite.connect(addresses) as log:
-            reply = await log.apply([json.dumps(command).encode() for command in commands], timeout=30.0)
-            end = await log.end()
-            # An acknowledgement says that a majority has the commands; each replica applies them
-            # when it hears that they are committed.
-            async with asyncio.timeout(30.0):
-                while any(machine.applied < end for machine in machines):
-                    await asyncio.sleep(0.01)
+    machines: list[KeyValue] = []
+
+    def machine() -> KeyValue:
+        machines.append(KeyValue())
+        return machines[-1]
+
+    async with (
+        kimberlite.testing.Cluster(REPLICAS, machine, directory=directory, settings={"storage": settings}) as cluster,
+        cluster.connect() as log,
+    ):
+        reply = await log.apply([json.dumps(command).encode() for command in commands], timeout=30.0)
+        end = await log.end()
+        # An acknowledgement says that a majority has the commands; each replica applies them
+        # when it hears that they are committed.
+        async with asyncio.timeout(30.0):
+            while any(machine.applied < end for machine in machines):
+                await asyncio.sleep(0.01)
     return machines, json.loads(reply)
 
 

@@ -5,7 +5,10 @@
         async for event in log.read(start=position): ...
 
 `kimberlite.sync.connect` is the same without asyncio; `kimberlite.Node` runs a replica in your
-own process with your own state machine. Names are loaded when first used.
+own process with your own state machine, `kimberlite.testing.Cluster` a whole cluster for your tests.
+
+Public is what is in `__all__` here and in the modules that it names: config, errors, events, sync, testing. Anything
+else may change with any release. Names are loaded when first used.
 """
 
 from __future__ import annotations
@@ -15,37 +18,46 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kimberlite import errors, events, sync
+    from kimberlite import config, errors, events, sync, testing
     from kimberlite.client.aio import Log, connect
     from kimberlite.client.reading import Event
     from kimberlite.config import Config
+    from kimberlite.node.format import format_replica
     from kimberlite.node.node import Node
-    from kimberlite.state_machine import Batch, EventLog, StateMachine
+    from kimberlite.state_machine import Batch, EventLog, Frozen, StateMachine
 
 __all__ = [
     "Batch",
     "Config",
     "Event",
     "EventLog",
+    "Frozen",
     "Log",
     "Node",
     "StateMachine",
     "__version__",
+    "config",
     "connect",
     "errors",
     "events",
+    "format_replica",
     "sync",
+    "testing",
 ]
+
+_MODULES = ("config", "errors", "events", "sync", "testing")
 
 _HOMES = {
     "Batch": "kimberlite.state_machine",
     "Config": "kimberlite.config",
     "Event": "kimberlite.client.reading",
     "EventLog": "kimberlite.state_machine",
+    "Frozen": "kimberlite.state_machine",
     "Log": "kimberlite.client.aio",
     "Node": "kimberlite.node.node",
     "StateMachine": "kimberlite.state_machine",
     "connect": "kimberlite.client.aio",
+    "format_replica": "kimberlite.node.format",
 }
 
 
@@ -56,7 +68,7 @@ if not TYPE_CHECKING:  # a name that is not there is an error to them
 
         if name in _HOMES:
             return getattr(import_module(_HOMES[name]), name)
-        if name in ("errors", "events", "sync"):
+        if name in _MODULES:
             return import_module(f"kimberlite.{name}")
         raise AttributeError(f"module 'kimberlite' has no attribute {name!r}")
 

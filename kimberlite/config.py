@@ -25,6 +25,23 @@ from typing import TypeVar, cast
 from kimberlite.errors import ConfigError, DataMissingError
 from kimberlite.types import HEADER_SIZE, REPLICAS_MAX, ZERO16, ClusterId
 
+# For programs that embed a replica. What else is here belongs to Kimberlite itself.
+__all__ = [
+    "CONFIG_NAME",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "LimitsConfig",
+    "RetentionConfig",
+    "ScrubConfig",
+    "StorageConfig",
+    "TelemetryConfig",
+    "TimingConfig",
+    "from_mapping",
+    "load",
+    "parse",
+]
+
 CONFIG_NAME = "node.toml"  # in the data directory of a replica
 KIB = 1 << 10
 MIB = 1 << 20

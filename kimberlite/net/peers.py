@@ -140,6 +140,7 @@ class PeerNetwork:
         self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}  # of strangers
         self._waiting: dict[int, _Waiting] = {}  # by replica
         self._server: Listener | None = None
+        self._stopped = False
         self.diallers: list[asyncio.Task[None]] = []  # one for each peer, for as long as this runs
         self._greeted: set[int] = set()  # replicas that have answered our HELLO on the present connection
         self.refusals: dict[int, Refusal] = {}  # replica -> why the process at its address is not it
@@ -165,10 +166,7 @@ class PeerNetwork:
         for task in self.diallers:
             task.cancel()
         await asyncio.gather(*self.diallers, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
-        for waiting in self._waiting.values():
-            waiting.judged.cancel()
+        self._stop_listening()
         for connection in (*self._outgoing.values(), *self._incoming):
             connection.close()
 
@@ -176,10 +174,16 @@ class PeerNetwork:
         """Cut all peers off: nothing that is queued for them leaves."""
         for task in self.diallers:
             task.cancel()
-        if self._server is not None:
-            self._server.close()
+        self._stop_listening()
         for connection in (*self._outgoing.values(), *self._incoming):
             connection.abort()
+
+    def _stop_listening(self) -> None:
+        self._stopped = True
+        if self._server is not None:
+            self._server.close()
+        for waiting in self._waiting.values():
+            waiting.judged.cancel()
 
     def send(self, replica: int, message: Message) -> None:
         connection = self._outgoing.get(replica)
@@ -301,6 +305,9 @@ class PeerNetwork:
         )
 
     def _on_open(self, connection: FrameConnection) -> None:
+        if self._stopped:  # it was being accepted in that moment
+            connection.abort()
+            return
         keep_alive(connection, SILENCE_MS)
         self._incoming[connection] = None
         self._deadlines[connection] = asyncio.get_running_loop().call_later(HELLO_SECONDS, connection.abort)

@@ -140,13 +140,12 @@ class Listener:
             self._resume(listening)
 
     def close(self) -> None:
-        """Accept no more. Connections that are open stay so."""
+        """Accept no more. Connections that are open stay so, and those just accepted open yet: their protocol is to cut
+        them off."""
         for listening in self.sockets:
             self._loop.remove_reader(listening.fileno())
             listening.close()
         self.sockets = []
-        for task in self._opening:
-            task.cancel()
         self._let_go()
 
     def _resume(self, listening: socket.socket) -> None:
@@ -191,7 +190,7 @@ class Listener:
     async def _open(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._factory, accepted)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             accepted.close()
         except Exception as error:
             accepted.close()

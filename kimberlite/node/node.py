@@ -105,8 +105,11 @@ class Node:
     """One replica. `async with Node(config, directory) as node:` constructed means ready to run.
 
     machine: the replicated state machine, the built-in EventLog when None. on_fatal: called once
-    with the error after which this replica must not go on: it has fallen silent by then, and its data
-    is safe. The default ends the process, with the exit code of the error; so does an `on_fatal` that raises.
+    with the error after which this replica must not go on: it has fallen silent by then, and its data is
+    safe. Leave the node then; its data can be started anew, after WriteFailedError in another process only. The
+    default ends the process, with the exit code of the error; so does an `on_fatal` that raises.
+
+    Nothing of the process around it is changed: no signal handler, limit, hook or setting of the garbage collector.
 
     Raises UsageError for a `machine` that is none. Entering raises, before anything is listened on: StorageError
     and its kinds, ConfigError, AddressInUseError, StateMachineError.
@@ -276,7 +279,8 @@ class Node:
                 await part.stop()
         if hasattr(self, "recorder"):
             self.recorder.close()
-            self._remove_region()
+            region.remove(self.recorder.region)
+            self._close_region()
         self._disk.close()
 
     def _update_gauges(self) -> None:
@@ -405,15 +409,17 @@ class Node:
         is_in_order = self._failure is None
         if is_in_order:
             self._store.close()
+        elif not isinstance(self._failure, WriteFailedError):
+            self._disk.close()  # what was on its way arrives; the data can be started anew, also in this process
         # Only an end in order says so; after a failure the last values stay, to be looked at.
         self.recorder.close(in_order=is_in_order)
         if self.telemetry is not None:
             await self.telemetry.stop()
         if is_in_order:
-            self._remove_region()
+            region.remove(self.recorder.region)
+        self._close_region()
 
-    def _remove_region(self) -> None:
-        region.remove(self.recorder.region)
+    def _close_region(self) -> None:
         if self._region_descriptor >= 0:
             os.close(self._region_descriptor)
             self._region_descriptor = -1

@@ -104,6 +104,7 @@ class ClientServer:
         self._parked: set[Client] = set()
         self._answered = 0  # bytes of answers to reads and status
         self._server: Listener | None = None
+        self._stopped = False
 
     async def start(self) -> None:
         """Raises AddressInUseError."""
@@ -116,19 +117,21 @@ class ClientServer:
         )
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self._clients.stop()
+        self._stop_listening()
         for connection in self._clients.all():
             connection.close()
 
     def abort(self) -> None:
         """Cut all clients off: nothing that is queued for them leaves."""
+        self._stop_listening()
+        for connection in self._clients.all():
+            connection.abort()
+
+    def _stop_listening(self) -> None:
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         self._clients.stop()
-        for connection in self._clients.all():
-            connection.abort()
 
     @property
     def connections(self) -> int:
@@ -166,6 +169,9 @@ class ClientServer:
         )
 
     def _on_open(self, connection: FrameConnection) -> None:
+        if self._stopped:  # it was being accepted in that moment
+            connection.abort()
+            return
         keep_alive(connection)
         self._clients.add(connection, HELLO_SECONDS)
 

@@ -93,20 +93,29 @@ def test_make_test(make: Any) -> None:
     ("page", "expected"),
     [
         (README, [b"0 order 17 placed\n1 order 17 paid\n"]),
-        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n", FOLLOWED]),
+        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n", FOLLOWED, b"1\n", b""]),
     ],
     ids=["README", "python"],
 )
 def test_python_blocks(
-    page: Path, expected: list[bytes], start_cluster: Any, environment: dict[str, str], tmp_path: Path
+    page: Path,
+    expected: list[bytes],
+    start_cluster: Any,
+    settings: tuple[str, ...],
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     cluster = start_cluster(3)
     sources = blocks("python", page)
     assert len(sources) == len(expected)
     for source, output in zip(sources, expected, strict=True):
-        assert DEFAULT_ADDRESSES in source
+        assert DEFAULT_ADDRESSES in source or "kimberlite.connect" not in source
+        source = source.replace(DEFAULT_ADDRESSES, repr([*cluster.addresses]))
+        source = source.replace("127.0.0.1:7300", f"127.0.0.1:{free_port(1)}")
+        if "storage.unsafe=true" in settings:
+            source = source.replace('"telemetry": {', '"storage": {"unsafe": True}, "telemetry": {')
         done = subprocess.run(
-            [sys.executable, "-P", "-W", "error", "-c", source.replace(DEFAULT_ADDRESSES, repr([*cluster.addresses]))],
+            [sys.executable, "-P", "-W", "error", "-c", source],
             env=environment,
             capture_output=True,
             cwd=tmp_path,

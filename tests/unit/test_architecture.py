@@ -20,7 +20,18 @@ SOURCE = Path(__file__).parents[2] / "kimberlite"
 
 # unit -> what it may import of Kimberlite (units; itself always). "" is kimberlite/__init__.py.
 MAY_IMPORT: dict[str, set[str]] = {
-    "": {"errors", "client", "sync", "events", "config", "state_machine", "node.node", "types"},
+    "": {
+        "errors",
+        "client",
+        "sync",
+        "events",
+        "config",
+        "state_machine",
+        "node.node",
+        "node.format",
+        "types",
+        "testing",
+    },
     "__main__": {"cli"},
     "errors": set(),
     "types": {"errors"},
@@ -77,6 +88,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli",
     },
     "cli.vopr": {"errors", "types", "vopr", "cli"},
+    # For programs that embed; nothing here imports it.
+    "testing": {"errors", "types", "config", "state_machine", "client", "node.node", "node.format", "cli.local"},
 }
 
 IMPURE = {

@@ -154,6 +154,25 @@ def test_a_start_that_fails_in_its_first_step_is_raised(tmp_path: Path, monkeypa
     assert len(ends.errors) == 1
 
 
+@pytest.mark.parametrize("part", ["_server", "_peers"])
+def test_who_is_accepted_while_it_falls_silent_is_cut_off(part: str, tmp_path: Path) -> None:
+    class Late:
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async def story() -> None:
+        async with running(tmp_path / "0", 2) as (node, ends, _):
+            node.driver.on_tick = broken  # type: ignore[method-assign]
+            await until(lambda: ends.errors)
+            late = Late()
+            getattr(node, part)._on_open(late)
+            assert late.aborted
+
+    asyncio.run(story())
+
+
 HOST = """
 import asyncio, sys
 from pathlib import Path
@@ -210,6 +229,60 @@ async def main():
 asyncio.run(main())
 """
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "0")], timeout=LIMIT_S).returncode == 0
+
+
+# What a host program keeps
+
+HOST_IS_LEFT_ALONE = """
+import asyncio, gc, os, resource, signal, sys, threading
+from pathlib import Path
+import kimberlite
+
+def seen(loop):
+    return {
+        "frozen": gc.get_freeze_count(), "thresholds": gc.get_threshold(), "collects": gc.isenabled(),
+        "debug": gc.get_debug(),
+        "signals": [signal.getsignal(n) for n in sorted(signal.valid_signals())],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()), "wakeup": signal.set_wakeup_fd(-1),
+        "limits": {n: resource.getrlimit(getattr(resource, n)) for n in dir(resource) if n.startswith("RLIMIT_")},
+        "hooks": [sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook],
+        "loop": [loop.get_exception_handler(), loop.get_debug(), asyncio.get_event_loop_policy()],
+        "streams": [sys.stdin, sys.stdout, sys.stderr], "cwd": os.getcwd(), "environment": dict(os.environ),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0), "switch": sys.getswitchinterval(),
+    }
+
+async def main():
+    data, loop = Path(sys.argv[1]), asyncio.get_running_loop()
+    config = kimberlite.config.load(data / "node.toml")
+    callbacks = list(gc.callbacks)
+    before = seen(loop)
+    async with kimberlite.Node(config, data, kimberlite.EventLog()) as node:
+        async with kimberlite.connect(list(config.cluster.addresses)) as log:
+            await log.append([b"x"])
+        during = seen(loop)
+        await node.drain()
+    after = seen(loop)
+    for now in (during, after):
+        wrong = {key: (before[key], now[key]) for key in before if before[key] != now[key]}
+        assert not wrong, wrong
+    assert gc.callbacks == callbacks
+    assert threading.active_count() == 1 or all(t.daemon or "asyncio" in t.name for t in threading.enumerate()[1:])
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+signal.signal(signal.SIGHUP, lambda *_: None)
+runner = asyncio.Runner()
+runner.get_loop()
+signal.set_wakeup_fd(-1)
+runner.get_loop().run_until_complete(main())
+"""
+
+
+@pytest.mark.parametrize("telemetry", [False, True])
+def test_a_host_program_is_left_as_it_is(telemetry: bool, tmp_path: Path) -> None:
+    config_of(tmp_path / "0", telemetry={"enabled": telemetry, "listen": "127.0.0.1:0"})
+    program = [sys.executable, "-c", HOST_IS_LEFT_ALONE, str(tmp_path / "0")]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
 
 
 # The end in order
