@@ -250,13 +250,18 @@ class Connections:
             asyncio.get_running_loop().call_soon(self._look_at_memory)
 
     def _look_at_memory(self) -> None:
-        """While all hold too much: the one that holds most goes."""
+        """While clients hold too much: buffers that nothing is in go first, then the client that holds most."""
         self._is_memory_due = False
-        held = {
-            client: client.connection.memory_bytes for client in self._clients.values() if client.connection.is_open
-        }
-        total = sum(held.values()) + self._held_elsewhere()
-        while total > self.bounds.memory and held:
+        # Half of it is theirs in any case: they are not to pay for what peers hold.
+        allowed = max(self.bounds.memory - self._held_elsewhere(), self.bounds.memory // 2)
+        open_ones = [client for client in self._clients.values() if client.connection.is_open]
+        if sum(client.connection.memory_bytes for client in open_ones) <= allowed:
+            return
+        for client in open_ones:
+            client.connection.shrink()
+        held = {client: client.connection.memory_bytes for client in open_ones}
+        total = sum(held.values())
+        while total > allowed and held:
             worst = max(held, key=held.__getitem__)
             total -= held.pop(worst)
             self.end(worst, Reason.SLOW, "memory")

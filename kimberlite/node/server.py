@@ -43,6 +43,7 @@ from kimberlite.types import (
 
 REPLY_QUEUE_MAX = 32 << 20  # bytes queued for a client that does not read: then it is disconnected
 READ_BYTES_MAX = 2 << 20
+WRITE_HIGH, WRITE_LOW = 1 << 20, 256 << 10  # bytes of answers not taken: no more are made, and again
 # Refusals that any client may meet: it has to go elsewhere, or to come later.
 NO_FAULT = frozenset(
     {
@@ -173,6 +174,8 @@ class ClientServer:
             connection.abort()
             return
         keep_alive(connection)
+        if connection.transport is not None:  # room for an answer while the one before is on its way
+            connection.transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
         self._clients.add(connection, HELLO_SECONDS)
 
     def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
@@ -193,7 +196,7 @@ class ClientServer:
 
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         client = self._clients.get(connection)
-        if client is None or not connection.is_open:
+        if client is None:
             return
         requests: list[Message] = []
         handled = self._handle(client, frames, requests)

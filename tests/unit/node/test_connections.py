@@ -153,6 +153,18 @@ def test_who_holds_most_goes_first_when_all_hold_too_much(monkeypatch: pytest.Mo
     run(test)
 
 
+def test_clients_do_not_pay_for_what_peers_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        hold = Table(monkeypatch, memory=1000, held_elsewhere=5000)
+        _, connection = hold.client(memory=400)
+        hold.table.memory.grow(1000)
+        await asyncio.sleep(0)
+        assert connection.is_open
+        hold.table.stop()
+
+    run(test)
+
+
 def test_an_idle_connection_gives_its_buffers_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         hold = Table(monkeypatch)

@@ -475,6 +475,77 @@ def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyP
     run(test)
 
 
+# Turns
+
+
+def test_of_many_reads_one_is_answered_in_a_turn_and_others_come_between() -> None:
+    async def test(node: Node) -> None:
+        node.log.events = [b"e"]
+        greedy, other = await connect(node, b"1" * 16), await connect(node, b"2" * 16)
+        order: list[bytes] = []
+        read = node.log.read
+
+        def noted(*arguments: Any) -> Any:
+            order.append(b"read")
+            return read(*arguments)
+
+        node.log.read = noted  # type: ignore[method-assign]
+        for _ in range(20):
+            greedy.send(Command.READ, position=0)
+        other.send(Command.REQUEST, operation=Operation.REGISTER)
+        node.server._on_requests = lambda requests: order.append(b"request")
+        for _ in range(20):
+            assert (await greedy.answer()).header.command == Command.READ_REPLY
+        assert order.index(b"request") < 20, "it did not wait for all of them"
+
+    run(test)
+
+
+def test_a_reader_that_does_not_read_gets_no_more_answers_made() -> None:
+    async def test(node: Node) -> None:
+        node.log.events = [bytes(1 << 20)]
+        client = await connect(node)
+        client.writer.transport.pause_reading()
+        for _ in range(100):
+            client.send(Command.READ, position=0)
+        held, quiet = -1, 0
+        while quiet < 20:  # until nothing changes
+            await asyncio.sleep(0.005)
+            (connection,) = node.server._clients.all()
+            quiet = quiet + 1 if connection.memory_bytes == held else 0
+            held = connection.memory_bytes
+        assert held < 3 << 20
+        client.writer.transport.resume_reading()
+        for _ in range(100):
+            await client.answer()
+
+    run(test)
+
+
+def test_refused_requests_are_handled_a_few_at_a_time() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        for number in range(200):
+            client.send(Command.REQUEST, b"no batch", operation=Operation.APPLY, count=1, request=number)
+        for number in range(200):
+            assert (await client.rejected(Reason.MALFORMED)).header.request == number
+
+    run(test)
+
+
+def test_nothing_more_is_handled_after_the_end_of_a_connection() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        client.send(Command.STATUS, cluster=b"x" * 16)
+        client.send(Command.REQUEST, operation=Operation.REGISTER)
+        await client.rejected(Reason.WRONG_CLUSTER)
+        with contextlib.suppress(ConnectionResetError):
+            assert await client.reader.read() == b""
+        assert not node.requests
+
+    run(test)
+
+
 # Reads
 
 
