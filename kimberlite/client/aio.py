@@ -40,6 +40,7 @@ TIMEOUT_S = 10.0
 PRIMARY_WAIT_S = 0.3  # once a replica has greeted, so long for the primary and the other addresses to do so, too
 ARRIVED_NS = 200_000_000  # at most so long what has arrived is read before a deadline that has passed is judged
 REQUEST_BYTES_LEAST = 1024
+POSITION, REPLY = map(Outcome._fields.index, ("position", "reply"))
 
 
 class Forks:
@@ -266,14 +267,20 @@ class Log(Reading):
             connection = self._replicas.get(replica)
             if connection is not None:
                 connection.send(message)
+        first = last = None  # of those that were acknowledged; they ascend
         for outcome in done:
             future = self._futures.pop(outcome.handle, None)
-            if future is not None and not future.done():
-                if outcome.error is not None:
-                    future.set_exception(outcome.error)
-                else:
-                    self._reader.acknowledged(outcome.position, outcome.events)
-                    future.set_result(outcome)
+            if outcome.error is None:
+                first = first or outcome
+                last = outcome
+            if future is None or future.done():
+                continue
+            if outcome.error is None:
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome.error)
+        if first is not None and last is not None:
+            self._reader.acknowledged(first.position, last.position + last.events - first.position)
         deadline = session.next_deadline()
         if deadline is not None and (self._timer is None or deadline < self._timer_at):
             if self._timer is not None:
@@ -316,7 +323,7 @@ class Log(Reading):
         while another request is under way.
         """
         try:
-            return self._append(arguments.freeze(events, self._events_max), self._seconds(timeout))
+            return self._send(arguments.freeze(events, self._events_max), self._seconds(timeout), POSITION)
         except (TypeError, UsageError) as error:
             return _raise(error)
 
@@ -324,7 +331,7 @@ class Log(Reading):
     def append_batch(self, body: Bytes, count: int, *, timeout: float | None = None) -> Coroutine[Any, Any, int]:
         """Append a batch made by kimberlite.events.build, of `count` events; otherwise like `append`."""
         try:
-            return self._append(arguments.freeze_batch(body, count, self._events_max), self._seconds(timeout))
+            return self._send(arguments.freeze_batch(body, count, self._events_max), self._seconds(timeout), POSITION)
         except (TypeError, UsageError) as error:
             return _raise(error)
 
@@ -338,43 +345,35 @@ class Log(Reading):
         Cost: calls made at the same time take a round trip each; give the commands of one call together.
         """
         try:
-            return self._apply(arguments.freeze(commands, self._events_max), self._seconds(timeout))
+            return self._send(arguments.freeze(commands, self._events_max), self._seconds(timeout), REPLY)
         except (TypeError, UsageError) as error:
             return _raise(error)
 
     def _seconds(self, timeout: float | None) -> float:
+        if type(timeout) is float and 0 <= timeout <= arguments.SECONDS_MAX:
+            return timeout
         return self._timeout if timeout is None else arguments.seconds(timeout)
 
-    async def _append(self, frozen: Frozen, timeout: float) -> int:
-        handle, future = self._hand_over(frozen, timeout, False)
-        try:
-            return (await future).position
-        finally:
-            if handle in self._futures:
-                self._let_go(handle)
-
-    async def _apply(self, frozen: Frozen, timeout: float) -> bytes:
-        handle, future = self._hand_over(frozen, timeout, True)
-        try:
-            return (await future).reply
-        finally:
-            if handle in self._futures:
-                self._let_go(handle)
-
-    def _hand_over(self, frozen: Frozen, timeout: float, alone: bool) -> tuple[int, asyncio.Future[Outcome]]:
-        """To the session, with all that is appended in this turn of the event loop. alone: in a request of its own."""
+    async def _send(self, frozen: Frozen, timeout: float, wanted: int) -> Any:
+        """Append, with all that is appended in this turn of the event loop; gives that field of the Outcome. When it
+        is the reply, in a request of its own."""
         session = self._usable
         loop = self._loop
         if session is None or loop is None or self._forks != Forks.count or _get_running_loop() is not loop:
             raise self._why_not()
         now = time.monotonic_ns()
         body, count = frozen
-        handle = session.append_batch(body, count, now, now + int(timeout * 1e9), alone)
+        handle = session.append_batch(body, count, now, now + int(timeout * 1e9), wanted == REPLY)
+        future: asyncio.Future[Outcome]
         future = self._futures[handle] = loop.create_future()
         if not self._flush_scheduled:
             self._flush_scheduled = True
             loop.call_soon(self._flush)
-        return handle, future
+        try:
+            return (await future)[wanted]
+        finally:
+            if handle in self._futures:
+                self._let_go(handle)
 
     def _let_go(self, handle: int) -> None:
         """Nobody waits for that append any more."""

@@ -142,7 +142,8 @@ class Session:
         self._request_number = 0
         self._next_handle = 1
         self._waiting: dict[int, Append] = {}  # by handle, in the order in which they are sent
-        self._waiting_bytes = 0
+        # Of those that wait: what a look at each would say.
+        self._waiting_bytes = self._waiting_events = self._waiting_alone = 0
         self._cancelled: set[int] = set()  # handles in the request in flight
         self._evictions = 0  # since the last reply
         self._request: Request | None = None
@@ -186,22 +187,24 @@ class Session:
         self._next_handle += 1
         self._waiting[handle] = Append(handle, body, count, deadline, alone)
         self._waiting_bytes += size
+        self._waiting_events += count
+        self._waiting_alone += alone
         if deadline is not None and (self._expires_at is None or deadline < self._expires_at):
             self._expires_at = deadline
         return handle
 
     def cancel(self, handle: int) -> None:
         """Nobody waits for that append any more: it is not sent, or not again, when that can still be prevented."""
-        append = self._waiting.pop(handle, None)
+        append = self._waiting.get(handle)
         if append is not None:
-            self._waiting_bytes -= len(append.body)
+            self._leave(append)
         elif self._request is not None:
             self._cancelled.add(handle)
 
     def close(self) -> None:
         """Give every append its end: the session is not used any more."""
         request, self._request = self._request, None
-        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        waiting = {append.handle: append for append in self._take_waiting()}
         if request is not None and request.is_surely_refused:
             waiting = {append.handle: append for append in request.appends} | waiting
         elif request is not None:
@@ -311,22 +314,9 @@ class Session:
 
     def _collect(self) -> tuple[Message, list[Append]]:
         """As many waiting appends as one request holds."""
-        appends: list[Append] = []
-        size = count = 0
-        for append in self._waiting.values():
-            if appends and (
-                append.alone
-                or appends[0].alone
-                or size + len(append.body) > self._request_bytes_max
-                or count + append.count > self._events_max
-            ):
-                break
-            appends.append(append)
-            size += len(append.body)
-            count += append.count
-        for append in appends:
-            del self._waiting[append.handle]
-        self._waiting_bytes -= size
+        fits = self._waiting_bytes <= self._request_bytes_max and self._waiting_events <= self._events_max
+        appends = self._take_waiting() if fits and not self._waiting_alone else self._take_first()
+        count = sum([append.count for append in appends])
         body = appends[0].body if len(appends) == 1 else event_batches.concat([append.body for append in appends])
         self._request_number += 1
         header = self._make_header(
@@ -341,6 +331,36 @@ class Session:
             latency_us=self._latency_us,
         )
         return Message(header, body), appends
+
+    def _take_waiting(self) -> list[Append]:
+        """All that wait."""
+        appends = list(self._waiting.values())
+        self._waiting.clear()
+        self._waiting_bytes = self._waiting_events = self._waiting_alone = 0
+        return appends
+
+    def _take_first(self) -> list[Append]:
+        """As many of those that wait as fit a request, one at least."""
+        appends: list[Append] = []
+        size = count = 0
+        for append in self._waiting.values():
+            size += len(append.body)
+            count += append.count
+            if appends and (
+                append.alone or appends[0].alone or size > self._request_bytes_max or count > self._events_max
+            ):
+                break
+            appends.append(append)
+        for append in appends:
+            self._leave(append)
+        return appends
+
+    def _leave(self, append: Append) -> None:
+        """It waits no more."""
+        del self._waiting[append.handle]
+        self._waiting_bytes -= len(append.body)
+        self._waiting_events -= append.count
+        self._waiting_alone -= append.alone
 
     def _begin(self, message: Message, appends: list[Append], now: int) -> None:
         self._request = Request(message, appends)
@@ -399,9 +419,10 @@ class Session:
             self._evictions = 0
         position = header.position
         answer = bytes(message.body)
+        done, new = self._done, tuple.__new__  # what Outcome(...) does, without a call into Python for each
         for append in request.appends:
             if append.handle != EXPIRED:
-                self._done.append(Outcome(append.handle, position, append.count, None, answer))
+                done.append(new(Outcome, (append.handle, position, append.count, None, answer)))
             position += append.count
         self.flush(now)
 
@@ -453,8 +474,7 @@ class Session:
         error = RejectedError(f"the cluster refused the request: {name}; nothing was appended", reason=reason)
         if request.message.header.operation == Operation.REGISTER:
             # It lets nobody in: asking again at once would be answered the same.
-            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-            self._fail(waiting.values(), error)
+            self._fail(self._take_waiting(), error)
         elif request.is_surely_refused:
             self._fail(request.appends, error)
             self._request_number -= 1  # it was not executed: its number is free
@@ -545,8 +565,7 @@ class Session:
         expired = [append for append in self._waiting.values() if late(append)]
         if expired:
             for append in expired:
-                del self._waiting[append.handle]
-            self._waiting_bytes -= sum(len(append.body) for append in expired)
+                self._leave(append)
             self._fail(expired, self._in_the_way(request))
         if self._request is not None:
             expired = [append for append in self._request.appends if late(append)]
@@ -611,4 +630,7 @@ class Session:
         """To the head of those that wait."""
         first = {append.handle: append for append in appends if append.handle != EXPIRED}
         self._waiting = first | self._waiting
-        self._waiting_bytes += sum(len(append.body) for append in first.values())
+        for append in first.values():
+            self._waiting_bytes += len(append.body)
+            self._waiting_events += append.count
+            self._waiting_alone += append.alone
