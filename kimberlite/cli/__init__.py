@@ -10,6 +10,7 @@ errors go to standard error.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -43,6 +44,8 @@ EXIT_NO_QUORUM = 36  # of `status`
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 EXIT_TERMINATED = 143  # as a shell reports SIGTERM
+
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a file, or what else the output goes into
 
 EPILOG = """\b
 Exit codes
@@ -156,30 +159,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail_of_system(error)
     finally:
-        if output_error() is not None:
+        if not is_output_written():
             discard_output()
     return result if isinstance(result, int) else 0
 
 
 def fail_of_system(error: OSError) -> int:
-    """An error of the operating system that nobody has made an error of ours: of a file, or of the output."""
+    """An error of the operating system that nobody has made an error of ours: of a file, or of the output. Of
+    descriptors only standard output's are: whoever writes another one says which file it is."""
     from kimberlite.storage.trouble import explain, storage_error
 
     if error.filename is not None:
         told = storage_error(error)
         return fail(str(told), told.exit_code)
-    if (own := output_error()) is not None:
-        return fail(f"standard output: {explain(own)}", StorageError.exit_code)
+    if error.errno in NOT_WRITTEN:
+        return fail(f"standard output: {explain(error)}", StorageError.exit_code)
     return fail(str(error), KimberliteError.exit_code)
 
 
-def output_error() -> OSError | None:
-    """Why what was printed can not be written; None when it was."""
+def is_output_written() -> bool:
+    """Whether what was printed could be written."""
     try:
         sys.stdout.flush()
-    except OSError as error:
-        return error
-    return None
+    except OSError:
+        return False
+    return True
 
 
 def discard_output() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -122,9 +124,9 @@ def test_system_errors_and_interrupts(command_that: object, capsys: pytest.Captu
     command_that(PermissionError(13, "Permission denied", "/data"))
     assert main(["fail"]) == errors.StorageError.exit_code
     assert capsys.readouterr().err.startswith("kimberlite: /data: permission denied: ")
-    command_that(OSError(5, "Input/output error"))
+    command_that(OSError(errno.EBADF, "Bad file descriptor"))
     assert main(["fail"]) == 1
-    assert capsys.readouterr().err == "kimberlite: [Errno 5] Input/output error\n"
+    assert capsys.readouterr().err == "kimberlite: [Errno 9] Bad file descriptor\n"
     command_that(KeyboardInterrupt())
     assert main(["fail"]) == cli.EXIT_INTERRUPTED
 
@@ -141,6 +143,23 @@ def test_json_errors_do_not_reach_standard_output(command_that: object, capsys: 
     command_that(BusyError("come back later"))
     assert main(["fail"]) == 31
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status", "--addresses", "127.0.0.1:1"]])
+def test_an_output_that_is_full(arguments: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "kimberlite", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == errors.StorageError.exit_code
+    assert done.stderr.startswith("kimberlite: standard output: no space left on device")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def options(command: click.Command) -> set[str]:
