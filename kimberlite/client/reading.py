@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 from kimberlite._fast import events as event_batches
 from kimberlite.client import arguments
 from kimberlite.client.asking import Asker, Elsewhere, Question
-from kimberlite.errors import FrameError, PositionError, UnavailableError, UsageError
+from kimberlite.errors import FrameError, PositionError, UnavailableError, UsageError, invariant
 from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
 from kimberlite.net.transport import FrameConnection
 from kimberlite.types import Bytes, Command, Message, Reason
@@ -340,6 +340,12 @@ class Span:
                 continue
             finally:
                 self._release()
+            invariant(
+                not piece.length or piece.position == position,
+                "events come in their order",
+                position=position,
+                got=piece.position,
+            )
             self._position = position + piece.length
             self._is_over = self._position == self._until or (not self.follow and self._position >= reader.end)
             if piece.length:
@@ -431,6 +437,7 @@ class Reader:
         self._queue: deque[Question[Piece]] = deque()
         self._watch: Question[Piece] | None = None
         self._watch_s = 0.0
+        self._watch_at = 0
 
     # Life
 
@@ -521,10 +528,12 @@ class Reader:
         wait = min(WAIT_S, timeout / 3)
         old = self._watch
         if old is not None and not old.answer.done():
-            if self._watch_s <= wait:
+            if self._watch_at == self.end and self._watch_s <= wait:
                 return old
-            # It would keep somebody waiting for longer than they want to.
+            # It stands where the end was, or would keep somebody waiting for longer than they want to. A replica
+            # keeps one READ waiting: who waited for this one asks again.
             old.settle(Piece(self.end, 0, b""))
+        self._watch_at = self.end
         self._watch_s = wait
         self._watch = self._question(
             _Judge(self, self.end, 0, timed=True, waits=True),

@@ -321,6 +321,26 @@ def test_a_follower_in_a_hurry_does_not_wait_as_long_as_the_others_do() -> None:
     run(test)
 
 
+def test_who_comes_to_an_end_that_has_moved_does_not_get_what_was_before_it() -> None:
+    """One follower waits at an end that the client learns to have moved, before the waiting READ is answered."""
+
+    async def test(replicas: Replicas, addresses: list[str]) -> None:
+        async with connected(addresses) as log:
+            first = log.follow(raw=True)
+            steps = [asyncio.ensure_future(anext(first))]
+            await parked(replicas)
+            replicas.log.append(b"a")  # and nobody has told the READ that waits
+            assert await log.end() == 1
+            steps.append(asyncio.ensure_future(anext(log.follow(1, raw=True))))
+            await parked(replicas, 2)
+            replicas.parked.pop(0)  # its place has been taken
+            await log.append([b"b"])
+            assert await asyncio.wait_for(asyncio.gather(*steps), 5) == [b"a", b"b"]
+            assert await anext(first) == b"b"
+
+    run(test)
+
+
 # Silence
 
 
