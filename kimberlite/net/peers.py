@@ -44,20 +44,22 @@ SILENCE_MS = 3_000
 STRANGER = frozenset({Reason.WRONG_CLUSTER, Reason.WRONG_SIZE, Reason.WRONG_REPLICA})
 
 
-def keep_alive(connection: FrameConnection, silence_ms: int = 10_000) -> None:
-    """No delay; another side that vanished without a word is noticed within about `silence_ms`, whether something
-    waits to be taken or not."""
+def keep_alive(connection: FrameConnection, silence_ms: int | None = None) -> None:
+    """No delay; another side that vanished without a word is noticed within about 10 s while nothing waits for it.
+
+    silence_ms: within that, and whatever waits; also when it is there and takes nothing for so long.
+    """
     sock = connection.transport.get_extra_info("socket") if connection.transport is not None else None
     if sock is None:
         return
-    interval = max(silence_ms // 4000, 1)
+    first, interval, count = (5, 2, 3) if silence_ms is None else (1, 1, 2)
     for level, option, value in (
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2 * interval),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, first),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count),
+        *(((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms),) if silence_ms is not None else ()),
     ):
         sock.setsockopt(level, option, value)
 
