@@ -84,7 +84,9 @@ async def running(directory: Path, replicas: int = 1, **sections: Any) -> AsyncI
     ends = Ends()
     async with Node(config, directory, on_fatal=ends) as node:
         yield node, ends, config
-    await asyncio.sleep(0.05)  # for what was cut off to be gone before the loop is
+    # What was cut off, or was being accepted, is gone before the loop is.
+    await until(lambda: len(asyncio.all_tasks()) == 1 and not node._server._clients.all())
+    await asyncio.sleep(0.05)
 
 
 async def until(condition: Callable[[], object]) -> None:
