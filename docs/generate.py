@@ -87,9 +87,9 @@ def exit_codes() -> str:
     lines += [
         f"| {cli.EXIT_DEGRADED} | | `status`: the cluster is degraded. Appends go on, not everything is well. |",
         f"| {cli.EXIT_NO_QUORUM} | | `status`: no quorum. Nothing can be committed now. |",
-        f"| {cli.EXIT_INTERRUPTED} | | Interrupted by Ctrl-C. `vopr` has printed what it had found by then. |",
+        f"| {cli.EXIT_INTERRUPTED} | | Interrupted by Ctrl-C. `vopr` and `append` have said how far they got. |",
         f"| {cli.EXIT_BROKEN_PIPE} | | The reader of standard output went away. |",
-        f"| {cli.EXIT_TERMINATED} | | `vopr` was ended by SIGTERM, and has printed what it had found by then. |",
+        f"| {cli.EXIT_TERMINATED} | | `vopr` or `append` was ended by SIGTERM, and has said how far it got. |",
     ]
     return "\n".join(lines) + "\n"
 
