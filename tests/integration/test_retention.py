@@ -92,7 +92,7 @@ def test_the_log_keeps_what_it_should_and_says_what_it_has(
         assert len(files(replica.data, "journal")) <= 5
     with sync.connect(list(cluster.addresses)) as log:
         assert list(log.read(start=first, raw=True)) == events[first:]
-        with pytest.raises(PositionError, match=f"the first position that the log still has is {first}") as raised:
+        with pytest.raises(PositionError, match=f"the log begins with position {first}") as raised:
             list(log.read(start=first - 1, raw=True))
         assert raised.value.first == first
     done = kimberlite_command("read", "--from", "0", "--limit", "1", addresses=cluster.addresses, code=33)
