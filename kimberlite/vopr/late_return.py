@@ -28,6 +28,7 @@ OP_NS = 1 * MS
 SLOW_DISK_NS = 3000 * MS
 ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer
 FAR_NS, FAR_LIMIT_NS = 20 * MS, 2000 * MS
+LOSS, LOSS_LIMIT_NS = 0.05, 3000 * MS
 FAILOVER_NS = 5000 * MS
 
 
@@ -91,12 +92,16 @@ def late_return(world: World) -> None:
 
 
 def _hinder(world: World, random: Random, late: int) -> int:
-    """In some runs the way to the replica that is behind is long, or its disk is slow. What that may cost."""
+    """In some runs the way to the replica that is behind is long or loses frames, or its disk is slow. What that may
+    cost."""
     chance = random.random()
     if chance < 0.7:
         world.network.distance[late] = FAR_NS
         return FAR_LIMIT_NS
-    if chance < 0.9 and world.plan.abdicate_ns >= ABDICATE_NS_MIN:
+    if chance < 0.8:
+        world.network.lossy[late] = LOSS
+        return LOSS_LIMIT_NS
+    if chance < 0.95 and world.plan.abdicate_ns >= ABDICATE_NS_MIN:
         world.slow_disks.add(late)
         return SLOW_DISK_NS
     return 0
@@ -105,6 +110,7 @@ def _hinder(world: World, random: Random, late: int) -> int:
 def _end(world: World, victims: list[int]) -> None:
     world.slow_disks.clear()
     world.network.distance.clear()
+    world.network.lossy.clear()
     for victim in victims:
         world.resume(victim)
     for index in range(world.plan.replica_count):

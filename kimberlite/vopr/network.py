@@ -44,6 +44,7 @@ class SimNetwork:
         self.cuts: set[tuple[Address, Address]] = set()
         self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
         self.distance: dict[Address, int] = {}  # who is far away: what is sent to or by it takes so much longer
+        self.lossy: dict[Address, float] = {}  # of what is sent to or by it so much is lost, faults or none
         self.kept: deque[tuple[Address, Address, bytes]] = deque(maxlen=KEPT)
         self.faults_on = True
         self.sent = self.received = self.dropped = self.corrupted = self.in_flight = 0
@@ -55,6 +56,9 @@ class SimNetwork:
             self.dropped += 1
             return
         among_replicas = isinstance(source, int) and isinstance(destination, int)
+        if self.lossy and random.random() < max(self.lossy.get(source, 0.0), self.lossy.get(destination, 0.0)):
+            self.dropped += 1
+            return
         copies = 1
         if self.faults_on:
             if random.random() < plan.loss:
