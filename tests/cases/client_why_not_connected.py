@@ -10,7 +10,7 @@ from lab import HOST, Case, main
 import kimberlite
 
 SECONDS = 90
-SAMPLE = True
+SAMPLE = False
 
 
 def error_of(addresses: list[str], timeout: float = 0.5) -> str:
