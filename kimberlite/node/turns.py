@@ -91,8 +91,9 @@ class Turns:
     def _earn(self) -> None:
         now, op = time.monotonic_ns(), self._progress()
         if op != self._op:
+            if self._op >= 0:  # the first look says nothing of what is under way
+                self._busy_until = now + BUSY_NS
             self._op = op
-            self._busy_until = now + BUSY_NS
         if now < self._busy_until:
             self._credit = min(self._credit + (now - self._earned_at) // SHARE, BURST_NS)
         else:
