@@ -32,6 +32,7 @@ def holder(listener: socket.socket, *words: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(number), *words], pass_fds=[number])
     listener.close()
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # until it is there with its command line
     return process
 
 
