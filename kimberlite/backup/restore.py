@@ -26,7 +26,7 @@ from kimberlite.backup.source import Source, read_superblock
 from kimberlite.backup.take import Progress, no_progress
 from kimberlite.backup.targets import Target, missing
 from kimberlite.config import CONFIG_NAME, Config
-from kimberlite.errors import BackupError, CheckpointError, DataExistsError, FrameError, UsageError
+from kimberlite.errors import BackupError, CheckpointError, DataExistsError, DiskFullError, FrameError, UsageError
 from kimberlite.node.format import make_directory, sync_directory, write_config
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
@@ -359,7 +359,14 @@ class _Restore:
             return
         mark = store.mark(header.op) or replace(store.checkpoint, header=header)
         store.write_checkpoint(mark, content.machine, content.sessions, content.snapshot)
-        while not store.checkpoint.size:
+        # Both copies: one that takes the place of the beginning of a log is named by the superblock before the second.
+        while not store.is_checkpoint_idle:
+            if store.is_checkpoint_stalled:
+                raise DiskFullError(
+                    f"{self._disk.directory}: there is no space for the copies of the checkpoint of op {header.op}: "
+                    "nothing was restored; make room",
+                    free=self._disk.free_bytes(),
+                )
             self._settle(store)
 
     def _settle(self, store: Store) -> None:

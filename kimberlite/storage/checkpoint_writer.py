@@ -75,6 +75,11 @@ class CheckpointWriter:
         """Whether nothing is being written, and no file is left to be removed."""
         return self._copying is None and not self._leftovers
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether there was no space for the next copy."""
+        return self._copying is not None and self._copying.is_stalled
+
     # Start
 
     def read(self) -> checkpoints.Content | None:

@@ -299,6 +299,16 @@ class Store:
         return self._superblock.current.checkpoint
 
     @property
+    def is_checkpoint_idle(self) -> bool:
+        """Whether no copy of a checkpoint is being written, waits to be, or is left to be removed."""
+        return self._checkpoints.is_idle
+
+    @property
+    def is_checkpoint_stalled(self) -> bool:
+        """Whether there was no space for the next copy of a checkpoint."""
+        return self._checkpoints.is_stalled
+
+    @property
     def checkpoint_op(self) -> int:
         """Op of the checkpoint that a restart can begin with; 0 when there is none, or none that can be read."""
         return 0 if self._checkpoints.is_lost else self.checkpoint.op

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +20,15 @@ from kimberlite.backup.manifest import NAME, Manifest, decode
 from kimberlite.backup.restore import Restored, restore
 from kimberlite.backup.take import Taken, take
 from kimberlite.backup.targets import Archive, Directory
-from kimberlite.errors import BackupError, DataExistsError, DataMissingError, FormatVersionError, UsageError
+from kimberlite.errors import (
+    BackupError,
+    DataExistsError,
+    DataMissingError,
+    DiskFullError,
+    FormatVersionError,
+    UsageError,
+)
+from kimberlite.storage import disk as disk_module
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.journal import journal_name, witness_name
 from kimberlite.storage.store import Store
@@ -531,3 +542,46 @@ def test_an_archive(small_replica: Make, new_config: Make, tmp_path: Path) -> No
     with closing(Archive(path, write=False)) as source, pytest.raises(BackupError, match=r"entries-\d+.* is damaged"):
         restore(source, new_config(), tmp_path / "damaged")
     assert not (tmp_path / "damaged").exists()
+
+
+def test_a_copy_of_the_checkpoint_that_takes_long_is_waited_for(
+    small_replica: Make, new_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log begins right behind the checkpoint: the superblock names it as soon as the first copy is there."""
+    replica = small_replica()
+    replica.append(CHECKPOINT_AT)
+    replica.checkpoint()
+    replica.trim(CHECKPOINT_AT + 1)
+    replica.append(20)
+    back_up(replica.path, tmp_path / "backup")
+    make_file = disk_module._make_file
+
+    def slow(directory: int, name: str, *rest: Any) -> None:
+        if name.endswith("-b"):
+            time.sleep(0.3)  # a slow disk
+        make_file(directory, name, *rest)
+
+    monkeypatch.setattr(disk_module, "_make_file", slow)
+    bring_back(tmp_path / "backup", new_config(0), tmp_path / "new")
+    copies = [name for name in files(tmp_path / "new") if name.startswith("checkpoint-")]
+    assert len(copies) == 2, copies
+
+
+def test_no_space_for_a_copy_of_the_checkpoint(
+    small_replica: Make, new_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = small_replica()
+    replica.append(CHECKPOINT_AT)
+    replica.checkpoint()
+    replica.append(20)
+    back_up(replica.path, tmp_path / "backup")
+    make_file = disk_module._make_file
+
+    def full(directory: int, name: str, *rest: Any) -> None:
+        if name.endswith("-b"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        make_file(directory, name, *rest)
+
+    monkeypatch.setattr(disk_module, "_make_file", full)
+    with pytest.raises(DiskFullError, match="no space for the copies of the checkpoint"):
+        bring_back(tmp_path / "backup", new_config(0), tmp_path / "new")
