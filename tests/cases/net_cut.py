@@ -136,7 +136,7 @@ def run(case: Case) -> None:
                 )
             )
         told = case.directory / "seen"
-        watcher = [sys.executable, "-c", WATCHER, str(told), *net.hosts]
+        watcher = [sys.executable, "-P", "-c", WATCHER, str(told), *net.hosts]
         case.own(subprocess.Popen(["ip", "netns", "exec", net.hub, *watcher], env=case.environment))
 
         def primary() -> int | None:

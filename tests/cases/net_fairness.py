@@ -93,7 +93,7 @@ def commits(case: Case, cluster: Cluster, ports: list[int], kind: str, rate: flo
     abusers = [
         case.own(
             subprocess.Popen(
-                [sys.executable, "-c", ABUSER, str(port), kind, str(rate), cluster.cluster_id, str(path)],
+                [sys.executable, "-P", "-c", ABUSER, str(port), kind, str(rate), cluster.cluster_id, str(path)],
                 env=case.environment,
             )
         )
@@ -103,7 +103,7 @@ def commits(case: Case, cluster: Cluster, ports: list[int], kind: str, rate: flo
     before = [int(path.read_text()) if path.exists() else 0 for path in told]
     began = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-c", WRITERS, ",".join(cluster.addresses), str(ROUND_S)],
+        [sys.executable, "-P", "-c", WRITERS, ",".join(cluster.addresses), str(ROUND_S)],
         env=case.environment,
         capture_output=True,
         text=True,
@@ -125,7 +125,7 @@ def run(case: Case) -> None:
         cluster.append([b"B" * (1 << 20)])
     sinks = [cluster.ports[-1] + 20 + index for index in range(3)]
     for port in sinks:
-        case.own(subprocess.Popen([sys.executable, "-c", SINK, str(port)], env=case.environment))
+        case.own(subprocess.Popen([sys.executable, "-P", "-c", SINK, str(port)], env=case.environment))
     for kind in ("read", "status", "garbage"):
         with_abuse = with_sink = 0.0
         for _ in range(ROUNDS):
