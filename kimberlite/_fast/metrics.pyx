@@ -572,27 +572,27 @@ cdef class Region:
 # Cython's own conversions cut a float to an integer without a word. What is recorded may come from a frame, and
 # no number of somebody else's may end the process that counts it: what does not fit is cut to what does.
 
-cdef inline int64_t _signed(object value) except? -1:
-    cdef int beyond = 0
-    cdef int64_t cut
+cdef inline int64_t _whole(object value, int *beyond) except? -1:
+    """A whole number; `beyond` is -1 or 1 when it is below or above what 64 bits with a sign hold."""
     if not PyLong_Check(value):
         value = PyNumber_Index(value)
-    cut = PyLong_AsLongLongAndOverflow(value, &beyond)
+    return PyLong_AsLongLongAndOverflow(value, beyond)
+
+
+cdef inline int64_t _signed(object value) except? -1:
+    cdef int beyond = 0
+    cdef int64_t whole = _whole(value, &beyond)
     if beyond == 0:
-        return cut
+        return whole
     return INT64_MAX if beyond > 0 else INT64_MIN
 
 
 cdef inline uint64_t _unsigned(object value) except? <uint64_t> -1:
     cdef int beyond = 0
-    cdef int64_t cut
-    if not PyLong_Check(value):
-        value = PyNumber_Index(value)
-    cut = PyLong_AsLongLongAndOverflow(value, &beyond)
-    if beyond == 0:
-        return <uint64_t> cut if cut > 0 else 0
-    if beyond < 0:
-        return 0
+    cdef int64_t whole = _whole(value, &beyond)
+    if beyond <= 0:
+        return <uint64_t> whole if beyond == 0 and whole > 0 else 0
+    value = PyNumber_Index(value)
     return <uint64_t> value if value <= UINT64_MAX else UINT64_MAX
 
 

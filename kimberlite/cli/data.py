@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import click
 
@@ -100,11 +100,12 @@ def read(
     if columns and (binary or no_trailing_newline):
         raise UsageError("--with prints lines for people: it does not go with --binary and --no-trailing-newline")
     log = connect(addresses, cluster, timeout, only)
+    wanted = Wanted(start, last, limit, follow, timeout)
     if columns:
-        run(print_events(log, start, last, limit, follow, timeout, choose_line(columns, as_json)))
+        pieces = event_by_event(log, wanted, choose_line(columns, as_json))
     else:
-        writer = choose_writer(binary, no_trailing_newline, as_json)
-        run(read_all(log, start, last, limit, follow, timeout, writer))
+        pieces = batch_by_batch(log, wanted, choose_writer(binary, no_trailing_newline, as_json))
+    run(print_all(log, pieces, follow))
     sys.stdout.buffer.flush()
 
 
@@ -184,47 +185,43 @@ def write_all(out: BinaryIO, data: Bytes) -> None:
         rest = rest[out.write(rest) :]
 
 
-async def read_all(
-    log: Log,
-    start: int | Literal["end"],
-    last: int | None,
-    limit: int | None,
-    follow: bool,
-    timeout: float,
-    writer: Writer,
-) -> None:
-    """Print batch by batch as they come from the cluster."""
+class Wanted(NamedTuple):
+    """Which events, and how long to wait for them."""
+
+    start: int | Literal["end"]
+    last: int | None
+    limit: int | None
+    follow: bool
+    timeout: float
+
+
+async def print_all(log: Log, pieces: AsyncIterator[bytes], follow: bool) -> None:
+    """Print what comes, piece by piece; at once when somebody watches the log."""
     out = sys.stdout.buffer
     async with log:
-        batches = log.read_batches(start=start, last=last, limit=limit, follow=follow, timeout=timeout)
-        async for position, count, body in batches:
-            write_all(out, writer(position, count, body))
+        async for piece in pieces:
+            write_all(out, piece)
             if follow:
                 out.flush()
 
 
-async def print_events(
-    log: Log,
-    start: int | Literal["end"],
-    last: int | None,
-    limit: int | None,
-    follow: bool,
-    timeout: float,
-    line: Callable[[Event], bytes],
-) -> None:
-    """Print event by event, with more than its bytes."""
-    out = sys.stdout.buffer
-    async with log:
-        if follow:
-            source = log.follow(start, last=last, timeout=timeout)
-        elif start == "end":
-            return
-        else:
-            source = log.read(start, last=last, limit=limit, timeout=timeout)
-        left = limit
-        while left != 0 and (found := await source.take()) is not None:
-            lines = [line(event) for event in islice(found, left)]
-            left = None if left is None else left - len(lines)
-            write_all(out, b"".join(lines))
-            if follow:
-                out.flush()
+async def batch_by_batch(log: Log, wanted: Wanted, writer: Writer) -> AsyncIterator[bytes]:
+    """The bytes of the events, as they come from the cluster."""
+    async for position, count, body in log.read_batches(**wanted._asdict()):
+        yield writer(position, count, body)
+
+
+async def event_by_event(log: Log, wanted: Wanted, line: Callable[[Event], bytes]) -> AsyncIterator[bytes]:
+    """With more than the bytes of each event."""
+    start, last, limit, follow, timeout = wanted
+    if follow:
+        source = log.follow(start, last=last, timeout=timeout)
+    elif start == "end":
+        return
+    else:
+        source = log.read(start, last=last, limit=limit, timeout=timeout)
+    left = limit
+    while left != 0 and (found := await source.take()) is not None:
+        lines = [line(event) for event in islice(found, left)]
+        left = None if left is None else left - len(lines)
+        yield b"".join(lines)

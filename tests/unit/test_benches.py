@@ -66,3 +66,22 @@ def test_reads_are_measured_on_a_log_that_was_made(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["events"] == 300
+
+
+def test_two_versions_are_compared(tmp_path: Path) -> None:
+    """Pair by pair, in alternating order; here by stand-ins that tell their figure and when they were asked."""
+    asked = tmp_path / "asked"
+    for name, rate in (("old", 100), ("new", 110)):
+        stand_in = tmp_path / name
+        stand_in.write_text(f"#!/bin/sh\necho {name} >> {asked}\necho '{{\"ops_per_s\": {rate}}}'\n")
+        stand_in.chmod(0o755)
+    arguments = ("--old", str(tmp_path / "old"), "--new", str(tmp_path / "new"), "--pairs", "3", "64")
+    done = subprocess.run(
+        [sys.executable, str(BENCHES / "versions.py"), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "    64: new 110.0/s, old 100.0/s, ratio 1.1 (1.1 to 1.1), 3 pairs\n", done.stderr
+    assert asked.read_text().split() == ["old", "new", "new", "old", "old", "new"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHES / "versions.py"), *arguments, "65"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "unknown loads: ['65']" in done.stderr

@@ -544,44 +544,57 @@ def test_an_archive(small_replica: Make, new_config: Make, tmp_path: Path) -> No
     assert not (tmp_path / "damaged").exists()
 
 
-def test_a_copy_of_the_checkpoint_that_takes_long_is_waited_for(
-    small_replica: Make, new_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The log begins right behind the checkpoint: the superblock names it as soon as the first copy is there."""
-    replica = small_replica()
-    replica.append(CHECKPOINT_AT)
-    replica.checkpoint()
-    replica.trim(CHECKPOINT_AT + 1)
-    replica.append(20)
-    back_up(replica.path, tmp_path / "backup")
+@pytest.fixture
+def with_checkpoint(small_replica: Make, tmp_path: Path) -> Callable[..., Path]:
+    """A backup of a log with a checkpoint in its middle, or right before its beginning."""
+
+    def make(*, trimmed: bool) -> Path:
+        replica = small_replica()
+        replica.append(CHECKPOINT_AT)
+        replica.checkpoint()
+        if trimmed:
+            replica.trim(CHECKPOINT_AT + 1)
+        replica.append(20)
+        back_up(replica.path, tmp_path / "backup")
+        return tmp_path / "backup"
+
+    return make
+
+
+@pytest.fixture
+def before_second_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Have something happen when the file of the second copy of a checkpoint is made."""
     make_file = disk_module._make_file
 
-    def slow(directory: int, name: str, *rest: Any) -> None:
-        if name.endswith("-b"):
-            time.sleep(0.3)  # a slow disk
-        make_file(directory, name, *rest)
+    def arrange(happens: Callable[[], None]) -> None:
+        def make(directory: int, name: str, *rest: Any) -> None:
+            if name.endswith("-b"):
+                happens()
+            make_file(directory, name, *rest)
 
-    monkeypatch.setattr(disk_module, "_make_file", slow)
-    bring_back(tmp_path / "backup", new_config(0), tmp_path / "new")
+        monkeypatch.setattr(disk_module, "_make_file", make)
+
+    return arrange
+
+
+def test_a_copy_of_the_checkpoint_that_takes_long_is_waited_for(
+    with_checkpoint: Any, before_second_copy: Any, new_config: Make, tmp_path: Path
+) -> None:
+    """The log begins right behind the checkpoint: the superblock names it as soon as the first copy is there."""
+    backup = with_checkpoint(trimmed=True)
+    before_second_copy(lambda: time.sleep(0.3))  # a slow disk
+    bring_back(backup, new_config(0), tmp_path / "new")
     copies = [name for name in files(tmp_path / "new") if name.startswith("checkpoint-")]
     assert len(copies) == 2, copies
 
 
 def test_no_space_for_a_copy_of_the_checkpoint(
-    small_replica: Make, new_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_checkpoint: Any, before_second_copy: Any, new_config: Make, tmp_path: Path
 ) -> None:
-    replica = small_replica()
-    replica.append(CHECKPOINT_AT)
-    replica.checkpoint()
-    replica.append(20)
-    back_up(replica.path, tmp_path / "backup")
-    make_file = disk_module._make_file
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def full(directory: int, name: str, *rest: Any) -> None:
-        if name.endswith("-b"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-        make_file(directory, name, *rest)
-
-    monkeypatch.setattr(disk_module, "_make_file", full)
+    backup = with_checkpoint(trimmed=False)
+    before_second_copy(full)
     with pytest.raises(DiskFullError, match="no space for the copies of the checkpoint"):
-        bring_back(tmp_path / "backup", new_config(0), tmp_path / "new")
+        bring_back(backup, new_config(0), tmp_path / "new")

@@ -13,7 +13,7 @@ import pytest
 
 import kimberlite
 from kimberlite.cli.local import free_port
-from kimberlite.config import from_mapping
+from kimberlite.config import Config, from_mapping
 from kimberlite.errors import EventTooLargeError, KimberliteError, StateMachineError, UsageError
 from kimberlite.node import machine as border
 from kimberlite.node.format import format_replica
@@ -177,9 +177,8 @@ def test_what_is_no_state_machine_is_refused_at_the_call(change: dict[str, Any],
         kimberlite.Node(config, tmp_path, Machine)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["apply", "snapshot", "frozen snapshot", "freeze"])
-def test_a_replica_ends_with_it(method: str, tmp_path: Path) -> None:
-    """And again at the next start, until the machine is corrected: then everything is there."""
+def formatted(data: Path) -> tuple[Config, str]:
+    """A replica alone that takes checkpoints often, and where it will listen."""
     address = f"127.0.0.1:{free_port(1)}"
     config = from_mapping(
         {
@@ -189,7 +188,14 @@ def test_a_replica_ends_with_it(method: str, tmp_path: Path) -> None:
             "checkpoint": {"ops": 16},
         }
     )
-    format_replica(config, tmp_path / "0")
+    format_replica(config, data)
+    return config, address
+
+
+@pytest.mark.parametrize("method", ["apply", "snapshot", "frozen snapshot", "freeze"])
+def test_a_replica_ends_with_it(method: str, tmp_path: Path) -> None:
+    """And again at the next start, until the machine is corrected: then everything is there."""
+    config, address = formatted(tmp_path / "0")
     broken = raising(ValueError("put in by the test"))
     wrong = {"frozen snapshot": {"freeze": lambda: Machine(snapshot=broken)}}.get(method, {method: broken})
 
@@ -212,16 +218,7 @@ def test_a_replica_ends_with_it(method: str, tmp_path: Path) -> None:
 
 
 def test_a_restore_that_raises_refuses_the_start(tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port(1)}"
-    config = from_mapping(
-        {
-            "cluster": {"id": "6d" * 16, "replica": 0, "addresses": [address]},
-            "telemetry": {"enabled": False},
-            "storage": {"segment_bytes": 8 << 20, "unsafe": True, "free_bytes_min": 0},
-            "checkpoint": {"ops": 16},
-        }
-    )
-    format_replica(config, tmp_path / "0")
+    config, address = formatted(tmp_path / "0")
 
     async def run(machine: Machine) -> None:
         async with kimberlite.Node(config, tmp_path / "0", machine) as node, kimberlite.connect([address]) as log:
