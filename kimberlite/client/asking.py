@@ -124,7 +124,8 @@ class Question(Generic[T]):
     def problem(self) -> str:
         if not self.is_asked:
             return "other reads of this client come first"
-        return "; ".join(self._problems.values()) or "no replica is connected"
+        waiting = {replica: f"replica {replica} has not answered yet" for replica in self._asked}
+        return "; ".join((waiting | self._problems).values()) or "no replica is connected"
 
     def ask(self) -> None:
         """Ask one more replica. Called once; it goes on by itself."""

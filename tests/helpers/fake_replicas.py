@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import kimberlite
@@ -19,6 +20,7 @@ from kimberlite.types import ZERO16, Command, Message, Operation, Reason
 
 CLUSTER = b"f" * 16
 FIRST_NS = 1_800_000_000_000_000_000  # timestamp of event 0; each is appended 1 ns after the one before
+WAIT_S = 0.02  # so long a READ waits for new events when Replicas.parks is off
 
 
 class Replicas:
@@ -46,7 +48,7 @@ class Replicas:
         self.unread: dict[int, int] = {}  # flag of READ -> so many READs with it stay without an answer
         self.lies: dict[int, dict[str, int]] = {}  # replica -> fields of its answers that are wrong
         self.first = 0  # events before it were trimmed
-        self.parks = True  # a READ that waits does so until there is something
+        self.parks = True  # a READ that waits does so until there is something, not only for WAIT_S
 
     async def start(self) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -130,7 +132,10 @@ class Replicas:
                 if header.flags & READ_WAIT and header.position == end and self.parks:
                     self.parked.append((index, connection, header))
                 elif header.flags & READ_WAIT and header.position == end:
-                    self._send(index, connection, header, Command.READ_REPLY, position=end, timestamp=end)
+                    nothing = partial(
+                        self._send, index, connection, header, Command.READ_REPLY, position=end, timestamp=end
+                    )
+                    asyncio.get_running_loop().call_later(WAIT_S, nothing)
                 else:
                     self._send(
                         index, connection, header, Command.REJECT, reason=Reason.POSITION_BEYOND_END, position=end

@@ -565,8 +565,8 @@ class Player:
         step.facts["status"] = answers[replica]
 
         def told() -> bool:
-            step.facts["scrape"] = self.scrape(replica)
-            return bool(step.facts["scrape"]["vsr_stuck_op"])
+            scrape = step.facts["scrape"] = self.scrape(replica)
+            return bool(scrape["vsr_stuck_op"] and scrape['vsr_cannot_commit{reason="stuck"}'])
 
         self.until(told, "the metrics say it, too")
         for each in range(REPLICAS):

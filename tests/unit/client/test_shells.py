@@ -291,7 +291,7 @@ def test_a_read_gives_all_that_its_client_knows_to_be_in_the_log() -> None:
             replicas.servers[0].close()
             replicas.cut(0)
             with pytest.raises(UnavailableError, match="the log has at least 3 events, replica"):
-                await collected(log.read(timeout=0.2, raw=True))
+                await collected(log.read(timeout=0.5, raw=True))
             reading = asyncio.ensure_future(collected(log.read(2, raw=True)))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(reading), 0.2)
