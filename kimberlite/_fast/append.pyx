@@ -66,7 +66,11 @@ cdef extern from "km_append.h" nogil:
     uint64_t km_append_calibrate(int fd, uint64_t offset, const void *data, size_t size, uint32_t count)
 
 cdef size_t ALIGNMENT = 4096
+cdef Py_ssize_t WRITES_MAX = 1 << 20  # of one submission, and its phases: no product of it with a size overflows
+cdef uint64_t OFFSET_MAX = <uint64_t> 1 << 62
 INLINE_ALWAYS = UINT64_MAX
+
+_CHANGED = "a phase does not hold the writes that its length says, or the phases changed while they were read"
 
 # Freed aligned memory, kept for the next buffer of the same size: fresh pages cost a fault each.
 cdef dict _pool = {}
@@ -180,41 +184,59 @@ cdef class Writer:
         """Carry out `phases`, a sequence of sequences of (fd, offset, buffer), in order.
 
         Buffers can not be resized until completion; their content must not be changed.
-        Raises UsageError for an unaligned offset, length or address, before anything is written.
+        Raises, before anything is written: UsageError for an offset, length or address that is not aligned, an empty
+        buffer, a token in use, and phases that do not hold what their lengths say or change meanwhile; TypeError,
+        BufferError and OverflowError for what is no number or no contiguous buffer.
         """
         cdef _Held held = _Held.__new__(_Held)
         cdef km_submission *submission = &held.submission
-        cdef Py_ssize_t total = 0, i = 0, p = 0
+        cdef Py_ssize_t total = 0, count = 0, size, i = 0, p = 0
         cdef km_engine *engine = self.engine
+        cdef km_write *write
         cdef Py_buffer *view
-        if token in self.held:
-            raise UsageError(f"token {token} is in use")
         for phase in phases:
-            total += len(phase)
+            size = len(phase)
+            if size > WRITES_MAX - total or count == WRITES_MAX:
+                raise UsageError(f"a submission has at most {WRITES_MAX} writes and phases")
+            total += size
+            count += 1
         submission.token = token
-        submission.phase_count = <uint32_t> len(phases)
-        submission.phase_ends = <uint32_t *> PyMem_Malloc(max(1, len(phases)) * sizeof(uint32_t))
+        submission.phase_count = <uint32_t> count
+        submission.phase_ends = <uint32_t *> PyMem_Malloc(max(1, count) * sizeof(uint32_t))
         submission.writes = <km_write *> PyMem_Malloc(max(1, total) * sizeof(km_write))
         held.views = <Py_buffer *> PyMem_Malloc(max(1, total) * sizeof(Py_buffer))
         if submission.phase_ends == NULL or submission.writes == NULL or held.views == NULL:
             raise MemoryError("no memory for a submission")
+        # Taking a length, an element, a number or a buffer can run code of the caller's, which can change what is still
+        # to be read, or submit something itself: the counts above are bounds here, and nothing else is believed.
         for phase in phases:
+            if p == count:
+                raise UsageError(_CHANGED)
             for fd, offset, buffer in phase:
+                if i == total:
+                    raise UsageError(_CHANGED)
                 view = &held.views[i]
+                write = &submission.writes[i]
                 PyObject_GetBuffer(buffer, view, PyBUF_SIMPLE)
                 held.view_count += 1
-                submission.writes[i].fd = fd
-                submission.writes[i].offset = offset
-                submission.writes[i].data = view.buf
-                submission.writes[i].length = view.len
-                if (submission.writes[i].offset | <size_t> view.len | <size_t> view.buf) % ALIGNMENT:
+                i += 1
+                write.fd = fd
+                write.offset = offset
+                write.data = view.buf
+                write.length = view.len
+                if (write.offset | <size_t> view.len | <size_t> view.buf) % ALIGNMENT or view.len <= 0:
                     raise UsageError(
                         f"a write of {view.len} bytes at offset {offset} from address {<size_t> view.buf:#x} "
-                        f"is not aligned to {ALIGNMENT}"
+                        f"is not aligned to {ALIGNMENT}, or empty"
                     )
-                i += 1
+                if write.offset > OFFSET_MAX or <uint64_t> view.len > OFFSET_MAX:
+                    raise UsageError(f"a write of {view.len} bytes at offset {offset} is beyond the end of any file")
             submission.phase_ends[p] = <uint32_t> i
             p += 1
+        if i != total or p != count:
+            raise UsageError(_CHANGED)
+        if token in self.held:
+            raise UsageError(f"token {token} is in use")
         self.held[token] = held
         with nogil:
             km_engine_submit(engine, submission)
@@ -268,11 +290,16 @@ cdef class Writer:
 
 
 def calibrate(int fd, uint64_t offset, object buffer, uint32_t count):
-    """Nanoseconds that a plain C loop takes for `count` writes of `buffer`: the yardstick of benches."""
+    """Nanoseconds that a plain C loop takes for `count` writes of `buffer`: the yardstick of benches.
+
+    Raises UsageError for no writes or an empty buffer, OSError for one that fails.
+    """
     cdef Py_buffer view
     cdef uint64_t took
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
     try:
+        if not count or not view.len:
+            raise UsageError(f"{count} writes of {view.len} bytes take no time: give at least one of at least one byte")
         with nogil:
             took = km_append_calibrate(fd, offset, view.buf, view.len, count)
         if not took:

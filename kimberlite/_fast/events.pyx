@@ -79,6 +79,8 @@ cdef int _check(const uint8_t *data, size_t length, uint32_t event_max, uint32_t
 
 
 _CHANGED = "an event changed its length, or the list of events did, while the batch was built"
+_CHANGED_BATCH = "a batch changed while it was joined with others"
+_CHANGED_REQUEST = "a request body changed its length while it was packed"
 
 
 cdef inline void _store32(uint8_t *to, uint32_t value) noexcept nogil:
@@ -255,7 +257,7 @@ cdef bytes _assemble(const uint8_t *data, uint32_t count, Py_ssize_t first, Py_s
     return result
 
 
-def join(object body, bytes separator=b"\n"):
+def join(object body, bytes separator not None=b"\n"):
     """All events, each followed by `separator`, in one bytes object. The batch is checked."""
     cdef Py_buffer view
     cdef uint32_t count = 0
@@ -314,10 +316,10 @@ def concat(object bodies):
         PyObject_GetBuffer(item, &view, PyBUF_SIMPLE)
         try:
             data = <const uint8_t *> view.buf
-            count = _load32(data)
+            count = _load32(data) if view.len >= 12 else 0
             begin = km_events_payload(count)
             if begin > <size_t> view.len or entry + count > events or offset + view.len - begin > payload:
-                raise UsageError("a batch changed while it was joined with others")
+                raise UsageError(_CHANGED_BATCH)
             for i in range(1, count + 1):
                 _store32(to + 8 + (entry + i) * 4, <uint32_t> (offset + km_events_offset(data, count, i) - begin))
             memcpy(to + start + offset, data + begin, view.len - begin)
@@ -325,6 +327,8 @@ def concat(object bodies):
             entry += count
         finally:
             PyBuffer_Release(&view)
+    if entry != events or offset != payload:
+        raise UsageError(_CHANGED_BATCH)
     return result
 
 
@@ -353,8 +357,8 @@ def pack_requests(object requests):
     _store32(to, <uint32_t> count)
     at = 8 + count * RECORD
     for client, session, request, operation, events, body in items:
-        if PyBytes_GET_SIZE(client) != 16:
-            raise UsageError(f"a client id has 16 bytes, not {PyBytes_GET_SIZE(client)}")
+        if client is None or PyBytes_GET_SIZE(client) != 16:
+            raise UsageError(f"a client id has 16 bytes: {client!r}")
         record = to + 8 + i * RECORD
         memcpy(record, PyBytes_AS_STRING(client), 16)
         memcpy(record + 16, &session, 8)
@@ -363,7 +367,7 @@ def pack_requests(object requests):
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             if at + _padded(view.len) > total:
-                raise UsageError("a request body changed its length while it was packed")
+                raise UsageError(_CHANGED_REQUEST)
             _store32(record + 36, <uint32_t> view.len)
             memcpy(to + at, view.buf, view.len)
             memset(to + at + view.len, 0, _padded(view.len) - view.len)
@@ -373,7 +377,7 @@ def pack_requests(object requests):
         record[40] = operation
         i += 1
     if at != total:
-        raise UsageError("a request body changed its length while it was packed")
+        raise UsageError(_CHANGED_REQUEST)
     return result
 
 
@@ -385,7 +389,7 @@ def unpack_requests(object body):
     cdef size_t count, at, size, i, j
     cdef list result = []
     cdef object whole = memoryview(body).toreadonly().cast("B")
-    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(whole, &view, PyBUF_SIMPLE)  # the same memory that the bodies are views of
     try:
         data = <const uint8_t *> view.buf
         if view.len < 8:

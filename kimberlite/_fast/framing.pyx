@@ -378,6 +378,8 @@ def parse(object buffer, Py_ssize_t start, Py_ssize_t end, uint32_t frame_max, o
             else:
                 if whole is None:
                     whole = memoryview(buffer).toreadonly().cast("B")
+                    if PyMemoryView_GET_BUFFER(whole).len != view.len:  # an exporter may give what it likes, each time
+                        raise UsageError("the buffer changed its length while frames were taken from it")
                 frames.append((header, _part(whole, start + KM_HEADER_SIZE, <Py_ssize_t> size - KM_HEADER_SIZE)))
             start += size
         return frames, start, 0

@@ -222,6 +222,8 @@ cdef object _checked(object series):
     try:
         name, kind, floating, shared, group, bounds = series
         one = Series(name, Kind(kind), bool(floating), bool(shared), int(group), tuple(bounds))
+        if type(name) is not str:  # what is encoded twice must be the same both times
+            raise TypeError(f"its name is a {type(name).__name__}, not a str")
         size = len(name.encode())
     except (AttributeError, TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
         raise UsageError(f"{series!r} is no series: {error}") from error
