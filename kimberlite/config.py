@@ -587,7 +587,9 @@ class RetentionConfig:
     )
     age_max_s: int = knob(
         0,
-        "Trim the oldest segment when all its events are older than this. 0 keeps everything.",
+        "Trim the oldest segment when all its events are older than this, by the clock of the primary and by the last "
+        "timestamp of the log: nothing goes while nothing is appended, nor after a jump of that clock. 0 keeps "
+        "everything.",
         unit="s",
         low=0,
         high=1 << 32,

@@ -43,7 +43,7 @@ from kimberlite.errors import (
     WrongClusterError,
 )
 from kimberlite.net.peers import PeerNetwork, Refusal
-from kimberlite.node import descriptors, notify, retention
+from kimberlite.node import clock, descriptors, notify, retention
 from kimberlite.node.connections import Bounds
 from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, restore
 from kimberlite.node.machine import check_machine, guarded
@@ -140,7 +140,9 @@ class Node:
         self._telemetry_problem = ""
         self._region_descriptor = -1
         self._free_space = FreeSpace(config.storage.free_bytes_min)
-        self._trim_wait = retention.Wait()
+        kept = config.retention
+        own_clock = clock.Clock(*clock.now(), config.cluster.replica)
+        self._retention = retention.Retention(kept.bytes_max, kept.age_max_s, own_clock)
         self.telemetry: supervisor.TelemetryProcess | None = None
 
     # Life
@@ -306,7 +308,7 @@ class Node:
                 entries=store.head - store.first_op + 1,
                 first_position=store.first_position,
                 checkpoint_op=store.checkpoint_op,
-                trim_due_at=self._trim_wait.since,
+                trim_due_at=self._retention.waits_since,
                 free_bytes=self._look_at_space() if self._ticks % FREE_SPACE_EVERY == 0 else None,
             )
         )
@@ -525,21 +527,10 @@ class Node:
 
     def _apply_retention(self) -> None:
         """As primary: have trimmed what the configuration no longer keeps."""
-        core, kept = self.driver.core, self.config.retention
-        if not core.is_primary:
-            self._trim_wait = retention.Wait()
-            return
-        trim, held = retention.choose(
-            self._store.extents(),
-            bytes_max=kept.bytes_max,
-            age_max_ns=kept.age_max_s * 1_000_000_000,
-            now_ns=time.time_ns(),
-            last_op=min(core.trimmable_op, core.applied),
-        )
+        times = retention.Times(*clock.now(), time.monotonic_ns())
+        trim = self._retention.look(self.driver.core, self._store, times)
         if trim is not None:
             self.driver.trim(*trim)
-        checkpoints = {replica: peer.checkpoint for replica, peer in core.peers.items()}
-        self._trim_wait.look(core.first_op, held, core.checkpoint_op, checkpoints, time.monotonic_ns())
 
     def _scrub(self) -> None:
         if self.scrubber.tick(time.monotonic_ns()):
@@ -674,6 +665,7 @@ class Node:
                 "bytes": self.scrubber.bytes,
                 "damage": {what.value: count for what, count in self.scrubber.damage.items()},
             },
+            "clock": self._retention.clock.document(),
             "peers": [
                 {
                     "replica": peer.replica,
@@ -695,7 +687,7 @@ class Node:
                             snapshot.unhealthy,
                             str(self._store.disk_full or ""),
                             self._free_space.reason(free),
-                            self._trim_wait.reason(now),
+                            self._retention.reason(now),
                         ],
                     ),
                     *(f"replica {index}: {refusal}" for index, refusal in sorted(self._peers.refusals.items())),

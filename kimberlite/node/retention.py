@@ -4,7 +4,10 @@ A pure decision over what the store knows of its segments; the primary asks now 
 the answer as an operation. Whole segments only: trimming less would give no space back. A trim that
 is due waits for the checkpoints of all replicas, and it is said when that takes long: the log grows.
 
-May import: storage.interface only.
+Ages count by two clocks, this machine's and the log's own: see node/clock.py, which also says when the first
+of them is not believed. Then nothing goes by age at all.
+
+May import: storage.interface, vsr, node.clock.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from kimberlite.storage.interface import Extent
+from kimberlite.node.clock import Clock, Stamp
+from kimberlite.storage.interface import Extent, LogStore
+from kimberlite.vsr.replica import Replica
 
 SEGMENTS_MAX = 256  # trimmed at a time: each takes a look at its file
 PATIENCE_NS = 10_000_000_000  # replicas make their checkpoints one a little after the other
@@ -26,12 +31,21 @@ class Choice(NamedTuple):
     held: int | None = None
 
 
-def choose(extents: Iterable[Extent], *, bytes_max: int, age_max_ns: int, now_ns: int, last_op: int) -> Choice:
+def is_old(before_ns: int, *, age_max_ns: int, now_ns: int, log_ns: int) -> bool:
+    """Whether all that was stamped before `before_ns` is older than age_max_ns, by this machine's clock and by the
+    log's last timestamp: one clock that is wrong must not be enough to remove anything."""
+    return before_ns <= min(now_ns, log_ns) - age_max_ns
+
+
+def choose(
+    extents: Iterable[Extent], *, bytes_max: int, age_max_ns: int, now_ns: int, log_ns: int = 0, last_op: int
+) -> Choice:
     """With which op the log should begin.
 
     extents: the segments of the log, oldest first; looked at only as far as needed. A segment goes when what
     comes after it is bytes_max at least, or when all its events are older than age_max_ns (0: no
-    such limit). last_op: the highest op that the log may begin with.
+    such limit). now_ns: by this machine's clock; log_ns: the timestamp of the log's last op, 0 when it is not known or
+    the clock is not believed: nothing goes by age then. last_op: the highest op that the log may begin with.
     """
     if not bytes_max and not age_max_ns:
         return Choice()
@@ -40,7 +54,7 @@ def choose(extents: Iterable[Extent], *, bytes_max: int, age_max_ns: int, now_ns
         if count == 0:
             continue  # the segment that the log begins with
         large = bytes_max and extent.bytes_from_here >= bytes_max
-        old = age_max_ns and extent.first_timestamp <= now_ns - age_max_ns
+        old = age_max_ns and is_old(extent.first_timestamp, age_max_ns=age_max_ns, now_ns=now_ns, log_ns=log_ns)
         if count > SEGMENTS_MAX or not (large or old):
             break
         if extent.first_op > last_op:
@@ -78,3 +92,59 @@ class Wait:
             f"retention has waited {(now - self.since) / 1e9:.0f} s for a checkpoint of op {self._needed} on {late}: "
             "the log grows until it has one; bring it back, or see to room on the disks"
         )
+
+
+class Times(NamedTuple):
+    """One moment by three clocks, in nanoseconds: since 1970, as this machine has it; a time that nobody sets and that
+    goes on while the machine sleeps; the monotonic time of the core."""
+
+    wall: int
+    steady: int
+    now: int
+
+
+class Retention:
+    """What one replica does about retention, looked at now and then. bytes_max, age_max_s: 0 for no such limit."""
+
+    def __init__(self, bytes_max: int, age_max_s: int, clock: Clock) -> None:
+        self.clock = clock
+        self._bytes_max = bytes_max
+        self._age_max_ns = age_max_s * 1_000_000_000
+        self._wait = Wait()
+
+    def look(self, core: Replica, store: LogStore, times: Times) -> tuple[int, int] | None:
+        """With which op, and the position of its first event, the log should begin; None to leave it as it is. The
+        clock is watched on every replica: it may be the primary next."""
+        stamp = last_stamp(store, core.applied)
+        is_believed = self.clock.look(times.wall, times.steady, stamp)
+        if not core.is_primary:
+            self._wait = Wait()
+            return None
+        choice = choose(
+            store.extents(),
+            bytes_max=self._bytes_max,
+            age_max_ns=self._age_max_ns,
+            now_ns=times.wall,
+            log_ns=stamp.timestamp if is_believed else 0,
+            last_op=min(core.trimmable_op, core.applied),
+        )
+        checkpoints = {replica: peer.checkpoint for replica, peer in core.peers.items()}
+        self._wait.look(core.first_op, choice.held, core.checkpoint_op, checkpoints, times.now)
+        return choice.trim
+
+    @property
+    def waits_since(self) -> int:
+        """When a trim that is due began to wait for a replica, by the core's time; 0 while none waits."""
+        return self._wait.since
+
+    def reason(self, now: int) -> str:
+        """Why something stays longer than it should, in a sentence; empty when nothing does."""
+        return self._wait.reason(now) or (self.clock.reason() if self._age_max_ns else "")
+
+
+def last_stamp(store: LogStore, op: int) -> Stamp:
+    """Of that op, the last that is executed. One that can not be read counts as unknown: of time 0."""
+    header, before = store.header(op), store.header(op - 1) if op else None
+    if header is None:
+        return Stamp(0, 0, 0)
+    return Stamp(header.timestamp, before.timestamp if before is not None else header.timestamp, header.replica)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from kimberlite.node import retention
+from kimberlite.node.clock import Clock
 from kimberlite.node.retention import PATIENCE_NS, SEGMENTS_MAX, Choice, Wait
-from kimberlite.storage.interface import Extent
+from kimberlite.storage.interface import Extent, LogStore
+from kimberlite.vsr.replica import Replica
 
 S = 1_000_000_000
 # Five segments of 100 bytes and 10 ops each; the events of each are a second older than those of the next.
@@ -40,9 +44,94 @@ EXTENTS = [
     ],
 )
 def test_what_is_chosen(bytes_max: int, age_max_s: int, last_op: int, chosen: int | None, held: int | None) -> None:
-    found = retention.choose(EXTENTS, bytes_max=bytes_max, age_max_ns=age_max_s * S, now_ns=6 * S, last_op=last_op)
+    found = retention.choose(
+        EXTENTS, bytes_max=bytes_max, age_max_ns=age_max_s * S, now_ns=6 * S, log_ns=6 * S, last_op=last_op
+    )
     trim = None if chosen is None else (EXTENTS[chosen].first_op, EXTENTS[chosen].first_position)
     assert found == Choice(trim, None if held is None else EXTENTS[held].first_op)
+
+
+@pytest.mark.parametrize(
+    ("now_s", "log_s", "chosen"),
+    [
+        (6, 6, 1),
+        (1_000, 5, None),  # a clock that is ahead: by the log's own last timestamp nothing is old
+        (5, 1_000, None),  # a log that is ahead: what a wrong clock stamped makes nothing old
+        (1_000, 1_000, 4),  # a clock that was wrong when the process started, and an append: what remains
+        (7, 6, 1),
+        (6, 7, 1),
+        (1_000, 0, None),  # the log's time is not known, or the clock not believed
+    ],
+)
+def test_age_counts_by_the_clock_and_by_the_log(now_s: int, log_s: int, chosen: int | None) -> None:
+    found = retention.choose(EXTENTS, bytes_max=0, age_max_ns=4 * S, now_ns=now_s * S, log_ns=log_s * S, last_op=50)
+    assert found.trim == (None if chosen is None else (EXTENTS[chosen].first_op, EXTENTS[chosen].first_position))
+
+
+def test_size_asks_no_clock() -> None:
+    found = retention.choose(EXTENTS, bytes_max=300, age_max_ns=4 * S, now_ns=0, log_ns=0, last_op=50)
+    assert found.trim == (21, 200)
+
+
+DAY = 86_400 * S
+NOW = 1_800_000_000 * S
+
+
+class _Log:
+    """A store with segments of a day's length, and as much of a core as retention asks: a primary that has executed
+    op 400, stamped at `last`."""
+
+    def __init__(self, last: int, *, is_primary: bool = True) -> None:
+        self.last = last
+        self.is_primary = is_primary
+        self.applied = self.trimmable_op = self.checkpoint_op = 400
+        self.first_op = 1
+        self.peers: dict[int, object] = {}
+
+    def extents(self) -> Iterator[Extent]:
+        for age in range(40, 0, -1):
+            yield Extent(1 + 10 * (40 - age), 100 * (40 - age), NOW - age * DAY, age << 20)
+
+    def header(self, op: int) -> object:
+        return SimpleNamespace(timestamp=self.last - (self.applied - op), replica=0)
+
+
+def look(kept: retention.Retention, log: _Log, shift: int = 0, passed: int = 0) -> tuple[int, int] | None:
+    times = retention.Times(NOW + passed + shift, passed, passed)
+    return kept.look(cast(Replica, log), cast(LogStore, log), times)
+
+
+def test_a_jump_of_the_clock_suspends_trimming_by_age_until_it_is_undone() -> None:
+    kept = retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0))
+    log = _Log(NOW)
+    assert look(kept, log) == (101, 1000), "ten of the forty days are too old"
+    # A year ahead, and an append is stamped so: by clock and log all is old.
+    log.last = NOW + 365 * DAY
+    assert look(kept, log, shift=365 * DAY, passed=S) is None
+    assert "retention by age waits" in kept.reason(0)
+    assert look(kept, log, passed=2 * S) == (101, 1000)
+    assert "364 d ahead" in kept.reason(0), "what was stamped stays"
+
+
+def test_a_backup_watches_its_clock_and_trims_nothing() -> None:
+    kept = retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0))
+    log = _Log(NOW, is_primary=False)
+    assert look(kept, log, shift=365 * DAY) is None
+    log.is_primary, log.last = True, NOW + 365 * DAY
+    assert look(kept, log, shift=365 * DAY) is None
+
+
+def test_without_a_limit_of_age_no_clock_is_in_the_way() -> None:
+    kept = retention.Retention(10 << 20, 0, Clock(NOW, 0, 0))
+    assert look(kept, _Log(NOW + 365 * DAY), shift=365 * DAY) == (301, 3000)
+    assert kept.reason(0) == ""
+    assert kept.clock.document()["jump_s"] == 365 * 86_400
+
+
+def test_a_last_op_that_can_not_be_read_makes_nothing_old() -> None:
+    log = _Log(NOW)
+    log.header = lambda op: None  # type: ignore[method-assign]
+    assert look(retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0)), log) is None
 
 
 def test_no_segment_is_looked_at_behind_the_first_that_can_not_be_trimmed() -> None:
