@@ -57,6 +57,10 @@ FIELDS: dict[str, str] = {
     "scrub.last_tour_s": "Seconds since the last tour ended; null before the first has.",
     "scrub.bytes": "Bytes read for it since the start.",
     "scrub.damage": "Damage found since the start, by what was damaged.",
+    "clock.jump_s": "Seconds by which its clock has moved against the time that passed, more than ten minutes: nothing "
+    "is trimmed by age then. 0 while the clock is believed.",
+    "clock.log_ahead_s": "Seconds by which the last timestamp of the log is ahead of its clock; 0 when it is not. "
+    "Minutes or more: a primary had a wrong clock.",
     "peers[].replica": "Index of another member.",
     "peers[].last_heard_s": "Seconds since something came from it; null when nothing has since the start. A primary "
     "hears every backup many times a second.",
@@ -75,7 +79,8 @@ FIELDS: dict[str, str] = {
 ADDED: dict[str, str] = {
     "address": "The address that was asked.",
     "reachable": "Whether it answered. If not, there are only `replica`, `address` and `unhealthy`: why not.",
-    "lag": "Operations behind the most advanced replica that answered.",
+    "lag": "Operations that the most advanced replica that answered knows to be committed, and this one has not "
+    "executed.",
 }
 
 # And what it says of the cluster.

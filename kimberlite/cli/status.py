@@ -11,7 +11,7 @@ import click
 
 from kimberlite.cli import EXIT_DEGRADED, EXIT_NO_QUORUM, probe
 from kimberlite.cli.common import addresses_option, cluster_option, json_option, print_json, table, timeout_option
-from kimberlite.cli.verdict import CONTACT_S, Answer, Judgement, Verdict, health, is_doubtful, judge
+from kimberlite.cli.verdict import CONTACT_S, Answer, Judgement, Verdict, behind, health, is_doubtful, judge, remark
 from kimberlite.errors import UnavailableError
 from kimberlite.types import ZERO16, ClusterId
 
@@ -34,7 +34,8 @@ def status(addresses: tuple[str, ...], cluster: ClusterId | None, timeout: float
 
     Every address is asked by itself, so that this works without a quorum and without a
     primary; members that are not among the addresses are asked as well. `lag` is the number of operations that a
-    replica is behind the most advanced one that answered. The fields of --json are in docs/status.md.
+    replica has not executed and that the most advanced one that answered knows to be committed. The fields of --json
+    are in docs/status.md.
 
     The verdict is the exit code: 0 healthy; 35 degraded, appends are committed but not everything is well; 36 no
     quorum, nothing can be committed now; 24 no answer of any replica. It is true without traffic, too.
@@ -79,20 +80,13 @@ def _statuses(told: Any) -> list[Answer]:
 
 def describe(addresses: Sequence[str], answers: Sequence[Answer]) -> list[dict[str, object]]:
     """One row for each address: what the replica said, and what only a comparison can say."""
-    commits = [
-        commit
-        for answer in answers
-        if not isinstance(answer, UnavailableError) and isinstance(commit := answer.get("commit"), int)
-    ]
-    newest = max(commits, default=0)
+    said = [answer for answer in answers if not isinstance(answer, UnavailableError)]
     rows: list[dict[str, object]] = []
     for index, (address, answer) in enumerate(zip(addresses, answers, strict=True)):
         if isinstance(answer, UnavailableError):
             rows.append({"replica": index, "address": address, "reachable": False, "unhealthy": str(answer)})
             continue
-        commit = answer.get("commit")
-        lag = newest - commit if isinstance(commit, int) else None
-        rows.append({**answer, "address": address, "reachable": True, "lag": lag})
+        rows.append({**answer, "address": address, "reachable": True, "lag": behind(answer, said)})
     return rows
 
 
@@ -102,7 +96,9 @@ def render(rows: Sequence[dict[str, object]]) -> str:
     for row in rows:
         if row["reachable"]:
             role = row.get("role") if row.get("status") == "normal" else row.get("status")
-            shown.append({**row, "role": role, "events": row.get("positions"), "health": health(row) or "ok"})
+            shown.append(
+                {**row, "role": role, "events": row.get("positions"), "health": health(row) or remark(row) or "ok"}
+            )
         else:
             shown.append({**row, "role": "unreachable", "health": row["unhealthy"]})
     return table(COLUMNS, shown, left=("replica",))

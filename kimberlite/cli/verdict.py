@@ -5,7 +5,7 @@ from what it was asked to do: that is true without traffic as well. Where no pri
 is believed. Whatever keeps it from committing is called `no quorum`: no quorum of replicas accepts appends now.
 Fields of the answers that an older release does not have are not missed.
 
-May import: errors, types.
+May import: errors, types, node.clock.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from kimberlite.errors import UnavailableError, WrongClusterError
+from kimberlite.node import clock
 
 CONTACT_S = 1.0  # CoreConfig.contact_ns with the default heartbeat: silence that counts
 BEHIND_OPS = 1_000  # further behind than answers given some milliseconds apart can be
@@ -78,6 +79,24 @@ def health(answer: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
+def remark(answer: Mapping[str, Any]) -> str:
+    """What is to be known of a replica that is well; empty when nothing is. A log that is ahead of the clocks stays so:
+    a verdict that it makes bad for years would tell nothing any more."""
+    ahead = answer.get("clock", {}).get("log_ahead_s", 0)
+    if ahead * clock.S <= clock.JUMP_NS:
+        return ""
+    return f"ok; the log's last timestamp is {clock.span(int(ahead * clock.S))} ahead of its clock"
+
+
+def behind(answer: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> int | None:
+    """Operations that somebody knows to be committed and that this replica has not executed; None when it does not say.
+    Executed: a primary whose disk hangs hears of every commit."""
+    executed = answer.get("applied", answer.get("commit"))
+    if not isinstance(executed, int):
+        return None
+    return max([other["commit"] for other in said if isinstance(other.get("commit"), int)], default=executed) - executed
+
+
 def _one_cluster(addresses: Sequence[str], answers: Sequence[Answer]) -> str | None:
     of = {
         str(answer["cluster"]): address
@@ -135,7 +154,7 @@ def _blemishes(answer: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> 
         found.append(str(answer["status"]))
     if answer.get("faulty"):
         found.append(f"{answer['faulty']} damaged entries to repair")
-    behind = max(int(other.get("commit", 0)) for other in said) - int(answer.get("commit", 0))
-    if behind > BEHIND_OPS:
-        found.append(f"{behind} ops behind")
+    lag = behind(answer, said) or 0
+    if lag > BEHIND_OPS:
+        found.append(f"{lag} ops behind")
     return [f"replica {answer.get('replica')}: {text}" for text in found]

@@ -29,6 +29,19 @@ def test_lag_is_measured_against_the_most_advanced() -> None:
     assert all(row["reachable"] for row in rows)
 
 
+def test_lag_counts_what_is_executed_not_what_is_heard_of() -> None:
+    """A primary whose disk hangs hears of every commit that the others make, and executes none."""
+    rows = describe(ADDRESSES, [answer(0, applied=20), answer(1, applied=119), answer(2, applied=118, commit=118)])
+    assert [row["lag"] for row in rows] == [99, 0, 1]
+
+
+def test_a_log_that_is_far_ahead_of_the_clocks_is_said_of_one_that_is_well() -> None:
+    ahead = {"jump_s": 0.0, "log_ahead_s": 40 * 86_400.5}
+    rows = describe(ADDRESSES, [answer(0, clock=ahead), answer(1, clock=ahead, unhealthy="retention"), answer(2)])
+    shown = [line[line.index("0.1.0") + 5 :].strip() for line in render(rows).splitlines()[1:]]
+    assert shown == ["ok; the log's last timestamp is 40 d ahead of its clock", "retention", "ok"]
+
+
 def test_an_unreachable_replica_has_a_row() -> None:
     rows = describe(ADDRESSES, [answer(0), UnavailableError("h:2: connection refused"), answer(2)])
     assert rows[1] == {"replica": 1, "address": "h:2", "reachable": False, "unhealthy": "h:2: connection refused"}
