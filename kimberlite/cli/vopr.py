@@ -22,7 +22,7 @@ from kimberlite.vopr import canaries as planted
 from kimberlite.vopr import corruption, crash_images, crashes, recording
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr import run as runs
-from kimberlite.vopr.plan import REQUESTS
+from kimberlite.vopr.plan import DEFAULT, PLANS, REQUESTS
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,6 +43,14 @@ requests_option = click.option(
     show_default=True,
     metavar="N",
     help="Appends that the clients of a run make together.",
+)
+
+plan_option = click.option(
+    "--plan",
+    type=click.Choice(list(PLANS)),
+    default=DEFAULT,
+    show_default=True,
+    help="What load and which faults the seeds draw from.",
 )
 
 OUTCOMES = ("repaired", "healed", "harmless", "refused", "wrong")  # of an image with damage
@@ -94,6 +102,7 @@ def vopr() -> None:
 
 @vopr.command("run", short_help="Run a range of seeds.")
 @click.option("--seeds", type=seed_range, default="0:100", show_default=True, metavar="A:B", help="A up to B-1.")
+@plan_option
 @requests_option
 @click.option(
     "--jobs",
@@ -104,7 +113,7 @@ def vopr() -> None:
     help="Processes that share the seeds; the result does not depend on it.",
 )
 @json_option
-def run_command(seeds: tuple[int, int], requests: int, jobs: int, as_json: bool) -> None:
+def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, as_json: bool) -> None:
     """Run a range of seeds and report every broken invariant with the command that replays it.
 
     Ends with exit code 0 when nothing was broken, else with 51; cut short by Ctrl-C with 130, by SIGTERM with 143.
@@ -118,18 +127,18 @@ def run_command(seeds: tuple[int, int], requests: int, jobs: int, as_json: bool)
     total = seeds[1] - seeds[0]
     with Interruption() as interruption:
         with Bar("seeds", total) as advance:
-            for outcome in interruption.until(runs.outcomes(*seeds, requests, jobs)):
+            for outcome in interruption.until(runs.outcomes(*seeds, requests, jobs, plan)):
                 campaign.add(outcome)
                 first_outcome = first_outcome or outcome
                 if outcome.check:
-                    show(violation_text(outcome, requests))
+                    show(violation_text(outcome, requests, plan))
                 advance()
         is_complete = interruption.signal is None
         if is_complete and first_outcome is not None:
-            differs = runs.check_determinism(first_outcome, requests)
+            differs = runs.check_determinism(first_outcome, requests, plan)
             if differs is not None:
                 campaign.violations.append(differs)
-                show(violation_text(differs, requests))
+                show(violation_text(differs, requests, plan))
         summary = campaign.summary() | {"complete": is_complete}
         if as_json:
             print_json(summary)
@@ -143,9 +152,10 @@ def run_command(seeds: tuple[int, int], requests: int, jobs: int, as_json: bool)
     if campaign.violations:
         bad = [outcome.seed for outcome in campaign.violations]
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        replay = runs.replay_command(campaign.violations[0], requests, plan)
         raise ViolationError(
-            f"{len(bad)} violations in {campaign.seeds} seeds ({shown}); look at one with "
-            f"`{runs.replay_command(campaign.violations[0], requests)}`, make it small with `kimberlite vopr minimize`",
+            f"{len(bad)} violations in {campaign.seeds} seeds ({shown}); look at one with `{replay}`, make it "
+            "small with `kimberlite vopr minimize`",
             seeds=bad,
         )
     if unreached:
@@ -155,10 +165,10 @@ def run_command(seeds: tuple[int, int], requests: int, jobs: int, as_json: bool)
         )
 
 
-def violation_text(outcome: runs.Outcome, requests: int) -> str:
+def violation_text(outcome: runs.Outcome, requests: int, plan: str) -> str:
     lines = [
         f"seed {outcome.seed}: {outcome.violation}",
-        f"  replay: {runs.replay_command(outcome, requests)}",
+        f"  replay: {runs.replay_command(outcome, requests, plan)}",
         f"  {len(outcome.faults)} faults; the end of the trace (nanoseconds, what, where):",
     ]
     return "\n".join([*lines, *(f"    {line}" for line in outcome.tail.splitlines())])
@@ -166,11 +176,12 @@ def violation_text(outcome: runs.Outcome, requests: int) -> str:
 
 @vopr.command("replay", short_help="Run one seed again.")
 @click.argument("seed", type=COUNT)
+@plan_option
 @requests_option
 @click.option(
     "--script",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A run as written by `vopr minimize`; its own numbers are used.",
+    help="A run as written by `vopr minimize`; its own plan and numbers are used.",
 )
 @click.option(
     "--trace", type=click.Path(dir_okay=False, path_type=Path), help="Write the full trace there; - prints it."
@@ -178,13 +189,13 @@ def violation_text(outcome: runs.Outcome, requests: int) -> str:
 @canary_option
 @json_option
 def replay(
-    seed: int, requests: int, script: Path | None, trace: Path | None, canary: str | None, as_json: bool
+    seed: int, plan: str, requests: int, script: Path | None, trace: Path | None, canary: str | None, as_json: bool
 ) -> None:
     """Run one seed again, exactly: the trace hash is the same every time, in every process.
 
     Ends with exit code 51 when the run breaks an invariant.
     """
-    wanted = runs.Script(seed, requests)
+    wanted = runs.Script(seed, requests, name=plan)
     if script is not None:
         wanted = runs.Script.parse(script.read_text(encoding="utf-8"))
         if wanted.seed != seed:
@@ -211,6 +222,7 @@ def replay(
 
 @vopr.command("minimize", short_help="Make a failing run small.")
 @click.argument("seed", type=COUNT)
+@plan_option
 @requests_option
 @canary_option
 @click.option("--runs-max", type=POSITIVE, default=minimizer.RUNS_MAX, show_default=True, help="Runs to try at most.")
@@ -220,14 +232,16 @@ def replay(
     help="Where to write the small run; vopr-SEED.json when not given.",
 )
 @json_option
-def minimize(seed: int, requests: int, canary: str | None, runs_max: int, output: Path | None, as_json: bool) -> None:
+def minimize(
+    seed: int, plan: str, requests: int, canary: str | None, runs_max: int, output: Path | None, as_json: bool
+) -> None:
     """Shrink the faults of a failing run by delta debugging and write the small run to a file.
 
     The same invariant must break. The file is for `vopr replay SEED --script FILE`.
     """
     with Bar("runs", runs_max) as advance, planted.planted(canary):
         small = minimizer.minimize(
-            runs.Script(seed, requests), runs_max=runs_max, progress=lambda tried, faults: advance()
+            runs.Script(seed, requests, name=plan), runs_max=runs_max, progress=lambda tried, faults: advance()
         )
     path = output or Path(f"vopr-{seed}.json")
     path.write_text(small.script.to_json(), encoding="utf-8")

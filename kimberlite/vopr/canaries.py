@@ -940,8 +940,8 @@ def _liveness_too_early() -> list[Patch]:
 def _faults_silently_zero() -> list[Patch]:
     original = plan.draw
 
-    def draw(seed: int, requests: int = REQUESTS) -> Plan:
-        return replace(original(seed, requests), weights={"heal": 1.0}, loss=0.0, corruption=0.0)
+    def draw(seed: int, requests: int = REQUESTS, name: str = plan.DEFAULT) -> Plan:
+        return replace(original(seed, requests, name), weights={"heal": 1.0}, loss=0.0, corruption=0.0)
 
     from kimberlite.vopr import run as runs
 

@@ -339,6 +339,10 @@ def fill(files: Files) -> None:
     files.capacity = sum(map(len, files.durable.values()))
 
 
+def is_full(files: Files) -> bool:
+    return files.capacity == sum(map(len, files.durable.values()))
+
+
 def empty(files: Files) -> None:
     files.capacity = None
 

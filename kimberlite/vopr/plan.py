@@ -2,12 +2,21 @@
 
 Three independent random streams come out of a seed, for the schedule, the faults and the
 workload, so that one more draw in one of them does not reshuffle the others.
+
+A named plan says what its seeds draw from:
+
+    default   everything that campaigns try; a run has some of it, many lack any one thing
+    crowded   many clients, a small pipeline, large events in small segments, three times the work
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
+
+from kimberlite.errors import UsageError
+from kimberlite.vopr.faults import KINDS, Kind
 
 MS = 1_000_000
 REQUESTS = 100  # appends of a run unless told otherwise
@@ -49,44 +58,53 @@ class Plan:
     late_ops: int = 0  # ops that a replica misses in the phase late return; 0 leaves it out
 
 
-FAULTS = (
-    "crash",
-    "crash_writing",
-    "crash_promising",
-    "crash_all",
-    "restart",
-    "pause",
-    "partition",
-    "one_way",
-    "isolate",
-    "heal",
-    "clog",
-    "bit_rot",
-    "sync_error",
-    "clock_jump",
-    "foreign",
-    "evict",
-    "disk_full",
-    "disk_full_all",
-    "disk_space",
-    "trim",
-    "hostile",
-)
+def _default(plan: Plan, random: Random) -> Plan:
+    return plan
 
 
-def draw(seed: int, requests: int = REQUESTS) -> Plan:
-    """The plan of a seed."""
+def _crowded(plan: Plan, random: Random) -> Plan:
+    return replace(
+        plan,
+        client_count=random.choice((16, 32, 64)),
+        requests=3 * plan.requests,
+        pipeline_max=random.choice((1, 2, 4)),
+        event_bytes=random.choice((2000, 9000, 20_000)),
+        segment_bytes=128 << 10,
+        checkpoint_ops=random.choice((4, 16)),
+    )
+
+
+DEFAULT = "default"
+PLANS: dict[str, Callable[[Plan, Random], Plan]] = {DEFAULT: _default, "crowded": _crowded}
+
+
+def select(name: str) -> Callable[[Plan, Random], Plan]:
+    """The plan of that name. Raises UsageError."""
+    if name not in PLANS:
+        raise UsageError(f"no plan is called {name!r}; there are {', '.join(PLANS)}")
+    return PLANS[name]
+
+
+def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
+    """The plan of a seed. Raises UsageError for a name that there is not."""
+    return select(name)(_draw(seed, requests), Random(f"{name} {seed}"))
+
+
+def _weight(seed: int, kind: Kind) -> float:
+    """Of a kind of fault in a run; one more kind leaves those of the others alone."""
+    random = Random(f"weight of {kind.name} {seed}")
+    return max(kind.floor, 0.0 if random.random() < 0.3 else random.random())
+
+
+def _draw(seed: int, requests: int) -> Plan:
+    """What all plans begin with."""
     random = Random(f"plan {seed}")
 
     def some(limit: float) -> float:
         """0 in a third of the runs, else up to `limit`: many runs lack any one fault."""
         return 0.0 if random.random() < 0.33 else random.random() * limit
 
-    weights = {kind: (0.0 if random.random() < 0.3 else random.random()) for kind in FAULTS if kind != "hostile"}
-    weights["heal"] = max(weights["heal"], 0.4)
-    weights["restart"] = max(weights["restart"], 0.6)
-    weights["disk_space"] = max(weights["disk_space"], 0.4)
-    plan = Plan(
+    return Plan(
         seed=seed,
         replica_count=random.choices((1, 2, 3, 4, 5, 6), (1, 2, 8, 1, 3, 1))[0],
         client_count=random.choice((1, 2, 4, 8)),
@@ -101,7 +119,7 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         latency_ns=random.choice((100_000, 500_000, 5 * MS)),
         disk_latency_ns=random.choice((100_000, 300_000, 3 * MS)),
         fault_gap_ns=random.choice((60, 150, 400)) * MS,
-        weights=weights,
+        weights={kind.name: _weight(seed, kind) for kind in KINDS.values()},
         garbage=random.choice((0.0, 0.0, 0.05)),
         event_bytes=random.choice((8, 64, 2000, 9000)),
         replay=some(0.02),
@@ -113,5 +131,3 @@ def draw(seed: int, requests: int = REQUESTS) -> Plan:
         repairs_max=random.choice((8, 256)),
         late_ops=random.choice((0, 0, 0, 0, 400)),
     )
-    # Drawn last, so that the others of a seed are what they were before there was this one.
-    return replace(plan, weights={**weights, "hostile": 0.0 if random.random() < 0.5 else random.random()})

@@ -3,7 +3,7 @@
 A `Script` says which run; an `Outcome` says what happened. The combined trace hash of a
 campaign is that of its seeds in order, whatever number of processes shared them.
 
-`python -m kimberlite.vopr.run FIRST LAST STEP REQUESTS` prints one outcome a line, as JSON: the
+`python -m kimberlite.vopr.run FIRST LAST STEP REQUESTS PLAN` prints one outcome a line, as JSON: the
 workers of a campaign.
 """
 
@@ -17,18 +17,17 @@ import traceback
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import xxhash
 
 from kimberlite.errors import UsageError
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.drill import drill
-from kimberlite.vopr.plan import REQUESTS, Plan, draw
+from kimberlite.vopr.faults import Fault, check
+from kimberlite.vopr.plan import DEFAULT, REQUESTS, Plan, draw, select
 from kimberlite.vopr.workers import Workers, show
 from kimberlite.vopr.world import World
-
-Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, on whom
 
 # E4: what a campaign of that many seeds must have reached, or it proves less than it seems to.
 LABELS_SEEDS_MIN = 100
@@ -56,22 +55,31 @@ LABELS_WANTED = (
 @dataclass(frozen=True, slots=True)
 class Script:
     """Which run. overrides: fields of the plan that differ from what the seed draws.
-    faults: instead of those that the seed draws; None keeps them."""
+    faults: instead of those that the seed draws; None keeps them. name: of the plan, as in plan.PLANS.
+
+    Raises UsageError for a fault that no run can carry out, or a plan that there is not.
+    """
 
     seed: int
     requests: int = REQUESTS
     overrides: Mapping[str, int | float] = field(default_factory=dict)
     faults: tuple[Fault, ...] | None = None
+    name: str = DEFAULT
+
+    def __post_init__(self) -> None:
+        check(self.faults or ())
+        select(self.name)
 
     def plan(self) -> Plan:
         # The overrides come from this program or from a file that `parse` has checked.
-        return dataclasses.replace(draw(self.seed, self.requests), **self.overrides)  # type: ignore[arg-type]
+        drawn = draw(self.seed, self.requests, self.name)
+        return dataclasses.replace(drawn, **self.overrides)  # type: ignore[arg-type]
 
     def to_json(self) -> str:
         lines = [json.dumps(list(fault)) for fault in self.faults or ()]
         faults = "null" if self.faults is None else "[\n    " + ",\n    ".join(lines) + "\n  ]" if lines else "[]"
         return (
-            f'{{\n  "seed": {self.seed},\n  "requests": {self.requests},\n'
+            f'{{\n  "plan": {json.dumps(self.name)},\n  "seed": {self.seed},\n  "requests": {self.requests},\n'
             f'  "overrides": {json.dumps(dict(self.overrides))},\n  "faults": {faults}\n}}\n'
         )
 
@@ -81,17 +89,24 @@ class Script:
         try:
             value = json.loads(text)
             script = cls(
-                int(value["seed"]),
-                int(value["requests"]),
+                _whole(value["seed"]),
+                _whole(value["requests"]),
                 {str(name): number for name, number in value["overrides"].items()},
                 None
                 if value["faults"] is None
-                else tuple((int(when), str(kind), int(argument)) for when, kind, argument in value["faults"]),
+                else tuple((_whole(when), str(kind), _whole(argument)) for when, kind, argument in value["faults"]),
+                str(value.get("plan", DEFAULT)),
             )
             script.plan()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"no script of a run: {error!r}; make one with `kimberlite vopr minimize`") from error
         return script
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +198,9 @@ class Campaign:
         }
 
 
-def outcomes(first: int, last: int, requests: int, jobs: int = 1) -> Generator[Outcome, None, None]:
+def outcomes(
+    first: int, last: int, requests: int, jobs: int = 1, plan: str = DEFAULT
+) -> Generator[Outcome, None, None]:
     """The runs of seeds first..last-1, in order. With several jobs, that many processes share them.
 
     Begins with the drill of the checkers: a checker that does not fire proves nothing.
@@ -191,10 +208,10 @@ def outcomes(first: int, last: int, requests: int, jobs: int = 1) -> Generator[O
     drill()
     if jobs <= 1:
         for seed in range(first, last):
-            yield run(Script(seed, requests))
+            yield run(Script(seed, requests, name=plan))
         return
     count = min(jobs, last - first)
-    with Workers(__name__, [(first + index, last, count, requests) for index in range(count)]) as workers:
+    with Workers(__name__, [(first + index, last, count, requests, plan) for index in range(count)]) as workers:
         for seed in range(first, last):
             yield decode(workers.next_of((seed - first) % count))
 
@@ -205,9 +222,9 @@ def decode(value: dict[str, Any]) -> Outcome:
     return Outcome(**value)
 
 
-def check_determinism(outcome: Outcome, requests: int) -> Outcome | None:
+def check_determinism(outcome: Outcome, requests: int, plan: str = DEFAULT) -> Outcome | None:
     """Run a seed again: None when it is the same run, else an outcome that says so."""
-    again = run(Script(outcome.seed, requests))
+    again = run(Script(outcome.seed, requests, name=plan))
     if again.trace_hash == outcome.trace_hash:
         return None
     return dataclasses.replace(
@@ -217,14 +234,17 @@ def check_determinism(outcome: Outcome, requests: int) -> Outcome | None:
     )
 
 
-def replay_command(outcome: Outcome, requests: int) -> str:
-    return f"kimberlite vopr replay {outcome.seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
+def replay_command(outcome: Outcome, requests: int, plan: str = DEFAULT) -> str:
+    command = f"kimberlite vopr replay {outcome.seed}"
+    if plan != DEFAULT:
+        command += f" --plan {plan}"
+    return command + (f" --requests {requests}" if requests != REQUESTS else "")
 
 
 def _worker(arguments: Sequence[str]) -> None:
-    first, last, step, requests = map(int, arguments)
+    first, last, step, requests = map(int, arguments[:4])
     for seed in range(first, last, step):
-        show(dataclasses.asdict(run(Script(seed, requests))))
+        show(dataclasses.asdict(run(Script(seed, requests, name=arguments[4]))))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ class Workers:
     A signal for the process group of whoever started them (Ctrl-C, `timeout`) does not reach them.
     """
 
-    def __init__(self, module: str, arguments: Sequence[Sequence[int]]) -> None:
-        """module: run with `python -m`; integers are all that it is given."""
+    def __init__(self, module: str, arguments: Sequence[Sequence[int | str]]) -> None:
+        """module: run with `python -m`."""
         self._module = module
         self._arguments = arguments
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -11,12 +11,10 @@ here reads a clock or an entropy source but the seed's three streams.
 
 from __future__ import annotations
 
-import errno
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 from typing import BinaryIO
 
@@ -24,25 +22,24 @@ import xxhash
 
 from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
-from kimberlite.client.session import Session
-from kimberlite.errors import KimberliteError, OutcomeUnknownError, WriteFailedError
+from kimberlite.errors import KimberliteError, WriteFailedError
 from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, requests_of, restore
 from kimberlite.state_machine import Batch
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import HEADER_SIZE, Command, Header, Message, Operation, Reason
-from kimberlite.vopr import hostile
+from kimberlite.types import Command, Header, Message, Operation, Reason
 from kimberlite.vopr.checkers import (
     VIEW_CHANGE_QUORUM,
-    Acknowledged,
     Checkers,
     Promises,
     Violation,
     durable_promises,
     events_of,
 )
-from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, corrupt, empty, fill, make_unreadable
+from kimberlite.vopr.clients import SimClient
+from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, empty
+from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
 from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.plan import MS, Plan, streams
@@ -56,8 +53,6 @@ SAFETY_NS_MAX = 120_000 * MS
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
 TRACE_TAIL = 40
-APPEND_DEADLINE_NS = 1500 * MS
-ROT_TAIL_BYTES = 8192
 SERVE_DELAY_NS = 20_000
 PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
 EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
@@ -180,118 +175,21 @@ class SimNode:
     scrubber: Scrubber = field(init=False)
 
 
-class SimClient:
-    """A client: appends one batch after another, and remembers what it saw."""
-
-    def __init__(self, world: World, index: int) -> None:
-        self.world = world
-        self.index = index
-        self.name = b"client %d" % index
-        self.session = self._new_session()
-        self.history: list[Acknowledged] = []
-        self.waiting: dict[int, Acknowledged] = {}
-        self.timer_at: int | None = None
-        self.quota = 0
-        self.life = 0
-
-    def _new_session(self) -> Session:
-        world = self.world
-        return Session(
-            make_header=framing.make_header,
-            cluster=world.cluster,
-            client_id=world.workload.randbytes(16),
-            replica_count=world.plan.replica_count,
-            seed=world.workload.getrandbits(64),
-        )
-
-    def begin(self) -> None:
-        for node in self.world.nodes:
-            if node.up:
-                self.session.connected(node.index, self.world.now)
-        self.append()
-
-    def restart(self) -> None:
-        """The client dies: what it waited for has no outcome; another session begins."""
-        self.waiting.clear()
-        self.life += 1
-        self.session = self._new_session()
-        self.begin()
-
-    def append(self) -> None:
-        world = self.world
-        if self.quota <= 0 or self.waiting:
-            return
-        self.quota -= 1
-        number = len(self.history)
-        random = world.workload
-        stem = b"%d-%d-" % (self.index, number)
-        events = tuple(
-            stem + b"%d-" % i + b"x" * random.randrange(world.plan.event_bytes)
-            for i in range(random.choice((1, 1, 2, 7)))
-        )
-        record = Acknowledged(self.index, number, events, world.now)
-        self.history.append(record)
-        handle = self.session.append(events, world.now, world.now + APPEND_DEADLINE_NS)
-        self.waiting[handle] = record
-        self.session.flush(world.now)
-        self.pump()
-
-    def step(self, message: Message) -> None:
-        self.session.step(message, self.world.now)
-        self.pump()
-
-    def pump(self) -> None:
-        world = self.world
-        sends, done = self.session.take_output()
-        for replica, message in sends:
-            world.network.send(self.name, replica, message)
-        for outcome in done:
-            record = self.waiting.pop(outcome.handle, None)
-            if record is None:
-                continue
-            record.returned_at = world.now
-            if outcome.error is None:
-                record.position = outcome.position
-            elif not isinstance(outcome.error, OutcomeUnknownError):
-                record.refused = True
-                label = type(outcome.error).__name__
-                world.counts[label] = world.counts.get(label, 0) + 1
-            world.trace.add(world.now, "outcome", self.name, record.number, outcome.position)
-        deadline = self.session.next_deadline()
-        if deadline is not None and (self.timer_at is None or deadline < self.timer_at):
-            self.timer_at = deadline
-            life = self.life
-            world.at(max(deadline, world.now), lambda: self._on_timer(life, deadline))
-        if done:
-            world.at(world.now + 1000, self.append)
-
-    def _on_timer(self, life: int, deadline: int) -> None:
-        if self.timer_at == deadline:
-            self.timer_at = None
-        if life == self.life:
-            self.session.tick(self.world.now)
-            self.pump()
-
-    @property
-    def busy(self) -> bool:
-        return self.quota > 0 or bool(self.waiting) or not self.session.idle
-
-
 class World:
     """See the module docstring. `run` raises Violation; everything else is a bug of ours."""
 
-    def __init__(self, plan: Plan, *, keep_trace: bool = False, faults: Sequence[tuple[int, str, int]] | None = None):
-        """faults: (time, kind, argument) to inject instead of drawing them, for replays and minimizing."""
+    def __init__(self, plan: Plan, *, keep_trace: bool = False, faults: Sequence[Fault] | None = None):
+        """faults: to inject instead of drawing them, for replays and minimizing; `faults.check` has seen them."""
         self.plan = plan
         self.schedule, self.faults, self.workload = streams(plan.seed)
         self.cluster = xxhash.xxh3_128_digest(b"cluster %d" % plan.seed)
-        self.now = 1_000_000
+        self.now = START_NS
         self.trace = Trace(keep_trace)
         self.counts: dict[str, int] = {}
         self.checkers = Checkers(plan.replica_count, plan.sessions_max)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
         self.files = [Files() for _ in range(plan.replica_count)]
-        self.injected: list[tuple[int, str, int]] = []
+        self.injected: list[Fault] = []
         self._scripted = deque(faults) if faults is not None else None
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -423,19 +321,19 @@ class World:
             self.nodes[index] = node
             self.checkers.on_restart(self, index)
         self.at(self.now + self.schedule.randrange(TICK_NS), lambda: self._tick(index, life))
-        self.at(self.now, lambda: self._act(index, life, driver.start))
+        self.at(self.now, lambda: self.act(index, life, driver.start))
         return node
 
     def _make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
         return SimDisk(self.files[index], lambda: self.now, latency, wake)
 
-    def _act(self, index: int, life: int, action: Callable[[], None]) -> None:
+    def act(self, index: int, life: int, action: Callable[[], None]) -> None:
         """Give an input to a replica, unless it has died since; then check it."""
         node = self.nodes[index]
         if node.life != life or not node.up:
             return
         if self.now < node.paused_until:
-            node.backlog.append(lambda: self._act(index, life, action))
+            node.backlog.append(lambda: self.act(index, life, action))
             return
         try:
             action()
@@ -446,10 +344,10 @@ class World:
             raise Violation("own invariant", f"replica {index}: {error}") from error
         self.checkers.on_step(self, index)
         if node.driver.behind:
-            self.at(self.now + SERVE_DELAY_NS, lambda: self._act(index, life, node.driver.on_tick))
+            self.at(self.now + SERVE_DELAY_NS, lambda: self.act(index, life, node.driver.on_tick))
 
     def _on_disk(self, index: int, life: int) -> None:
-        self._act(index, life, self.nodes[index].driver.on_disk)
+        self.act(index, life, self.nodes[index].driver.on_disk)
 
     def _tick(self, index: int, life: int) -> None:
         node = self.nodes[index]
@@ -458,7 +356,7 @@ class World:
         self.at(self.now + TICK_NS, lambda: self._tick(index, life))
         deadline = node.driver.core.next_deadline()
         if self.now >= node.paused_until and deadline is not None and deadline <= self.now:
-            self._act(index, life, node.driver.on_tick)
+            self.act(index, life, node.driver.on_tick)
         if self.now >= node.paused_until and node.up and node.life == life:
             self._scrub(node, lambda: node.scrubber.tick(self.now))
 
@@ -472,16 +370,16 @@ class World:
         found = sum(node.scrubber.damage.values()) - before
         if found:
             self.counts["SCRUB_FOUND"] = self.counts.get("SCRUB_FOUND", 0) + found
-            self._act(node.index, node.life, node.driver.on_damage)
+            self.act(node.index, node.life, node.driver.on_damage)
 
     def _deliver(self, source: Address, destination: Address, message: Message) -> None:
         self.trace.add(self.now, "deliver", source, destination, message)
         if isinstance(destination, int):
             node = self.nodes[destination]
             if isinstance(source, int):
-                self._act(destination, node.life, lambda: node.driver.on_input(messages=[message]))
+                self.act(destination, node.life, lambda: node.driver.on_input(messages=[message]))
             else:
-                self._act(destination, node.life, lambda: node.driver.on_input(requests=[message]))
+                self.act(destination, node.life, lambda: node.driver.on_input(requests=[message]))
         else:
             self.clients[int(destination.split()[1])].step(message)
 
@@ -538,71 +436,30 @@ class World:
         if self._scripted is None:
             kinds = list(self.plan.weights)
             kind = self.faults.choices(kinds, [self.plan.weights[kind] for kind in kinds])[0]
-            self.inject(kind, self.faults.randrange(1 << 32))
+            self.inject(kind, self.faults.randrange(ARGUMENT_END))
             self._at_fault(self.now + self.faults.randrange(2 * self.plan.fault_gap_ns) + MS, self._fault_step)
 
     def inject(self, kind: str, argument: int) -> None:
-        """Carry out a fault; `argument` says on whom."""
+        """Carry out a fault, unless it would change nothing."""
         if not self.network.faults_on:
+            return
+        action = KINDS[kind].aim(self, argument)
+        if action is None:
             return
         self.counts[f"FAULT_{kind}"] = self.counts.get(f"FAULT_{kind}", 0) + 1
         self.injected.append((self.now, kind, argument))
         self.trace.add(self.now, "fault", kind, argument)
-        count = self.plan.replica_count
-        target = argument % count
-        other = (target + 1 + argument // count % max(count - 1, 1)) % count
-        node = self.nodes[target]
-        if kind == "crash":
-            self.crash(target)
-        elif kind == "crash_all":
-            for index in range(count):
-                self.crash(index)
-        elif kind == "restart":
-            for index in range(count):
-                self.restart(index)
-        elif kind == "pause" and node.up:
-            node.paused_until = self.now + (argument % 1500) * MS
-            life = node.life
-            self.at(node.paused_until, lambda: self._resume(target, life))
-        elif kind in ("partition", "isolate"):
-            side = {target} if kind == "isolate" else {index for index in range(count) if argument >> index & 1}
-            for a in range(count):
-                for b in range(count):
-                    if (a in side) != (b in side):
-                        self.network.cuts.add((a, b))
-        elif kind == "one_way" and target != other:
-            self.network.cuts.add((target, other))
-        elif kind == "heal":
-            self.network.heal()
-        elif kind == "clog" and target != other:
-            self.network.clogs[(target, other)] = self.now + (argument % 400) * MS
-        elif kind == "bit_rot":
-            self._rot(argument)
-        elif kind == "crash_writing" and node.up:
-            self.doomed[target] = ""
-        elif kind == "crash_promising" and node.up:
-            self.doomed[target] = "superblock"
-        elif kind == "sync_error" and node.up:
-            node.disk.fail_next_write = errno.EIO
-        elif kind == "clock_jump" and node.up:
-            node.driver.core.set_clock_offset(EPOCH_NS + (argument % 10_000 - 5_000) * MS)
-        elif kind == "disk_full":
-            fill(self.files[target])
-        elif kind == "disk_full_all":
-            for files in self.files:
-                fill(files)
-        elif kind == "disk_space":
-            for files in self.files:
-                empty(files)
-        elif kind == "foreign":
-            self._foreign(argument)
-        elif kind == "hostile" and node.up and count > 1:
-            for message in hostile.frames(Random(argument), hostile.known_of(node.driver.core, other)):
-                self.network.launch(other, target, message.header.raw + bytes(message.body))
-        elif kind == "evict" and self.clients:
-            self.clients[argument % len(self.clients)].restart()
-        elif kind == "trim":
-            self._trim(argument)
+        action()
+
+    def pause(self, index: int, until: int) -> None:
+        """A replica does nothing until then; what comes meanwhile waits."""
+        node = self.nodes[index]
+        node.paused_until = until
+        self.at(until, lambda: self._resume(index, node.life))
+
+    def set_clock(self, index: int, offset: int) -> None:
+        """From now on a replica's clock is so far from the true one."""
+        self.nodes[index].driver.core.set_clock_offset(EPOCH_NS + offset)
 
     def _resume(self, index: int, life: int) -> None:
         node = self.nodes[index]
@@ -610,66 +467,6 @@ class World:
             backlog, node.backlog = node.backlog, []
             for action in backlog:
                 action()
-
-    def _trim(self, argument: int) -> None:
-        """Somebody has the log trimmed: to the beginning of one of the primary's segments."""
-        for node in self.nodes:
-            core = node.driver.core
-            if not node.up or not core.is_primary or not core.ready:
-                continue
-            extents = list(node.store.extents())
-            extent = extents[argument % len(extents)] if extents else None
-            if extent is not None and core.first_op < extent.first_op <= core.trimmable_op:
-                trim = partial(node.driver.trim, extent.first_op, extent.first_position)
-                self._act(node.index, node.life, trim)
-                return
-
-    def _foreign(self, argument: int) -> None:
-        """A frame of another cluster strays in: like one of ours, but for its cluster and its numbers."""
-        random = Random(argument)
-        kept = [frame for frame in self.network.kept if isinstance(frame[0], int) and isinstance(frame[1], int)]
-        if not kept:
-            return
-        source, destination, data = random.choice(kept)
-        header = framing.decode_header(data)
-        body = data[HEADER_SIZE:]
-        stray = framing.make_header(
-            body,
-            cluster=xxhash.xxh3_128_digest(self.cluster),
-            command=header.command,
-            replica=header.replica,
-            operation=header.operation,
-            view=header.view + random.randrange(2),
-            op=header.op + random.randrange(3),
-            commit=header.commit + random.randrange(4),
-            parent=header.parent,
-            timestamp=header.timestamp,
-            position=header.position,
-            count=header.count,
-            context=header.context,
-            log_view=header.log_view,
-        )
-        self.network.launch(source, destination, stray.raw + body)
-
-    def _rot(self, argument: int) -> None:
-        """Damage a little of one replica's disk: always the same one, so that good copies remain."""
-        if self.rot_victim is None:
-            return
-        self.rotten = True
-        random = Random(argument)
-        files = self.files[self.rot_victim]
-        # Of a checkpoint one copy only: that both are lost is more than one event does.
-        names = [name for name in files.durable if name.startswith(("journal", "witness")) or name.endswith("-a")]
-        name = random.choice(sorted(names))
-        used = files.used.get(name, 0)
-        if not used:
-            return
-        # Half of it at the end, where what is not committed yet stands.
-        at = random.randrange(used) if random.random() < 0.5 else used - 1 - random.randrange(min(used, ROT_TAIL_BYTES))
-        if random.random() < 0.3:
-            make_unreadable(files, name, at // 4096)
-        else:
-            corrupt(files, name, at, random.choice((1, 16, 512)), random)
 
     # The run
 
@@ -772,7 +569,7 @@ class World:
         for op in range(node.store.first_op, node.driver.core.applied + 1):
             if node.store.read(op) is None:
                 life = node.life
-                self._act(node.index, life, node.driver.on_damage)
+                self.act(node.index, life, node.driver.on_damage)
 
     def read_log(self) -> list[bytes]:
         """All events: what was trimmed as it was when it was first executed, the rest as every replica's

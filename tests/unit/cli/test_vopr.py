@@ -148,6 +148,33 @@ def test_minimize_writes_what_replay_runs(tmp_path: Path, capsys: pytest.Capture
     assert (row["check"], row["faults"], row["script"]) == ("I8 quorum audit", [], str(path))
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"), [((2_000_000, "frobnicate", 7), "'frobnicate'"), ((2_000_000, "crash", -5), "is -5")]
+)
+def test_a_script_with_a_fault_that_can_not_be_is_refused(
+    fault: tuple[int, str, int], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps({"seed": 3, "requests": 5, "overrides": {}, "faults": [fault]}))
+    assert main(["vopr", "replay", "3", "--script", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.out == ""
+
+
+def test_a_named_plan_is_run_and_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = runs.run(Script(0, 3, name="crowded")).trace_hash
+    assert main(["vopr", "replay", "0", "--plan", "crowded", "--requests", "3"]) == 0
+    assert expected in capsys.readouterr().out
+    assert main(["vopr", "run", "--seeds", "0:1", "--plan", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("failing")
+def test_the_replay_of_a_violation_names_its_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vopr", "run", "--seeds", "1:2", "--plan", "crowded", "--requests", "5"]) == 51
+    assert "replay: kimberlite vopr replay 1 --plan crowded --requests 5\n" in capsys.readouterr().out
+
+
 def test_minimize_refuses_a_run_that_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vopr", "minimize", "4", "--requests", "2"]) == 2
     assert "seed 4 breaks nothing" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from kimberlite.errors import UsageError
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr.canaries import planted
+from kimberlite.vopr.faults import START_NS
 from kimberlite.vopr.minimize import minimize, shrink
 from kimberlite.vopr.run import Outcome, Script, run
 
@@ -82,7 +83,7 @@ def test_a_run_without_a_violation_is_refused() -> None:
 
 def test_the_number_of_runs_is_bounded_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails_always(script: Script) -> Outcome:
-        faults = script.faults if script.faults is not None else tuple((at, "crash", 0) for at in range(8))
+        faults = script.faults if script.faults is not None else tuple((START_NS + at, "crash", 0) for at in range(8))
         return Outcome(script.seed, "", 0, "I1", "I1: x", "", {}, faults if len(faults) >= 3 else ())
 
     monkeypatch.setattr(minimizer, "run", fails_always)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from kimberlite.vopr.plan import FAULTS, draw, streams
+import pytest
+
+from kimberlite.errors import UsageError
+from kimberlite.vopr.faults import KINDS
+from kimberlite.vopr.plan import DEFAULT, PLANS, draw, streams
 
 
 def test_a_seed_draws_the_same_plan_each_time_and_seeds_differ() -> None:
@@ -27,11 +31,23 @@ def test_streams_of_a_seed_and_of_its_neighbour_are_not_the_same() -> None:
 
 def test_every_kind_of_fault_and_of_trouble_is_drawn_and_is_left_out_somewhere() -> None:
     plans = [draw(seed) for seed in range(200)]
-    for kind in FAULTS:
-        assert any(plan.weights[kind] > 0 for plan in plans)
-        if kind not in ("heal", "restart", "disk_space"):
-            assert any(plan.weights[kind] == 0 for plan in plans)
+    for name, kind in KINDS.items():
+        assert any(plan.weights[name] > 0 for plan in plans)
+        assert min(plan.weights[name] for plan in plans) == kind.floor
     for name in ("loss", "duplication", "reorder", "corruption", "replay", "garbage", "clock_skew_ns"):
         values = {bool(getattr(plan, name)) for plan in plans}
         assert values == {True, False}, name
     assert {plan.replica_count for plan in plans} == {1, 2, 3, 4, 5, 6}
+
+
+def test_a_named_plan_draws_from_something_else() -> None:
+    assert draw(7, 10, DEFAULT) == draw(7, 10)
+    assert len({repr(draw(7, 10, name)) for name in PLANS}) == len(PLANS)
+    crowded = [draw(seed, 10, "crowded") for seed in range(20)]
+    assert min(plan.client_count for plan in crowded) >= 16
+    assert {plan.requests for plan in crowded} == {30}
+
+
+def test_a_plan_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="no plan is called 'nonsense'; there are default, crowded"):
+        draw(7, 10, "nonsense")

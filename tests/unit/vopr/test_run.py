@@ -13,6 +13,8 @@ import pytest
 from kimberlite.errors import UsageError
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.faults import ARGUMENT_END, START_NS
+from kimberlite.vopr.plan import DEFAULT
 from kimberlite.vopr.run import Campaign, Outcome, Script, run
 
 REQUESTS = 20
@@ -28,7 +30,7 @@ def test_the_trace_is_the_same_in_every_process_and_under_every_hash_seed(seed: 
     hashes = {run(Script(seed, REQUESTS)).trace_hash}
     for hash_seed in ("0", "12345"):
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "kimberlite.vopr.run", str(seed), str(seed + 1), "1", str(REQUESTS)],
+            [sys.executable, "-P", "-m", "kimberlite.vopr.run", str(seed), str(seed + 1), "1", str(REQUESTS), DEFAULT],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
@@ -120,16 +122,48 @@ def test_a_run_that_differs_the_second_time_is_found() -> None:
 
 
 def test_a_script_survives_its_file() -> None:
-    script = Script(7, 9, {"loss": 0.0, "clock_skew_ns": 0}, ((1, "crash", 2), (3, "heal", 4)))
+    script = Script(
+        7, 9, {"loss": 0.0, "clock_skew_ns": 0}, ((START_NS, "crash", 2), (3 * START_NS, "heal", 4)), "crowded"
+    )
     assert Script.parse(script.to_json()) == script
     assert Script.parse(Script(7, 9, {}, ()).to_json()) == Script(7, 9, {}, ())
     assert Script.parse(Script(7).to_json()) == Script(7)
-    assert (script.plan().loss, script.plan().requests) == (0.0, 9)
+    assert (script.plan().loss, script.plan().requests) == (0.0, 27)
+
+
+def test_a_script_that_names_no_plan_is_of_the_default_one() -> None:
+    assert Script.parse('{"seed": 1, "requests": 2, "overrides": {}, "faults": null}') == Script(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ((START_NS, "frobnicate", 7), "no fault is called 'frobnicate'; there are crash, "),
+        ((START_NS - 1, "crash", 7), "the fault 'crash' is to happen at 999999 ns, but a run begins at 1000000 ns"),
+        ((START_NS, "crash", -1), "the argument of the fault 'crash' is -1: it is a number from 0 to"),
+        ((START_NS, "crash", ARGUMENT_END), "the argument of the fault 'crash' is 4294967296"),
+    ],
+)
+def test_a_fault_that_no_run_can_carry_out_is_refused_before_the_run(fault: tuple[int, str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Script(1, 2, {}, (fault,))
+    text = json.dumps({"seed": 1, "requests": 2, "overrides": {}, "faults": [fault]})
+    with pytest.raises(UsageError, match=message):
+        Script.parse(text)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"seed": 1, "requests": 1, "overrides": {"nonsense": 1}, "faults": null}', '{"seed": "x"}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"seed": 1, "requests": 1, "overrides": {"nonsense": 1}, "faults": null}',
+        '{"seed": "x"}',
+        '{"seed": 1, "requests": 1, "overrides": {}, "faults": [[2000000, "crash", "3"]]}',
+        '{"seed": 1, "requests": 1, "overrides": {}, "faults": [[2000000, "crash", 1.5]]}',
+        '{"seed": 1, "requests": 1, "overrides": {}, "faults": [[2000000, "crash"]]}',
+    ],
 )
 def test_a_file_that_is_no_script_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no script of a run"):
@@ -139,6 +173,6 @@ def test_a_file_that_is_no_script_is_refused(text: str) -> None:
 @pytest.mark.parametrize("seed", [0, 2, 8, 10])
 def test_a_replica_that_comes_back_far_behind_when_another_fails_is_caught_up_with(seed: int) -> None:
     """One each of the ways in which another one fails, without any other faults."""
-    outcome = run(Script(seed, REQUESTS, {"late_ops": 400, "garbage": 0.0}, ()))
+    outcome = run(Script(seed, REQUESTS, {"late_ops": 400, "garbage": 0.0, "replica_count": 3}, ()))
     assert (outcome.check, outcome.violation) == ("", "")
     assert any(label.startswith("LATE_") for label in outcome.labels)

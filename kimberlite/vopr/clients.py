@@ -1,0 +1,117 @@
+"""The clients of a run: what they ask of the cluster, and what they remember of the answers.
+
+A client is the production Session. What it appends comes from the workload stream of the seed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kimberlite._fast import framing
+from kimberlite.client.session import Session
+from kimberlite.errors import OutcomeUnknownError
+from kimberlite.types import Message
+from kimberlite.vopr.checkers import Acknowledged
+from kimberlite.vopr.plan import MS
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.world import World
+
+APPEND_DEADLINE_NS = 1500 * MS
+REQUEST_BYTES_MAX = 63_000  # fits an entry, with what goes around the events
+
+
+class SimClient:
+    """A client: appends one batch after another, and remembers what it saw."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world = world
+        self.index = index
+        self.name = b"client %d" % index
+        self.session = self._new_session()
+        self.history: list[Acknowledged] = []
+        self.waiting: dict[int, Acknowledged] = {}
+        self.timer_at: int | None = None
+        self.quota = 0
+        self.life = 0
+
+    def _new_session(self) -> Session:
+        world = self.world
+        return Session(
+            make_header=framing.make_header,
+            cluster=world.cluster,
+            client_id=world.workload.randbytes(16),
+            replica_count=world.plan.replica_count,
+            seed=world.workload.getrandbits(64),
+        )
+
+    def begin(self) -> None:
+        for node in self.world.nodes:
+            if node.up:
+                self.session.connected(node.index, self.world.now)
+        self.append()
+
+    def restart(self) -> None:
+        """The client dies: what it waited for has no outcome; another session begins."""
+        self.waiting.clear()
+        self.life += 1
+        self.session = self._new_session()
+        self.begin()
+
+    def append(self) -> None:
+        world = self.world
+        if self.quota <= 0 or self.waiting:
+            return
+        self.quota -= 1
+        number = len(self.history)
+        random = world.workload
+        stem = b"%d-%d-" % (self.index, number)
+        size = world.plan.event_bytes
+        count = min(random.choice((1, 1, 2, 7)), max(REQUEST_BYTES_MAX // size, 1))
+        events = tuple(stem + b"%d-" % i + b"x" * random.randrange(size) for i in range(count))
+        record = Acknowledged(self.index, number, events, world.now)
+        self.history.append(record)
+        handle = self.session.append(events, world.now, world.now + APPEND_DEADLINE_NS)
+        self.waiting[handle] = record
+        self.session.flush(world.now)
+        self.pump()
+
+    def step(self, message: Message) -> None:
+        self.session.step(message, self.world.now)
+        self.pump()
+
+    def pump(self) -> None:
+        world = self.world
+        sends, done = self.session.take_output()
+        for replica, message in sends:
+            world.network.send(self.name, replica, message)
+        for outcome in done:
+            record = self.waiting.pop(outcome.handle, None)
+            if record is None:
+                continue
+            record.returned_at = world.now
+            if outcome.error is None:
+                record.position = outcome.position
+            elif not isinstance(outcome.error, OutcomeUnknownError):
+                record.refused = True
+                label = type(outcome.error).__name__
+                world.counts[label] = world.counts.get(label, 0) + 1
+            world.trace.add(world.now, "outcome", self.name, record.number, outcome.position)
+        deadline = self.session.next_deadline()
+        if deadline is not None and (self.timer_at is None or deadline < self.timer_at):
+            self.timer_at = deadline
+            life = self.life
+            world.at(max(deadline, world.now), lambda: self._on_timer(life, deadline))
+        if done:
+            world.at(world.now + 1000, self.append)
+
+    def _on_timer(self, life: int, deadline: int) -> None:
+        if self.timer_at == deadline:
+            self.timer_at = None
+        if life == self.life:
+            self.session.tick(self.world.now)
+            self.pump()
+
+    @property
+    def busy(self) -> bool:
+        return self.quota > 0 or bool(self.waiting) or not self.session.idle

@@ -1,0 +1,321 @@
+"""The faults of a run: one entry for each kind, with what it does to the world.
+
+A fault is a time, a kind and an argument: one number below ARGUMENT_END, drawn or taken from a script, that says on
+whom and how much. Each kind reads it in its own way, so that every number means something. `aim` looks at the world as
+it is in that moment and returns what is to be done, or None when the fault would change nothing: a crash of who is
+down, a cut from a replica to itself. Such a fault is not counted, and it is not in the script of the run either.
+
+A kind that ends other faults has a floor: plans that draw it do so with that weight at least.
+
+A new kind is a function here, under its own name. Random choices come from `Random(argument)`, never from the
+streams of the run: a run whose faults are given is the run that drew them.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import xxhash
+
+from kimberlite._fast import framing
+from kimberlite.errors import UsageError
+from kimberlite.types import HEADER_SIZE
+from kimberlite.vopr import hostile
+from kimberlite.vopr.disk import corrupt, empty, fill, is_full, make_unreadable
+from kimberlite.vsr.config import MS
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.world import World
+
+Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, argument
+Action: TypeAlias = Callable[[], None]
+Aim: TypeAlias = Callable[["World", int], Action | None]
+
+ARGUMENT_END = 1 << 32
+START_NS = 1 * MS  # when runs begin
+ROT_TAIL_BYTES = 8192
+
+
+class Kind(NamedTuple):
+    name: str
+    aim: Aim
+    floor: float = 0.0  # its least weight in plans that are drawn
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(floor: float = 0.0) -> Callable[[Aim], Aim]:
+    """Enter a function into the registry, under its own name."""
+
+    def enter(aim: Aim) -> Aim:
+        name = aim.__name__.strip("_")
+        KINDS[name] = Kind(name, aim, floor)
+        return aim
+
+    return enter
+
+
+def check(faults: Iterable[Fault]) -> None:
+    """Raises UsageError at a fault that no run can carry out."""
+    for when, name, argument in faults:
+        if name not in KINDS:
+            raise UsageError(f"no fault is called {name!r}; there are {', '.join(KINDS)}")
+        if when < START_NS:
+            raise UsageError(f"the fault {name!r} is to happen at {when} ns, but a run begins at {START_NS} ns")
+        if not 0 <= argument < ARGUMENT_END:
+            raise UsageError(f"the argument of the fault {name!r} is {argument}: it is a number from 0 to 2^32 - 1")
+
+
+# On whom
+
+
+def _target(world: World, argument: int) -> int:
+    return argument % world.plan.replica_count
+
+
+def _pair(world: World, argument: int) -> tuple[int, int] | None:
+    """Two replicas; None where there is but one."""
+    count = world.plan.replica_count
+    if count == 1:
+        return None
+    target = argument % count
+    return target, (target + 1 + argument // count % (count - 1)) % count
+
+
+# Processes
+
+
+@kind()
+def _crash(world: World, argument: int) -> Action | None:
+    target = _target(world, argument)
+    return partial(world.crash, target) if world.nodes[target].up else None
+
+
+def _doom(world: World, argument: int, file: str) -> Action | None:
+    """Crash in the middle of the next write to that file."""
+    target = _target(world, argument)
+    if not world.nodes[target].up or world.doomed[target] == file:
+        return None
+    return partial(world.doomed.__setitem__, target, file)
+
+
+@kind()
+def _crash_writing(world: World, argument: int) -> Action | None:
+    return _doom(world, argument, "")
+
+
+@kind()
+def _crash_promising(world: World, argument: int) -> Action | None:
+    return _doom(world, argument, "superblock")
+
+
+@kind()
+def _crash_all(world: World, argument: int) -> Action | None:
+    return _all(world.crash, [node.index for node in world.nodes if node.up])
+
+
+@kind(floor=0.6)
+def _restart(world: World, argument: int) -> Action | None:
+    return _all(world.restart, [node.index for node in world.nodes if not node.up])
+
+
+def _all(action: Callable[[int], None], indices: Sequence[int]) -> Action | None:
+    """The same to each; nothing when there is nobody."""
+    if not indices:
+        return None
+
+    def act() -> None:
+        for index in indices:
+            action(index)
+
+    return act
+
+
+@kind()
+def _pause(world: World, argument: int) -> Action | None:
+    target = _target(world, argument)
+    node = world.nodes[target]
+    until = world.now + (argument % 1500) * MS
+    return partial(world.pause, target, until) if node.up and until > node.paused_until else None
+
+
+# Links
+
+
+def _cut(world: World, side: set[int]) -> Action | None:
+    """Between those on one side and all others."""
+    indices = range(world.plan.replica_count)
+    links = {(a, b) for a in indices for b in indices if (a in side) != (b in side)}
+    return partial(world.network.cuts.update, links) if not links <= world.network.cuts else None
+
+
+@kind()
+def _partition(world: World, argument: int) -> Action | None:
+    return _cut(world, {index for index in range(world.plan.replica_count) if argument >> index & 1})
+
+
+@kind()
+def _one_way(world: World, argument: int) -> Action | None:
+    pair = _pair(world, argument)
+    return partial(world.network.cuts.add, pair) if pair is not None and pair not in world.network.cuts else None
+
+
+@kind()
+def _isolate(world: World, argument: int) -> Action | None:
+    return _cut(world, {_target(world, argument)})
+
+
+@kind(floor=0.4)
+def _heal(world: World, argument: int) -> Action | None:
+    return world.network.heal if world.network.cuts or world.network.clogs else None
+
+
+@kind()
+def _clog(world: World, argument: int) -> Action | None:
+    pair = _pair(world, argument)
+    until = world.now + (argument % 400) * MS
+    if pair is None or until <= max(world.now, world.network.clogs.get(pair, 0)):
+        return None
+    return partial(world.network.clogs.__setitem__, pair, until)
+
+
+# Disks
+
+
+@kind()
+def _bit_rot(world: World, argument: int) -> Action | None:
+    """Damage a little of one replica's disk: always the same one, so that good copies remain."""
+    if world.rot_victim is None:
+        return None
+    random = Random(argument)
+    files = world.files[world.rot_victim]
+    # Of a checkpoint one copy only: that both are lost is more than one event does.
+    names = [name for name in files.durable if name.startswith(("journal", "witness")) or name.endswith("-a")]
+    name = random.choice(sorted(names))
+    used = files.used.get(name, 0)
+    if not used:
+        return None
+    # Half of it at the end, where what is not committed yet stands.
+    at = random.randrange(used) if random.random() < 0.5 else used - 1 - random.randrange(min(used, ROT_TAIL_BYTES))
+
+    def damage() -> None:
+        world.rotten = True
+        if random.random() < 0.3:
+            make_unreadable(files, name, at // 4096)
+        else:
+            corrupt(files, name, at, random.choice((1, 16, 512)), random)
+
+    return damage
+
+
+@kind()
+def _sync_error(world: World, argument: int) -> Action | None:
+    node = world.nodes[_target(world, argument)]
+    if not node.up or node.disk.fail_next_write is not None:
+        return None
+    return partial(setattr, node.disk, "fail_next_write", errno.EIO)
+
+
+# Clocks, strangers, clients
+
+
+@kind()
+def _clock_jump(world: World, argument: int) -> Action | None:
+    node = world.nodes[_target(world, argument)]
+    return partial(world.set_clock, node.index, (argument % 10_000 - 5_000) * MS) if node.up else None
+
+
+@kind()
+def _foreign(world: World, argument: int) -> Action | None:
+    """A frame of another cluster strays in: like one of ours, but for its cluster and its numbers."""
+    random = Random(argument)
+    kept = [frame for frame in world.network.kept if isinstance(frame[0], int) and isinstance(frame[1], int)]
+    if not kept:
+        return None
+    source, destination, data = random.choice(kept)
+    header = framing.decode_header(data)
+    body = data[HEADER_SIZE:]
+    stray = framing.make_header(
+        body,
+        cluster=xxhash.xxh3_128_digest(world.cluster),
+        command=header.command,
+        replica=header.replica,
+        operation=header.operation,
+        view=header.view + random.randrange(2),
+        op=header.op + random.randrange(3),
+        commit=header.commit + random.randrange(4),
+        parent=header.parent,
+        timestamp=header.timestamp,
+        position=header.position,
+        count=header.count,
+        context=header.context,
+        log_view=header.log_view,
+    )
+    return partial(world.network.launch, source, destination, stray.raw + body)
+
+
+@kind()
+def _evict(world: World, argument: int) -> Action | None:
+    """A client dies, and another one begins in its place: sessions fill the table."""
+    return world.clients[argument % len(world.clients)].restart if world.clients else None
+
+
+# Space
+
+
+@kind()
+def _disk_full(world: World, argument: int) -> Action | None:
+    files = world.files[_target(world, argument)]
+    return partial(fill, files) if not is_full(files) else None
+
+
+@kind()
+def _disk_full_all(world: World, argument: int) -> Action | None:
+    return _all(
+        lambda index: fill(world.files[index]),
+        [index for index, files in enumerate(world.files) if not is_full(files)],
+    )
+
+
+@kind(floor=0.4)
+def _disk_space(world: World, argument: int) -> Action | None:
+    return _all(
+        lambda index: empty(world.files[index]),
+        [index for index, files in enumerate(world.files) if files.capacity is not None],
+    )
+
+
+@kind()
+def _trim(world: World, argument: int) -> Action | None:
+    """Somebody has the log trimmed: to the beginning of one of the primary's segments."""
+    for node in world.nodes:
+        core = node.driver.core
+        if not node.up or not core.is_primary or not core.ready:
+            continue
+        extents = list(node.store.extents())
+        extent = extents[argument % len(extents)] if extents else None
+        if extent is not None and core.first_op < extent.first_op <= core.trimmable_op:
+            trim = partial(node.driver.trim, extent.first_op, extent.first_position)
+            return partial(world.act, node.index, node.life, trim)
+    return None
+
+
+@kind()
+def _hostile(world: World, argument: int) -> Action | None:
+    """Frames under valid checksums that no replica sends."""
+    pair = _pair(world, argument)
+    if pair is None or not world.nodes[pair[0]].up:
+        return None
+    target, sender = pair
+    frames = hostile.frames(Random(argument), hostile.known_of(world.nodes[target].driver.core, sender))
+
+    def launch() -> None:
+        for message in frames:
+            world.network.launch(sender, target, message.header.raw + bytes(message.body))
+
+    return launch
