@@ -326,18 +326,14 @@ class Store:
     # Writing
 
     def append(self, token: int, entries: Sequence[Message]) -> None:
-        invariant(
-            entries[0].header.op == self._head + 1,
-            "the journal grows by the next op",
-            op=entries[0].header.op,
-            head=self._head,
-        )
         first = self._head + 1
         held: set[int] = set()
         wipes: list[Write] = []
         runs: list[tuple[OpenSegment, list[Message], int]] = []  # segment, entries, offset of the first
         for message in entries:
-            size = round_up(message.header.size)
+            op, size = message.header.op, round_up(message.header.size)
+            if op != self._head + 1:
+                invariant(False, "the journal grows by the next op", op=op, head=self._head)
             invariant(
                 size <= self.segment_bytes,
                 "an entry fits a segment: segments must be larger than the largest frame",
@@ -346,7 +342,7 @@ class Store:
             )
             segment = self._active
             self._hold(segment.number, held)
-            invariant(segment.end is not None, "the place of the next entry is known", op=message.header.op)
+            invariant(segment.end is not None, "the place of the next entry is known", op=op)
             offset = segment.end or 0
             if offset + size > self.segment_bytes:
                 wipes += self._wipe(segment, offset)

@@ -128,6 +128,7 @@ class Log:
         self.candidates.clear()
         self.journal_head = self.linked
         self.rooted = min(self.rooted, self.linked)
+        self.writing = {op: checksum for op, checksum in self.writing.items() if op <= self.linked}
         self.link()
 
     # Durability

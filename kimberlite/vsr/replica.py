@@ -221,9 +221,9 @@ class Replica:
         """What was asked under `token` is on the disk: releases what depended on it.
 
         Tokens complete in the order given out. A token of an older view still makes its
-        entries durable, but acknowledges nothing: by then the same op number may stand
-        for another entry in the new view (the ABA case), so the acknowledgement is made
-        anew, from the log, when the new view is installed.
+        entries durable, unless a cut of the journal has been asked for since (`_void_writes`), but
+        acknowledges nothing: by then the same op number may stand for another entry in the
+        new view, so the acknowledgement is made anew, from the log, when the new view is installed.
         """
         self.now = now
         view, persist, messages = self._pending.pop(token)
@@ -561,6 +561,8 @@ class Replica:
 
     def persist_view(self, messages: Sequence[ToReplica] = (), truncate_to: int | None = None) -> None:
         """Write the superblock; `messages` leave when it is durable and the view is unchanged."""
+        if truncate_to is not None:
+            self._void_writes(truncate_to)
         state = self.log_state
         self.view_token = self._persist(
             Persist(
@@ -577,6 +579,15 @@ class Replica:
             ),
             messages,
         )
+
+    def _void_writes(self, above: int) -> None:
+        """The journal is about to be cut above that op: writes under way there do not count when they complete,
+        for the cut comes after them, and takes away what they wrote. Also when a later log names the same entry
+        again: that one is written anew."""
+        for token, (view, persist, messages) in self._pending.items():
+            if persist.entries and persist.entries[-1].header.op > above:
+                kept = tuple(entry for entry in persist.entries if entry.header.op <= above)
+                self._pending[token] = (view, persist._replace(entries=kept), messages)
 
     def _persist(self, persist: Persist, messages: Sequence[ToReplica] = ()) -> int:
         token = self._next_token

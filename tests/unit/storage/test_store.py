@@ -145,6 +145,13 @@ def test_the_journal_grows_by_the_next_op_only(bench: Any, kit: Any) -> None:
     assert bench.store.head == 1
 
 
+def test_every_entry_of_an_append_is_the_next_op(bench: Any, kit: Any) -> None:
+    entries = kit.chain([1, 1, 1])
+    for wrong in ([entries[0], entries[2]], [entries[1], entries[1]]):
+        with pytest.raises(InvariantError, match="next op"):
+            bench.store.append(9, wrong)
+
+
 def test_an_entry_larger_than_a_segment_is_refused_before_anything_changes(bench: Any, kit: Any) -> None:
     before = kit.copied(bench.files).durable
     with pytest.raises(InvariantError, match="fits a segment"):

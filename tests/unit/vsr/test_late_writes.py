@@ -1,0 +1,109 @@
+"""A write to the journal that takes long, while views change: what it put on the disk counts only when nothing has
+cut it off since."""
+
+from __future__ import annotations
+
+from small_cluster import CLUSTER, MS, Cluster
+from views import start_view
+
+from kimberlite._fast import events as event_batches
+from kimberlite._fast.framing import make_header
+from kimberlite.types import Command, Header, Message, Operation, Status, root_header
+from kimberlite.vsr.work import PersistKind
+
+ROOT = root_header(make_header, CLUSTER)
+
+
+def prepare(before: Header, view: int, commit: int) -> Message:
+    body = event_batches.build([b"x"])
+    header = make_header(
+        body,
+        cluster=CLUSTER,
+        command=Command.PREPARE,
+        replica=view % 5,
+        view=view,
+        op=before.op + 1,
+        commit=commit,
+        parent=before.checksum,
+        operation=Operation.APPLY,
+        client=b"c" * 16,
+        session=1,
+        request=before.op + 1,
+        position=before.position + before.count,
+        count=1,
+        timestamp=before.timestamp + 1,
+    )
+    return Message(header, body)
+
+
+class Late:
+    """Replica 4 of five has ops 1 to 4 on its disk, and is writing op 5, which takes long."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(5)
+        self.node = self.cluster.node(4)
+        self.log = [ROOT]
+        for number in range(4):
+            self.give(prepare(self.log[-1], 0, number))
+        self.node.driver.on_disk()
+        self.node.store._disk._latency = lambda: 1000 * MS  # type: ignore[attr-defined]
+        self.late = prepare(self.log[4], 0, 4)
+        self.give(self.late)
+        assert set(self.node.core.log.writing) == {5}
+
+    def give(self, message: Message) -> None:
+        self.log.append(message.header)
+        self.node.driver.on_input(messages=[message])
+
+    def view(self, number: int, suffix: list[Header]) -> None:
+        start_view(self.node.core, suffix, self.cluster.now, view=number, commit=4)
+        self.node.driver.on_tick()
+
+    def wait(self) -> None:
+        for _ in range(60):
+            self.cluster.now += 1000 * MS
+            self.node.driver.on_disk()
+        self.node.store._disk._latency = lambda: 0  # type: ignore[attr-defined]
+
+
+def test_what_was_cut_off_and_is_named_again_is_written_anew() -> None:
+    late = Late()
+    log, node = late.node.core.log, late.node
+    late.view(1, late.log[4:5])
+    late.view(2, [late.log[4], late.late.header])
+    late.wait()
+    assert (node.core.status, node.core.log_view, log.op) == (Status.NORMAL, 2, 5)
+    assert (log.durable, node.store.head) == (4, 4)
+    acknowledged = [
+        message.header.op
+        for source, _, message in late.cluster.sent
+        if source == 4 and message.header.command == Command.PREPARE_OK and message.header.view == 2
+    ]
+    assert set(acknowledged) == {4}
+    late.give(late.late)
+    late.give(prepare(late.late.header, 2, 5))
+    late.node.driver.on_disk()
+    assert (log.durable, node.store.head) == (6, 6)
+    assert node.entries() == [header.checksum for header in (*late.log[1:6], late.log[-1])]
+
+
+def test_what_no_log_has_cut_off_counts_in_a_later_view() -> None:
+    late = Late()
+    late.view(1, late.log[4:6])
+    late.wait()
+    assert (late.node.core.log_view, late.node.core.log.durable, late.node.store.head) == (1, 5, 5)
+
+
+def test_only_what_is_above_the_cut_is_void() -> None:
+    """One group of writes, cut in two by the log of the next view."""
+    late = Late()
+    sixth = prepare(late.late.header, 0, 4)
+    seventh = prepare(sixth.header, 0, 4)
+    late.node.driver.on_input(messages=[sixth, seventh])
+    groups = [persist for _, persist, _ in late.node.core._pending.values() if persist.kind is PersistKind.WRITE]
+    assert [[entry.header.op for entry in persist.entries] for persist in groups] == [[5], [6, 7]]
+    late.view(1, [late.log[4], late.late.header, sixth.header])
+    late.view(2, [late.log[4], late.late.header, sixth.header, seventh.header])
+    late.wait()
+    assert (late.node.core.log_view, late.node.core.log.durable, late.node.store.head) == (2, 6, 6)
+    assert late.node.entries() == [header.checksum for header in (*late.log[1:6], sixth.header)]
