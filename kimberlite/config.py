@@ -297,7 +297,8 @@ class TimingConfig:
     )
     abdicate_ms: int = knob(
         2_000,
-        "A primary that could not commit for this long, though it has something to commit, stops leading.",
+        "A primary that could not commit for this long, though it has something to commit, or not execute what the "
+        "others have committed, stops leading.",
         unit="ms",
         low=50,
         high=600_000,

@@ -45,7 +45,7 @@ from kimberlite.vopr import checkers, network, plan, world
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
 from kimberlite.vopr.run import Campaign, Script, run
-from kimberlite.vsr import bounds, conflict, normal, quorum, recovery, repair, replica, view_change
+from kimberlite.vsr import abdication, bounds, conflict, normal, quorum, recovery, repair, replica, view_change
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.replica import Replica
@@ -707,7 +707,7 @@ def _repair_forgotten_in_a_view_change() -> list[Patch]:
 
 @canary("a primary gives up while others come nearer to what they lack")
 def _abdicates_while_others_come_nearer() -> list[Patch]:
-    return [(normal, "moving", lambda r, oldest, since: oldest.acks)]
+    return [(abdication, "moving", lambda r, oldest, since: oldest.acks)]
 
 
 # Requests, sessions, time

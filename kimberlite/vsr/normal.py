@@ -26,11 +26,11 @@ from kimberlite.types import (
     Room,
     Status,
 )
-from kimberlite.vsr import conflict, quorum, repair, view_change
+from kimberlite.vsr import abdication, conflict, quorum, repair, view_change
 from kimberlite.vsr.codec import ClientRequest, encode_trim, follows
 from kimberlite.vsr.config import MS, PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
-from kimberlite.vsr.state import Peer, Prepared
+from kimberlite.vsr.state import Prepared
 from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
 
 if TYPE_CHECKING:
@@ -482,8 +482,7 @@ def _count(r: Replica, replica: int, op: int) -> None:
         r.emit(EventKind.PREPARE_ACKED, prepared.header.op, r.now - prepared.prepared_at, replica)
     if r.commit_max > before:
         r.pace.committed(requests, r.now, bool(r.pipeline or r.queue))
-        if r.abdicated:
-            r.abdicated = r.suspecting = False
+        abdication.on_committed(r)
         if r.pipeline:
             r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
         else:
@@ -588,37 +587,8 @@ def tick(r: Replica) -> None:
     if r.prepare_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and r.pipeline:
         _resend_oldest(r)
         r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
-        # For want of room on the disks of others nobody else could commit it either.
-        if is_stuck(r) and not r.abdicated and r.peers and (r.is_disk_full or r.can_journal):
-            view_change.abdicate(r)
-
-
-def is_stuck(r: Replica) -> bool:
-    """Whether the oldest op waits for abdicate_ns, and no quorum has it or comes nearer to it: while one does,
-    another primary would have to wait for the same replicas."""
-    oldest, since = r.pipeline[0], r.now - r.config.abdicate_ns
-    return oldest.prepared_at < since and not quorum.reached(moving(r, oldest, since), r.quorums.replication)
-
-
-def moving(r: Replica, oldest: Prepared, since: int) -> int:
-    """Who has the oldest op of the pipeline, or has come nearer to it since then: a bit set."""
-    bits = oldest.acks | (r.progress_at > since) << r.index
-    for replica, peer in r.peers.items():
-        bits |= (peer.progress_at > since) << replica
-    return bits
-
-
-def on_returned(r: Replica, peer: Peer) -> None:
-    """A replica is heard again after a silence: it gets the time of a new op to come nearer, once, and a primary
-    that fell silent for want of a quorum leads again."""
-    if peer.is_awaited:
-        return
-    peer.progress_at, peer.is_awaited = r.now, True
-    if r.abdicated and not r.draining and r.status == Status.NORMAL and r.pipeline and not is_stuck(r):
-        r.abdicated = r.suspecting = False
-        r.votes.pop(r.index, None)
-        r.vote_timer.stop()
-        r.heartbeat_timer.start(r.now)
+        abdication.on_resent(r)
+    abdication.tick(r)
 
 
 def _resend_oldest(r: Replica) -> None:

@@ -1,6 +1,7 @@
 """The replica: state, dispatch, and the rules shared by every sub-protocol.
 
     normal.py        requests, prepares, acknowledgements, heartbeats
+    abdication.py    when a primary gives its view up
     view_change.py   votes, evidence, choice of the log, installation
     repair.py        headers and entries that are missing or damaged
     recovery.py      from what storage found to the right status
@@ -35,13 +36,13 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import bounds, conflict, normal, recovery, repair, verdict, view_change
+from kimberlite.vsr import abdication, bounds, conflict, normal, recovery, repair, verdict, view_change
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.state import HeadersRequest, LogState, Pace, Peer, Prepared, RepairRequest
+from kimberlite.vsr.state import HeadersRequest, Lag, LogState, Pace, Peer, Prepared, RepairRequest
 from kimberlite.vsr.timers import FailureDetector, Prng, Timer
 from kimberlite.vsr.work import (
     Admission,
@@ -117,6 +118,7 @@ class Replica:
         self.full_peers: set[int] = set()  # who says that its disk is full
         self.wants_room = False  # the last round held something back for lack of room
         self.abdicated = False
+        self.lag = Lag()
         self.progress_at = 0  # when the durable log last grew
         self.last_timestamp = 0
         self.timed_op = self.timed_at = 0  # the prepare by which round trips are measured, and
@@ -169,6 +171,7 @@ class Replica:
         self._work = Work()
         self._next_token = 1
         self._writes = 0  # to the journal, under way
+        self._written_at = 0  # when the disk last completed something, or was given something after it had nothing
         self._pending: dict[int, tuple[int, Persist, Sequence[ToReplica]]] = {}
         self.view_token: int | None = None  # a superblock write is under way: the journal waits
         recovery.begin(self, recovered)
@@ -196,7 +199,7 @@ class Replica:
             if peer is not None and header.command != Command.PREPARE:
                 silence, peer.last_heard = now - peer.last_heard, now
                 if silence > CONTACT_MIN_NS and silence > self.config.contact_ns:
-                    normal.on_returned(self, peer)
+                    abdication.on_returned(self, peer)
             try:
                 handler(self, message)
             except FrameError:
@@ -226,6 +229,7 @@ class Replica:
         new view, so the acknowledgement is made anew, from the log, when the new view is installed.
         """
         self.now = now
+        self._written_at = now
         view, persist, messages = self._pending.pop(token)
         if persist.kind is PersistKind.WRITE:
             self._writes -= 1
@@ -303,7 +307,7 @@ class Replica:
     def step_down(self, now: int) -> None:
         """As primary: ask the others to take over, and stop leading."""
         self.now = now
-        view_change.abdicate(self)
+        view_change.abdicate(self, GaveUp.DRAINED if self.draining else GaveUp.ABDICATED)
 
     # Outputs
 
@@ -386,8 +390,9 @@ class Replica:
                 for replica, peer in self.peers.items()
             ),
             stuck_op=self.stuck_op,
-            unhealthy=self._unhealthy(),
+            unhealthy=verdict.unhealthy(self),
             cannot_commit=verdict.cannot_commit(self),
+            disk_waits=self.disk_waits,
         )
 
     def headers_message(self, headers: Sequence[Header], nonce: int) -> Message | None:
@@ -430,50 +435,14 @@ class Replica:
             self.full_peers.discard(replica)
 
     @property
+    def disk_waits(self) -> int:
+        """Nanoseconds since the disk last completed something, though more was asked of it; 0 when nothing was."""
+        return self.now - self._written_at if self._pending else 0
+
+    @property
     def commit(self) -> int:
         """Highest op known to be committed that this replica's own log reaches."""
         return min(self.commit_max, self.log.linked)
-
-    def _unhealthy(self) -> str:
-        """Why nothing is committed here, or not everything can be written; or the empty string."""
-        silent = [
-            f"replica {replica} unheard for {(self.now - peer.last_heard) / 1e9:.1f} s"
-            if peer.last_heard
-            else f"replica {replica} never heard"
-            for replica, peer in self.peers.items()
-            if not verdict.is_heard(self, replica)
-        ]
-        if self.conflict is not None:
-            return (
-                f"{self.conflict}: nothing from that op on is executed, its headers are asked of all others; compare "
-                "the logs with `kimberlite inspect journal`, and let nobody write to the data directories"
-            )
-        if self.status != Status.NORMAL:
-            why = f"{self.status.name.lower()} in view {self.view} for {(self.now - self.view_left_at) / 1e9:.1f} s"
-            return "; ".join([why, *verdict.of_view_change(self), *silent])
-        if self.is_primary and not self.can_journal:
-            full = sorted([*([self.index] if self.is_disk_full else []), *self.full_peers])
-            why = f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"
-            return "; ".join([why, *silent])
-        if self.is_primary and self.pipeline:
-            oldest = self.pipeline[0]
-            if self.now - oldest.prepared_at > 4 * self.config.heartbeat_ns:
-                acks, quorum = oldest.acks.bit_count(), self.quorums.replication
-                return "; ".join([f"op {oldest.header.op} has {acks} of {quorum} acks", *silent])
-        if self.is_primary and not self.ready:
-            return f"primary of view {self.view} is committing what the last view left, up to op {self.ready_at_op}"
-        if not self.is_primary and self.trimmed_by_primary > self.log.linked + 1:
-            return (
-                f"this replica has the log up to op {self.log.linked}, the primary's begins with op "
-                f"{self.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and "
-                "can not be had any more"
-            )
-        if self.suspecting:
-            return "; ".join([f"the primary, replica {self.primary}, is silent", *silent])
-        if self.is_disk_full:
-            waiting = self.log.op - self.log.journal_head
-            return f"disk full: the journal has room for {self.room.bytes} more bytes; {waiting} ops wait for more"
-        return ""
 
     # Used by the sub-protocols
 
@@ -592,6 +561,8 @@ class Replica:
     def _persist(self, persist: Persist, messages: Sequence[ToReplica] = ()) -> int:
         token = self._next_token
         self._next_token += 1
+        if not self._pending:
+            self._written_at = self.now
         self._pending[token] = (self.view, persist, messages)
         self._work.persist.append(persist)
         return token

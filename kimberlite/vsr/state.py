@@ -35,6 +35,17 @@ class Peer:
 
 
 @dataclass(slots=True)
+class Lag:
+    """How far a primary is behind what its backups have committed: see vsr/abdication.py. Nanoseconds."""
+
+    op: int = 0  # committed, and not executed here when it was looked; 0: none
+    since: int = 0  # when
+    took: int = 0  # from its prepare to its commit
+    reached: int = 0  # ops durable and executed here at the last look
+    looked_at: int = 0
+
+
+@dataclass(slots=True)
 class Pace:
     """How fast requests are committed while some wait, so that a full queue can say when to come back. Nanoseconds."""
 

@@ -42,11 +42,23 @@ def cannot_commit(r: Replica) -> tuple[CannotCommit, ...]:
         found.append(CannotCommit.VIEW_CHANGE if r.status == Status.VIEW_CHANGE else CannotCommit.RECOVERING)
         if r.stuck_op:
             found.append(CannotCommit.STUCK)
+        if is_disk_stalled(r):
+            found.append(CannotCommit.DISK_STALLED)
     if quorum_margin(r) < 0:
         found.append(CannotCommit.NO_QUORUM)
     if r.conflict is not None:
         found.append(CannotCommit.IDENTITY_CONFLICT)
     return tuple(found)
+
+
+def is_disk_stalled(r: Replica) -> bool:
+    """Whether the disk has completed nothing for contact_ns, though more was asked of it."""
+    return r.disk_waits > r.config.contact_ns
+
+
+def is_held_up(r: Replica) -> bool:
+    """Whether this primary has not executed for contact_ns what the others committed: see vsr/abdication.py."""
+    return bool(r.lag.op) and r.now - r.lag.since > r.config.contact_ns
 
 
 def of_view_change(r: Replica) -> list[str]:
@@ -57,6 +69,8 @@ def of_view_change(r: Replica) -> list[str]:
             f"op {r.stuck_op} is damaged or missing on every replica whose log is known ({len(r.evidence)} of "
             f"{r.config.replica_count}), and may have been acknowledged: it is waited for, and never skipped"
         )
+    if is_disk_stalled(r):
+        found.append(f"the view can not be made durable: {_of_disk(r)}")
     if r.gave_up is not None:
         view, why = r.gave_up
         found.append(f"this replica would not lead view {view} any more: {_GAVE_UP[why]}")
@@ -68,15 +82,82 @@ _GAVE_UP = {
     GaveUp.DRAINED: "it is being stopped",
     GaveUp.BEHIND: "it is too far behind, and another has the log",
     GaveUp.DISK_FULL: "it lacks entries, and its disk has no room for them",
+    GaveUp.LAGGING: "it did not execute what the others had committed",
 }
+
+
+def _of_disk(r: Replica) -> str:
+    return f"the disk has completed nothing for {r.disk_waits / 1e9:.1f} s"
 
 
 def _of_primary(r: Replica) -> list[CannotCommit]:
     is_stalled = bool(r.pipeline) and r.now - r.pipeline[0].prepared_at > r.config.contact_ns
+    # A backup is not needed for a commit as long as others are; a primary executes it, or nobody is answered.
+    is_slow = is_held_up(r) and r.log.durable < r.lag.op
     answers = (
-        (CannotCommit.CATCHING_UP, not r.ready),
+        (CannotCommit.CATCHING_UP, not r.ready or (is_held_up(r) and not is_slow)),
         (CannotCommit.STALLED, is_stalled),
         (CannotCommit.DISK_FULL, not r.can_journal),
+        (CannotCommit.DISK_STALLED, is_slow or is_disk_stalled(r)),
         (CannotCommit.DRAINING, r.draining),
     )
     return [reason for reason, holds in answers if holds]
+
+
+# In words
+
+
+def unhealthy(r: Replica) -> str:
+    """Why nothing is committed here, or not everything can be written; or the empty string."""
+    silent = [
+        f"replica {replica} unheard for {(r.now - peer.last_heard) / 1e9:.1f} s"
+        if peer.last_heard
+        else f"replica {replica} never heard"
+        for replica, peer in r.peers.items()
+        if not is_heard(r, replica)
+    ]
+    if r.conflict is not None:
+        return (
+            f"{r.conflict}: nothing from that op on is executed, its headers are asked of all others; compare "
+            "the logs with `kimberlite inspect journal`, and let nobody write to the data directories"
+        )
+    if r.status != Status.NORMAL:
+        why = f"{r.status.name.lower()} in view {r.view} for {(r.now - r.view_left_at) / 1e9:.1f} s"
+        return "; ".join([why, *of_view_change(r), *silent])
+    if r.is_primary and not r.can_journal:
+        full = sorted([*([r.index] if r.is_disk_full else []), *r.full_peers])
+        why = f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"
+        return "; ".join([why, *silent])
+    if r.is_primary and is_held_up(r):
+        return "; ".join([_of_lag(r), *silent])
+    if r.is_primary and r.pipeline:
+        oldest = r.pipeline[0]
+        if r.now - oldest.prepared_at > 4 * r.config.heartbeat_ns:
+            acks, quorum = oldest.acks.bit_count(), r.quorums.replication
+            return "; ".join([f"op {oldest.header.op} has {acks} of {quorum} acks", *silent])
+    if r.is_primary and not r.ready:
+        return f"primary of view {r.view} is committing what the last view left, up to op {r.ready_at_op}"
+    if not r.is_primary and r.trimmed_by_primary > r.log.linked + 1:
+        return (
+            f"this replica has the log up to op {r.log.linked}, the primary's begins with op "
+            f"{r.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and "
+            "can not be had any more"
+        )
+    if r.suspecting:
+        return "; ".join([f"the primary, replica {r.primary}, is silent", *silent])
+    if is_disk_stalled(r):
+        return f"{_of_disk(r)}: this replica has the log up to op {r.log.durable} of {max(r.log.op, r.known_head)}"
+    if r.is_disk_full:
+        waiting = r.log.op - r.log.journal_head
+        return f"disk full: the journal has room for {r.room.bytes} more bytes; {waiting} ops wait for more"
+    return ""
+
+
+def _of_lag(r: Replica) -> str:
+    """Why a primary does not execute what the others have committed."""
+    took = (r.now - r.lag.since) / 1e9
+    what = f"the others have committed op {r.lag.op}, and this primary has not executed it for {took:.1f} s"
+    if r.log.durable >= r.lag.op:
+        return f"{what}: op {r.applied + 1} is damaged here, and being repaired"
+    why = f"; {_of_disk(r)}" if r.disk_waits else ""
+    return f"{what}: its disk has the log up to op {r.log.durable}{why}"

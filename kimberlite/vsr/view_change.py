@@ -32,7 +32,7 @@ from kimberlite.vsr.codec import (
     follows,
 )
 from kimberlite.vsr.quorum import Quorums
-from kimberlite.vsr.state import LogState, Prepared
+from kimberlite.vsr.state import Lag, LogState, Prepared
 from kimberlite.vsr.work import DropReason, EventKind, GaveUp
 
 if TYPE_CHECKING:
@@ -161,11 +161,11 @@ def suspect(r: Replica) -> None:
     _vote(r)
 
 
-def abdicate(r: Replica) -> None:
-    """A primary that cannot commit falls silent and asks for another."""
+def abdicate(r: Replica, why: GaveUp) -> None:
+    """A primary that is of no use falls silent and asks for another."""
     if r.is_primary and r.status == Status.NORMAL:
         r.abdicated = True
-        _give_up(r, EventKind.ABDICATED, r.view, GaveUp.DRAINED if r.draining else GaveUp.ABDICATED)
+        _give_up(r, EventKind.ABDICATED, r.view, why)
         suspect(r)
 
 
@@ -511,6 +511,7 @@ def _lead(r: Replica) -> None:
     r.emit(EventKind.PRIMARY, 1)
     r.ready = False
     r.ready_at_op = r.log.op
+    r.lag = Lag()
     for op in range(r.commit_max + 1, r.log.op + 1):
         r.pipeline.append(Prepared(r.log.headers[op], r.now))
     for replica in r.peers:  # who has given no evidence asks for the log when it hears of this

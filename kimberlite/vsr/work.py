@@ -126,6 +126,7 @@ class GaveUp(IntEnum):
     DRAINED = 1  # it is being stopped
     BEHIND = 2  # it lacks much of the log, and another one has it
     DISK_FULL = 3  # it lacks entries of the log, and has no room for them
+    LAGGING = 4  # it did not execute what the others committed: a disk that hangs, or a damaged entry
 
 
 class DropReason(IntEnum):
@@ -183,9 +184,10 @@ class CannotCommit(StrEnum):
     VIEW_CHANGE = "view_change"  # it has left a view, and no log of a later one is installed
     NO_PRIMARY = "no_primary"  # backup: the primary is silent
     NO_QUORUM = "no_quorum"  # fewer replicas are heard than a commit needs
-    CATCHING_UP = "catching_up"  # primary: it commits and executes what the last view left
+    CATCHING_UP = "catching_up"  # primary: it commits what the last view left, or waits for a damaged entry
     STALLED = "stalled"  # primary: the oldest op waits for acknowledgements though a quorum is heard, or not
     DISK_FULL = "disk_full"  # primary: it, or so many others that no quorum is left, have no room
+    DISK_STALLED = "disk_stalled"  # primary, or in a view change: its disk does not complete what it waits for
     DRAINING = "draining"  # primary: it is being stopped
     STUCK = "stuck"  # a view change needs an op of which no copy and no certain absence is known
     HUNG = "hung"  # said by who reads its metrics: its event loop does not turn
@@ -228,6 +230,7 @@ class Snapshot:
     stuck_op: int  # what a view change waits for: see EventKind.STUCK; 0 when for nothing
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
     cannot_commit: tuple[CannotCommit, ...]  # empty when it can, as far as this replica knows
+    disk_waits: int = 0  # nanoseconds since the disk completed something, though more was asked of it
 
 
 class Admission(IntEnum):

@@ -106,6 +106,7 @@ def test_a_view_change_with_and_without_a_quorum() -> None:
     core.step(frame(Command.START_VIEW_CHANGE, replica=2, view=3), 20)
     core.step(frame(Command.START_VIEW_CHANGE, replica=0, view=3), 20)
     assert said(core, 20) == ((CannotCommit.VIEW_CHANGE,), 1)
+    settle(core)
     assert said(core, 21 + core.config.contact_ns) == ((CannotCommit.VIEW_CHANGE, CannotCommit.NO_QUORUM), -1)
 
 

@@ -1,0 +1,123 @@
+"""When a primary gives its view up.
+
+Two things make a primary useless to its clients: nothing is committed (`is_stuck`), or what the others commit is
+not executed here (`lags`): its disk hangs, or is much slower than theirs, or a damaged entry is not repaired.
+Then it falls silent and asks to be replaced.
+
+It does not for a successor that would be no better:
+
+- while a quorum has the oldest op, or comes nearer to it;
+- while its disk is slow, and theirs took about as long for the same op;
+- while nothing but its own write is missing, and only just a quorum is heard: whoever leads waits for that
+  disk. It is given PATIENCE times as long;
+- before it is `ready`, while it comes nearer to what the last view left.
+
+Time in which this process did not run does not count. Who gave its view up because of its disk is not elected
+again while that hangs: to take part in a view change is to have it on the disk.
+Imports types and vsr only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kimberlite.types import Status
+from kimberlite.vsr import quorum, verdict, view_change
+from kimberlite.vsr.state import Peer, Prepared
+from kimberlite.vsr.work import GaveUp
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.replica import Replica
+
+PATIENCE = 5
+
+
+def tick(r: Replica) -> None:
+    """Look whether this primary keeps up with its backups."""
+    if r.is_primary and r.status == Status.NORMAL and r.peers:
+        _look(r)
+        if not r.abdicated and lags(r):
+            view_change.abdicate(r, GaveUp.LAGGING)
+
+
+def on_resent(r: Replica) -> None:
+    """The oldest op of the pipeline has just been sent again: perhaps it never commits here."""
+    # For want of room on the disks of others nobody else could commit it either.
+    if is_stuck(r) and not r.abdicated and r.peers and (r.is_disk_full or r.can_journal):
+        view_change.abdicate(r, GaveUp.ABDICATED)
+
+
+# Nothing is committed
+
+
+def is_stuck(r: Replica) -> bool:
+    """Whether the oldest op waits for abdicate_ns, and no quorum has it or comes nearer to it: while one does,
+    another primary would have to wait for the same replicas."""
+    oldest, patience = r.pipeline[0], r.config.abdicate_ns
+    if is_waited_for_by_all(r, oldest):
+        patience *= PATIENCE
+    since = r.now - patience
+    return oldest.prepared_at < since and not quorum.reached(moving(r, oldest, since), r.quorums.replication)
+
+
+def is_waited_for_by_all(r: Replica, oldest: Prepared) -> bool:
+    """Whether the own write alone is missing, and without this replica there is no quorum."""
+    with_own = oldest.acks | 1 << r.index
+    return with_own != oldest.acks and quorum.reached(with_own, r.quorums.replication) and verdict.quorum_margin(r) == 0
+
+
+def moving(r: Replica, oldest: Prepared, since: int) -> int:
+    """Who has the oldest op of the pipeline, or has come nearer to it since then: a bit set."""
+    bits = oldest.acks | (r.progress_at > since) << r.index
+    for replica, peer in r.peers.items():
+        bits |= (peer.progress_at > since) << replica
+    return bits
+
+
+def on_returned(r: Replica, peer: Peer) -> None:
+    """A replica is heard again after a silence: it gets the time of a new op to come nearer, once, and a primary
+    that fell silent for want of a quorum leads again."""
+    if peer.is_awaited:
+        return
+    peer.progress_at, peer.is_awaited = r.now, True
+    may_lead = r.abdicated and not r.draining and r.status == Status.NORMAL and not lags(r)
+    if may_lead and r.pipeline and not is_stuck(r):
+        r.abdicated = r.suspecting = False
+        r.votes.pop(r.index, None)
+        r.vote_timer.stop()
+        r.heartbeat_timer.start(r.now)
+
+
+def on_committed(r: Replica) -> None:
+    """The commit number grew: a primary that gave up because it did not leads again."""
+    if r.abdicated and not lags(r):
+        r.abdicated = r.suspecting = False
+
+
+# What is committed is not executed here
+
+
+def lags(r: Replica) -> bool:
+    """Whether an op that the others committed has not been executed here for abdicate_ns, and for as long again as
+    they took for it, within bounds: perhaps one of them was away."""
+    patience = r.config.abdicate_ns + min(r.lag.took, r.config.abdicate_ns)
+    return bool(r.lag.op) and r.now - r.lag.since > patience
+
+
+def is_held_up(r: Replica, op: int) -> bool:
+    """Whether `op` is committed and can not be executed here: it is not on this disk, or one before it is damaged."""
+    return r.log.durable < op or (r.applied < op and r.applied + 1 in r.log.faulty)
+
+
+def _look(r: Replica) -> None:
+    lag = r.lag
+    has_slept = r.now - lag.looked_at > r.config.contact_ns
+    reached = r.applied + r.log.durable
+    comes_nearer = not r.ready and reached != lag.reached
+    lag.looked_at, lag.reached = r.now, reached
+    if lag.op and is_held_up(r, lag.op) and not has_slept and not comes_nearer:
+        return
+    lag.op = r.commit_max if is_held_up(r, r.commit_max) else 0
+    lag.since = r.now
+    prepared = r.committing.get(lag.op)
+    lag.took = r.now - prepared.prepared_at if prepared is not None else 0

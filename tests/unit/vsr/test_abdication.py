@@ -1,0 +1,201 @@
+"""A primary that does not execute what its backups commit: when it gives its view up, and when not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from small_cluster import MS, Cluster, Node
+
+from kimberlite.types import Command, Operation, Status
+from kimberlite.vopr.disk import SimDisk
+from kimberlite.vsr import abdication
+from kimberlite.vsr.work import CannotCommit, EventKind, GaveUp
+
+FOR_EVER = 1 << 60
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.register()
+    cluster.append(1, b"a")
+    cluster.run(500)
+    return cluster
+
+
+def disk(node: Node) -> SimDisk:
+    found = node.store._disk
+    assert isinstance(found, SimDisk)
+    return found
+
+
+def slow(node: Node, ns: int) -> None:
+    disk(node)._latency = lambda: ns
+
+
+def go_on(cluster: Cluster, node: Node) -> None:
+    """The disk completes what it was given, and is as fast as it was."""
+    slow(node, 0)
+    for submission in disk(node)._queue:
+        submission.done_at = [cluster.now] * len(submission.done_at)
+    disk(node)._free_at = cluster.now
+
+
+def run(cluster: Cluster, ms: int, each: Callable[[], None] = lambda: None) -> None:
+    """Let time pass; disks that take time are looked at."""
+    for _ in range(ms // 10):
+        cluster.run(10)
+        for node in cluster.up:
+            node.driver.on_disk()
+        each()
+
+
+def test_a_primary_whose_disk_hangs_gives_its_view_up(cluster: Cluster) -> None:
+    old = cluster.primary
+    slow(old, FOR_EVER)
+    old.driver.on_input(requests=[cluster.request(2, b"b")])
+    run(cluster, 1200)
+    assert old.core.commit_max > old.core.applied, "the others have committed it"
+    snapshot = old.core.snapshot()
+    assert snapshot.cannot_commit == (CannotCommit.DISK_STALLED,)
+    assert "the others have committed op 3, and this primary has not executed it for" in snapshot.unhealthy
+    assert "its disk has the log up to op 2; the disk has completed nothing for" in snapshot.unhealthy
+    run(cluster, 2000)
+    assert [(event.a, event.b) for event in old.kinds(EventKind.ABDICATED)] == [(old.core.view - 1, GaveUp.LAGGING)]
+    leading = cluster.primary
+    assert leading is not old
+    assert leading.core.ready
+    leading.driver.on_input(requests=[cluster.request(2, b"b")])
+    assert leading.answers[-1].header.command == Command.REPLY
+    view = leading.core.view
+    for number in range(3, 30):
+        leading.driver.on_input(requests=[cluster.request(number, b"%d" % number)])
+        run(cluster, 300)
+    assert [answer.header.request for answer in leading.answers] == list(range(2, 30))
+    assert (leading.core.view, cluster.primary) == (view, leading), "nobody elects it while its disk hangs"
+    assert set(old.core.snapshot().cannot_commit) >= {CannotCommit.VIEW_CHANGE, CannotCommit.DISK_STALLED}
+    assert "the view can not be made durable: the disk has completed nothing for" in old.core.snapshot().unhealthy
+    go_on(cluster, old)
+    run(cluster, 2000)
+    assert (old.core.status, old.core.view, old.core.applied) == (Status.NORMAL, view, leading.core.applied)
+    assert old.machine.applied == leading.machine.applied
+
+
+def test_a_primary_whose_disk_is_much_slower_than_theirs_gives_its_view_up(cluster: Cluster) -> None:
+    """It writes on and on; but each of its clients would wait for five seconds."""
+    old = cluster.primary
+    slow(old, 1500 * MS)
+    number = 2
+
+    def append() -> None:
+        nonlocal number
+        if old.core.is_primary and old.core.status == Status.NORMAL and not old.core.in_flight:
+            old.driver.on_input(requests=[cluster.request(number, b"x")])
+            number += 1
+
+    run(cluster, 3000, append)
+    assert old.kinds(EventKind.ABDICATED)
+    assert cluster.primary is not old
+
+
+def test_disks_that_are_all_slow_change_no_view(cluster: Cluster) -> None:
+    """The others take as long: a successor would be no better."""
+    old = cluster.primary
+    view = old.core.view
+    for node in cluster.up:
+        slow(node, (2000 if node is old else 1000) * MS)
+    old.driver.on_input(requests=[cluster.request(2, b"x")])
+    run(cluster, 8000)
+    assert old.answers[-1].header.command == Command.REPLY
+    assert (old.core.view, cluster.primary, old.kinds(EventKind.ABDICATED)) == (view, old, [])
+
+
+def test_no_view_is_given_up_when_everybody_left_has_to_take_part(cluster: Cluster) -> None:
+    """One of three is down: whoever leads waits for the slow disk of the other."""
+    old = cluster.primary
+    other = next(node for node in cluster.up if node is not old)
+    cluster.crash(other.index)
+    run(cluster, 1500)
+    slow(old, 2000 * MS)
+    old.driver.on_input(requests=[cluster.request(2, b"x")])
+    run(cluster, 6000)
+    assert old.answers[-1].header.command == Command.REPLY
+    assert old.kinds(EventKind.ABDICATED) == []
+    slow(old, FOR_EVER)
+    old.driver.on_input(requests=[cluster.request(3, b"x")])
+    run(cluster, 8000)
+    assert old.kinds(EventKind.ABDICATED) == []
+    assert CannotCommit.DISK_STALLED in old.core.snapshot().cannot_commit
+    cluster.start(other.index)
+    run(cluster, 8000)
+    assert cluster.primary is not old, "who came back can do without it"
+
+
+def test_time_in_which_the_process_did_not_run_says_nothing_of_its_disk(cluster: Cluster) -> None:
+    old = cluster.primary
+    slow(old, 50 * MS)
+    old.driver.on_input(requests=[cluster.request(2, b"x")])
+    cluster.deliver()
+    cluster.deliver()
+    run(cluster, 30)
+    assert old.core.lag.op == 0 or old.core.commit_max > old.core.applied
+    for submission in disk(old)._queue:
+        submission.done_at = [cluster.now + 5020 * MS] * 2
+    cluster.now += 5000 * MS
+    old.driver.on_tick()
+    assert old.kinds(EventKind.ABDICATED) == []
+
+
+def test_damage_that_holds_execution_up_gives_the_view_up(cluster: Cluster) -> None:
+    """The next op is committed, durable and then found damaged; the others do not answer for it."""
+    old = cluster.primary
+    slow(old, 500 * MS)
+    old.driver.on_input(requests=[cluster.request(2, b"x")])
+    run(cluster, 100)
+    assert (old.core.commit_max, old.core.applied) == (3, 2)
+    old.core.log.bodies.pop(3)
+    old.core.entry_faulty(3, None, cluster.now)
+    cluster.lost = lambda source, target, message: message.header.command == Command.REQUEST_PREPARE
+    old.core.log.mark_durable = lambda header: False  # type: ignore[method-assign]
+    old.core.log.durable = 3
+    run(cluster, 1500)
+    snapshot = old.core.snapshot()
+    assert snapshot.cannot_commit == (CannotCommit.CATCHING_UP,)
+    assert "op 3 is damaged here, and being repaired" in snapshot.unhealthy
+    run(cluster, 2000)
+    assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.LAGGING]
+    assert cluster.primary is not old
+
+
+def test_a_primary_that_catches_up_is_given_time_as_long_as_it_comes_nearer(cluster: Cluster) -> None:
+    core = cluster.primary.core
+    core.ready = False
+    core.commit_max, core.log.op = 50, 50
+    core.now = cluster.now
+    for _ in range(100):
+        core.now += 300 * MS
+        abdication.tick(core)
+    assert core.abdicated, "it has not moved for long"
+    core.abdicated = core.suspecting = False
+    core.lag.op = 0
+    for step in range(40):
+        core.log.durable += step % 5 == 0  # every 1.5 s
+        core.now += 300 * MS
+        abdication.tick(core)
+        assert not core.abdicated
+
+
+def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
+    """It gave up, its votes are lost, and the others go on committing what it sends."""
+    old = cluster.primary
+    cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
+    slow(old, FOR_EVER)
+    old.driver.on_input(requests=[cluster.request(2, b"b")])
+    run(cluster, 2600)
+    assert old.core.abdicated
+    commit = old.core.commit_max
+    old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
+    run(cluster, 50)
+    assert old.core.commit_max > commit
+    assert old.core.abdicated
