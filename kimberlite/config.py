@@ -553,7 +553,8 @@ class CheckpointConfig:
 
     ops: int = knob(
         4096,
-        "Operations executed between two checkpoints, at most.",
+        "A checkpoint is due at every multiple of so many operations. One that comes due while another is written is left "
+        "out.",
         unit="operations",
         low=16,
         high=10_000_000,
@@ -562,7 +563,7 @@ class CheckpointConfig:
     )
     bytes: int = knob(
         64 * MIB,
-        "Bytes of journal entries executed between two checkpoints, at most.",
+        "A checkpoint is also due when so many bytes of journal entries were executed since one was due.",
         unit="bytes",
         low=64 * KIB,
         high=1 << 40,

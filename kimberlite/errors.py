@@ -134,10 +134,12 @@ class SuperblockError(StorageError):
 
 
 class FormatVersionError(StorageError):
-    """The data has a format version or a feature bit this release does not know."""
+    """The data has a format version, a feature bit or an operation in the log that this release does not know."""
 
     version: int | None = None
     features: int | None = None
+    op: int | None = None  # of the entry with that operation
+    operation: int | None = None
     exit_code = 15
 
 

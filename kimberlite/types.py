@@ -64,6 +64,9 @@ class Operation(IntEnum):
     APPLY = 128  # a batch of events or commands for the state machine
 
 
+KNOWN_OPERATIONS = frozenset(map(int, Operation))
+
+
 class Status(IntEnum):
     """Status of a replica; the numbers are those of the replica_status metric."""
 

@@ -7,20 +7,22 @@ it asks for nothing more, or for ROUNDS_MAX rounds: a long replay must not keep 
 its sockets. Then `behind` is true and the caller calls `on_tick` again as soon as it has looked
 at everything else.
 
-Checkpoints: after executing an op that makes one due, the driver takes the state (sessions, snapshot) and
-has the store write it in the background; where it is due follows from the log alone, so that all replicas
-of one configuration make the same ones. One more is made at once when no copy of the last can be read.
+Checkpoints: after executing an op at which one is due (node.checkpoints), the driver takes the state (sessions,
+snapshot) and has the store write it in the background; while that is busy, what comes due is left out. One more is
+made at once when no copy of the last can be read; what comes due later stays what it was.
+
+An operation that this release does not know ends the replica before anything is executed or written from there on: a
+newer release wrote it, and leaving it out would give another state than the others have.
 
 Order within a round: messages leave, then superblock and journal writes are submitted (the
 messages travel meanwhile), then committed operations are applied.
 
-May import: errors, types, state_machine, vsr, _fast, storage.interface.
+May import: errors, types, state_machine, vsr, _fast, storage.interface, node.checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
 from typing import Protocol, cast
@@ -35,8 +37,9 @@ from kimberlite.errors import (
     UnrecoverableError,
     invariant,
 )
+from kimberlite.node.checkpoints import USUAL, CheckpointPolicy, CheckpointSchedule, first_needed
 from kimberlite.state_machine import Batch, Frozen, StateMachine
-from kimberlite.storage.interface import LogStore
+from kimberlite.storage.interface import LogStore, is_known, unknown_operation
 from kimberlite.types import (
     Bytes,
     ClientId,
@@ -92,14 +95,6 @@ class Recorder(Protocol):
     """Where the core's events go (telemetry, or a simulator's checker)."""
 
     def record(self, events: list[Event]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointPolicy:
-    """A checkpoint is due when that many ops, or bytes of entries, were executed since the last."""
-
-    ops: int = 4096
-    bytes: int = 64 << 20
 
 
 class Background(Protocol):
@@ -159,7 +154,7 @@ class Driver:
         network: Network,
         recorder: Recorder,
         clock: Callable[[], int],
-        checkpoints: CheckpointPolicy = CheckpointPolicy(),
+        checkpoints: CheckpointPolicy = USUAL,
         background: Background = at_once,
     ) -> None:
         self.core = core
@@ -174,7 +169,7 @@ class Driver:
         self.behind = False
         self._checkpoints = checkpoints
         self._background = background
-        self._since = [0, 0]  # ops and bytes executed since the last checkpoint
+        self._schedule = self._schedule_of(core.applied)
         self._snapshot_under_way = False
 
     # Inputs
@@ -224,7 +219,7 @@ class Driver:
         self._note_damage()
         self._stop_when_unrecoverable()
         if self._is_checkpoint_lost:
-            self._checkpoint_when_due(self.core.applied)
+            self._make_checkpoint(self.core.applied)
         self.core.tick(self._now)
         self._run()
 
@@ -276,7 +271,6 @@ class Driver:
         durable = self.store.checkpoint_op
         if durable > self.core.checkpoint_op:
             self.core.checkpointed(durable)
-            self._checkpoint_when_due(self.core.applied)  # it may have become due while this one was written
         return bool(tokens)
 
     def _persist(self, persist: Persist) -> None:
@@ -354,10 +348,13 @@ class Driver:
 
     def _is_sound(self, message: Message) -> bool:
         """Whether what a prepare holds is what its header says. Looked at before the core sees it: a log has
-        nothing in it that can not be executed."""
+        nothing in it that can not be executed. Raises FormatVersionError when that can not be had: the entry was
+        asked for, is committed, and of an operation that this release does not know."""
         try:
             message.unpacked = unpack(message.header, message.body)
         except KimberliteError:
+            if not is_known(message.header) and self.core.is_committed(message.header):
+                raise unknown_operation(message.header) from None
             self.core.refuse(message, DropReason.MALFORMED)
             return False
         return True
@@ -420,9 +417,8 @@ class Driver:
         self.core.applied_op(header.op, results, self._now)
         if header.operation == Operation.TRIM and message is not None:
             self._trim(message)
-        self._since[0] += 1
-        self._since[1] += header.size
-        self._checkpoint_when_due(header.op)
+        if self._schedule.is_due(header.op, header.size):
+            self._make_checkpoint(header.op)
 
     def _trim(self, message: Message) -> None:
         """Let the log begin where a committed TRIM says, unless that can not be: it would be written down."""
@@ -441,16 +437,18 @@ class Driver:
         """Whether a restart could not begin with the checkpoint: one is due now, whatever was executed since."""
         return self.store.checkpoint_op < self.store.checkpoint.op
 
-    def _checkpoint_when_due(self, op: int) -> None:
-        """Take the state after `op`, the last executed, and have it written, when enough came since the last.
-        When that can not be done now, the next op or the end of a write in progress tries again."""
-        is_due = self._since[0] >= self._checkpoints.ops or self._since[1] >= self._checkpoints.bytes
-        if not is_due and not self._is_checkpoint_lost:
-            return
+    def _schedule_of(self, executed: int) -> CheckpointSchedule:
+        """What is due behind the checkpoint that a restart begins with. When that is no multiple of the policy's ops,
+        the log tells whether it was due; a part of which is trimmed or damaged tells nothing."""
+        first = first_needed(self._checkpoints, executed)
+        headers = self.store.headers(first, executed) if first <= executed else []
+        return CheckpointSchedule(self._checkpoints, executed, headers)
+
+    def _make_checkpoint(self, op: int) -> None:
+        """Take the state after `op`, the last executed, and have it written; nothing, while one is being written."""
         mark = None if self._snapshot_under_way else self.store.mark(op)
         if mark is None:
             return
-        self._since = [0, 0]
         sessions = self.core.sessions.encode()
         self._snapshot_under_way = True
 
@@ -505,7 +503,7 @@ def _is_sound_request(request: ClientRequest) -> bool:
 
 
 def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
-    """The client requests that a committed prepare holds, in order."""
+    """The client requests that a committed prepare holds, in order. Raises FormatVersionError."""
     if header.operation == Operation.BATCH:
         if message is None:
             raise InvariantError("a batch of requests needs its body", op=header.op)
@@ -515,4 +513,6 @@ def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
     if header.operation in (Operation.APPLY, Operation.REGISTER):
         body: Bytes = message.body if message is not None else b""
         return [ClientRequest(header.client, header.session, header.request, header.operation, header.count, body)]
-    return []
+    if header.operation in (Operation.NOOP, Operation.TRIM):
+        return []
+    raise unknown_operation(header)

@@ -44,8 +44,9 @@ from kimberlite.errors import (
 )
 from kimberlite.net.peers import PeerNetwork, Refusal
 from kimberlite.node import clock, descriptors, notify, retention
+from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.connections import Bounds
-from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, restore
+from kimberlite.node.driver import Driver, FastCodec, known_headers, restore
 from kimberlite.node.machine import check_machine, guarded
 from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.reader import LogReader

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
-from kimberlite.errors import DiskFullError
+from kimberlite.errors import DiskFullError, FormatVersionError
 from kimberlite.types import (
+    KNOWN_OPERATIONS,
+    RELEASE,
     SECTOR,
     SUFFIX_MAX,
     Bytes,
@@ -42,9 +44,27 @@ __all__ = [
     "Room",
     "ViewState",
     "Write",
+    "is_known",
+    "unknown_operation",
 ]
 
 RETRY_NS = 1_000_000_000  # until a file is asked for again for which there was no space
+
+
+def is_known(header: Header) -> bool:
+    """Whether this release knows what the entry of that header does."""
+    return header.operation in KNOWN_OPERATIONS
+
+
+def unknown_operation(header: Header) -> FormatVersionError:
+    """What ends a replica whose log has such an entry."""
+    return FormatVersionError(
+        f"op {header.op} of the log is of operation {header.operation}, which this release ({RELEASE}) does not know: "
+        f"release {header.release} wrote it. Nothing was executed or written from that op on; start that release, or a "
+        "later one",
+        op=header.op,
+        operation=header.operation,
+    )
 
 
 class Write(NamedTuple):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from kimberlite._fast import framing
 from kimberlite.errors import DataMissingError, FrameError
-from kimberlite.storage.interface import SECTOR, Disk
+from kimberlite.storage.interface import SECTOR, Disk, is_known
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
@@ -50,6 +50,7 @@ class Scan:
     fixes: list[int]  # ops whose witness is to be written again
     faulty: set[int]
     identities: dict[int, Header]  # those that the superblock's suffix proves, from it downwards
+    unknown: Header | None  # the first entry whose operation this release does not know
 
 
 @dataclass(slots=True)
@@ -370,6 +371,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
     fixes: list[int] = []
     faulty: set[int] = set()
     commit, torn, at, index = max(state.commit, start.op), 0, 0, start.entries
+    unknown: Header | None = None
     op = start.op + 1
     while True:
         contents = walk.thaw(at)
@@ -401,6 +403,8 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
             fixes.append(op)
         if found.header is not None:
             known = found.header
+            if unknown is None and not is_known(known):
+                unknown = known
             if present:
                 commit = max(commit, found.header.commit)
         is_candidate = walk.is_hole(op) and decision is not Decision.ABSENT
@@ -446,7 +450,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
         faulty=sum(entry.state is EntryState.FAULTY for entry in entries),
         rooted=min(rooted, segments[at].last),
     )
-    return Scan(recovered, below, segments[: at + 1], segments[at + 1 :], fixes, faulty, walk.identities)
+    return Scan(recovered, below, segments[: at + 1], segments[at + 1 :], fixes, faulty, walk.identities, unknown)
 
 
 def _find_segments(disk: Disk, segment_bytes: int, start: Checkpoint) -> tuple[list[Segment], list[Segment]]:

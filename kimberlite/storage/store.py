@@ -25,7 +25,7 @@ from kimberlite.storage import superblock
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.index import ColdSegments, Start
-from kimberlite.storage.interface import RETRY_NS, SECTOR, Disk, Extent, ViewState, Write
+from kimberlite.storage.interface import RETRY_NS, SECTOR, Disk, Extent, ViewState, Write, unknown_operation
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
@@ -159,6 +159,8 @@ class Store:
         if state.commit > OP_MAX:  # a release that believed any number of a frame kept it: it says nothing
             state = replace(state, commit=state.base)
         result = scan(self._disk, state, self.segment_bytes, start)
+        if result.unknown is not None:  # before anything is written
+            raise unknown_operation(result.unknown)
         self._take_over(start, result.segments, result.spare)
         self._faulty = result.faulty
         self._head = self._active.last

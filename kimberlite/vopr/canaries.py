@@ -14,10 +14,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle
 from random import Random
 from types import ModuleType
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from kimberlite._fast import framing
 from kimberlite.client import session as client
@@ -885,6 +886,39 @@ def _trim_before_it_is_durable() -> list[Patch]:
 @canary("a checkpoint is kept once")
 def _checkpoint_kept_once() -> list[Patch]:
     return [(checkpoint_files, "COPIES", ("a",))]
+
+
+@canary("a checkpoint that comes due while one is written is made at a later op")
+def _checkpoint_made_late() -> list[Patch]:
+    make, execute = Driver._make_checkpoint, Driver._execute
+    owing: WeakSet[Driver] = WeakSet()
+
+    def make_or_owe(self: Driver, op: int) -> None:
+        if self._snapshot_under_way or self.store.mark(op) is None:
+            owing.add(self)
+        else:
+            owing.discard(self)
+            make(self, op)
+
+    def execute_and_pay(self: Driver, header: Header, message: Message | None) -> None:
+        execute(self, header, message)
+        if self in owing:
+            self._make_checkpoint(header.op)
+
+    return [(Driver, "_make_checkpoint", make_or_owe), (Driver, "_execute", execute_and_pay)]
+
+
+@canary("a checkpoint has the sessions in whatever order a replica finds them")
+def _checkpoint_of_one_replica() -> list[Patch]:
+    original = SessionTable.encode
+    is_reversed = cycle((False, True))
+
+    def encode(self: SessionTable) -> bytes:
+        other = SessionTable(self.limit)
+        other._table = dict(sorted(self._table.items(), reverse=next(is_reversed)))
+        return original(other)
+
+    return [(SessionTable, "encode", encode)]
 
 
 @canary("a checkpoint says that one operation more is in it than is")

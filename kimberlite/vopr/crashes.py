@@ -18,7 +18,8 @@ from random import Random
 import xxhash
 
 from kimberlite._fast import framing
-from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, restore
+from kimberlite.node.checkpoints import CheckpointPolicy
+from kimberlite.node.driver import Driver, FastCodec, known_headers, restore
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.journal import journal_name, segment_number

@@ -23,7 +23,8 @@ import xxhash
 from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.errors import KimberliteError, WriteFailedError
-from kimberlite.node.driver import CheckpointPolicy, Driver, FastCodec, known_headers, requests_of, restore
+from kimberlite.node.checkpoints import CheckpointPolicy
+from kimberlite.node.driver import Driver, FastCodec, known_headers, requests_of, restore
 from kimberlite.state_machine import Batch
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.scrub import Scrubber
@@ -37,6 +38,7 @@ from kimberlite.vopr.checkers import (
     durable_promises,
     events_of,
 )
+from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient
 from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, empty
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
@@ -138,6 +140,8 @@ class Observer:
                 world.checkers.expired.setdefault(self._index, set()).add(event.a)
             elif event.kind is EventKind.VIEW_CHANGE_STARTED:
                 world.checkers.on_view_left(self._index, event.a, event.b)
+            elif event.kind is EventKind.CHECKPOINTED:
+                world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
 
 
 class ObservedDriver(Driver):
@@ -153,9 +157,15 @@ class ObservedDriver(Driver):
         world.checkers.on_events(header.op, requests)
         if header.operation == Operation.TRIM and message is not None:
             world.checkers.on_trim(world, self.index, message)
+        world.checkpoints.on_executed(header)
         super()._execute(header, message)
         digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
         world.checkers.on_executed(self.index, header.op, digest, self.core.sessions.clients)
+
+    def _make_checkpoint(self, op: int) -> None:
+        if self._is_checkpoint_lost:
+            self.world.checkpoints.remade.add((self.index, op))
+        super()._make_checkpoint(op)
 
 
 @dataclass(slots=True)
@@ -187,6 +197,8 @@ class World:
         self.trace = Trace(keep_trace)
         self.counts: dict[str, int] = {}
         self.checkers = Checkers(plan.replica_count, plan.sessions_max)
+        self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops)
+        self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
         self.files = [Files() for _ in range(plan.replica_count)]
         self.injected: list[Fault] = []
@@ -302,7 +314,7 @@ class World:
             _Port(self, index),
             Observer(self, index),
             lambda: self.now,
-            CheckpointPolicy(plan.checkpoint_ops),
+            self.checkpoint_policy,
         )
         driver.world, driver.index = self, index
         skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
 
 REQUEST_RECORD_BYTES = 72  # what a request adds to a prepare of several beside its body, or more
+REQUESTED = (Operation.APPLY, Operation.REGISTER)  # what a client may ask for
 # What a client is told to wait, at least and at most, when the queue is full.
 BUSY_WAIT_MIN_MS = 1
 BUSY_WAIT_MAX_MS = 1000
@@ -47,6 +48,8 @@ BUSY_WAIT_MAX_MS = 1000
 def propose(r: Replica, message: Message) -> Admission:
     """Accept, answer or refuse a client's request."""
     header = message.header
+    if header.operation not in REQUESTED:
+        return _refuse(r, message, Reason.MALFORMED)
     if r.status != Status.NORMAL or not r.is_primary:
         return _refuse(r, message, Reason.NOT_PRIMARY)
     if r.draining:

@@ -409,6 +409,11 @@ class Replica:
     def is_primary(self) -> bool:
         return self.primary == self.index
 
+    def is_committed(self, header: Header) -> bool:
+        """Whether that is the header of a committed op of this log."""
+        own = self.log.headers.get(header.op)
+        return own is not None and own.checksum == header.checksum and header.op <= self.log.committed
+
     @property
     def is_disk_full(self) -> bool:
         """No segment can be reserved any more, and what is left is little; or the file system is nearly full.

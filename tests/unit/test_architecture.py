@@ -64,10 +64,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "telemetry",
     },
     # The driver runs in the simulator as well: no sockets, no telemetry, no clock.
-    "node.driver": {"errors", "types", "state_machine", "_fast", "vsr", "storage"},
+    "node.driver": {"errors", "types", "state_machine", "_fast", "vsr", "storage", "node.checkpoints"},
+    "node.checkpoints": {"types"},
     "node.reader": {"errors", "types", "_fast", "storage"},
     "backup": {"errors", "types", "config", "_fast", "storage", "node.format"},
-    "vopr": {"errors", "types", "state_machine", "_fast", "vsr", "storage", "client.session", "node.driver"},
+    "vopr": {"errors", "types", "state_machine", "_fast", "vsr", "storage", "client.session", "node.driver", "node.checkpoints"},
     "cli": {
         "",
         "errors",
@@ -115,6 +116,7 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     "": {"pickle", "shelve", "marshal"},  # everywhere
     "vsr": IMPURE,
     "node.driver": IMPURE,
+    "node.checkpoints": IMPURE,
     "client.session": IMPURE - {"random"},  # a seeded generator is handed in
     "types": IMPURE,
     "errors": IMPURE,

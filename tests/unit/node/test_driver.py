@@ -10,11 +10,11 @@ import pytest
 
 from kimberlite._fast import events as event_batches
 from kimberlite._fast.framing import make_header
-from kimberlite.errors import InvariantError, UnrecoverableError
+from kimberlite.errors import FormatVersionError, InvariantError, UnrecoverableError
+from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.driver import (
     ROUNDS_MAX,
     Background,
-    CheckpointPolicy,
     Driver,
     FastCodec,
     at_once,
@@ -28,7 +28,7 @@ from kimberlite.types import ROOM_UNBOUNDED, Command, Message, Operation, Reason
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, empty, fill, make_unreadable
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Event, EventKind, ToReplica, Work
+from kimberlite.vsr.work import Apply, Event, EventKind, ToReplica, Work
 
 CLUSTER = b"n" * 16
 CLIENT = b"c" * 16
@@ -95,6 +95,9 @@ class Alone:
 
     def send_client(self, client: bytes, message: Message) -> None:
         self.trace.append(message)
+
+    def refuse(self, message: Message) -> None:
+        """Here there are no connections."""
 
     def record(self, events: list[Event]) -> None:
         self.events += events
@@ -263,25 +266,80 @@ class Freezing(Machine):
         return self
 
 
-def test_a_checkpoint_that_becomes_due_while_one_is_written_needs_no_further_op() -> None:
+def appended(node: Alone, session: int, numbers: range, size: int = 1) -> None:
+    for number in numbers:
+        node.driver.on_input(requests=[node.request(number, b"a" * size, session=session)])
+        for _ in range(3):
+            node.driver.on_tick()
+
+
+def test_a_checkpoint_that_comes_due_while_one_is_written_is_left_out_and_shifts_nothing() -> None:
     under_way: list[tuple[Callable[[], bytes], Callable[[bytes], None]]] = []
     node = Alone(
         machine=Freezing(),
-        checkpoints=CheckpointPolicy(ops=2, bytes=1 << 30),
+        checkpoints=CheckpointPolicy(ops=3, bytes=1 << 30),
         background=lambda work, done: under_way.append((work, done)),
     )
     session = node.register()
-    for number in range(1, 4):
-        node.driver.on_input(requests=[node.request(number, b"a", session=session)])
-    assert (len(under_way), node.driver.core.applied) == (1, 4)
-    for op in (2, 4):
-        work, done = under_way.pop()
-        done(work())
-        for _ in range(10):
-            node.now += 1_000_000
-            node.driver.on_tick()
-        assert node.store.checkpoint_op == op
-    assert not under_way, "nothing was executed since"
+    appended(node, session, range(1, 7))
+    assert (node.driver.core.applied, len(under_way)) == (7, 1), "that of op 3 is being written, that of 6 left out"
+    work, done = under_way.pop()
+    done(work())
+    for _ in range(10):
+        node.driver.on_tick()
+    assert node.store.checkpoint_op == 3
+    appended(node, session, range(7, 8))
+    assert not under_way, "nor is one made of another op in its place"
+    appended(node, session, range(8, 9))
+    assert node.driver.core.applied == 9
+    work, done = under_way.pop()
+    done(work())
+    for _ in range(10):
+        node.driver.on_tick()
+    assert node.store.checkpoint_op == 9
+
+
+def checkpoints_made(
+    policy: CheckpointPolicy, sizes: Sequence[int], restart_at: Sequence[int] = (), lost_at: int = 0
+) -> list[int]:
+    """Ops of the checkpoints of a replica that executes requests of these sizes."""
+    node = Alone(checkpoints=policy)
+    session = node.register()
+    made = []
+    for number, size in enumerate(sizes, 1):
+        appended(node, session, range(number, number + 1), size)
+        if number in restart_at:
+            node = Alone(node.files, checkpoints=policy).settle()
+        if number == lost_at:
+            node.store.lose_checkpoint(node.store.checkpoint.op)
+            for _ in range(5):
+                node.driver.on_tick()
+            assert node.store.checkpoint_op == node.driver.core.applied, "at once"
+        if node.store.checkpoint_op and node.store.checkpoint_op not in made:
+            made.append(node.store.checkpoint_op)
+    return made
+
+
+SIZES = [10, 3000, 10, 9000, 10, 10, 20_000, 10, 5000, 5000, 10, 10, 10, 10, 9000, 3000, 10, 10, 10, 7000, 7000, 10, 10]
+
+
+def test_checkpoints_are_due_at_ops_that_follow_from_the_log_alone() -> None:
+    """Op 1 registers, request n is op n + 1."""
+    policy = CheckpointPolicy(ops=8, bytes=12_000)
+    made = checkpoints_made(policy, SIZES)
+    assert made == [5, 8, 16, 22, 24]
+    for restarts in ([1], [6], [4, 9, 10], [17, 18], list(range(1, len(SIZES) + 1))):
+        assert checkpoints_made(policy, SIZES, restarts) == made
+
+
+@pytest.mark.parametrize("lost_at", [5, 10, 11, 18])
+def test_a_lost_checkpoint_that_is_made_anew_shifts_nothing(lost_at: int) -> None:
+    """Neither in this life nor after restarts that begin with it."""
+    policy = CheckpointPolicy(ops=8, bytes=12_000)
+    regular = checkpoints_made(policy, SIZES)
+    for restarts in ([], [lost_at], [lost_at, lost_at + 1], [lost_at + 2]):
+        made = checkpoints_made(policy, SIZES, restarts, lost_at)
+        assert [op for op in made if op != lost_at + 1] == [op for op in regular if op != lost_at + 1], restarts
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -305,6 +363,82 @@ def test_a_checkpoint_of_which_no_copy_is_left_is_made_again_at_once(more: int) 
     again = Alone(node.files)
     assert again.store.checkpoint_op == 3 + more
     assert all(not checkpoints.check_copy(again.disk, again.store.checkpoint, copy) for copy in checkpoints.COPIES)
+
+
+# Operations that this release does not know
+
+
+def foreign(node: Alone, operation: int, op: int) -> Message:
+    """An entry that another release has written, behind op - 1."""
+    before = node.store.header(op - 1)
+    assert before is not None
+    header = make_header(
+        b"",
+        cluster=CLUSTER,
+        command=Command.PREPARE,
+        replica=0,
+        operation=operation,
+        op=op,
+        view=before.view,
+        parent=before.checksum,
+        position=before.position + before.count,
+        timestamp=before.timestamp + 1,
+    )
+    return Message(header)
+
+
+@pytest.mark.parametrize("operation", [6, 127, 129, 255])
+def test_an_operation_in_the_log_that_is_not_known_ends_the_start_and_nothing_is_written(operation: int) -> None:
+    node = Alone()
+    session = node.register()
+    appended(node, session, range(1, 4))
+    node.store.append(1000, [foreign(node, operation, node.store.head + 1)])
+    node.store.completions()
+    before = {name: bytes(data) for name, data in node.files.durable.items()}
+    with pytest.raises(
+        FormatVersionError, match=f"op 5 of the log is of operation {operation}, .* start that release"
+    ) as found:
+        Alone(node.files)
+    assert (found.value.exit_code, found.value.op, found.value.operation) == (15, 5, operation)
+    assert {name: bytes(data) for name, data in node.files.durable.items()} == before
+
+
+def test_an_operation_that_is_not_known_is_never_executed_as_nothing() -> None:
+    node = Alone()
+    session = node.register()
+    appended(node, session, range(1, 4))
+    with pytest.raises(FormatVersionError, match="op 5 of the log is of operation 6"):
+        node.driver._apply(Apply(5, foreign(node, 6, 5).header, None))
+    assert node.driver.core.applied == 4
+
+
+def test_a_committed_entry_of_an_operation_that_is_not_known_ends_the_replica_that_asked_for_it() -> None:
+    """The same frame is refused as long as nothing says that it is part of the log."""
+    node = Alone()
+    session = node.register()
+    appended(node, session, range(1, 4))
+    core = node.driver.core
+    entry = foreign(node, 6, 5)
+    node.driver.on_input(messages=[entry])
+    assert (core.log.op, core.applied) == (4, 4)
+    core.log.headers[5] = entry.header
+    core.log.committed = 5
+    with pytest.raises(FormatVersionError, match="op 5 of the log is of operation 6"):
+        node.driver.on_input(messages=[entry])
+    assert node.store.head == 4
+
+
+@pytest.mark.parametrize("operation", [0, 1, 3, 4, 5, 6, 127, 129])
+def test_a_client_that_asks_for_an_operation_that_is_not_for_clients_is_refused(operation: int) -> None:
+    node = Alone()
+    session = node.register()
+    head = node.store.head
+    header = make_header(
+        cluster=CLUSTER, command=Command.REQUEST, client=CLIENT, session=session, request=1, operation=operation
+    )
+    node.driver.on_input(requests=[Message(header)])
+    assert refusals(node) == [Reason.MALFORMED]
+    assert (node.store.head, node.driver.core.log.op) == (head, head)
 
 
 def refusals(node: Alone) -> list[int]:
