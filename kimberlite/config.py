@@ -553,8 +553,8 @@ class CheckpointConfig:
 
     ops: int = knob(
         4096,
-        "A checkpoint is due at every multiple of so many operations. One that comes due while another is written is left "
-        "out.",
+        "A checkpoint is due at every multiple of so many operations. One that comes due while another is written is "
+        "left out.",
         unit="operations",
         low=16,
         high=10_000_000,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 
 import xxhash
@@ -40,9 +41,18 @@ def missing(module: str) -> ExtensionMissingError:
     Its ImportError.name stays None: `from package import module` swallows a
     ModuleNotFoundError that bears the module's name and puts a vaguer one in its place.
     """
+    here = Path(__file__).parent
+    if (here / "checksum.pyx").exists():  # no installed package has sources of these
+        what = (
+            f"{here.parents[1]} is a source checkout, and what is installed was not looked at: start Python in another "
+            "directory, or with -P; to build in the checkout itself: python setup.py build_ext --inplace"
+        )
+    else:
+        what = (
+            "install a wheel of kimberlite-vsr for it, or build one with a C compiler: pip install --force-reinstall ."
+        )
     return ExtensionMissingError(
-        f"the compiled module {module} cannot be loaded by this interpreter ({EXTENSION_SUFFIXES[0]}): "
-        "install a wheel of kimberlite-vsr for it, or build one with a C compiler: pip install --force-reinstall .",
+        f"the compiled module {module} cannot be loaded by this interpreter ({EXTENSION_SUFFIXES[0]}): {what}",
         module=module,
     )
 

@@ -321,6 +321,13 @@ def test_a_missing_extension_is_one_clear_error(name: str, statement: str, tmp_p
     assert "pip install" in last and ".so" in last
 
 
+def test_a_checkout_that_is_in_the_way_of_the_installed_package_is_named(tmp_path: Path) -> None:
+    at = partial_package(tmp_path)
+    (at / "kimberlite/_fast/checksum.pyx").touch()
+    last = run("from kimberlite._fast import checksum", at).stderr.splitlines()[-1]
+    assert f"{at} is a source checkout" in last and "-P" in last and "pip install" not in last
+
+
 def test_a_missing_checksum_module_concerns_only_who_asks_for_it(tmp_path: Path) -> None:
     at = partial_package(tmp_path)
     assert run("import kimberlite._fast", at).returncode == 0
