@@ -68,7 +68,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node.checkpoints": {"types"},
     "node.reader": {"errors", "types", "_fast", "storage"},
     "backup": {"errors", "types", "config", "_fast", "storage", "node.format"},
-    "vopr": {"errors", "types", "state_machine", "_fast", "vsr", "storage", "client.session", "node.driver", "node.checkpoints"},
+    "vopr": {
+        "errors",
+        "types",
+        "state_machine",
+        "_fast",
+        "vsr",
+        "storage",
+        "client.session",
+        "node.driver",
+        "node.checkpoints",
+    },
     "cli": {
         "",
         "errors",
