@@ -13,7 +13,6 @@ from kimberlite.state_machine import Batch, StateMachine
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Write
 from kimberlite.telemetry.recorder import DISK_WAIT, Recorder
-from kimberlite.types import Access
 
 
 def _stay(part: int) -> int:
@@ -24,14 +23,14 @@ class MeasuredDisk(FileDisk):
     """A FileDisk that tells of failed reads; with `switch` set its waits are charged to a part of the loop's time."""
 
     switch: Callable[[int], int] = staticmethod(_stay)
-    on_error: Callable[[Access], None] = staticmethod(lambda access: None)
+    on_error: Callable[[str], None] = staticmethod(lambda operation: None)
 
     def read(self, file: int, offset: int, length: int) -> memoryview:
         left = self.switch(DISK_WAIT)
         try:
             return super().read(file, offset, length)
         except OSError:
-            self.on_error(Access.READ)
+            self.on_error("read")
             raise
         finally:
             self.switch(left)

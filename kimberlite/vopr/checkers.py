@@ -22,6 +22,7 @@ from kimberlite.vsr.codec import ClientRequest, decode_evidence
 
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
+    from kimberlite.vsr.log import Log
     from kimberlite.vsr.replica import Replica
 
 # Replicas that must hold an op before it is committed, by cluster size.
@@ -112,6 +113,20 @@ def _entry_at(files: Files, name: str, at: int, header: Header) -> bool:
     return xxhash.xxh3_128_digest(body) == header.checksum_body
 
 
+def _whole(message: Message) -> bytes:
+    """A reply without what may rightly differ between two that say the same: who made it in which view, what else it
+    knew, which copy of the request it answers. Another REGISTER of the same client has an op of its own."""
+    raw = message.header.raw
+    where = b"" if message.header.operation == Operation.REGISTER else raw[80:88] + raw[152:160]  # op, position
+    return b"".join((raw[16:55], raw[56:72], raw[96:152], where, raw[160:168], raw[184:192], raw[200:], message.body))
+
+
+def _said(message: Message) -> str:
+    header = message.header
+    body = bytes(message.body)
+    return f"op {header.op}, position {header.position}, {header.count} events, {len(body)} bytes {body[:16].hex()}"
+
+
 def events_of(requests: Sequence[ClientRequest]) -> list[bytes]:
     """The events that the requests of a prepare append, in order."""
     found: list[bytes] = []
@@ -168,7 +183,7 @@ class Checkers:
     voters: dict[int, set[int]] = field(default_factory=dict)  # view -> replicas that asked to leave it
     witnesses: dict[int, set[int]] = field(default_factory=dict)  # view -> replicas that gave evidence for it
     requests: dict[tuple[bytes, int, int], int] = field(default_factory=dict)  # I10: request -> op
-    replies: dict[tuple[bytes, int, int], tuple[int, int, int]] = field(default_factory=dict)  # I10
+    replies: dict[tuple[bytes, int, int], Message] = field(default_factory=dict)  # I10
     digests: dict[int, bytes] = field(default_factory=dict)  # I11
     acknowledged: dict[int, dict[int, Checksum]] = field(default_factory=dict)  # I12: replica -> op -> identity
     log_views: dict[int, int] = field(default_factory=dict)
@@ -248,17 +263,33 @@ class Checkers:
                 "that of their last commit",
             )
 
-    def on_reply(self, replica: int, header: Header) -> None:
-        """I6, I10: what a client is told is committed, and the same each time."""
+    def on_reply(self, replica: int, message: Message) -> None:
+        """I6, I10: what a client is told is committed, and the same each time, byte for byte."""
+        header = message.header
         if header.op not in self.committed:
             raise Violation(
                 "I6 acknowledged", f"replica {replica} answers for op {header.op}, which nobody has applied"
             )
-        key = (header.client, header.session, header.request)
-        reply = (header.op, header.position, header.count)
-        earlier = self.replies.setdefault(key, reply)
-        if header.operation == Operation.APPLY and earlier != reply:
-            raise Violation("I10 same reply", f"request {header.request} was answered {earlier}, now {reply}")
+        earlier = self.replies.setdefault((header.client, header.session, header.request), message)
+        if earlier is not message and _whole(earlier) != _whole(message):
+            raise Violation(
+                "I10 same reply",
+                f"request {header.request} was answered {_said(earlier)}, replica {replica} now says {_said(message)}",
+            )
+
+    def on_read(self, replica: int, op: int, header: Header, settled: int, checksum: Checksum | None = None) -> None:
+        """I2: who asks a store for an op gets that op: the one asked for, and up to `settled`, where the log of that
+        replica is known to be committed, the one that was committed."""
+        if header.op != op or (checksum is not None and header.checksum != checksum):
+            raise Violation(
+                "I2 what is read", f"replica {replica} reads op {op} and gets op {header.op}, {header.checksum.hex()}"
+            )
+        known = self.committed.get(op) if op <= settled else None
+        if known is not None and known.checksum != header.checksum:
+            raise Violation(
+                "I2 what is read",
+                f"replica {replica} reads op {op} as {header.checksum.hex()}, committed is {known.checksum.hex()}",
+            )
 
     def holds(self, world: World, replica: int, header: Header) -> bool:
         """Whether a replica has made an entry durable in the log it promises to keep; of silent
@@ -278,6 +309,7 @@ class Checkers:
         log = core.log
         if not log.durable <= log.linked <= log.op:
             raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
+        self.check_journal(replica, log, core.first_op, None if core.is_writing else node.store.head)
         self._check_asked(core)
         if core.applied > min(core.commit_max, log.durable):
             raise Violation("I7 order", f"replica {replica}: applied {core.applied} above commit {core.commit_max}")
@@ -307,6 +339,22 @@ class Checkers:
                 header = log.headers.get(op)
                 if op > log.op or (header is not None and header.checksum != acknowledged[op]):
                     del acknowledged[op]
+
+    def check_journal(self, replica: int, log: Log, first_op: int, head: int | None) -> None:
+        """I7: what is durable is in the journal, which ends where the core believes, and nothing of a log is damaged
+        that it does not have any more. head: of the journal, when nothing is being written."""
+        if log.durable > log.journal_head:
+            raise Violation(
+                "I7 journal", f"replica {replica}: durable {log.durable}, the journal ends at {log.journal_head}"
+            )
+        if head is not None and head != log.journal_head:
+            raise Violation(
+                "I7 journal", f"replica {replica}: the journal ends at {head}, the core believes at {log.journal_head}"
+            )
+        if log.faulty and min(log.faulty) < first_op:
+            raise Violation(
+                "I7 damage", f"replica {replica} waits for op {min(log.faulty)}, its log begins with op {first_op}"
+            )
 
     def _check_asked(self, core: Replica) -> None:
         """I18: a committed entry that was asked for is still waited for when the view changes, unless it came, or

@@ -37,9 +37,9 @@ from kimberlite.types import (
 from kimberlite.vopr.crash_images import Image, images
 from kimberlite.vopr.disk import Files, ImageDisk
 from kimberlite.vopr.enumeration import FAILURES_SHOWN, Wrong, check, failure_text
+from kimberlite.vopr.observed import DigestMachine
 from kimberlite.vopr.recording import CHECKPOINT_OPS, REPLICAS, Event, Ledger, Recording, record
 from kimberlite.vopr.workers import Workers, show
-from kimberlite.vopr.world import DigestMachine
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import Event as CoreEvent

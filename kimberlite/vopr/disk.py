@@ -51,11 +51,14 @@ class Files:
     places: dict[bytes, list[tuple[str, int]]] = field(default_factory=dict)
     torn_places: set[tuple[bytes, str, int]] = field(default_factory=set)  # those of torn writes alone
     capacity: int | None = None  # bytes that all files may have together; None: any number
+    on_write: Callable[[str, int, Bytes], None] | None = None  # told of every change that a write makes
 
     def note(self, name: str, offset: int, data: Bytes, torn: bool = False) -> None:
         """`data` has just been put at `offset`."""
         self.versions[name] = self.versions.get(name, 0) + 1
         self.used[name] = max(self.used.get(name, 0), offset + len(data))
+        if self.on_write is not None:
+            self.on_write(name, offset, data)
         if not name.startswith("journal-"):
             return
         for at in range(-offset % SECTOR, len(data), SECTOR):

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kimberlite._fast import framing
-from kimberlite.types import ZERO16, Command, Header, Operation
+from kimberlite.types import ZERO16, Command, Header, Message, Operation
+from kimberlite.vopr import limits
 from kimberlite.vopr.checkers import Acknowledged, Checkers, Violation, check_history
 from kimberlite.vsr.codec import ClientRequest
+from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.log import Log
 
 CLUSTER = b"drill of checker"
 CLIENT = b"drill's client 1"
@@ -90,9 +93,71 @@ def _evidence() -> None:
     checkers.on_view_begun(2, 2)
 
 
+def _reply_of(body: bytes, **fields: int) -> Message:
+    operation = Operation.APPLY
+    header = framing.make_header(body, cluster=CLUSTER, command=Command.REPLY, operation=operation, op=1, **fields)
+    return Message(header, body)
+
+
 def _reply() -> None:
+    Checkers(3).on_reply(0, _reply_of(b""))
+
+
+def _other_body() -> None:
     checkers = Checkers(3)
-    checkers.on_reply(0, framing.make_header(cluster=CLUSTER, command=Command.REPLY, op=1))
+    checkers.on_applied(0, _entry(1, None), ())
+    checkers.on_reply(0, _reply_of(b"done", view=1, commit=1, checkpoint_op=0))
+    checkers.on_reply(1, _reply_of(b"done", view=2, commit=9, checkpoint_op=1))
+    checkers.on_reply(1, _reply_of(b"dine"))
+
+
+def _read_another() -> None:
+    Checkers(3).on_read(0, 2, _entry(1, None), 0)
+
+
+def _read_uncommitted() -> None:
+    checkers = Checkers(3)
+    first, other = _entry(1, None), _entry(1, None, body=b"other")
+    checkers.on_applied(0, first, ())
+    checkers.on_read(1, 1, first, 1, first.checksum)
+    checkers.on_read(1, 1, other, 0, other.checksum)  # it does not know of the commit yet
+    checkers.on_read(1, 1, other, 1)
+
+
+def _journal(durable: int, handed: int, head: int | None, faulty: int = 2) -> Callable[[], None]:
+    """A journal as the core believes it to be, and as it is."""
+
+    def case() -> None:
+        checkers = Checkers(3)
+        log = Log(_entry(2, None))
+        checkers.check_journal(0, log, 2, 2)
+        log.durable, log.journal_head, log.faulty = durable, handed, {faulty}
+        checkers.check_journal(0, log, 2, head)
+
+    return case
+
+
+def _too_much() -> None:
+    most = limits.limits(CoreConfig(CLUSTER, 0, 3), 64 << 10)
+    limits.check_held(0, most, most)
+    limits.check_held(0, (most[0] + 1, *most[1:]), most)
+
+
+def _idle(command: Command) -> Callable[[], None]:
+    """So many frames of that kind in a second."""
+
+    def case() -> None:
+        config = CoreConfig(CLUSTER, 0, 3)
+        limits.check_idle({(0, 1, Command.COMMIT): 20, (1, 0, Command.PREPARE_OK): 20}, config, 1_000_000_000)
+        limits.check_idle({(0, 1, command): 25}, config, 1_000_000_000)
+
+    return case
+
+
+def _left_over() -> None:
+    nothing = (0,) * len(limits.NAMES)
+    limits.check_rest(0, nothing)
+    limits.check_rest(0, (1, *nothing[1:]))
 
 
 def _history(history: Sequence[Acknowledged], log: Sequence[bytes]) -> Callable[[], None]:
@@ -114,6 +179,16 @@ CASES: dict[str, tuple[str, Callable[[], None]]] = {
     "a view left by one vote": ("I5 votes", _votes),
     "a view begun on the word of one": ("I5 votes", _evidence),
     "a reply for nothing": ("I6 acknowledged", _reply),
+    "a reply with another body": ("I10 same reply", _other_body),
+    "another op than was asked for": ("I2 what is read", _read_another),
+    "an entry that was not committed": ("I2 what is read", _read_uncommitted),
+    "durable above the journal": ("I7 journal", _journal(3, 2, 2)),
+    "a journal that ends elsewhere": ("I7 journal", _journal(2, 2, 3)),
+    "damage below the log": ("I7 damage", _journal(2, 2, None, faulty=1)),
+    "a queue above its bound": ("I17 bounds", _too_much),
+    "an idle cluster that repairs": ("I17 idle", _idle(Command.REQUEST_HEADERS)),
+    "an idle cluster that talks": ("I17 idle", _idle(Command.COMMIT)),
+    "a request left over": ("I17 rest", _left_over),
     "an acknowledged event missing": ("E2 acknowledged is there", _history([_A, _B], [b"a"])),
     "an acknowledged event elsewhere": ("E2 acknowledged is there", _history([_A, _B], [b"b", b"a"])),
     "an event twice": ("E2 exactly once", _history([_A], [b"a", b"a"])),

@@ -37,13 +37,13 @@ def late_return(world: World) -> None:
     plan = world.plan
     random = Random(f"late return {plan.seed}")
     how = random.choice(HOWS)
-    primary = _leader(world)
+    primary = leader(world)
     others = [index for index in range(plan.replica_count) if index != primary]
     late = random.choice(others)
     others.remove(late)
     world.crash(late)
     _miss_ops(world, plan.late_ops)
-    primary = _leader(world)
+    primary = leader(world)
     others = [index for index in range(plan.replica_count) if index not in (primary, late)]
     random.shuffle(others)
     if how == "primary dies":
@@ -117,7 +117,9 @@ def _end(world: World, victims: list[int]) -> None:
         world.restart(index)
 
 
-def _leader(world: World) -> int:
+def leader(world: World) -> int:
+    """Who leads, when somebody does. Raises Violation."""
+
     def leaders() -> list[int]:
         return [
             node.index

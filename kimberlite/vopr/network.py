@@ -45,6 +45,7 @@ class SimNetwork:
         self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
         self.distance: dict[Address, int] = {}  # who is far away: what is sent to or by it takes so much longer
         self.lossy: dict[Address, float] = {}  # of what is sent to or by it so much is lost, faults or none
+        self.silenced: set[tuple[Address, Address, int]] = set()  # sender, receiver, command: lost, faults or none
         self.kept: deque[tuple[Address, Address, bytes]] = deque(maxlen=KEPT)
         self.faults_on = True
         self.sent = self.received = self.dropped = self.corrupted = self.in_flight = 0
@@ -53,6 +54,9 @@ class SimNetwork:
         self.sent += 1
         random, plan = self._random, self._plan
         if (source, destination) in self.cuts:
+            self.dropped += 1
+            return
+        if self.silenced and (source, destination, message.header.command) in self.silenced:
             self.dropped += 1
             return
         among_replicas = isinstance(source, int) and isinstance(destination, int)

@@ -56,6 +56,7 @@ class Plan:
     abdicate_ns: int = 2000 * MS  # as CoreConfig.abdicate_ns
     repairs_max: int = 256  # as CoreConfig.repairs_max
     late_ops: int = 0  # ops that a replica misses in the phase late return; 0 leaves it out
+    persistent: str = ""  # the fault of the phase of that name: one of persistent.FAULTS, "any", or "" for none
 
 
 def _default(plan: Plan, random: Random) -> Plan:
@@ -130,4 +131,5 @@ def _draw(seed: int, requests: int) -> Plan:
         abdicate_ns=random.choice((400, 400, 2000)) * MS,
         repairs_max=random.choice((8, 256)),
         late_ops=random.choice((0, 0, 0, 0, 400)),
+        persistent=random.choice(("", "", "", "any")),
     )

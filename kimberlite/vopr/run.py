@@ -22,6 +22,7 @@ from typing import Any
 import xxhash
 
 from kimberlite.errors import UsageError
+from kimberlite.vopr import persistent
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.faults import Fault, check
@@ -62,7 +63,7 @@ class Script:
 
     seed: int
     requests: int = REQUESTS
-    overrides: Mapping[str, int | float] = field(default_factory=dict)
+    overrides: Mapping[str, int | float | str] = field(default_factory=dict)
     faults: tuple[Fault, ...] | None = None
     name: str = DEFAULT
 
@@ -97,7 +98,7 @@ class Script:
                 else tuple((_whole(when), str(kind), _whole(argument)) for when, kind, argument in value["faults"]),
                 str(value.get("plan", DEFAULT)),
             )
-            script.plan()
+            persistent.check(script.plan().persistent)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"no script of a run: {error!r}; make one with `kimberlite vopr minimize`") from error
         return script

@@ -12,24 +12,23 @@ here reads a clock or an entropy source but the seed's three streams.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import BinaryIO
 
 import xxhash
 
-from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.errors import KimberliteError, WriteFailedError
 from kimberlite.node.checkpoints import CheckpointPolicy
-from kimberlite.node.driver import Driver, FastCodec, known_headers, requests_of, restore
-from kimberlite.state_machine import Batch
+from kimberlite.node.driver import FastCodec, known_headers, requests_of, restore
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.scrub import Scrubber
-from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Header, Message, Operation, Reason
+from kimberlite.storage.store import format_store
+from kimberlite.types import Bytes, Command, Message
+from kimberlite.vopr import limits
 from kimberlite.vopr.checkers import (
     VIEW_CHANGE_QUORUM,
     Checkers,
@@ -44,128 +43,25 @@ from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, empty
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
 from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
+from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
+from kimberlite.vopr.persistent import persistent_fault
 from kimberlite.vopr.plan import MS, Plan, streams
+from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
-from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import DropReason, Event, EventKind
 
 TICK_NS = 10 * MS
 SLOW_DISK = 10  # times as slow as the others
 SAFETY_NS_MAX = 120_000 * MS
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
-TRACE_TAIL = 40
 SERVE_DELAY_NS = 20_000
 PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
 EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
+IDLE_NS = 500 * MS  # of which every frame is counted
 QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
 WITNESS_CAUSES = {Cause.WITNESS_DAMAGED, Cause.WITNESS_UNREADABLE, Cause.WITNESS_MISSING, Cause.WITNESS_OTHER}
 SCRUBBED_CAUSES = {*WITNESS_CAUSES, Cause.COPY_DAMAGED, Cause.COPY_OLD}  # harmless, but written again by a tour
 FAULT_ORDER = -(1 << 62)  # faults come before anything else of the same instant
-
-
-class DigestMachine:
-    """A state machine whose state is a digest of everything applied: any divergence shows."""
-
-    version = 1
-    needs_body = True
-
-    def __init__(self) -> None:
-        self.digest = bytes(16)
-
-    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
-        for batch in batches:
-            for event in event_batches.slice(batch.body, 0, batch.count):
-                self.digest = xxhash.xxh3_128_digest(self.digest + event)
-        return [self.digest[:8] for _ in batches]
-
-    def snapshot(self, writer: BinaryIO) -> None:
-        writer.write(self.digest)
-
-    def restore(self, reader: BinaryIO) -> None:
-        self.digest = reader.read()
-
-
-class Trace:
-    """Hashes what happens, in order; keeps the tail for people."""
-
-    def __init__(self, keep_all: bool = False) -> None:
-        self._hash = xxhash.xxh3_64()
-        self.tail: deque[tuple[object, ...]] = deque(maxlen=None if keep_all else TRACE_TAIL)
-        self.lines = 0
-
-    def add(self, now: int, kind: str, *values: object) -> None:
-        self.lines += 1
-        self.tail.append((now, kind, *values))
-        self._hash.update(b"%d %s %s\n" % (now, kind.encode(), b" ".join(_canonical(value) for value in values)))
-
-    def text(self) -> str:
-        return "\n".join(
-            f"{entry[0]!s:>14} {entry[1]!s:10} {' '.join(map(_readable, entry[2:]))}" for entry in self.tail
-        )
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _canonical(value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    return value.header.checksum if isinstance(value, Message) else str(value).encode()
-
-
-def _readable(value: object) -> str:
-    return value.hex()[:8] if isinstance(value, bytes) else str(value)
-
-
-class Observer:
-    """The recorder of a simulated replica: hears the core's events."""
-
-    def __init__(self, world: World, index: int) -> None:
-        self._world = world
-        self._index = index
-
-    def record(self, events: list[Event]) -> None:
-        world = self._world
-        for event in events:
-            label = event.kind.name
-            if event.kind is EventKind.DROPPED:
-                label = f"DROPPED_{DropReason(event.b).name}"
-            elif event.kind is EventKind.REJECTED:
-                label = f"REJECTED_{Reason(event.a).name}"
-            world.counts[label] = world.counts.get(label, 0) + 1
-            if event.kind is EventKind.PREPARE_ACKED:
-                world.checkers.on_commit(world, self._index, event.a)
-            elif event.kind is EventKind.REPAIR_EXPIRED:
-                world.checkers.expired.setdefault(self._index, set()).add(event.a)
-            elif event.kind is EventKind.VIEW_CHANGE_STARTED:
-                world.checkers.on_view_left(self._index, event.a, event.b)
-            elif event.kind is EventKind.CHECKPOINTED:
-                world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
-
-
-class ObservedDriver(Driver):
-    """The production driver; tells the checkers what it executes."""
-
-    world: World
-    index: int
-
-    def _execute(self, header: Header, message: Message | None) -> None:
-        world = self.world
-        requests = requests_of(header, message)
-        world.checkers.on_applied(self.index, header, requests)
-        world.checkers.on_events(header.op, requests)
-        if header.operation == Operation.TRIM and message is not None:
-            world.checkers.on_trim(world, self.index, message)
-        world.checkpoints.on_executed(header)
-        super()._execute(header, message)
-        digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
-        world.checkers.on_executed(self.index, header.op, digest, self.core.sessions.clients)
-
-    def _make_checkpoint(self, op: int) -> None:
-        if self._is_checkpoint_lost:
-            self.world.checkpoints.remade.add((self.index, op))
-        super()._make_checkpoint(op)
 
 
 @dataclass(slots=True)
@@ -174,7 +70,7 @@ class SimNode:
 
     index: int
     driver: ObservedDriver
-    store: Store
+    store: ObservedStore
     disk: SimDisk
     life: int
     up: bool = True
@@ -183,6 +79,7 @@ class SimNode:
     down_since: int = 0  # when it is not up
     backlog: list[Callable[[], None]] = field(default_factory=list)
     scrubber: Scrubber = field(init=False)
+    watch: Watch = field(default_factory=Watch)
 
 
 class World:
@@ -200,7 +97,7 @@ class World:
         self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops)
         self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
-        self.files = [Files() for _ in range(plan.replica_count)]
+        self.files = [Files(on_write=partial(self._on_write, index)) for index in range(plan.replica_count)]
         self.injected: list[Fault] = []
         self._scripted = deque(faults) if faults is not None else None
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
@@ -213,6 +110,7 @@ class World:
         self.rotten = False
         self.slow_disks: set[int] = set()
         self.is_late_return = False  # under way
+        self.idle_frames: Counter[tuple[int, int, int]] | None = None  # sender, receiver, command
         self.quiet_since: int | None = None  # nothing fails since then but what the phase late return lets fail
         # Crashes in the middle of its next write: to the file of that name, to any when empty.
         self.doomed: list[str | None] = [None] * plan.replica_count
@@ -232,6 +130,13 @@ class World:
         self.clients = [SimClient(self, index) for index in range(plan.client_count)]
         for number in range(plan.requests):
             self.clients[number % plan.client_count].quota += 1
+
+    def count(self, label: str, by: int = 1) -> None:
+        """What a campaign wants to have seen: see campaign.LABELS."""
+        self.counts[label] = self.counts.get(label, 0) + by
+
+    def _on_write(self, index: int, name: str, offset: int, data: Bytes) -> None:
+        self.trace.written(self.now, index, name, offset, data)
 
     # Time
 
@@ -281,11 +186,11 @@ class World:
 
         disk = self._make_disk(index, duration, wake)
         try:
-            store = Store(disk, framing.make_header)
+            store = ObservedStore(self, disk)
             recovered = store.recover()
         except KimberliteError as error:
             raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
-        core = Replica(
+        core = ObservedReplica(
             config=CoreConfig(
                 self.cluster,
                 index,
@@ -305,6 +210,7 @@ class World:
             seed=self.schedule.getrandbits(64),
             now=self.now,
         )
+        core.world, store.core = self, core
         machine = DigestMachine()
         restore(machine, recovered)
         driver = ObservedDriver(
@@ -355,6 +261,7 @@ class World:
         except KimberliteError as error:
             raise Violation("own invariant", f"replica {index}: {error}") from error
         self.checkers.on_step(self, index)
+        node.watch.look(self, node)
         if node.driver.behind:
             self.at(self.now + SERVE_DELAY_NS, lambda: self.act(index, life, node.driver.on_tick))
 
@@ -385,7 +292,7 @@ class World:
             self.act(node.index, node.life, node.driver.on_damage)
 
     def _deliver(self, source: Address, destination: Address, message: Message) -> None:
-        self.trace.add(self.now, "deliver", source, destination, message)
+        self.trace.delivered(self.now, source, destination, message)
         if isinstance(destination, int):
             node = self.nodes[destination]
             if isinstance(source, int):
@@ -527,17 +434,36 @@ class World:
             late_return(self)
             self.is_late_return = False
             self._demand(CONVERGE_NS_MAX, "all replicas after a late return", list(range(count)))
-        # Damage that nobody has read yet is found by a tour over everything, and repaired.
+        self._scrub_all()
+        if self.plan.persistent and count >= 3:
+            self.quiet_since = self.now
+            fault = persistent_fault(self, self.plan.persistent)
+            self._demand(CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", list(range(count)))
+            self._scrub_all()
         self.run_until(self.now + QUIET_NS, lambda: False)
-        for node in self.nodes:
-            self._scrub(node, lambda node=node: self._tour(node))  # type: ignore[misc]
-        self._demand(CONVERGE_NS_MAX, "all replicas after a tour over their disks", list(range(count)))
-        self.run_until(self.now + QUIET_NS, lambda: False)
+        self._check_rest()
         for node in self.nodes:
             self._check_disk(node)
         for node in self.nodes:
             self._read_all(node)
         self._demand(CONVERGE_NS_MAX, "all replicas after reading their logs", list(range(count)))
+
+    def _scrub_all(self) -> None:
+        """Damage that nobody has read yet is found by a tour over everything, and repaired."""
+        self.run_until(self.now + QUIET_NS, lambda: False)
+        for node in self.nodes:
+            self._scrub(node, lambda node=node: self._tour(node))  # type: ignore[misc]
+        everybody = list(range(self.plan.replica_count))
+        self._demand(CONVERGE_NS_MAX, "all replicas after a tour over their disks", everybody)
+
+    def _check_rest(self) -> None:
+        """I17: when nothing happens, replicas say little, and keep nothing that only work needs."""
+        self.idle_frames = Counter()
+        self.run_until(self.now + IDLE_NS, lambda: False)
+        limits.check_idle(self.idle_frames, self.nodes[0].driver.core.config, IDLE_NS)
+        self.idle_frames = None
+        for node in self.nodes:
+            limits.check_rest(node.index, limits.held(node.driver.core, node.store))
 
     def _tour(self, node: SimNode) -> None:
         """What is left of the present tour, and a whole one."""
@@ -567,15 +493,21 @@ class World:
             )
 
         if not self.run_until(self.now + limit, done):
-            states = "; ".join(
-                f"{index}: {core.status.name.lower()} view {core.view}/{core.log_view} op {core.log.op} "
-                f"linked {core.log.linked} durable {core.log.durable} commit {core.commit_max} "
-                f"applied {core.applied} faulty {len(core.log.faulty)}"
-                for index in indices
-                for core in [self.nodes[index].driver.core]
-            )
+            states = self.describe(indices)
             busy = [client.index for client in self.clients if client.busy]
             raise Violation("E1 liveness", f"{who} did not finish in {limit // MS} ms: clients {busy} wait; {states}")
+
+    def describe(self, indices: Sequence[int] | None = None) -> str:
+        """Where these replicas are, all that are up when none are named."""
+        if indices is None:
+            indices = [node.index for node in self.nodes if node.up]
+        return "; ".join(
+            f"{index}: {core.status.name.lower()} view {core.view}/{core.log_view} op {core.log.op} "
+            f"linked {core.log.linked} durable {core.log.durable} commit {core.commit_max} "
+            f"applied {core.applied} faulty {len(core.log.faulty)}"
+            for index in indices
+            for core in [self.nodes[index].driver.core]
+        )
 
     def _read_all(self, node: SimNode) -> None:
         for op in range(node.store.first_op, node.driver.core.applied + 1):
@@ -621,6 +553,8 @@ class _Port:
     def send(self, replica: int, message: Message) -> None:
         self._world.checkers.on_send(self._world, self._index, message)
         self._world.checkers.on_ask(self._world, self._index, replica, message.header)
+        if self._world.idle_frames is not None:
+            self._world.idle_frames[self._index, replica, message.header.command] += 1
         self._world.network.send(self._index, replica, message)
 
     def refuse(self, message: Message) -> None:
@@ -628,7 +562,7 @@ class _Port:
 
     def send_client(self, client: bytes, message: Message) -> None:
         if message.header.command == Command.REPLY:
-            self._world.checkers.on_reply(self._index, message.header)
+            self._world.checkers.on_reply(self._index, message)
         target = self._world.client_of(client)
         if target is not None:
             self._world.network.send(self._index, target.name, message)

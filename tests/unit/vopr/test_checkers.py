@@ -284,7 +284,38 @@ def case_other_reply(world: World) -> None:
         header = framing.make_header(
             cluster=bytes(16), command=Command.REPLY, op=5, operation=128, request=1, position=position, count=1
         )
-        world.checkers.on_reply(0, header)
+        world.checkers.on_reply(0, Message(header, b""))
+
+
+def case_store_hands_out_another_entry(world: World) -> None:
+    """The journal holds under one op the entry of another: as after a late write in a later view."""
+    store = world.nodes[1].store
+    segment = store._active
+    index = segment.count - 1
+    segment.apart[index] = segment.header(index - 1), segment.place(index - 1)
+    store.read(segment.last)
+
+
+def case_store_hands_out_what_was_not_committed(world: World) -> None:
+    op = head(world)
+    world.checkers.committed[op] = world.checkers.committed[op - 1]
+    world.nodes[1].store.headers(op - 1, op)
+
+
+def case_store_ends_elsewhere(world: World) -> None:
+    world.nodes[1].store._head -= 1
+    world.checkers.on_step(world, 1)
+
+
+def case_queue_above_its_bound(world: World) -> None:
+    node = world.nodes[1]
+    node.driver.core.queue_bytes = 1 << 40
+    node.watch.look(world, node)
+
+
+def case_left_at_rest(world: World) -> None:
+    world.nodes[1].driver.core.in_flight[bytes(16)] = 1
+    world._check_rest()
 
 
 CASES: list[tuple[str, Callable[[World], None]]] = [
@@ -308,6 +339,11 @@ CASES: list[tuple[str, Callable[[World], None]]] = [
     ("E1 convergence", case_not_converged),
     ("E2 same log", case_logs_differ),
     ("I10 same reply", case_other_reply),
+    ("I2 what is read", case_store_hands_out_another_entry),
+    ("I2 what is read", case_store_hands_out_what_was_not_committed),
+    ("I7 journal", case_store_ends_elsewhere),
+    ("I17 bounds", case_queue_above_its_bound),
+    ("I17 rest", case_left_at_rest),
 ]
 
 

@@ -1,0 +1,159 @@
+"""I17: how much a replica may hold at every step, what must be left of it at rest, and what replicas may say then.
+
+`NAMES`, `held` and `limits` are three columns of one table: what a queue or table is called, how much is in it, and the
+most that the configuration allows. Comparing them costs some twenty lengths a step; the bodies of entries, which have
+to be added up, are weighed now and then.
+
+Looks into the core and the store, and changes nothing. May import: types, storage, vsr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import gt
+
+from kimberlite.storage.store import Store
+from kimberlite.types import HEADER_SIZE, Command
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
+from kimberlite.vsr.log import BODIES_BYTES, WINDOW
+from kimberlite.vsr.repair import HEADERS_REQUESTS_MAX
+from kimberlite.vsr.replica import WRITES_MAX, Replica
+
+# Promises that wait for a disk. Each view that is entered makes one, and a view is not left before it is durable.
+PROMISES_MAX = 12
+CHECKPOINT_WRITES_MAX = 4  # a chunk, the superblock, copies of it that are made good
+
+NAMES = (
+    "requests queued",
+    "bytes of requests queued",
+    "requests that wait for a new primary",
+    "clients with a request in flight",
+    "prepares that came early",
+    "uncommitted ops of a primary",
+    "requests for headers",
+    "requests for headers that are overdue",
+    "requests for entries",
+    "votes",
+    "evidence",
+    "sessions",
+    "headers in memory",
+    "bodies in memory",
+    "ops that were not applied yet",
+    "committed ops that were not applied",
+    "writes that the core waits for",
+    "writes handed to the disk",
+    "ops that are being written",
+    "spare segments",
+    "open segments",
+)
+# What stays when nothing is done: a question of no interest any more is dropped with the next one.
+KEPT = (
+    "requests for headers",
+    "requests for headers that are overdue",
+    "sessions",
+    "headers in memory",
+    "bodies in memory",
+    "votes",
+    "evidence",
+    "spare segments",
+    "open segments",
+)
+
+
+def held(core: Replica, store: Store) -> tuple[int, ...]:
+    """How much there is of each of NAMES."""
+    log = core.log
+    return (
+        len(core.queue),
+        core.queue_bytes,
+        len(core.waiting),
+        len(core.in_flight),
+        len(core.stash),
+        len(core.pipeline),
+        len(core.headers_requests),
+        len(core.headers_overdue),
+        len(core.repairs),
+        len(core.votes),
+        len(core.evidence),
+        len(core.sessions),
+        len(log.headers),
+        len(log.bodies),
+        len(core.entered),
+        len(core.committing),
+        len(core._pending),
+        len(store._pending) - len(store._rewriting),  # a tour writes as many witnesses again as it finds damaged
+        len(store._in_flight),
+        len(store._spare),
+        len(store._open),
+    )
+
+
+def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
+    """The most there may be of each of NAMES."""
+    segments = PIPELINE_LIMIT + config.repair_bytes // segment_bytes + 2  # that entries being written are in
+    ahead = config.headers_ahead + HEADERS_REQUESTS_MAX * config.headers_per_message
+    unapplied = config.repair_window + PIPELINE_LIMIT
+    return (
+        config.queue_max,
+        config.queue_bytes_max,
+        config.queue_max,
+        config.queue_max + PIPELINE_LIMIT * config.prepare_requests_max,
+        config.pipeline_max,
+        PIPELINE_LIMIT,
+        HEADERS_REQUESTS_MAX,
+        HEADERS_REQUESTS_MAX,
+        config.repairs_max,
+        config.replica_count,
+        config.replica_count,
+        config.sessions_max,
+        WINDOW + ahead,
+        WINDOW + unapplied,
+        unapplied,
+        unapplied,
+        WRITES_MAX + PROMISES_MAX,
+        WRITES_MAX + PROMISES_MAX + CHECKPOINT_WRITES_MAX,
+        unapplied,
+        PIPELINE_LIMIT + 1,
+        segments,
+    )
+
+
+def weigh(core: Replica) -> None:
+    """What the bodies in memory take: those applied that are kept for others, what repair holds ahead, a pipeline."""
+    config = core.config
+    entry = max(config.prepare_bytes_max, config.request_bytes_max) + HEADER_SIZE
+    most = BODIES_BYTES + config.repair_bytes + (PIPELINE_LIMIT + 2) * entry
+    found = sum(message.header.size for message in core.log.bodies.values())
+    check_held(core.index, (found,), (most,), ("bytes of bodies in memory",))
+
+
+def check_held(replica: int, there: tuple[int, ...], most: tuple[int, ...], names: tuple[str, ...] = NAMES) -> None:
+    """there: what `held` found. most: what `limits` allows."""
+    if any(map(gt, there, most)):
+        what = next(number for number, found in enumerate(there) if found > most[number])
+        raise Violation("I17 bounds", f"replica {replica} has {there[what]} {names[what]}, {most[what]} is the most")
+
+
+def check_idle(frames: Mapping[tuple[int, int, int], int], config: CoreConfig, duration: int) -> None:
+    """frames: sent in `duration` nanoseconds in which nothing happened, by sender, receiver and command."""
+    most = {
+        Command.COMMIT: 1 + duration // config.heartbeat_ns,
+        Command.PREPARE_OK: 1 + duration // config.heartbeat_ns,
+        Command.PING: 1 + 2 * duration // config.ping_ns,  # jittered: half of it at least
+    }
+    for (sender, receiver, command), count in frames.items():
+        if count > most.get(Command(command), 0):
+            raise Violation(
+                "I17 idle",
+                f"nothing happens, and replica {sender} sends {count} {Command(command).name} to replica {receiver} "
+                f"in {duration // 1_000_000} ms",
+            )
+
+
+def check_rest(replica: int, there: tuple[int, ...]) -> None:
+    """there: what `held` found when nothing happens. What there is only while something is done is gone."""
+    left = {name: size for name, size in zip(NAMES, there, strict=True) if size and name not in KEPT}
+    if left:
+        what = ", ".join(f"{size} {name}" for name, size in left.items())
+        raise Violation("I17 rest", f"nothing happens, and replica {replica} still has {what}")

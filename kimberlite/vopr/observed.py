@@ -1,0 +1,179 @@
+"""The code of production as the simulator runs it: listened to, for the trace and the checkers.
+
+Each class calls what it is made of, unchanged, and looks at what goes in and what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+import xxhash
+
+from kimberlite._fast import events as event_batches
+from kimberlite._fast import framing
+from kimberlite.node.driver import Driver, requests_of
+from kimberlite.state_machine import Batch
+from kimberlite.storage.store import Store
+from kimberlite.types import Checksum, Header, Message, Operation, Reason
+from kimberlite.vopr import limits
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.work import DropReason, Event, EventKind, PersistKind
+
+WEIGH_EVERY = 32  # steps: adding up the bodies in memory costs more than all else that is looked at
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.disk import SimDisk
+    from kimberlite.vopr.world import SimNode, World
+    from kimberlite.vsr.log import Log
+
+
+class DigestMachine:
+    """A state machine whose state is a digest of everything applied: any divergence shows."""
+
+    version = 1
+    needs_body = True
+
+    def __init__(self) -> None:
+        self.digest = bytes(16)
+
+    def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
+        for batch in batches:
+            for event in event_batches.slice(batch.body, 0, batch.count):
+                self.digest = xxhash.xxh3_128_digest(self.digest + event)
+        return [self.digest[:8] for _ in batches]
+
+    def snapshot(self, writer: BinaryIO) -> None:
+        writer.write(self.digest)
+
+    def restore(self, reader: BinaryIO) -> None:
+        self.digest = reader.read()
+
+
+class Observer:
+    """The recorder of a simulated replica: hears the core's events."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self._world = world
+        self._index = index
+
+    def record(self, events: list[Event]) -> None:
+        world = self._world
+        world.trace.recorded(world.now, self._index, events)
+        for event in events:
+            label = event.kind.name
+            if event.kind is EventKind.DROPPED:
+                label = f"DROPPED_{DropReason(event.b).name}"
+            elif event.kind is EventKind.REJECTED:
+                label = f"REJECTED_{Reason(event.a).name}"
+            world.counts[label] = world.counts.get(label, 0) + 1
+            if event.kind is EventKind.PREPARE_ACKED:
+                world.checkers.on_commit(world, self._index, event.a)
+            elif event.kind is EventKind.REPAIR_EXPIRED:
+                world.checkers.expired.setdefault(self._index, set()).add(event.a)
+            elif event.kind is EventKind.VIEW_CHANGE_STARTED:
+                world.checkers.on_view_left(self._index, event.a, event.b)
+
+
+class ObservedDriver(Driver):
+    """The production driver; tells the checkers what it executes."""
+
+    core: ObservedReplica
+    world: World
+    index: int
+
+    def _execute(self, header: Header, message: Message | None) -> None:
+        world = self.world
+        requests = requests_of(header, message)
+        world.checkers.on_applied(self.index, header, requests)
+        world.checkers.on_events(header.op, requests)
+        if header.operation == Operation.TRIM and message is not None:
+            world.checkers.on_trim(world, self.index, message)
+        world.checkpoints.on_executed(header)
+        super()._execute(header, message)
+        digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
+        world.checkers.on_executed(self.index, header.op, digest, self.core.sessions.clients)
+
+    def _make_checkpoint(self, op: int) -> None:
+        if self._is_checkpoint_lost:
+            self.world.checkpoints.remade.add((self.index, op))
+        super()._make_checkpoint(op)
+
+
+class ObservedReplica(Replica):
+    """The production core; what it has promised is in the trace from the moment it is durable."""
+
+    world: World
+
+    def durable(self, token: int, now: int) -> None:
+        view, persist, _ = self._pending[token]
+        if persist.kind is PersistKind.VIEW:
+            promise = (persist.view, persist.log_view, persist.commit, persist.suffix_head, persist.truncate_to)
+            self.world.trace.add(now, "promise", self.index, *promise)
+        elif view != self.view:
+            self.world.count("WRITTEN_IN_A_LATER_VIEW")
+        super().durable(token, now)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something that it asked for is not durable yet."""
+        return bool(self._pending)
+
+
+class ObservedStore(Store):
+    """The production store; what it hands out is compared with what was asked for, and with what was committed."""
+
+    core: ObservedReplica | None = None  # whose log it keeps, from the moment there is one
+
+    def __init__(self, world: World, disk: SimDisk) -> None:
+        super().__init__(disk, framing.make_header)
+        self._world = world
+
+    def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
+        message = super().read(op, checksum, ahead)
+        if message is not None:
+            self._world.checkers.on_read(self.replica, op, message.header, self._settled, checksum)
+        return message
+
+    def headers(self, first: int, last: int) -> list[Header]:
+        found = super().headers(first, last)
+        if found:  # those before are its ancestors
+            self._world.checkers.on_read(self.replica, min(last, self.head), found[-1], self._settled)
+        return found
+
+    @property
+    def _settled(self) -> int:
+        """Up to here the log of its replica is known to be committed."""
+        core = self.core
+        return max(core.log.committed, core.applied) if core is not None else 0
+
+
+class Watch:
+    """Looks at one life of a replica after every step: at its bounds, and for what leaves no event."""
+
+    def __init__(self) -> None:
+        self._most: tuple[int, ...] = ()
+        self._steps = self._log_view = self._op = 0
+        self._candidates: dict[int, Checksum] = {}
+
+    def look(self, world: World, node: SimNode) -> None:
+        core = node.driver.core
+        if not self._most:
+            self._most = limits.limits(core.config, node.store.segment_bytes)
+        self._steps += 1
+        if self._steps % WEIGH_EVERY == 0:
+            limits.weigh(core)
+        limits.check_held(node.index, limits.held(core, node.store), self._most)
+        log = core.log
+        if core.log_view == self._log_view and log.op < self._op:
+            world.count("GAVE_UP_ABOVE")  # nothing else makes a log shorter within a view
+        self._log_view, self._op = core.log_view, log.op
+        if self._candidates or log.candidates:
+            self._look_at_candidates(world, log)
+
+    def _look_at_candidates(self, world: World, log: Log) -> None:
+        for op, checksum in self._candidates.items():
+            known = log.headers.get(op)
+            if op not in log.candidates and op <= log.linked and known is not None and known.checksum == checksum:
+                world.count("CANDIDATE_SETTLED")
+        self._candidates = {op: header.checksum for op, header in log.candidates.items()}

@@ -1,0 +1,232 @@
+"""The phase *persistent fault*: one thing goes wrong and stays wrong, and the clients must be served all the same.
+
+From a cluster that is level and whole, with clients under load, one fault of `FAULTS` begins, and lasts to the end of
+the phase. The others are a quorum, and healthy: every client must be answered within LIMIT_NS, in round after round.
+That a cluster recovers once a fault has ended is check E1, and is not enough: a disk that hangs and a link that is cut
+one way stay like that until a person comes. The violation (check E6) names the fault.
+
+Each fault is put upon a *primary* and a *backup* of the moment it begins; the backup is drawn from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, TypeAlias
+
+from kimberlite.errors import UsageError
+from kimberlite.types import Command
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.disk import empty, fill
+from kimberlite.vopr.late_return import leader
+from kimberlite.vopr.plan import MS
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.clients import SimClient
+    from kimberlite.vopr.world import World
+
+ANY = "any"
+RARE = 0.2  # of the phases lose one kind of frames on one link
+LIMIT_NS = 5000 * MS
+LOAD, LOAD_NS = 20, 30 * MS  # appends of each client, and when at the latest the fault begins in the midst of them
+ROUNDS = 3
+BURST = 3  # appends of each client in a round
+PAUSE_NS = 700 * MS  # between two rounds: longer than timers that should have gone off, and did not
+FOREVER_NS = 1 << 60
+FAR_NS = 25 * MS
+HOUR_NS = 3600 * 1000 * MS
+ABDICATE_NS = 2000 * MS  # as it is by default: plans have shorter ones
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who plays which part."""
+
+    primary: int
+    backup: int
+    other: int  # another backup
+
+
+Fault: TypeAlias = Callable[["World", Cast], None]
+FAULTS: dict[str, Fault] = {}
+
+REFUSING = ("primary has a full disk",)  # appends are refused then, with the reason: see docs/cluster.md
+
+
+def _on_each(name: str, fault: Callable[[World, int], None]) -> None:
+    """A fault of one replica: of the primary, or of a backup."""
+    FAULTS[f"primary {name}"] = lambda world, cast: fault(world, cast.primary)
+    FAULTS[f"backup {name}"] = lambda world, cast: fault(world, cast.backup)
+
+
+def _on_each_link(name: str, fault: Callable[[World, int, int], None]) -> None:
+    """A fault of one direction of a link."""
+    FAULTS[f"{name} from the primary to a backup"] = lambda world, cast: fault(world, cast.primary, cast.backup)
+    FAULTS[f"{name} from a backup to the primary"] = lambda world, cast: fault(world, cast.backup, cast.primary)
+    FAULTS[f"{name} from a backup to another"] = lambda world, cast: fault(world, cast.backup, cast.other)
+
+
+# What one replica does, or its machine
+
+
+def _hang(world: World, index: int) -> None:
+    world.nodes[index].paused_until = FOREVER_NS
+
+
+def _slow_disk(world: World, index: int) -> None:
+    world.slow_disks.add(index)
+
+
+def _cut_off(world: World, index: int) -> None:
+    _mute(world, index)
+    _deafen(world, index)
+
+
+def _mute(world: World, index: int) -> None:
+    world.network.cuts.update((index, other) for other in range(world.plan.replica_count) if other != index)
+
+
+def _deafen(world: World, index: int) -> None:
+    world.network.cuts.update((other, index) for other in range(world.plan.replica_count) if other != index)
+
+
+def _set_clock(world: World, index: int, hours: int) -> None:
+    core = world.nodes[index].driver.core
+    core.set_clock_offset(core.clock_offset + hours * HOUR_NS)
+
+
+def _fill(world: World, index: int) -> None:
+    """The file system has nothing left to speak of: the node tells the core so before the last byte is gone."""
+    fill(world.files[index])
+    world.nodes[index].driver.core.is_short_of_space = True
+
+
+def _far_away(world: World, index: int) -> None:
+    world.network.distance[index] = FAR_NS
+
+
+_on_each("is down", lambda world, index: world.crash(index))
+_on_each("hangs", _hang)
+_on_each("has a slow disk", _slow_disk)
+_on_each("is slow to answer", _far_away)
+_on_each("is cut off", _cut_off)
+_on_each("is not heard", _mute)
+_on_each("does not hear", _deafen)
+_on_each("has a clock hours ahead", lambda world, index: _set_clock(world, index, 3))
+_on_each("has a clock hours behind", lambda world, index: _set_clock(world, index, -3))
+_on_each("has a full disk", _fill)
+
+# What one link does
+
+
+def _lose(world: World, source: int, target: int, command: Command) -> None:
+    world.network.silenced.add((source, target, command))
+
+
+def _cut(world: World, a: int, b: int) -> None:
+    world.network.cuts |= {(a, b), (b, a)}
+
+
+def _cut_one_way(world: World, source: int, target: int) -> None:
+    world.network.cuts.add((source, target))
+
+
+FAULTS["link between the primary and a backup cut"] = lambda world, cast: _cut(world, cast.primary, cast.backup)
+FAULTS["link between two backups cut"] = lambda world, cast: _cut(world, cast.backup, cast.other)
+_on_each_link("nothing arrives", _cut_one_way)
+for _command in (
+    Command.PREPARE,
+    Command.PREPARE_OK,
+    Command.COMMIT,
+    Command.START_VIEW_CHANGE,
+    Command.DO_VIEW_CHANGE,
+    Command.START_VIEW,
+    Command.PING,
+    Command.REQUEST_PREPARE,
+    Command.REQUEST_HEADERS,
+    Command.HEADERS,
+):
+    _on_each_link(f"no {_command.name}", partial(_lose, command=_command))
+
+
+# The phase
+
+
+def check(name: str) -> None:
+    """Raises UsageError for a fault that there is not."""
+    if name not in ("", ANY, *FAULTS):
+        raise UsageError(f"no persistent fault is called {name!r}; there are {', '.join(FAULTS)}")
+
+
+def persistent_fault(world: World, name: str) -> str:
+    """Carry the phase out; "any" has a fault drawn. Returns its name. Raises Violation."""
+    random = Random(f"persistent {world.plan.seed}")
+    if name == ANY:
+        rare = random.random() < RARE
+        name = random.choice([fault for fault in FAULTS if fault.startswith("no ") is rare])
+    for node in world.nodes:
+        node.driver.core.config = replace(node.driver.core.config, abdicate_ns=ABDICATE_NS)
+    primary = leader(world)
+    backup, other = random.sample([index for index in range(world.plan.replica_count) if index != primary], 2)
+    for client in world.clients:
+        client.quota += LOAD
+        client.append()
+    world.run_until(world.now + random.randrange(LOAD_NS), lambda: False)
+    world.trace.add(world.now, "persistent", name.encode(), primary, backup, other)
+    world.count(f"PERSISTENT {name}")
+    FAULTS[name](world, Cast(primary, backup, other))
+    for _ in range(ROUNDS):
+        _serve_all(world, f"{name} (primary {primary}, backup {backup}, another {other})", name in REFUSING)
+        world.run_until(world.now + PAUSE_NS, lambda: False)
+    for client in world.clients:
+        client.quota = 0
+    _end(world)
+    return name
+
+
+def _serve_all(world: World, fault: str, may_refuse: bool) -> None:
+    """Every client has something acknowledged that it asked for after this moment, or is told why not."""
+    since = world.now
+    waiting = list(world.clients)
+
+    def done() -> bool:
+        waiting[:] = [client for client in waiting if not _is_answered(client, since, may_refuse)]
+        for client in waiting:
+            if not client.busy:  # never used, or refused, or given up: it tries again
+                client.quota += 1
+                client.append()
+        return not waiting
+
+    for client in world.clients:
+        client.quota += BURST
+        client.append()
+    if not world.run_until(since + LIMIT_NS, done):
+        names = [client.index for client in waiting]
+        raise Violation(
+            "E6 availability",
+            f"{fault}: clients {names} were not answered for {LIMIT_NS // MS} ms; {world.describe()}",
+        )
+
+
+def _is_answered(client: SimClient, since: int, may_refuse: bool) -> bool:
+    for record in reversed(client.history):
+        if record.called_at < since:
+            return False
+        if record.position is not None or (may_refuse and record.refused):
+            return True
+    return False
+
+
+def _end(world: World) -> None:
+    """The fault ends."""
+    world.network.heal()
+    world.network.distance.clear()
+    world.network.silenced.clear()
+    world.slow_disks.clear()
+    for node in world.nodes:
+        empty(world.files[node.index])
+        node.driver.core.is_short_of_space = False
+        world.resume(node.index)
+        world.restart(node.index)

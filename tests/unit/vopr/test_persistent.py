@@ -1,0 +1,61 @@
+"""Whatever single thing goes wrong for good, a healthy quorum answers: every fault of the list, with three and five."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kimberlite.errors import UsageError
+from kimberlite.vopr import persistent
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.plan import draw
+from kimberlite.vopr.world import World
+
+
+def run(fault: str, replicas: int, seed: int = 1) -> World:
+    """The phase alone, in a cluster that nothing else befalls, with timers as they are by default."""
+    plan = replace(
+        draw(seed, 8),
+        replica_count=replicas,
+        client_count=4,
+        loss=0.0,
+        duplication=0.0,
+        reorder=0.0,
+        corruption=0.0,
+        replay=0.0,
+        garbage=0.0,
+        latency_ns=500_000,
+        disk_latency_ns=300_000,
+        sessions_max=64,
+        abdicate_ns=2_000_000_000,
+        late_ops=0,
+        persistent=fault,
+    )
+    world = World(plan, faults=())
+    world.run()
+    return world
+
+
+@pytest.mark.parametrize("replicas", [3, 5])
+@pytest.mark.parametrize("fault", persistent.FAULTS)
+def test_a_healthy_quorum_answers(fault: str, replicas: int) -> None:
+    world = run(fault, replicas)
+    assert world.counts[f"PERSISTENT {fault}"] == 1
+
+
+def test_a_fault_that_takes_the_quorum_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(world: World, cast: persistent.Cast) -> None:
+        world.crash(cast.backup)
+        world.crash(cast.other)
+
+    monkeypatch.setitem(persistent.FAULTS, "two are down", both)
+    with pytest.raises(Violation, match=r"two are down .* were not answered for 5000 ms") as caught:
+        run("two are down", 3)
+    assert caught.value.name == "E6 availability"
+
+
+def test_a_fault_that_there_is_not_is_refused() -> None:
+    persistent.check("primary hangs")
+    with pytest.raises(UsageError, match="no persistent fault is called 'nonsense'; there are primary is down,"):
+        persistent.check("nonsense")
