@@ -8,7 +8,7 @@ Times are integer nanoseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
@@ -115,6 +115,38 @@ class FrameReason(IntEnum):
     BAD_COMMAND = 7
     WRONG_CLUSTER = 8
     TRUNCATED = 9
+
+
+class Dropped(StrEnum):
+    """Why transport and listeners do not send a frame, or do not act upon one; the core has vsr.work.DropReason."""
+
+    NOT_CONNECTED = "not_connected"  # the peer is down
+    QUEUE_FULL = "queue_full"  # the peer does not read
+    NO_CLIENT = "no_client"
+    SLOW_CLIENT = "slow_client"
+    CONNECTION_LIMIT = "connection_limit"
+    IMPOSTOR = "impostor"  # a frame in the name of another replica than the connection is of
+    MALFORMED = "malformed"
+    WRONG_CLUSTER = "wrong_cluster"
+    WRONG_SIZE = "wrong_size"
+    WRONG_REPLICA = "wrong_replica"
+
+
+class Ended(StrEnum):
+    """Why a replica ended the connection of a client."""
+
+    REFUSED = "refused"  # there were too many
+    DISPLACED = "displaced"  # it was idle, and made room for one that was not
+    SLOW_FRAME = "slow_frame"
+    SLOW_REPLY = "slow_reply"
+    MEMORY = "memory"
+
+
+class Access(StrEnum):
+    """What was done with the data directory."""
+
+    READ = "read"
+    WRITE = "write"
 
 
 @runtime_checkable

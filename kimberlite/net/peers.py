@@ -29,7 +29,7 @@ from random import Random
 
 from kimberlite.net.sockets import Listener, bind, connect, show
 from kimberlite.net.transport import CHUNK_BYTES, CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
-from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Header, HeaderFactory, Message, Reason
+from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Dropped, Header, HeaderFactory, Message, Reason
 
 HELLO_SECONDS = 3.0
 HELLO_BYTES_MAX = 16 << 10
@@ -42,6 +42,14 @@ PROBE_S = 0.5
 SILENCE_MS = 3_000
 # Refusals that say that one of the two is not who the other one looks for; others may pass.
 STRANGER = frozenset({Reason.WRONG_CLUSTER, Reason.WRONG_SIZE, Reason.WRONG_REPLICA})
+# Every reason for which a peer is refused, here or there, and what it counts as.
+DROPPED = {
+    Reason.WRONG_CLUSTER: Dropped.WRONG_CLUSTER,
+    Reason.WRONG_SIZE: Dropped.WRONG_SIZE,
+    Reason.WRONG_REPLICA: Dropped.WRONG_REPLICA,
+    Reason.MALFORMED: Dropped.MALFORMED,
+    Reason.CONNECTIONS: Dropped.CONNECTION_LIMIT,
+}
 
 
 def keep_alive(connection: FrameConnection, silence_ms: int | None = None) -> None:
@@ -156,7 +164,7 @@ class PeerNetwork:
                 self._accepting,
                 has_room=lambda opening: len(self._deadlines) + opening < self._strangers_max,
                 refusal=lambda: self._reject(Reason.CONNECTIONS).header.raw,
-                refused=lambda: self._counters.message_dropped("connection_limit"),
+                refused=lambda: self._counters.message_dropped(Dropped.CONNECTION_LIMIT),
             )
         self.diallers = [
             asyncio.create_task(self._dial(replica), name=f"dial-{replica}")
@@ -190,9 +198,9 @@ class PeerNetwork:
     def send(self, replica: int, message: Message) -> None:
         connection = self._outgoing.get(replica)
         if connection is None:
-            self._counters.message_dropped("not_connected")
+            self._counters.message_dropped(Dropped.NOT_CONNECTED)
         elif connection.queued_bytes > SEND_QUEUE_MAX:
-            self._counters.message_dropped("queue_full")
+            self._counters.message_dropped(Dropped.QUEUE_FULL)
         else:
             connection.send(message)
 
@@ -272,7 +280,7 @@ class PeerNetwork:
                 self.met = True
                 continue
             is_full = header.command == Command.REJECT and header.reason == Reason.CONNECTIONS
-            self._counters.message_dropped("connection_limit" if is_full else reason.name.lower())
+            self._counters.message_dropped(Dropped.CONNECTION_LIMIT if is_full else DROPPED[reason])
             connection.close()
             known = self.refusals.get(replica)
             if reason in STRANGER and (known is None or known.reason != reason):
@@ -339,7 +347,7 @@ class PeerNetwork:
         messages: list[Message] = []
         for header, body in frames[start:]:
             if header.cluster != self._cluster:  # it came together with HELLO; later ones do not get this far
-                self._counters.message_dropped(Reason.WRONG_CLUSTER.name.lower())
+                self._counters.message_dropped(Dropped.WRONG_CLUSTER)
                 connection.close()
                 break
             if header.command == Command.HELLO:
@@ -347,7 +355,7 @@ class PeerNetwork:
             if header.replica == peer or header.command == Command.PREPARE:
                 messages.append(PeerMessage(header, body, connection))
             else:
-                self._counters.message_dropped("impostor")
+                self._counters.message_dropped(Dropped.IMPOSTOR)
         if messages:
             self._on_messages(messages)
 
@@ -404,8 +412,7 @@ class PeerNetwork:
         waiting.connection.go_on()
 
     def _refuse(self, connection: FrameConnection, reason: Reason, about: Header | None = None) -> None:
-        what = "connection_limit" if reason is Reason.CONNECTIONS else reason.name.lower()
-        self._counters.message_dropped(what)
+        self._counters.message_dropped(DROPPED[reason])
         connection.send(self._reject(reason, about))
         connection.close()
 

@@ -24,7 +24,7 @@ from typing import Protocol, cast
 
 from kimberlite._fast import framing
 from kimberlite.errors import FrameError
-from kimberlite.types import HEADER_SIZE, Bytes, ClusterId, Header, Message
+from kimberlite.types import HEADER_SIZE, Bytes, ClusterId, Dropped, Ended, FrameReason, Header, Message, Reason
 
 FRAMES_PER_TURN = 512
 BYTES_PER_TURN = 4 << 20
@@ -58,15 +58,15 @@ class Counters(Protocol):
     def received(self, frames: Sequence[tuple[Header, memoryview]], size: int) -> None: ...
     def handled(self) -> None: ...
     def message_sent(self, command: int, size: int) -> None: ...
-    def message_dropped(self, reason: str) -> None: ...
-    def request_rejected(self, reason: int) -> None:
-        """A client was refused by its listener; `reason` is a types.Reason."""
+    def message_dropped(self, reason: Dropped) -> None: ...
+    def request_rejected(self, reason: Reason) -> None:
+        """A client was refused by its listener."""
 
-    def frame_refused(self, reason: int) -> None:
-        """Bytes that are no frame; `reason` is a types.FrameReason."""
+    def frame_refused(self, reason: FrameReason) -> None:
+        """Bytes that are no frame."""
 
-    def connection_ended(self, reason: str) -> None:
-        """A client was sent away; `reason` is one of telemetry's ENDED."""
+    def connection_ended(self, reason: Ended) -> None:
+        """A client was sent away."""
 
 
 class NullCounters:
@@ -84,16 +84,16 @@ class NullCounters:
     def message_sent(self, command: int, size: int) -> None:
         return None
 
-    def message_dropped(self, reason: str) -> None:
+    def message_dropped(self, reason: Dropped) -> None:
         return None
 
-    def request_rejected(self, reason: int) -> None:
+    def request_rejected(self, reason: Reason) -> None:
         return None
 
-    def frame_refused(self, reason: int) -> None:
+    def frame_refused(self, reason: FrameReason) -> None:
         return None
 
-    def connection_ended(self, reason: str) -> None:
+    def connection_ended(self, reason: Ended) -> None:
         return None
 
 
@@ -278,7 +278,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             return False  # looked at again behind what is kept
         self._error = refusal
         self._is_held = True
-        self.counters.frame_refused(cast(int, refusal.details["reason"]))
+        self.counters.frame_refused(cast(FrameReason, refusal.details["reason"]))
         return False
 
     @property

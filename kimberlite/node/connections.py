@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kimberlite.net.transport import FrameConnection, Memory
-from kimberlite.types import ClientId, Header, Reason
+from kimberlite.types import ClientId, Ended, Header, Reason
 
 LOOK_S = 1.0
 WAIT_S = 1.0  # in the waiting room
@@ -77,15 +77,15 @@ class Client:
 
 
 class Connections:
-    """The table of them. dismiss: sends a REJECT with this reason. ended: told why a connection was ended, one of
-    telemetry's ENDED. held_elsewhere: bytes that others hold of `bounds.memory`."""
+    """The table of them. dismiss: sends a REJECT with this reason. ended: told why a connection was ended.
+    held_elsewhere: bytes that others hold of `bounds.memory`."""
 
     def __init__(
         self,
         bounds: Bounds,
         *,
         dismiss: Callable[[Client, Reason], None],
-        ended: Callable[[str], None],
+        ended: Callable[[Ended], None],
         held_elsewhere: Callable[[], int] = lambda: 0,
     ) -> None:
         self.bounds = bounds
@@ -129,11 +129,11 @@ class Connections:
         self._clients[connection] = client
         if client.is_waiting:
             self._waiting[client] = None
-            client.deadline = loop.call_later(WAIT_S, self.end, client, Reason.CONNECTIONS, "refused")
+            client.deadline = loop.call_later(WAIT_S, self.end, client, Reason.CONNECTIONS, Ended.REFUSED)
             if len(self._waiting) > self.bounds.waiting // 2:
-                self.end(next(iter(self._waiting)), Reason.CONNECTIONS, "refused")
+                self.end(next(iter(self._waiting)), Reason.CONNECTIONS, Ended.REFUSED)
         else:
-            client.deadline = loop.call_later(hello_s, self.end, client, Reason.SLOW, "slow_frame")
+            client.deadline = loop.call_later(hello_s, self.end, client, Reason.SLOW, Ended.SLOW_FRAME)
         if self._look_handle is None:
             self._look_handle = loop.call_later(LOOK_S, self._look)
 
@@ -148,9 +148,9 @@ class Connections:
         if len(self) >= self.bounds.connections:
             idle = self._longest_idle()
             if idle is None:
-                self.end(client, Reason.CONNECTIONS, "refused")
+                self.end(client, Reason.CONNECTIONS, Ended.REFUSED)
                 return False
-            self.end(idle, Reason.CONNECTIONS, "displaced")
+            self.end(idle, Reason.CONNECTIONS, Ended.DISPLACED)
         self._waiting.pop(client, None)
         self._settle(client)
         return True
@@ -178,7 +178,7 @@ class Connections:
             self._leave(identity, client)
         return client
 
-    def end(self, client: Client, reason: Reason, why: str) -> None:
+    def end(self, client: Client, reason: Reason, why: Ended) -> None:
         """Send it away, in words if it takes them."""
         if not client.connection.is_open:
             return
@@ -236,13 +236,13 @@ class Connections:
         elif client.frame_due is None or connection.parsed_bytes != client.parsed:
             client.parsed, client.frame_due = connection.parsed_bytes, now + self.bounds.frame_s
         elif now >= client.frame_due:
-            self.end(client, Reason.SLOW, "slow_frame")
+            self.end(client, Reason.SLOW, Ended.SLOW_FRAME)
         if not connection.queued_bytes:
             client.reply_due = None
         elif client.reply_due is None or connection.taken_bytes >= client.reply_mark:
             client.reply_mark, client.reply_due = connection.put_bytes, now + self.bounds.reply_s
         elif now >= client.reply_due:
-            self.end(client, Reason.SLOW, "slow_reply")
+            self.end(client, Reason.SLOW, Ended.SLOW_REPLY)
 
     def _look_at_memory_soon(self) -> None:
         if not self._is_memory_due:
@@ -264,4 +264,4 @@ class Connections:
         while total > allowed and held:
             worst = max(held, key=held.__getitem__)
             total -= held.pop(worst)
-            self.end(worst, Reason.SLOW, "memory")
+            self.end(worst, Reason.SLOW, Ended.MEMORY)

@@ -13,6 +13,7 @@ from kimberlite.state_machine import Batch, StateMachine
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Write
 from kimberlite.telemetry.recorder import DISK_WAIT, Recorder
+from kimberlite.types import Access
 
 
 def _stay(part: int) -> int:
@@ -23,14 +24,14 @@ class MeasuredDisk(FileDisk):
     """A FileDisk that tells of failed reads; with `switch` set its waits are charged to a part of the loop's time."""
 
     switch: Callable[[int], int] = staticmethod(_stay)
-    on_error: Callable[[str], None] = staticmethod(lambda operation: None)
+    on_error: Callable[[Access], None] = staticmethod(lambda access: None)
 
     def read(self, file: int, offset: int, length: int) -> memoryview:
         left = self.switch(DISK_WAIT)
         try:
             return super().read(file, offset, length)
         except OSError:
-            self.on_error("read")
+            self.on_error(Access.READ)
             raise
         finally:
             self.switch(left)

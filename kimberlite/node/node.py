@@ -58,7 +58,7 @@ from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
-from kimberlite.types import RELEASE, VIEW_MAX, ClientId, Command, Message, Reason, Status
+from kimberlite.types import RELEASE, VIEW_MAX, Access, ClientId, Command, Message, Reason, Status
 from kimberlite.vsr import verdict
 from kimberlite.vsr.config import CONTACT_MIN_NS, MS, CoreConfig
 from kimberlite.vsr.replica import Replica
@@ -592,7 +592,7 @@ class Node:
         try:
             self._fall_silent()
             if isinstance(error, WriteFailedError):
-                self.recorder.journal_failed("write")
+                self.recorder.journal_failed(Access.WRITE)
             self._on_fatal(error)
         except Exception:
             process.end(error)

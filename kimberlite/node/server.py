@@ -34,6 +34,8 @@ from kimberlite.types import (
     ClientId,
     ClusterId,
     Command,
+    Dropped,
+    Ended,
     Header,
     HeaderFactory,
     Message,
@@ -114,7 +116,7 @@ class ClientServer:
             self._accepting,
             has_room=self._clients.has_room,
             refusal=lambda: self._rejection(Reason.CONNECTIONS).header.raw,
-            refused=lambda: self._counters.connection_ended("refused"),
+            refused=lambda: self._counters.connection_ended(Ended.REFUSED),
         )
 
     async def stop(self) -> None:
@@ -143,11 +145,11 @@ class ClientServer:
         """To the connection that this client used last; dropped when it has none here."""
         route = self._clients.routes.get(client)
         if route is None:
-            self._counters.message_dropped("no_client")
+            self._counters.message_dropped(Dropped.NO_CLIENT)
             return
         connection = route[-1].connection
         if connection.queued_bytes > REPLY_QUEUE_MAX:
-            self._counters.message_dropped("slow_client")
+            self._counters.message_dropped(Dropped.SLOW_CLIENT)
             connection.abort()
         else:
             if message.header.command == Command.REJECT:
@@ -310,7 +312,7 @@ class ClientServer:
         )
         self._answered += len(body)
         if client.connection.queued_bytes > REPLY_QUEUE_MAX:
-            self._counters.message_dropped("slow_client")
+            self._counters.message_dropped(Dropped.SLOW_CLIENT)
             client.connection.abort()
         else:
             client.connection.send(Message(header, body))

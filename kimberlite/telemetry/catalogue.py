@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from kimberlite._fast.metrics import Kind, Series
-from kimberlite.types import REPLICAS_MAX, Command, Reason, Status
-from kimberlite.vsr.work import CannotCommit, DropReason, GaveUp
+from kimberlite.types import REPLICAS_MAX, Access, Command, Dropped, Ended, Reason, Status
+from kimberlite.vsr.work import CannotCommit, DropReason, GaveUp, ViewChangeCause
 
 PREFIX = "vsr"
 CONSTANT_LABELS = ("cluster", "replica_id")
@@ -149,33 +149,32 @@ REPAIR = (1, 5, 10, 25, 50, 100)
 
 # Labels
 
-OTHER = "other"
 OUTCOMES = ("committed", "failed")
 FAILURES = ("view_change", "suffix_dropped")
-# By the cause that the core gives with VIEW_CHANGE_STARTED.
-VIEW_CHANGE_REASONS = ("primary_silent", "abdicated", "newer_view")
 COMMIT_STAGES = ("queue", "journal", "replicate", "apply", "reply")
 CRITICAL_STAGES = ("journal", "replicate")
 LOOP_PARTS = ("poll", "parse", "protocol", "disk_wait", "send", "other")
-# Reasons for which transport and listeners drop a frame, beside those of the core.
-TRANSPORT_DROPS = (
-    *("not_connected", "queue_full", "no_client", "slow_client", "connection_limit"),
-    *("impostor", "version", "wrong_replica"),
-)
 
-MESSAGE_TYPE = Label("message_type", (*(command.name.lower() for command in Command), OTHER))
-DROP_REASON = Label(
-    "reason",
-    tuple(dict.fromkeys((*(reason.name.lower() for reason in DropReason), *TRANSPORT_DROPS, OTHER))),
-)
-REJECT_REASON = Label("reason", (*(reason.name.lower() for reason in Reason if reason is not Reason.NONE), OTHER))
-CANNOT_COMMIT = Label("reason", tuple(CannotCommit))
-# Why a replica ended the connection of a client: net.transport.Counters.connection_ended.
-ENDED = Label("reason", ("refused", "displaced", "slow_frame", "slow_reply", "memory"))
+
+def label_value(member: Enum) -> str:
+    """What a label says of a member of an enum: its value when that is text, else its name."""
+    return member.value if isinstance(member.value, str) else member.name.lower()
+
+
+def _of(name: str, *enums: type[Enum]) -> Label:
+    """A label with a value for each member, and no others: what has no name of its own would be counted nowhere."""
+    return Label(name, tuple(dict.fromkeys(label_value(member) for enum in enums for member in enum)))
+
+
+MESSAGE_TYPE = _of("message_type", Command)
+DROP_REASON = _of("reason", DropReason, Dropped)
+REJECT_REASON = Label("reason", tuple(label_value(reason) for reason in Reason if reason is not Reason.NONE))
+CANNOT_COMMIT = _of("reason", CannotCommit)
+ENDED = _of("reason", Ended)
 DIRECTION = Label("direction", ("received", "sent"))
-ACCESS = Label("operation", ("read", "write"))
+ACCESS = _of("operation", Access)
 PEER = Label("peer", replicas=True)
-STATE = Label("state", tuple(status.name.lower() for status in Status))
+STATE = _of("state", Status)
 
 BUILD_LABELS = ("version", "release", "python", "checksum_kernel")
 CONFIG_LABELS = (
@@ -463,7 +462,7 @@ COUNTERS = (
         "0 in steady state; a few with each restart of a primary. A rate means an unstable network, disk or scheduler.",
         "VIEW_CHANGE_STARTED",
         KILL,
-        labels=(Label("reason", VIEW_CHANGE_REASONS),),
+        labels=(_of("reason", ViewChangeCause),),
         essential=True,
     ),
     _counter(
@@ -474,7 +473,7 @@ COUNTERS = (
         "drained follows rolling restarts. abdicated without a lost quorum is a sick disk or network of this replica.",
         "ABDICATED, FORFEITED",
         STALL,
-        labels=(Label("reason", tuple(reason.name.lower() for reason in GaveUp)),),
+        labels=(_of("reason", GaveUp),),
     ),
     _counter(
         "checksum_failures",

@@ -5,6 +5,9 @@ call into C, without a lock and without allocation. Events of the core carry dur
 are differences of the `now` values handed in; this module reads a clock for what the core
 cannot see: stages of the event loop, the state machine, garbage collection.
 
+What has a reason, a type or a cause is counted by the member of an enum, and each table has a cell for every member
+of its enum: a Recorder without one can not be made (see `_by_member`), and nothing is counted as "other".
+
 Thread rules: the thread of the replica's event loop. May import: types, vsr.work, _fast.
 """
 
@@ -14,19 +17,21 @@ import gc
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from enum import Enum, IntEnum
+from typing import NamedTuple, TypeVar
 
 from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, StageClock, now_ns
+from kimberlite.errors import InvariantError
 from kimberlite.telemetry import catalogue
-from kimberlite.telemetry.catalogue import BY_NAME, OTHER, cell_name
-from kimberlite.types import Command, FrameReason, Header, Reason
-from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, GaveUp, Snapshot
+from kimberlite.telemetry.catalogue import BY_NAME, cell_name, label_value
+from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Header, Reason
+from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, GaveUp, Snapshot, ViewChangeCause
 
 # Positions in catalogue.LOOP_PARTS.
 POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PARTS))
 CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKSUM)
 NAN = math.nan
-BYTE = 256
+Member = TypeVar("Member", bound=Enum)
 HISTORY = 1024  # commit numbers remembered, to say for how long a replica has been behind
 # Events that no handler is bound to, and where what they say is seen instead.
 UNCOUNTED = {
@@ -97,10 +102,20 @@ class Recorder:
     def _replicas(self, name: str) -> list[Gauge]:
         return [self._gauge(name, str(replica)) for replica in range(self._replica_count)]
 
-    def _by_number(self, name: str, names: dict[int, str], size: int) -> list[Callable[[], None]]:
-        """`add` of a counter for each number, that of OTHER for numbers without a name."""
-        other = self._counter(name, OTHER).add
-        return [self._counter(name, names[number]).add if number in names else other for number in range(size)]
+    def _by_member(self, name: str, members: Iterable[Member]) -> dict[Member, Counter]:
+        """A counter for each member of an enum, which its label values name. Raises InvariantError for a member that
+        the catalogue has no value for."""
+        found: dict[Member, Counter] = {}
+        for member in members:
+            cell = cell_name(BY_NAME[name], (label_value(member),))
+            if cell not in self._index:
+                raise InvariantError(f"the catalogue has a series for every {type(member).__name__}", missing=cell)
+            found[member] = self.region.counter(self._index[cell])
+        return found
+
+    def _by_number(self, name: str, members: Iterable[IntEnum]) -> dict[int, Callable[[], None]]:
+        """The same for what is told by number: `add` of each counter."""
+        return {int(member): counter.add for member, counter in self._by_member(name, members).items()}
 
     def _stage_clock(self) -> StageClock:
         return self.region.stage_clock(
@@ -110,18 +125,14 @@ class Recorder:
         )
 
     def _bind_network(self) -> None:
-        names = {int(command): command.name.lower() for command in Command}
-        self._received = self._by_number("messages_received", names, BYTE)
-        self._sent = self._by_number("messages_sent", names, BYTE)
+        self._received = self._by_number("messages_received", Command)
+        self._sent = self._by_number("messages_sent", Command)
         self._received_bytes = self._counter("network", "received").add
         self._sent_bytes = self._counter("network", "sent").add
-        self._dropped = {
-            reason: self._counter("messages_dropped", reason).add for reason in catalogue.DROP_REASON.values
-        }
-        self._rejected = self._by_number(
-            "requests_rejected", {int(reason): reason.name.lower() for reason in Reason if reason}, BYTE
-        )
-        self._ended = {why: self._counter("client_connections_ended", why).add for why in catalogue.ENDED.values}
+        self._dropped = self._by_member("messages_dropped", Dropped)
+        self._rejected = self._by_member("requests_rejected", (reason for reason in Reason if reason))
+        self._ended = self._by_member("client_connections_ended", Ended)
+        self._journal_errors = self._by_member("journal_errors", Access)
         self._bad_frame = self._counter("checksum_failures", "network").add
         self._apply = self._histogram("apply_latency").record
         self._apply_stage = self._histogram("commit_stage_latency", "apply").record
@@ -221,7 +232,8 @@ class Recorder:
         duplicate = self._counter("duplicate_requests").add
         registered = self._counter("client_sessions_registered").add
         evicted = self._counter("client_sessions_evicted").add
-        dropped = {int(reason): self._dropped[reason.name.lower()] for reason in DropReason}
+        dropped = self._by_number("messages_dropped", DropReason)
+        rejected = self._by_number("requests_rejected", self._rejected)
 
         def on_replied(event: Event) -> None:
             request(event.b)
@@ -230,7 +242,7 @@ class Recorder:
 
         return {
             EventKind.REPLIED: on_replied,
-            EventKind.REJECTED: lambda event: self._rejected[event.a](),
+            EventKind.REJECTED: lambda event: rejected[event.a](),
             EventKind.DUPLICATE: lambda event: duplicate(),
             EventKind.SESSION_REGISTERED: lambda event: registered(),
             EventKind.SESSION_EVICTED: lambda event: evicted(),
@@ -244,7 +256,7 @@ class Recorder:
         round_trips = [
             self._histogram("peer_round_trip_latency", str(replica)).record for replica in range(self._replica_count)
         ]
-        causes = [self._counter("view_changes", reason).add for reason in catalogue.VIEW_CHANGE_REASONS]
+        causes = self._by_number("view_changes", ViewChangeCause)
         repaired = self._counter("repairs", "repaired").add
         expired = self._counter("repairs", "expired").add
         failed = self._counter("operations", "failed").add
@@ -256,7 +268,7 @@ class Recorder:
         is_primary, stuck = self._gauge("is_primary").set, self._gauge("stuck_op").set
         requested = self._counter("repairs", "requested").add
         checkpointed = self._counter("checkpoints").add
-        gave_up = [self._counter("leadership_given_up", reason.name.lower()).add for reason in GaveUp]
+        gave_up = self._by_number("leadership_given_up", GaveUp)
 
         def on_repaired(event: Event) -> None:
             repaired()
@@ -317,19 +329,20 @@ class Recorder:
         self._sent[command]()
         self._sent_bytes(size)
 
-    def message_dropped(self, reason: str) -> None:
-        self._dropped.get(reason, self._dropped[OTHER])()
+    def message_dropped(self, reason: Dropped) -> None:
+        self._dropped[reason].add()
 
-    def request_rejected(self, reason: int) -> None:
-        self._rejected[reason]()
+    def request_rejected(self, reason: Reason) -> None:
+        self._rejected[reason].add()
 
-    def frame_refused(self, reason: int) -> None:
-        self._dropped["wrong_cluster" if reason == FrameReason.WRONG_CLUSTER else "malformed"]()
+    def frame_refused(self, reason: FrameReason) -> None:
+        is_foreign = reason == FrameReason.WRONG_CLUSTER
+        self._dropped[Dropped.WRONG_CLUSTER if is_foreign else Dropped.MALFORMED].add()
         if reason in CHECKSUM_REASONS:
             self._bad_frame()
 
-    def connection_ended(self, reason: str) -> None:
-        self._ended[reason]()
+    def connection_ended(self, reason: Ended) -> None:
+        self._ended[reason].add()
 
     # What the core cannot see
 
@@ -348,9 +361,9 @@ class Recorder:
         if applied_at:
             self._reply_stage(now_ns() - applied_at)
 
-    def journal_failed(self, operation: str) -> None:
+    def journal_failed(self, access: Access) -> None:
         """A read or write of the data directory was failed by the system."""
-        self._counter("journal_errors", operation).add()
+        self._journal_errors[access].add()
 
     def superblock_damaged(self, copies: int) -> None:
         self._counter("checksum_failures", "superblock").add(copies)

@@ -33,7 +33,7 @@ from kimberlite.vsr.codec import (
 )
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.state import Lag, LogState, Prepared
-from kimberlite.vsr.work import DropReason, EventKind, GaveUp
+from kimberlite.vsr.work import DropReason, EventKind, GaveUp, ViewChangeCause
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
@@ -234,7 +234,7 @@ def _count_vote(r: Replica, replica: int) -> None:
     r.votes[replica] = r.now
     fresh = sum(1 for at in r.votes.values() if r.now - at <= r.config.vote_window_ns)
     if enough_votes(r, fresh):
-        cause = 1 if r.abdicated else 0
+        cause = ViewChangeCause.ABDICATED if r.abdicated else ViewChangeCause.PRIMARY_SILENT
         enter(r, r.view + 1, cause)
 
 
@@ -245,7 +245,7 @@ def enough_votes(r: Replica, fresh: int) -> bool:
 
 def on_newer_view(r: Replica, view: int) -> None:
     """A frame of a newer view: a quorum has left ours."""
-    enter(r, view, 2)
+    enter(r, view, ViewChangeCause.NEWER_VIEW)
 
 
 def enter(r: Replica, view: int, cause: int) -> None:
@@ -550,7 +550,7 @@ def on_start_view(r: Replica, message: Message) -> None:
         r.refuse(message, DropReason.BROKEN_CHAIN)
         return
     if header.view > r.view:
-        enter(r, header.view, 2)
+        enter(r, header.view, ViewChangeCause.NEWER_VIEW)
     elif is_answer(r, header):
         r.learn_commit(header.commit)
         install(r, suffix, r.log.committed)

@@ -119,6 +119,14 @@ class EventKind(IntEnum):
     FORFEITED = auto()  # commit number, ops behind it, why (GaveUp): this replica gave up leading its view
 
 
+class ViewChangeCause(IntEnum):
+    """Why a replica left its view. Below NEWER_VIEW: it counted the votes itself."""
+
+    PRIMARY_SILENT = 0  # a quorum voted
+    ABDICATED = 1  # the same, and it is the primary that had asked for it
+    NEWER_VIEW = 2  # heard of from a peer
+
+
 class GaveUp(IntEnum):
     """Why a replica left the lead of its view to another."""
 

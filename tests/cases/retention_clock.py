@@ -1,6 +1,5 @@
 """A primary whose clock was a year ahead for three seconds trimmed all but the last segment, under a limit of thirty
-days. Now age counts by the log's own last timestamp as well, and a clock that jumped is not believed until it is right.
-"""
+days. Now age counts by the log's own last timestamp too, and a clock that jumped is not believed until it is right."""
 
 from __future__ import annotations
 

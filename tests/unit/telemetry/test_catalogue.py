@@ -11,7 +11,7 @@ import pytest
 from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import METRICS, Metric, Role, Source, Unit
-from kimberlite.types import REPLICAS_MAX, Command, Reason, Status
+from kimberlite.types import REPLICAS_MAX, Command, Dropped, Reason, Status
 from kimberlite.vsr.work import DropReason
 
 each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -95,9 +95,9 @@ def test_labels_are_closed(metric: Metric) -> None:
 
 
 def test_labels_cover_what_the_protocol_can_say() -> None:
-    assert {command.name.lower() for command in Command} < set(catalogue.MESSAGE_TYPE.values)
-    assert {reason.name.lower() for reason in DropReason} < set(catalogue.DROP_REASON.values)
-    assert {reason.name.lower() for reason in Reason} - {"none"} < set(catalogue.REJECT_REASON.values)
+    assert {command.name.lower() for command in Command} == set(catalogue.MESSAGE_TYPE.values)
+    assert {reason.name.lower() for reason in DropReason} | set(Dropped) == set(catalogue.DROP_REASON.values)
+    assert {reason.name.lower() for reason in Reason} - {"none"} == set(catalogue.REJECT_REASON.values)
     assert {status.name.lower() for status in Status} == set(catalogue.STATE.values)
 
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple
 
 import pytest
 
 from kimberlite._fast import framing
 from kimberlite._fast.metrics import HistogramValue, Region, now_ns
+from kimberlite.errors import InvariantError
+from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, UNCOUNTED, Recorder, StorageSample, _nothing
-from kimberlite.types import Command, FrameReason, Reason, Status
-from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, GaveUp, PeerSnapshot, Snapshot
+from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
+from kimberlite.vsr.work import (
+    CannotCommit,
+    DropReason,
+    Event,
+    EventKind,
+    GaveUp,
+    PeerSnapshot,
+    Snapshot,
+    ViewChangeCause,
+)
 
 REPLICAS = 3
 OWN = 1
@@ -115,25 +129,82 @@ def test_every_event_of_the_core_has_a_consumer(recorder: Recorder) -> None:
     assert idle == set(UNCOUNTED)
 
 
-def test_every_reason_of_the_core_has_a_series(recorder: Recorder) -> None:
-    recorder.record([Event(EventKind.DROPPED, Command.PREPARE, reason) for reason in DropReason])
-    recorder.record([Event(EventKind.REJECTED, reason) for reason in Reason if reason])
-    assert set(moved(recorder).values()) == {1}
-    assert len(moved(recorder)) == len(DropReason) + len(Reason) - 1
+TABLES: dict[str, tuple[type[Enum], Callable[[Recorder, Any], object]]] = {
+    "messages_received": (Command, lambda recorder, command: recorder.received([(_Header(command), b"")], 0)),
+    "messages_sent": (Command, lambda recorder, command: recorder.message_sent(command, 0)),
+    "messages_dropped": (Dropped, Recorder.message_dropped),
+    "messages_dropped (core)": (
+        DropReason,
+        lambda recorder, reason: recorder.record([Event(EventKind.DROPPED, Command.PREPARE, reason)]),
+    ),
+    "requests_rejected": (Reason, Recorder.request_rejected),
+    "requests_rejected (core)": (
+        Reason,
+        lambda recorder, reason: recorder.record([Event(EventKind.REJECTED, reason)]),
+    ),
+    "client_connections_ended": (Ended, Recorder.connection_ended),
+    "journal_errors": (Access, Recorder.journal_failed),
+    "view_changes": (
+        ViewChangeCause,
+        lambda recorder, cause: recorder.record([Event(EventKind.VIEW_CHANGE_STARTED, 4, cause)]),
+    ),
+    "leadership_given_up": (
+        GaveUp,
+        lambda recorder, why: recorder.record([Event(EventKind.ABDICATED, 4, why)]),
+    ),
+    "scrub_damage": (Damage, lambda recorder, what: recorder.update_scrub(0, 0, 0, 0.0, [(what, 1)])),
+}
+
+
+class _Header(NamedTuple):
+    command: int
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_total_over_its_enum(name: str, recorder: Recorder) -> None:
+    """Each member has a cell of its own, and there is none for anything else."""
+    enum, count = TABLES[name]
+    metric = catalogue.BY_NAME[name.split()[0]]
+    cells = {catalogue.cell_name(metric, values) for values in metric.label_values(REPLICAS)}
+    for number, member in enumerate(member for member in enum if member is not Reason.NONE):
+        count(recorder, member)
+        counted = [cell for cell in moved(recorder) if cell in cells]
+        assert len(counted) == number + 1, f"{member!r} is counted under a name of another one"
+    if enum not in (Dropped, DropReason):  # these two share a metric
+        assert set(counted) == cells
+    else:
+        assert len(cells) == len({catalogue.label_value(member) for member in (*Dropped, *DropReason)})
+
+
+def test_why_it_can_not_commit_is_total(recorder: Recorder) -> None:
+    recorder.update(replace(SNAPSHOT, cannot_commit=tuple(CannotCommit)), SECOND, 0, 10)
+    assert all(gauge(recorder, f'cannot_commit{{reason="{reason}"}}') == 1 for reason in CannotCommit)
+
+
+class _Newer(IntEnum):
+    SEEN_BEFORE = 1
+    NOT_DECLARED = 2
+
+
+@pytest.mark.parametrize(("module", "enum"), [("recorder", "ViewChangeCause"), ("recorder", "Dropped")])
+def test_a_member_without_a_series_is_found_when_the_recorder_is_made(
+    module: str, enum: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"kimberlite.telemetry.{module}.{enum}", _Newer)
+    with pytest.raises(InvariantError, match="a series for every _Newer"):
+        Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS)
 
 
 def test_the_network(recorder: Recorder) -> None:
     header = framing.make_header(b"abc", cluster=bytes([1] * 16), command=Command.PREPARE)
     recorder.received([(header, memoryview(b"abc"))] * 2, 518)
     recorder.message_sent(Command.PREPARE_OK, 256)
-    recorder.message_dropped("queue_full")
-    recorder.message_dropped("a reason that nobody declared")
+    recorder.message_dropped(Dropped.QUEUE_FULL)
     recorder.request_rejected(Reason.TOO_LARGE)
     assert moved(recorder) == {
         'messages_received{message_type="prepare"}': 2,
         'messages_sent{message_type="prepare_ok"}': 1,
         'messages_dropped{reason="queue_full"}': 1,
-        'messages_dropped{reason="other"}': 1,
         'requests_rejected{reason="too_large"}': 1,
         'network{direction="received"}': 518,
         'network{direction="sent"}': 256,
@@ -160,7 +231,7 @@ def test_what_the_core_cannot_see(recorder: Recorder) -> None:
     recorder.applied(7, now_ns())
     recorder.replied(7)
     recorder.replied(7)
-    recorder.journal_failed("read")
+    recorder.journal_failed(Access.READ)
     recorder.superblock_damaged(2)
     assert moved(recorder) == {
         "apply_latency": 1,
