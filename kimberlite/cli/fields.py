@@ -23,8 +23,10 @@ FIELDS: dict[str, str] = {
     "positions": "Events in the committed log: the position that the next one gets.",
     "replica_count": "Members of the cluster.",
     "quorum": "Members whose disks must have an operation before it is committed.",
-    "quorum_margin": "Members heard within the last second, this one included, minus the quorum. Below 0 nothing is "
+    "quorum_margin": "Members heard within `contact_s`, this one included, minus the quorum. Below 0 nothing is "
     "committed.",
+    "contact_s": "Silence, in seconds, after which a member counts as not there: one second, or four times "
+    "`timing.heartbeat_ms`.",
     "can_commit": "Whether a request that came now would be committed, as far as this replica knows.",
     "cannot_commit": "Why not, as a list of {reasons}.",
     "stuck_op": "What a view change waits for: an op of which no replica heard has a good copy; 0 when for nothing.",
@@ -44,6 +46,8 @@ FIELDS: dict[str, str] = {
     "storage.unsafe": "Whether it was told that a file system without durable writes will do.",
     "storage.inline": "Whether writes are made in the event loop at the moment, because they are fast, or by a thread.",
     "storage.write_latency_us": "Of a durable write, lately, in microseconds.",
+    "storage.wait_s": "Seconds since the disk last completed a write, though more was asked of it; 0 when nothing was. "
+    "Above `contact_s` it hangs.",
     "storage.bytes": "Bytes that the data directory takes.",
     "storage.free_bytes": "Bytes free in the file system.",
     "storage.free_bytes_min": "Below so many it accepts no appends: `storage.free_bytes_min`.",

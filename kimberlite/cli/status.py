@@ -11,7 +11,7 @@ import click
 
 from kimberlite.cli import EXIT_DEGRADED, EXIT_NO_QUORUM, probe
 from kimberlite.cli.common import addresses_option, cluster_option, json_option, print_json, table, timeout_option
-from kimberlite.cli.verdict import CONTACT_S, Answer, Judgement, Verdict, behind, health, is_doubtful, judge, remark
+from kimberlite.cli.verdict import Answer, Judgement, Verdict, behind, contact_s, health, is_doubtful, judge, remark
 from kimberlite.errors import UnavailableError
 from kimberlite.types import ZERO16, ClusterId
 
@@ -60,9 +60,9 @@ def ask(addresses: Sequence[str], timeout: float, cluster: ClusterId) -> tuple[t
     members = max((answer.members for answer in told.values() if isinstance(answer, probe.Told)), key=len, default=())
     if others := _not_among(members, told):
         told |= dict(zip(others, probe.ask_all(others, timeout, cluster), strict=True))
-    if is_doubtful(_statuses(told.values())):
+    if is_doubtful(answers := _statuses(told.values())):
         # Give the primary the time after which it takes silence for what it is.
-        time.sleep(max(0.0, started + 1.5 * CONTACT_S - time.monotonic()))
+        time.sleep(max(0.0, started + 1.5 * contact_s(*answers) - time.monotonic()))
         again = [address for address, answer in told.items() if isinstance(answer, probe.Told)]
         told |= dict(zip(again, probe.ask_all(again, timeout, cluster), strict=True))
     return tuple(told), _statuses(told.values())

@@ -18,7 +18,7 @@ from typing import Any
 from kimberlite.errors import UnavailableError, WrongClusterError
 from kimberlite.node import clock
 
-CONTACT_S = 1.0  # CoreConfig.contact_ns with the default heartbeat: silence that counts
+CONTACT_S = 1.0  # silence that counts, of a replica that does not say: CoreConfig.contact_ns with the default heartbeat
 BEHIND_OPS = 1_000  # further behind than answers given some milliseconds apart can be
 
 Answer = Mapping[str, Any] | UnavailableError
@@ -67,6 +67,12 @@ def is_doubtful(answers: Sequence[Answer]) -> bool:
     said = [answer for answer in answers if not isinstance(answer, UnavailableError)]
     quorum = max((int(answer.get("quorum", 0)) for answer in said), default=0)
     return 0 < len(said) < quorum and not _obstacles(said, quorum)
+
+
+def contact_s(*answers: Answer) -> float:
+    """Silence, in seconds, that all of these replicas take for what it is."""
+    said = [answer.get("contact_s", CONTACT_S) for answer in answers if not isinstance(answer, UnavailableError)]
+    return max(said, default=CONTACT_S)
 
 
 def health(answer: Mapping[str, Any]) -> str:
@@ -129,12 +135,12 @@ def _obstacles(said: Sequence[Mapping[str, Any]], quorum: int) -> list[str]:
 
 
 def _unheard(answer: Mapping[str, Any]) -> list[str]:
-    found = []
+    found, contact = [], contact_s(answer)
     for peer in answer.get("peers", ()):
         last = peer.get("last_heard_s")
         if last is None:
             found.append(f"replica {peer.get('replica')} never heard")
-        elif last > CONTACT_S:
+        elif last > contact:
             found.append(f"replica {peer.get('replica')} unheard for {last:.1f} s")
     return found
 

@@ -60,7 +60,7 @@ from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
 from kimberlite.types import RELEASE, VIEW_MAX, Access, ClientId, Command, Message, Reason, Status
 from kimberlite.vsr import verdict
-from kimberlite.vsr.config import CONTACT_MIN_NS, MS, CoreConfig
+from kimberlite.vsr.config import MS, CoreConfig
 from kimberlite.vsr.replica import Replica
 
 TICK_S = 0.01
@@ -255,7 +255,7 @@ class Node:
             "replica": config.cluster.replica,
             "replica_count": config.replica_count,
             "segment_bytes": self._store.segment_bytes,
-            "contact_ms": max(CONTACT_MIN_NS // MS, config.timing.suspect_max_ms),
+            "contact_ms": core_config(config).contact_ns // MS,
             "build": {
                 "version": __version__,
                 "release": str(RELEASE),
@@ -632,6 +632,7 @@ class Node:
             "replica_count": snapshot.replica_count,
             "quorum": snapshot.quorum,
             "quorum_margin": snapshot.quorum_margin,
+            "contact_s": core.config.contact_ns / 1e9,
             "can_commit": not snapshot.cannot_commit,
             "cannot_commit": list(snapshot.cannot_commit),
             "stuck_op": snapshot.stuck_op,
@@ -650,6 +651,7 @@ class Node:
                 "unsafe": self.config.storage.unsafe,
                 "inline": bool(stats["inline_now"]),
                 "write_latency_us": stats["latency_ns"] // 1000,
+                "wait_s": round(snapshot.disk_waits / 1e9, 3),
                 "bytes": self._store.bytes_used,
                 "free_bytes": free,
                 "free_bytes_min": self.config.storage.free_bytes_min,

@@ -469,8 +469,9 @@ COUNTERS = (
         "leadership_given_up",
         "Times that this replica left the lead of its view to another: abdicated (it could not commit), drained (it is "
         "being stopped), behind (it lacked much of the log when it was its turn, and another has it), disk_full (it "
-        "lacked entries and had no room for them).",
-        "drained follows rolling restarts. abdicated without a lost quorum is a sick disk or network of this replica.",
+        "lacked entries and had no room for them), lagging (it did not execute what the others had committed).",
+        "drained follows rolling restarts. abdicated without a lost quorum, and lagging, are a sick disk or network of "
+        "this replica.",
         "ABDICATED, FORFEITED",
         STALL,
         labels=(_of("reason", GaveUp),),
@@ -945,6 +946,17 @@ HEALTH = (
         "0 means that the disk is slower than storage.inline_threshold_us.",
         "the write engine",
         KILL,
+    ),
+    _gauge(
+        "journal_wait",
+        "Time since the disk last completed a write, though more was asked of it; NaN while nothing is.",
+        "Above a second the disk hangs: vsr_cannot_commit says disk_stalled, /readyz fails, and a primary gives up its "
+        "view. Errors end a replica; a disk that hangs says nothing.",
+        "writes that wait for the disk",
+        KILL,
+        Unit.SECONDS,
+        source=Source.INSTANT,
+        essential=True,
     ),
     _gauge(
         "disk_free",

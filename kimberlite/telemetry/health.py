@@ -80,6 +80,10 @@ def check_commit(seen: Observation) -> Check:
 
 
 def check_disk(seen: Observation) -> Check:
+    """It answers, and there is room."""
+    waits, bound = seen.age_s("journal_wait"), seen.info["contact_ms"] / 1000
+    if waits > bound:
+        return Check("disk", False, f"the disk has completed nothing for {waits:.1f} s, though more was asked of it")
     free, need = seen.number("disk_free"), int(seen.info["segment_bytes"])
     told = f"{free / 2**20:.0f} MiB free, one journal segment is {need / 2**20:.0f} MiB"
     if seen.number("disk_full") > 0:

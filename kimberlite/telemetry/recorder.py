@@ -410,6 +410,7 @@ class Recorder:
             "client_connections_limit": connections_limit,
             "repair_budget_available": snapshot.repair_budget,
             "repair_inflight_count": snapshot.repairs_in_flight,
+            "journal_wait": now - snapshot.disk_waits if snapshot.disk_waits else 0,
         }
         if snapshot.commit != self._commit:
             values["last_commit"] = now if self._commit >= 0 else 0

@@ -521,7 +521,12 @@ class Player:
         self.cluster.settings = usual
         step.restarted.add(step.primary)
         step.facts["primary"] = self.primary()
-        self.append(20)
+
+        def waits() -> bool:
+            self.append(20)
+            return step.high[step.primary].get("journal_wait", 0) > 0
+
+        self.until(waits, "its disk thread is seen at work")
         self.primary()  # until the one that was killed has these too
 
     def drain(self, step: Step) -> None:
@@ -960,6 +965,7 @@ PROOFS: dict[str, Proof] = {
     "journal_inline": both(
         passes(lambda inline: inline == 0, on=primary), passes(lambda inline: inline == 1, on=backups)
     ),
+    "journal_wait": both(reached(positive, on=primary), passes(math.isnan, on=primary)),
     "disk_full": both(shown(lambda full: full == 1), passes(lambda full: full == 0)),
     "draining": both(reached(lambda value: value == 1, on=primary), passes(lambda value: value == 0)),
     "event_loop_last_turn": both(shown(lambda age: age > 5), passes(lambda age: age < 1)),

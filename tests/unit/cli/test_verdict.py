@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kimberlite.cli.verdict import BEHIND_OPS, Verdict, health, is_doubtful, judge
+from kimberlite.cli.verdict import BEHIND_OPS, Verdict, contact_s, health, is_doubtful, judge
 from kimberlite.errors import UnavailableError, WrongClusterError
 
 ADDRESSES = ["h:1", "h:2", "h:3"]
@@ -93,6 +93,15 @@ def test_an_older_release_says_less_and_is_judged_by_what_it_hears() -> None:
     heard = {**old, "peers": answer(0)["peers"]}
     assert judge(ADDRESSES, [heard, SILENT, SILENT]).verdict == Verdict.DEGRADED
     assert judge(["h:1"], [{"replica": 0, "role": "standby"}]).verdict == Verdict.NO_QUORUM
+
+
+def test_the_silence_that_counts_is_what_the_replica_says() -> None:
+    slow = {"contact_s": 2.4}  # four heartbeats of 600 ms
+    assert judge(ADDRESSES, [answer(0, 2.3, **slow), answer(1, **slow), answer(2, **slow)]).verdict == Verdict.HEALTHY
+    found = judge(ADDRESSES, [answer(0, 2.5, **slow), answer(1, **slow), answer(2, **slow)])
+    assert "replica 1 unheard for 2.5 s" in "; ".join(found.reasons)
+    assert contact_s(answer(0), answer(1, **slow), SILENT) == 2.4
+    assert contact_s(SILENT) == 1.0
 
 
 def test_one_address_is_enough_where_the_primary_hears_all() -> None:

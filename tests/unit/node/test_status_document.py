@@ -45,9 +45,11 @@ def test_every_field_is_described(telemetry: bool, tmp_path: Path) -> None:
     config = configuration.from_mapping(document)
     format_replica(config, tmp_path / "0")
 
-    async def said() -> dict[str, Any]:
+    async def said() -> tuple[dict[str, Any], dict[str, Any]]:
         async with Node(config, tmp_path / "0") as node:
-            return node.status()
+            return node.status(), node._info()
 
-    found = set(names(asyncio.run(said())))
+    document, info = asyncio.run(said())
+    assert document["contact_s"] * 1000 == info["contact_ms"], "readiness and can_commit mean the same silence"
+    found = set(names(document))
     assert found == set(FIELDS) - (set() if telemetry else OF_TELEMETRY)

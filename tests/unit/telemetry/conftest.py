@@ -21,7 +21,7 @@ INFO = {
     "replica": OWN,
     "replica_count": REPLICAS,
     "segment_bytes": SEGMENT_BYTES,
-    "contact_ms": 2000,
+    "contact_ms": 1000,
     "build": {"version": "1.2.3", "release": "1", "python": "3.11.7", "checksum_kernel": "scalar"},
     "config": {name: f"of {name}" for name in catalogue.CONFIG_LABELS},
 }

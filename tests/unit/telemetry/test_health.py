@@ -40,6 +40,12 @@ def test_nothing_recorded_yet_is_not_ready(reader: Reader, recorder: Recorder) -
         ("oldest_uncommitted", lambda now: now - 3 * SECOND, "commit", r"op 42 has 0 of 2 acks and waits for 3\.\d s"),
         ('replica_lag{peer="1"}', lambda now: 4 * SECOND, "commit", "0 committed ops are not applied here, for 4.0 s"),
         (
+            "journal_wait",
+            lambda now: now - 3 * SECOND,
+            "disk",
+            r"the disk has completed nothing for 3\.\d s, though more was asked of it",
+        ),
+        (
             "event_loop_last_turn",
             lambda now: now - 7 * SECOND,
             "event_loop",
@@ -67,6 +73,18 @@ def test_a_primary_may_miss_one_of_three(reader: Reader, healthy: Put) -> None:
     assert failing(reader) == {
         "quorum": "1 of 3 replicas, 2 needed; replica 0 last heard 9.0 s ago; replica 2 never heard"
     }
+
+
+def test_silence_counts_as_for_the_replica_itself(reader: Reader, healthy: Put) -> None:
+    """One bound, CoreConfig.contact_ns: what can not commit for want of a quorum is not ready."""
+    for peer, seconds in (("0", 1.5), ("2", 1.5)):
+        healthy(f'peer_last_heard{{peer="{peer}"}}', now_ns() - int(seconds * SECOND))
+    assert set(failing(reader)) == {"quorum"}
+
+
+def test_a_disk_that_is_only_slow_is_there(reader: Reader, healthy: Put) -> None:
+    healthy("journal_wait", now_ns() - SECOND // 4)
+    assert failing(reader) == {}
 
 
 def test_a_backup_needs_its_primary_only(reader: Reader, healthy: Put) -> None:

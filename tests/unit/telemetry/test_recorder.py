@@ -181,6 +181,13 @@ def test_why_it_can_not_commit_is_total(recorder: Recorder) -> None:
     assert all(gauge(recorder, f'cannot_commit{{reason="{reason}"}}') == 1 for reason in CannotCommit)
 
 
+def test_a_disk_that_completes_nothing(recorder: Recorder) -> None:
+    recorder.update(replace(SNAPSHOT, disk_waits=3 * SECOND), 100 * SECOND, 0, 10)
+    assert gauge(recorder, "journal_wait") == 97 * SECOND, "the instant since when"
+    recorder.update(SNAPSHOT, 101 * SECOND, 0, 10)
+    assert gauge(recorder, "journal_wait") == 0
+
+
 class _Newer(IntEnum):
     SEEN_BEFORE = 1
     NOT_DECLARED = 2

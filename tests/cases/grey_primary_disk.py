@@ -1,0 +1,149 @@
+"""A primary whose disk hung, without an error, led on: the backups committed without it, and clients waited for ever.
+Now another one leads within five seconds, the hung one says what is wrong with it, and it catches up afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from itertools import pairwise
+from typing import Any
+
+from grey import frozen
+from lab import Case, Cluster, main, until
+
+SECONDS = 150
+SAMPLE = False
+
+ON_THE_THREAD = "storage.inline_threshold_us=0"  # or the event loop itself would hang, and that is another fault
+GAP = 5.0  # without a commit, at most
+FAULT = 12.0
+
+
+class Load:
+    """One client after another that appends, and when each was answered."""
+
+    def __init__(self, addresses: list[str], writers: int = 4) -> None:
+        self.answered: list[float] = [time.monotonic()]
+        self.lost: list[str] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._write, args=(addresses,), daemon=True) for _ in range(writers)]
+
+    def _write(self, addresses: list[str]) -> None:
+        from kimberlite import sync
+
+        with sync.connect(addresses, timeout=20) as log:
+            while not self._over.is_set():
+                try:
+                    log.append([b"x" * 1000], timeout=20)
+                    self.answered.append(time.monotonic())
+                except Exception as error:
+                    self.lost.append(f"{type(error).__name__}: {error}")
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(25)
+
+    def longest_gap(self, begin: float, end: float) -> float:
+        """Without an answer, between the two moments."""
+        moments = [begin, *(at for at in sorted(self.answered) if begin < at < end), end]
+        return max(later - earlier for earlier, later in pairwise(moments))
+
+
+def run(case: Case) -> None:
+    cluster = case.cluster(3, ON_THE_THREAD)
+    cluster.append([b"first"])
+    with Load(cluster.addresses) as load:
+        until(lambda: len(load.answered) > 200, 10)
+        for what in ("under load", "once more, of the one that leads now"):
+            _freeze_the_primary(case, cluster, load, what)
+        case.check(not load.lost, f"appends failed: {load.lost[:3]}")
+
+    # Nothing is asked of the disk while it begins to hang: the next append finds out.
+    primary = cluster.roles()[0]
+    with frozen(cluster.process(primary).pid):
+        time.sleep(2)
+        began = time.monotonic()
+        cluster.append([b"after silence"], timeout=20)
+        took = time.monotonic() - began
+        case.check(took < GAP, f"an append to an idle cluster whose primary's disk hangs took {took:.1f} s")
+        case.say(f"an append to an idle cluster whose primary's disk hangs: {took:.1f} s")
+    case.check(until(lambda: _is_level(cluster), 20), f"not level again: {_applied(cluster)}")
+
+
+def _freeze_the_primary(case: Case, cluster: Cluster, load: Load, what: str) -> None:
+    primary = cluster.roles()[0]
+    begin = time.monotonic()
+    with frozen(cluster.process(primary).pid):
+        time.sleep(FAULT)
+        end = time.monotonic()
+        gap = load.longest_gap(begin, end)
+        answers = sum(begin < at < end for at in load.answered)
+        case.say(f"replica {primary}, {what}: {gap:.1f} s without an answer, {answers} in {FAULT:.0f} s")
+        case.check(gap < GAP, f"the disk of the primary hangs: {gap:.1f} s without a commit, {what}")
+        case.check(cluster.primary() != primary, f"replica {primary}, whose disk hangs, still leads")
+        _says_so(case, cluster, primary)
+    well = until(lambda: _is_level(cluster) and not _unwell(cluster, primary), 30)
+    case.check(well, f"30 s after its disk answers again: {_applied(cluster)}, {_unwell(cluster, primary)}")
+
+
+def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
+    """The replica with the hung disk: in its status, in the table, in /readyz, in its metrics."""
+    status = cluster.status(hung) or {}
+    case.say(f"its status: {status.get('unhealthy')!r}, {status.get('cannot_commit')}")
+    words = r"disk has (completed|answered) nothing for \d"
+    case.check(re.search(words, status.get("unhealthy", "")), f"its status does not say that its disk hangs: {status}")
+    why = status.get("cannot_commit", [])
+    case.check("disk_stalled" in why, f"it can not commit because of {why}")
+    shown = case.command("status", "--json", "--addresses", ",".join(cluster.addresses))
+    row = next(row for row in _rows(shown.stdout) if row["replica"] == hung)
+    case.check(row["lag"] > 0, f"`kimberlite status` does not show that it is behind: {row['lag']}")
+    case.check(shown.returncode == 35, f"`kimberlite status` ended with {shown.returncode}, not with 35, degraded")
+    ready = cluster.scrape(hung, "/readyz")
+    case.check(" 503 " in ready.splitlines()[0], f"/readyz: {ready}")
+    disk = cluster.scrape(hung, "/readyz/disk")
+    case.check(re.search(words, disk), f"/readyz/disk: {disk}")
+    page = cluster.scrape(hung)
+    case.check(re.search(r"^vsr_can_commit\{\S*\} 0.0$", page, re.MULTILINE), "its metrics say that it can commit")
+    case.check(
+        re.search(r'^vsr_cannot_commit\{\S*reason="disk_stalled"\S*\} 1.0$', page, re.MULTILINE),
+        "its metrics do not say why",
+    )
+    waits = re.search(r"^vsr_journal_wait_seconds\{\S*\} (\S+)$", page, re.MULTILINE)
+    case.check(waits and float(waits[1]) > FAULT / 2, f"vsr_journal_wait_seconds: {waits and waits[1]}")
+
+
+def _rows(document: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(document)["replicas"]
+    return rows
+
+
+def _applied(cluster: Cluster) -> list[int | None]:
+    found = [cluster.status(index) for index in range(cluster.size)]
+    return [status["applied"] if status else None for status in found]
+
+
+def _is_level(cluster: Cluster) -> bool:
+    """Under load the answers are not of one moment."""
+    applied = _applied(cluster)
+    found = [op for op in applied if op is not None]
+    return len(found) == cluster.size and max(found) - min(found) < 500
+
+
+def _unwell(cluster: Cluster, index: int) -> str:
+    status = cluster.status(index)
+    if status is None:
+        return "no answer"
+    ready = cluster.scrape(index, "/readyz")
+    return "; ".join(filter(None, [status["unhealthy"], "" if " 200 " in ready.splitlines()[0] else ready]))
+
+
+if __name__ == "__main__":
+    main(run)
