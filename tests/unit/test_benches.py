@@ -85,3 +85,21 @@ def test_two_versions_are_compared(tmp_path: Path) -> None:
         [sys.executable, str(BENCHES / "versions.py"), *arguments, "65"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "unknown loads: ['65']" in done.stderr
+
+
+def test_two_simulators_are_compared(tmp_path: Path) -> None:
+    """Seed by seed, in alternating order; here by stand-ins that tell what each seed is to have cost."""
+    asked = tmp_path / "asked"
+    for name, seconds in (("old", 0.3), ("new", 0.2)):
+        stand_in = tmp_path / name
+        stand_in.write_text(f"#!/bin/sh\nwhile read line; do echo {name} >> {asked}; echo '[{seconds}, 1000]'; done\n")
+        stand_in.chmod(0o755)
+    arguments = ("--old", str(tmp_path / "old"), "--new", str(tmp_path / "new"), "--seeds")
+    command = [sys.executable, str(BENCHES / "simulator.py"), *arguments]
+    done = subprocess.run([*command, "5:8"], capture_output=True, text=True, check=False)
+    assert done.stdout == (
+        "seeds 5:8, plans own: new 200.0 us a message, old 300.0, ratio 1.5 (1.5 to 1.5); 3000 and 3000 messages\n"
+    ), done.stderr
+    assert asked.read_text().split() == ["old", "new", "new", "old", "old", "new"]
+    done = subprocess.run([*command, "5:6"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "at least two seeds" in done.stderr
