@@ -108,14 +108,23 @@ def encode(block: Superblock, copy: int) -> bytes:
     return xxhash.xxh3_128_digest(whole[_CHECKED:]) + whole[16:]
 
 
+def _mark(copy: int) -> bytes:
+    """What only that copy has, behind the checksum that all have in common."""
+    return copy.to_bytes(2, "little").ljust(_CHECKED - 16, b"\0")
+
+
+def _is_whole(data: bytes, copy: int) -> bool:
+    """Whether that is copy number `copy`, as it was written."""
+    intact = len(data) == COPY_BYTES and data[:16] == xxhash.xxh3_128_digest(data[_CHECKED:])
+    return intact and data[16:_CHECKED] == _mark(copy)
+
+
 def decode(data: bytes, copy: int) -> Superblock | None:
     """A copy, or None when it is damaged or is not copy number `copy`.
 
     Raises FormatVersionError for an intact copy of an unknown format: never repaired.
     """
-    if len(data) != COPY_BYTES or data[:16] != xxhash.xxh3_128_digest(data[_CHECKED:]):
-        return None
-    if data[16:_CHECKED] != copy.to_bytes(2, "little").ljust(_CHECKED - 16, b"\0") or data[_MAGIC] != MAGIC:
+    if not _is_whole(data, copy) or data[_MAGIC] != MAGIC:
         return None
     version, features = int.from_bytes(data[_VERSION], "little"), int.from_bytes(data[_FEATURES], "little")
     if version != VERSION or features & ~FEATURES_KNOWN:
@@ -199,9 +208,11 @@ def read_copies(disk: Disk, file: int) -> list[Superblock | None]:
 def phases(disk: Disk, file: int, block: Superblock, copies: Iterable[int] = range(COPIES)) -> list[list[Write]]:
     """The write of these copies, one after another."""
     result = []
+    whole = encode(block, 0)
     for copy in copies:
         buffer = disk.aligned(COPY_BYTES)
-        buffer[:] = encode(block, copy)
+        buffer[:] = whole
+        buffer[16:_CHECKED] = _mark(copy)
         result.append([Write(file, copy * COPY_BYTES, buffer)])
     return result
 
@@ -233,11 +244,15 @@ class SuperblockFile:
 
     def is_good(self, copy: int) -> bool:
         """Whether a copy on the disk is what is in force. While an update is under way it need not be."""
+        return self._holds(copy, self.current)
+
+    def _holds(self, copy: int, block: Superblock) -> bool:
+        """Whether a copy on the disk is that content."""
         try:
             data = bytes(self._disk.read(self._file, copy * COPY_BYTES, COPY_BYTES))
         except OSError:
             return False
-        return data == encode(self.current, copy)
+        return data[:16] == block.checksum and _is_whole(data, copy)
 
     def rewrite(self, copy: int) -> list[list[Write]]:
         """The write of one copy of what is in force."""
@@ -275,8 +290,10 @@ class SuperblockFile:
 
     def _next(self, state: ViewState, checkpoint: Checkpoint) -> tuple[Superblock, list[list[Write]]]:
         last = self._last
-        digest = encode(last, 0)[:16]
-        self._last = replace(last, state=state, checkpoint=checkpoint, sequence=last.sequence + 1, parent=digest)
+        block = replace(
+            last, state=state, checkpoint=checkpoint, sequence=last.sequence + 1, parent=last.checksum, checksum=ZERO16
+        )
+        self._last = replace(block, checksum=encode(block, 0)[:16])
         return self._last, phases(self._disk, self._file, self._last)
 
     @property
@@ -286,8 +303,7 @@ class SuperblockFile:
 
     def confirm(self, block: Superblock) -> None:
         """Read an update back when it is durable. Raises WriteFailedError below the write quorum."""
-        digest = encode(block, 0)[:16]
-        equal = sum(copy is not None and copy.checksum == digest for copy in read_copies(self._disk, self._file))
+        equal = sum(self._holds(copy, block) for copy in range(COPIES))
         if equal < WRITE_QUORUM and self._last is block:
             raise WriteFailedError(
                 f"only {equal} of {COPIES} superblock copies read back as written: the disk does not keep its word; "
@@ -296,4 +312,4 @@ class SuperblockFile:
                 offset=0,
                 errno=0,
             )
-        self.current = replace(block, checksum=digest)
+        self.current = block

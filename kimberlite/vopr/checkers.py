@@ -467,11 +467,11 @@ class Checkers:
         if header.command not in VIEW_FRAMES:
             return
         promises = world.promises(replica)
-        name = Command(header.command).name
         if header.view > promises.view:
             raise Violation(
                 "I9 durable promises",
-                f"replica {replica} sends {name} of view {header.view}, its disk says {promises.view}",
+                f"replica {replica} sends {Command(header.command).name} of view {header.view}, its disk says "
+                f"{promises.view}",
             )
         if (
             header.command in (Command.START_VIEW, Command.PREPARE_OK, Command.COMMIT)

@@ -163,7 +163,7 @@ class SimDisk:
         bad = self.files.unreadable.get(name)
         if bad and not bad.isdisjoint(range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
             raise OSError(errno.EIO, "unreadable sector", name)
-        return memoryview(bytes(self.files.durable[name][offset : offset + length]))
+        return memoryview(memoryview(self.files.durable[name])[offset : offset + length].tobytes())
 
     def aligned(self, length: int) -> memoryview:
         return memoryview(bytearray(length))
