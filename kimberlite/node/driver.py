@@ -254,8 +254,10 @@ class Driver:
                     break
             if work.events:
                 self.recorder.record(work.events)
-            if work.persist:
-                self._collect()  # an inline disk has completed already
+            is_durable = bool(work.persist) and self._collect()  # an inline disk has completed already
+            if not (is_durable or changed or work.apply or work.serve):
+                self.behind = False  # nothing that was done has told the core anything new
+                return
         self.behind = True
 
     def _collect(self) -> bool:
