@@ -261,6 +261,7 @@ class Driver:
         self.behind = True
 
     def _collect(self) -> bool:
+        """What the disk has done since; whether the core was told anything."""
         now = self._now = self._clock()
         tokens = self.store.completions()
         for token in tokens:
@@ -271,9 +272,10 @@ class Driver:
                 self.store.truncate(above)
             self.core.durable(token, now)
         durable = self.store.checkpoint_op
-        if durable > self.core.checkpoint_op:
+        is_newer = durable > self.core.checkpoint_op
+        if is_newer:
             self.core.checkpointed(durable)
-        return bool(tokens)
+        return is_newer or bool(tokens)
 
     def _persist(self, persist: Persist) -> None:
         if persist.kind is PersistKind.VIEW:
