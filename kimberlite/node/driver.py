@@ -3,9 +3,9 @@
 Shared by the node and the simulator: it does no I/O of its own, and its clock is given to it
 (monotonic nanoseconds). It is read at every input, after every write and after every
 execution, so that what these took is in the latencies. Every input method runs the core until
-it asks for nothing more, or for ROUNDS_MAX rounds: a long replay must not keep the caller from
-its sockets. Then `behind` is true and the caller calls `on_tick` again as soon as it has looked
-at everything else.
+it asks for nothing more, or for nothing whose answer it waits for, or for ROUNDS_MAX rounds: a long
+replay must not keep the caller from its sockets. Then `behind` is true and the caller calls `on_tick`
+again as soon as it has looked at everything else.
 
 Checkpoints: after executing an op at which one is due (node.checkpoints), the driver takes the state (sessions,
 snapshot) and has the store write it in the background; while that is busy, what comes due is left out. One more is

@@ -24,11 +24,11 @@ from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.interface import RETRY_NS
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import ROOM_UNBOUNDED, Command, Message, Operation, Reason, Status
+from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Operation, Reason, Status
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, empty, fill, make_unreadable
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Apply, Event, EventKind, ToReplica, Work
+from kimberlite.vsr.work import Apply, Event, EventKind, ServeHeaders, ToReplica, Work
 
 CLUSTER = b"n" * 16
 CLIENT = b"c" * 16
@@ -245,7 +245,11 @@ class Endless:
         self.rounds += 1
         work = Work()
         work.send.append(ToReplica(0, Message(make_header(cluster=CLUSTER, command=Command.PING))))
+        work.serve.append(ServeHeaders(0, 1, 0, 0))  # what the disk says may be news to it
         return work
+
+    def headers_message(self, headers: Sequence[Header], nonce: int) -> None:
+        return None
 
 
 def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
@@ -256,6 +260,19 @@ def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
     node.driver._run()
     assert node.driver.behind
     assert core.rounds == len(node.trace) == ROUNDS_MAX
+
+
+def test_a_round_that_tells_the_core_nothing_is_the_last() -> None:
+    class Sending(Endless):
+        def take_work(self) -> Work:
+            work = super().take_work()
+            work.serve.clear()
+            return work
+
+    node = Alone().settle()
+    core = node.driver.core = Sending()  # type: ignore[assignment]
+    node.driver._run()
+    assert core.rounds == 1 and not node.driver.behind
 
 
 # A full disk
