@@ -84,6 +84,13 @@ class ConfigError(UsageError):
     found: str | int | None = None
 
 
+class CampaignStateError(UsageError):
+    """The file does not hold the progress of the campaign that is to go on: it is of other seeds, another plan, other
+    code, or none at all. Attribute: path."""
+
+    path: str = ""
+
+
 class EventTooLargeError(UsageError):
     """An event or a request is above its limit; nothing was sent."""
 

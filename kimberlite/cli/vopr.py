@@ -22,6 +22,8 @@ from kimberlite.vopr import canaries as planted
 from kimberlite.vopr import corruption, crash_images, crashes, recording
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr import run as runs
+from kimberlite.vopr.campaign import Campaign
+from kimberlite.vopr.campaign import Progress as CampaignProgress
 from kimberlite.vopr.plan import DEFAULT, PLANS, REQUESTS
 
 if TYPE_CHECKING:
@@ -112,43 +114,68 @@ def vopr() -> None:
     metavar="N",
     help="Processes that share the seeds; the result does not depend on it.",
 )
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep there how far it has got, and go on from there when the file exists.",
+)
 @json_option
-def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, as_json: bool) -> None:
+def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, state: Path | None, as_json: bool) -> None:
     """Run a range of seeds and report every broken invariant with the command that replays it.
 
     Ends with exit code 0 when nothing was broken, else with 51; cut short by Ctrl-C with 130, by SIGTERM with 143.
     With --json the last line, the only one on standard output, has seeds, violations, trace_hash, messages,
     messages_per_s, wall_s, labels (how often each rare event was reached) and complete (false when it was cut
     short); violations go to standard error.
+
+    With --state it can be cut short in any way, a kill or a power cut too, and the same command goes on later: the
+    result is that of one go. A file of another campaign, or of other code, is refused.
     """
     show = note if as_json else click.echo
-    campaign = runs.Campaign()
-    first_outcome = None
+    progress = CampaignProgress(state, {"seeds": list(seeds), "plan": plan, "requests": requests}) if state else None
+    campaign = progress.load() if progress else Campaign()
     total = seeds[1] - seeds[0]
+    if campaign.seeds:
+        note(
+            f"{state}: {campaign.seeds} of {total} seeds are done, {len(campaign.violations)} of them with a violation"
+        )
     with Interruption() as interruption:
         with Bar("seeds", total) as advance:
-            for outcome in interruption.until(runs.outcomes(*seeds, requests, jobs, plan)):
+            advance(campaign.seeds)
+            for outcome in interruption.until(runs.outcomes(seeds[0] + campaign.seeds, seeds[1], requests, jobs, plan)):
                 campaign.add(outcome)
-                first_outcome = first_outcome or outcome
                 if outcome.check:
                     show(violation_text(outcome, requests, plan))
+                if progress:
+                    progress.save_when_due(campaign)
                 advance()
+        if progress:
+            progress.save(campaign)
         is_complete = interruption.signal is None
-        if is_complete and first_outcome is not None:
-            differs = runs.check_determinism(first_outcome, requests, plan)
+        if is_complete and campaign.first is not None:
+            differs = runs.check_determinism(*campaign.first, requests, plan)
             if differs is not None:
                 campaign.violations.append(differs)
                 show(violation_text(differs, requests, plan))
-        summary = campaign.summary() | {"complete": is_complete}
-        if as_json:
-            print_json(summary)
-        else:
-            click.echo(
-                f"{campaign.seeds} seeds, {len(campaign.violations)} violations, trace hash {campaign.trace_hash}, "
-                f"{campaign.messages} messages, {summary['messages_per_s']} messages/s, {campaign.wall_s:.1f} s"
-            )
+        show_campaign(campaign, is_complete, as_json)
         interruption.finish(f"{campaign.seeds} of {total} seeds")
-    unreached = campaign.unreached()
+    raise_findings(campaign, requests, plan)
+
+
+def show_campaign(campaign: Campaign, is_complete: bool, as_json: bool) -> None:
+    summary = campaign.summary() | {"complete": is_complete}
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(
+        f"{campaign.seeds} seeds, {len(campaign.violations)} violations, trace hash {campaign.trace_hash}, "
+        f"{campaign.messages} messages, {summary['messages_per_s']} messages/s, {campaign.wall_s:.1f} s"
+    )
+
+
+def raise_findings(campaign: Campaign, requests: int, plan: str) -> None:
+    """Raises ViolationError when something was broken, or too little was tried."""
     if campaign.violations:
         bad = [outcome.seed for outcome in campaign.violations]
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
@@ -158,6 +185,7 @@ def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, as_
             "small with `kimberlite vopr minimize`",
             seeds=bad,
         )
+    unreached = campaign.unreached()
     if unreached:
         raise ViolationError(
             f"E4 coverage: in {campaign.seeds} seeds nothing reached {', '.join(unreached)}: the faults are too weak",

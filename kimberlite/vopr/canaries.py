@@ -43,9 +43,10 @@ from kimberlite.types import (
     Status,
 )
 from kimberlite.vopr import checkers, network, plan, world
+from kimberlite.vopr.campaign import Campaign
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
-from kimberlite.vopr.run import Campaign, Script, run
+from kimberlite.vopr.run import Script, run
 from kimberlite.vsr import abdication, bounds, conflict, normal, quorum, recovery, repair, replica, view_change
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.quorum import Quorums

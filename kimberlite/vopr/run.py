@@ -1,7 +1,7 @@
 """Runs of the simulator: one seed, a range of seeds on several processes, and what came of them.
 
-A `Script` says which run; an `Outcome` says what happened. The combined trace hash of a
-campaign is that of its seeds in order, whatever number of processes shared them.
+A `Script` says which run; an `Outcome` says what happened. Outcomes come in the order of their seeds, whatever number
+of processes shared them.
 
 `python -m kimberlite.vopr.run FIRST LAST STEP REQUESTS PLAN` prints one outcome a line, as JSON: the
 workers of a campaign.
@@ -12,14 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 import traceback
-from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import xxhash
 
 from kimberlite.errors import UsageError
 from kimberlite.vopr import persistent
@@ -29,28 +25,6 @@ from kimberlite.vopr.faults import Fault, check
 from kimberlite.vopr.plan import DEFAULT, REQUESTS, Plan, draw, select
 from kimberlite.vopr.workers import Workers, show
 from kimberlite.vopr.world import World
-
-# E4: what a campaign of that many seeds must have reached, or it proves less than it seems to.
-LABELS_SEEDS_MIN = 100
-LABELS_WANTED = (
-    "CHECKPOINTED",
-    "DROPPED_OLD_VIEW",
-    "DROPPED_OUT_OF_BOUNDS",
-    "DROPPED_WRONG_CLUSTER",
-    "DUPLICATE",
-    "FAULTY",
-    "REJECTED_DISK_FULL",
-    "REPAIRED",
-    "REPAIR_EXPIRED",
-    "SCRUB_FOUND",
-    "SESSION_EVICTED",
-    "SUFFIX_DROPPED",
-    "TRIMMED",
-    "agreements",
-    "corrupted",
-    "quorum_audits",
-    "torn",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,49 +130,6 @@ def run(script: Script, *, full_trace: bool = False) -> Outcome:
     )
 
 
-@dataclass(slots=True)
-class Campaign:
-    """Totals of the runs added so far; every field is a function of the runs, wall_s apart."""
-
-    seeds: int = 0
-    messages: int = 0
-    violations: list[Outcome] = field(default_factory=list)
-    labels: Counter[str] = field(default_factory=Counter)
-    started: float = field(default_factory=time.monotonic)
-    wall_s: float = 0.0
-    _hash: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
-
-    def add(self, outcome: Outcome) -> None:
-        self.seeds += 1
-        self.messages += outcome.messages
-        self.labels.update({name: count for name, count in outcome.labels.items() if count})
-        self._hash.update(f"{outcome.seed} {outcome.trace_hash} {outcome.check}\n".encode())
-        if outcome.check:
-            self.violations.append(outcome)
-        self.wall_s = time.monotonic() - self.started
-
-    def unreached(self) -> list[str]:
-        """Labels that a campaign of this size must have reached and has not."""
-        if self.seeds < LABELS_SEEDS_MIN:
-            return []
-        return [label for label in LABELS_WANTED if not self.labels[label]]
-
-    @property
-    def trace_hash(self) -> str:
-        return self._hash.hexdigest()
-
-    def summary(self) -> dict[str, object]:
-        return {
-            "seeds": self.seeds,
-            "violations": len(self.violations),
-            "trace_hash": self.trace_hash,
-            "messages": self.messages,
-            "messages_per_s": round(self.messages / self.wall_s) if self.wall_s else 0,
-            "wall_s": round(self.wall_s, 3),
-            "labels": dict(sorted(self.labels.items())),
-        }
-
-
 def outcomes(
     first: int, last: int, requests: int, jobs: int = 1, plan: str = DEFAULT
 ) -> Generator[Outcome, None, None]:
@@ -223,15 +154,15 @@ def decode(value: dict[str, Any]) -> Outcome:
     return Outcome(**value)
 
 
-def check_determinism(outcome: Outcome, requests: int, plan: str = DEFAULT) -> Outcome | None:
+def check_determinism(seed: int, trace_hash: str, requests: int, plan: str = DEFAULT) -> Outcome | None:
     """Run a seed again: None when it is the same run, else an outcome that says so."""
-    again = run(Script(outcome.seed, requests, name=plan))
-    if again.trace_hash == outcome.trace_hash:
+    again = run(Script(seed, requests, name=plan))
+    if again.trace_hash == trace_hash:
         return None
     return dataclasses.replace(
         again,
         check="E0 determinism",
-        violation=f"E0 determinism: the trace of seed {outcome.seed} is {outcome.trace_hash}, then {again.trace_hash}",
+        violation=f"E0 determinism: the trace of seed {seed} is {trace_hash}, then {again.trace_hash}",
     )
 
 

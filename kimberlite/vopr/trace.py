@@ -77,7 +77,7 @@ def _canonical(value: object) -> bytes:
 
 def _readable(value: object) -> str:
     if isinstance(value, bytes):
-        return value.hex()[:8]
+        return value.decode() if value.isascii() and value.decode().isprintable() else value.hex()[:8]
     if isinstance(value, tuple) and value and isinstance(value[0], IntEnum):  # an event
         return f"{value[0].name} {' '.join(map(str, value[1:]))};"
     return str(value)

@@ -435,7 +435,7 @@ class World:
             self.is_late_return = False
             self._demand(CONVERGE_NS_MAX, "all replicas after a late return", list(range(count)))
         self._scrub_all()
-        if self.plan.persistent and count >= 3:
+        if self.plan.persistent and count >= 3 and self.plan.sessions_max >= len(self.clients):
             self.quiet_since = self.now
             fault = persistent_fault(self, self.plan.persistent)
             self._demand(CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", list(range(count)))

@@ -85,8 +85,7 @@ def test_run_json_keeps_violations_out_of_standard_output(capsys: pytest.Capture
 def test_run_fails_when_it_proves_too_little(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs, "LABELS_SEEDS_MIN", 1)
-    monkeypatch.setattr(runs, "LABELS_WANTED", ("PREPARED", "never"))
+    monkeypatch.setattr("kimberlite.vopr.campaign.LABELS", {"PREPARED": 1, "never": 1})
     assert main(["vopr", "run", "--seeds", "0:1", "--requests", "3"]) == 51
     assert "E4 coverage: in 1 seeds nothing reached never:" in capsys.readouterr().err
 
@@ -293,6 +292,60 @@ def test_run_cut_short(
     assert main(["vopr", "run", "--seeds", "0:90", "--requests", "5", "--json"]) == code
     row = json.loads(capsys.readouterr().out)
     assert (row["seeds"], row["complete"]) == (1, False)
+
+
+@pytest.mark.usefixtures("failing")
+@pytest.mark.parametrize(("number", "code"), CUT_SHORT)
+def test_run_goes_on_where_it_was_cut_short(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["vopr", "run", "--seeds", "0:6", "--requests", "5", "--json"]
+    assert main(command) == 51
+    whole = json.loads(capsys.readouterr().out)
+    command += ["--state", str(tmp_path / "state")]
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "run", after(3, number, runs.run))
+        assert main(command) == code
+    row = json.loads(capsys.readouterr().out)
+    assert (row["seeds"], row["complete"]) == (2, False)
+    for said in ("2 of 6 seeds are done, 1 of them with a violation", "6 of 6 seeds are done"):
+        assert main(command) == 51
+        captured = capsys.readouterr()
+        row = json.loads(captured.out)
+        assert {**row, "wall_s": 0, "messages_per_s": 0} == {**whole, "wall_s": 0, "messages_per_s": 0}
+        assert said in captured.err
+        assert "2 violations in 6 seeds (1, 2)" in captured.err
+    assert main([*command[:3], "0:7", *command[4:]]) == 2
+    assert "is the state of another campaign: its seeds is [0, 6], here it is [0, 7]" in capsys.readouterr().err
+
+
+def test_run_that_is_killed_goes_on(tmp_path: Path) -> None:
+    """A process that can not say good-bye."""
+    path = tmp_path / "state"
+    program = (
+        "import os, sys; from kimberlite.cli import main; from kimberlite.vopr import campaign, run as runs\n"
+        "campaign.SAVE_S, original = 0.0, runs.run\n"
+        "def run(script):\n"
+        "    if script.seed == 2: os.kill(os.getpid(), 9)\n"
+        "    return original(script)\n"
+        "if sys.argv[1] == 'dies': runs.run = run\n"
+        "sys.exit(main(['vopr', 'run', '--seeds', '0:4', '--requests', '3', '--json', *sys.argv[2:]]))"
+    )
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    whole = json.loads(start("lives").stdout)
+    assert start("dies", "--state", str(path)).returncode == -signal.SIGKILL
+    done = start("lives", "--state", str(path))
+    assert "2 of 4 seeds are done" in done.stderr
+    row = json.loads(done.stdout)
+    assert (row["trace_hash"], row["messages"], row["seeds"]) == (whole["trace_hash"], whole["messages"], 4)
 
 
 @pytest.mark.parametrize(("number", "code"), CUT_SHORT)

@@ -37,7 +37,7 @@ def run(fault: str, replicas: int, seed: int = 1) -> World:
     return world
 
 
-@pytest.mark.parametrize("replicas", [3, 5])
+@pytest.mark.parametrize("replicas", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", persistent.FAULTS)
 def test_a_healthy_quorum_answers(fault: str, replicas: int) -> None:
     world = run(fault, replicas)
