@@ -11,7 +11,7 @@ May import: types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kimberlite.types import Header
@@ -30,25 +30,28 @@ USUAL = CheckpointPolicy()
 
 
 class CheckpointSchedule:
-    """Told of every op that is executed, in order, from the one behind `executed` on."""
+    """Told of every op that is executed, in order; in the beginning a checkpoint was due at the op before."""
 
-    def __init__(self, policy: CheckpointPolicy, executed: int, headers: Iterable[Header] = ()) -> None:
-        """executed: what a restart begins with: 0, or the op of a checkpoint. headers: of the ops from
-        `first_needed` up to that one, where all of them are known; without them a checkpoint was due at it."""
-        self._policy = policy
+    def __init__(self) -> None:
         self._bytes = 0  # of entries, since a checkpoint was due
-        known = list(headers)
-        if len(known) == executed - first_needed(policy, executed) + 1:
-            for header in known:
-                self.is_due(header.op, header.size)
 
-    def is_due(self, op: int, size: int) -> bool:
+    def is_due(self, policy: CheckpointPolicy, op: int, size: int) -> bool:
         """Whether a checkpoint is due after `op`, whose entry has that size."""
         self._bytes += size
-        if op % self._policy.ops and self._bytes < self._policy.bytes:
+        if op % policy.ops and self._bytes < policy.bytes:
             return False
         self._bytes = 0
         return True
+
+
+def schedule_behind(policy: CheckpointPolicy, executed: int, headers: Sequence[Header]) -> CheckpointSchedule:
+    """What is due behind an op that a restart begins with, which need not be due itself. headers: of the ops from
+    `first_needed` up to that one; when not all of them can be had it is taken for due."""
+    schedule = CheckpointSchedule()
+    if len(headers) == executed - first_needed(policy, executed) + 1:
+        for header in headers:
+            schedule.is_due(policy, header.op, header.size)
+    return schedule
 
 
 def first_needed(policy: CheckpointPolicy, executed: int) -> int:

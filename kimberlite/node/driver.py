@@ -37,7 +37,7 @@ from kimberlite.errors import (
     UnrecoverableError,
     invariant,
 )
-from kimberlite.node.checkpoints import USUAL, CheckpointPolicy, CheckpointSchedule, first_needed
+from kimberlite.node.checkpoints import USUAL, CheckpointPolicy, first_needed, schedule_behind
 from kimberlite.state_machine import Batch, Frozen, StateMachine
 from kimberlite.storage.interface import LogStore, is_known, unknown_operation
 from kimberlite.types import (
@@ -169,7 +169,9 @@ class Driver:
         self.behind = False
         self._checkpoints = checkpoints
         self._background = background
-        self._schedule = self._schedule_of(core.applied)
+        first = first_needed(checkpoints, core.applied)
+        needed = store.headers(first, core.applied) if first <= core.applied else []
+        self._schedule = schedule_behind(checkpoints, core.applied, needed)
         self._snapshot_under_way = False
 
     # Inputs
@@ -421,7 +423,7 @@ class Driver:
         self.core.applied_op(header.op, results, self._now)
         if header.operation == Operation.TRIM and message is not None:
             self._trim(message)
-        if self._schedule.is_due(header.op, header.size):
+        if self._schedule.is_due(self._checkpoints, header.op, header.size):
             self._make_checkpoint(header.op)
 
     def _trim(self, message: Message) -> None:
@@ -440,13 +442,6 @@ class Driver:
     def _is_checkpoint_lost(self) -> bool:
         """Whether a restart could not begin with the checkpoint: one is due now, whatever was executed since."""
         return self.store.checkpoint_op < self.store.checkpoint.op
-
-    def _schedule_of(self, executed: int) -> CheckpointSchedule:
-        """What is due behind the checkpoint that a restart begins with. When that is no multiple of the policy's ops,
-        the log tells whether it was due; a part of which is trimmed or damaged tells nothing."""
-        first = first_needed(self._checkpoints, executed)
-        headers = self.store.headers(first, executed) if first <= executed else []
-        return CheckpointSchedule(self._checkpoints, executed, headers)
 
     def _make_checkpoint(self, op: int) -> None:
         """Take the state after `op`, the last executed, and have it written; nothing, while one is being written."""

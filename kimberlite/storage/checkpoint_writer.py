@@ -76,6 +76,11 @@ class CheckpointWriter:
         return self._copying is None and not self._leftovers
 
     @property
+    def floor_op(self) -> int:
+        """The op that the log begins with, as last trimmed."""
+        return self._floor[0]
+
+    @property
     def is_stalled(self) -> bool:
         """Whether there was no space for the next copy."""
         return self._copying is not None and self._copying.is_stalled

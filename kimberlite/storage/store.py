@@ -210,7 +210,10 @@ class Store:
             self._spare.append((segment.number, None))
 
     def _mark_faulty(self, op: int) -> None:
-        self._faulty.add(op)
+        """An entry is damaged: a matter of the log from where a trim lets it begin, be that durable yet or not. What
+        goes can not be had from anybody any more."""
+        if op >= self._checkpoints.floor_op:
+            self._faulty.add(op)
 
     def _clear_damage_behind(self) -> None:
         """Witness records behind the end of the log that a crash has torn, or that were in doubt: left there they
@@ -535,6 +538,7 @@ class Store:
     def trim(self, first_op: int, first_position: int) -> None:
         invariant(first_op <= self._head + 1, "a log begins within itself", first_op=first_op, head=self._head)
         self._checkpoints.trim(first_op, first_position)
+        self._faulty = {op for op in self._faulty if op >= self._checkpoints.floor_op}
 
     def _sweep(self) -> None:
         """Let go of what nothing refers to any more, one segment and one file at a time."""
@@ -543,7 +547,6 @@ class Store:
         if number < min(checkpoint.first_segment, self._open[0].number) and not self._handles.is_held(number):
             self._handles.forget(number)
             self._cold.begin_at(number + 1, self._cold.start(number + 1))
-            self._faulty = {op for op in self._faulty if op >= checkpoint.first_op}
             self._checkpoints.leave([journal_name(number), witness_name(number)])
         self._checkpoints.sweep()
 
@@ -708,7 +711,7 @@ class Store:
             entry, message = read_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes, size)
         wanted = expected.checksum if expected is not None else checksum
         if entry is not Entry.GOOD or message is None or message.header.checksum != wanted:
-            self._faulty.add(op)
+            self._mark_faulty(op)
             return None
         return message
 
@@ -727,7 +730,7 @@ class Store:
         )
         size = round_up(header.size) if header is not None else SECTOR
         if not isinstance(found, Message) or header is None or found.header.checksum != header.checksum:
-            self._faulty.add(op)
+            self._mark_faulty(op)
             return Checked(size, (Damage.ENTRY,))
         first = op - index % RECORDS_PER_SECTOR
         if op in self._rewriting or any(near in self._in_flight for near in range(first, first + RECORDS_PER_SECTOR)):

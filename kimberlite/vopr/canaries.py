@@ -49,6 +49,7 @@ from kimberlite.vopr.plan import REQUESTS, Plan
 from kimberlite.vopr.run import Script, run
 from kimberlite.vsr import abdication, bounds, conflict, normal, quorum, recovery, repair, replica, view_change
 from kimberlite.vsr.log import Log
+from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
@@ -705,6 +706,11 @@ def _repair_forgotten_in_a_view_change() -> list[Patch]:
             peer.repairs = 0
 
     return [(repair, "on_view_left", on_view_left)]
+
+
+@canary("what brings nothing is asked for again as soon as that is known")
+def _barren_questions_repeated() -> list[Patch]:
+    return [(Pacing, "may_ask", lambda self, question, now: True)]
 
 
 @canary("a primary gives up while others come nearer to what they lack")

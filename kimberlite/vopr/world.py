@@ -46,6 +46,7 @@ from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.persistent import persistent_fault
 from kimberlite.vopr.plan import MS, Plan, streams
+from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
 
@@ -95,6 +96,7 @@ class World:
         self.counts: dict[str, int] = {}
         self.checkers = Checkers(plan.replica_count, plan.sessions_max)
         self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops)
+        self.questions = Questions()
         self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
         self.files = [Files(on_write=partial(self._on_write, index)) for index in range(plan.replica_count)]
@@ -238,6 +240,7 @@ class World:
         if life:
             self.nodes[index] = node
             self.checkers.on_restart(self, index)
+            self.questions.on_restart(index)
         self.at(self.now + self.schedule.randrange(TICK_NS), lambda: self._tick(index, life))
         self.at(self.now, lambda: self.act(index, life, driver.start))
         return node
@@ -553,6 +556,7 @@ class _Port:
     def send(self, replica: int, message: Message) -> None:
         self._world.checkers.on_send(self._world, self._index, message)
         self._world.checkers.on_ask(self._world, self._index, replica, message.header)
+        self._world.questions.on_send(self._world.now, self._index, replica, message.header)
         if self._world.idle_frames is not None:
             self._world.idle_frames[self._index, replica, message.header.command] += 1
         self._world.network.send(self._index, replica, message)

@@ -51,6 +51,7 @@ class CoreConfig:
     repair_ns: int = 20 * MS
     ping_ns: int = 250 * MS  # how often replicas that have nothing to say to each other give a sign of life
     repair_expiry_ns: int = 250 * MS
+    repair_pause_ns: int = 4000 * MS  # what brings nothing is asked for again as seldom as that, in the end
     abdicate_ns: int = 2000 * MS  # a primary that cannot commit for this long stops leading
     forfeit_gap: int = 1024  # a candidate this many ops behind leaves the view to another that has the log
     # Room in the journal that requests of clients leave to what the protocol itself must append on a full disk.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from kimberlite.vsr.replica import Replica
 
+CONFLICT = "conflict"  # a kind of question, for r.pacing
 ASK_OPS = 64  # headers asked for: the op and what is below it; memory holds more
 
 
@@ -54,8 +55,12 @@ def look(r: Replica, header: Header) -> None:
         if known is None or header.position < known.op:
             r.conflict = Conflict(header.position, own.checksum, header.context, header.replica)
             r.emit(EventKind.IDENTITY_CONFLICT, header.position, header.replica)
-    if r.conflict is not None and r.now - r.conflict.asked_at > r.config.repair_expiry_ns:
-        _ask(r, r.conflict)
+    conflict = r.conflict
+    if conflict is None or r.now - conflict.asked_at <= r.config.repair_expiry_ns:
+        return
+    if r.pacing.may_ask((CONFLICT, conflict.op), r.now):
+        r.pacing.brought_nothing((CONFLICT, conflict.op), r.now)  # unless the answer resolves it
+        _ask(r, conflict)
 
 
 def _ask(r: Replica, conflict: Conflict) -> None:

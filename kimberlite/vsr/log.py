@@ -163,8 +163,10 @@ class Log:
         return self.op < head
 
     def trim(self, first_op: int) -> None:
-        """The log begins with `first_op` now: damage below it concerns nobody any more."""
+        """The log begins with `first_op` now: damage below it concerns nobody any more, nor what came to repair it."""
         self.faulty = {op for op in self.faulty if op >= first_op}
+        for op in [op for op in self.bodies if op < first_op]:
+            del self.bodies[op]
 
     # Planning
 

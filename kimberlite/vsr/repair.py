@@ -8,7 +8,8 @@ Who is asked: replicas that were heard lately and, as far as they said, have it;
 first, with one request in ten to another. How much: lowest first, a window of ops and bytes ahead
 of the durable prefix; in all so many requests; to each peer as many as it answers, half of that
 after a request that it did not answer in time. When: as soon as answers come, once a round; the
-jittered timer is for what is not answered.
+jittered timer is for what is not answered. How often: what brings nothing is asked for less and less (vsr.pacing),
+whether nobody answers, the answer says nothing new, or what came could not be kept.
 
 What is asked for by identity stays wanted when the view changes, and committed entries are taken
 and asked for in the middle of a view change too: a replica that is far behind comes nearer
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 WINDOW_MIN = 4  # requests in flight to a peer that lets them expire
 HEADERS_REQUESTS_MAX = 4
+ENTRY, HEADERS = "entry", "headers"  # kinds of questions, for r.pacing
 REST_EXPIRIES = 2  # a peer that did not answer is left alone for so many times the expiry, if another can be asked
 
 
@@ -50,6 +52,7 @@ def on_view_left(r: Replica) -> None:
 
 def on_installed(r: Replica) -> None:
     """Another log may have taken the place of what was asked for, or of what came early: keep what is part of it."""
+    r.pacing.clear()
     for op, request in list(r.repairs.items()):
         known = r.log.headers.get(op)
         if known is None or known.checksum != request.header.checksum or r.log.holds(op):
@@ -107,10 +110,12 @@ def _expire(r: Replica) -> None:
     for op in [op for op, request in r.repairs.items() if _is_overdue(r, request.peer, request.sent_at)]:
         request = _forget(r, op)
         silent.add(request.peer)
+        r.pacing.brought_nothing((ENTRY, op), r.now)
         r.emit(EventKind.REPAIR_EXPIRED, op, request.peer)
     overdue = [request for request in r.headers_requests.values() if _is_overdue(r, request.peer, request.sent_at)]
     if overdue:  # those behind it do not continue what is known here, when they are answered
         silent.add(overdue[0].peer)
+        r.pacing.brought_nothing((HEADERS, overdue[0].first), r.now)
         r.emit(EventKind.REPAIR_EXPIRED, overdue[0].first, overdue[0].peer)
         r.headers_overdue = r.headers_requests
         r.headers_requests = {}
@@ -165,7 +170,9 @@ def _request_headers(r: Replica) -> None:
 
 
 def _ask_for_headers(r: Replica, first: int) -> bool:
-    """Ask for headers from `first` on; False when there is nobody to ask."""
+    """Ask for headers from `first` on; False when there is nobody to ask, or not now."""
+    if not r.pacing.may_ask((HEADERS, first), r.now):
+        return False
     # What may have been acknowledged under a lost identity exists if the primary knows it.
     peer: int | None = r.primary
     if r.log.op not in r.log.faulty or r.log.op in r.log.headers:
@@ -199,7 +206,7 @@ def _request_entries(r: Replica) -> None:
     for header in r.log.missing(end):
         if len(r.repairs) >= r.config.repairs_max:
             return
-        if header.op in r.repairs:
+        if header.op in r.repairs or not r.pacing.may_ask((ENTRY, header.op), r.now):
             continue
         if r.status != Status.NORMAL and header.op > r.log.committed:
             continue  # the next view may have another entry there
@@ -260,6 +267,8 @@ def on_body(r: Replica, message: Message) -> bool:
     if request is not None:
         _forget(r, header.op)
         _note_answered(r, request.peer, request.sent_at)
+        if header.op in log.faulty:  # if it is soon found damaged again, that was in vain
+            r.pacing.brought_nothing((ENTRY, header.op), r.now)
         r.emit(EventKind.REPAIRED, header.op, r.now - request.first_sent_at)
         r.repair_due = True
     log.bodies[header.op] = message
@@ -335,6 +344,8 @@ def on_headers(r: Replica, message: Message) -> None:
             r.persist_view()
     if _learn_headers(r, headers):
         r.repair_due = True  # else whoever is asked again at once would say the same again
+    elif request is not None:
+        r.pacing.brought_nothing((HEADERS, request.first), r.now)
     r.learn_commit(header.commit)
     _drain_stash(r)
     wake(r)

@@ -40,6 +40,7 @@ from kimberlite.vsr import abdication, bounds, conflict, normal, recovery, repai
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
 from kimberlite.vsr.log import Log
+from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.state import HeadersRequest, Lag, LogState, Pace, Peer, Prepared, RepairRequest
@@ -149,6 +150,7 @@ class Replica:
         self.headers_requests: dict[int, HeadersRequest] = {}  # nonce -> request, in order of their ops
         self.headers_overdue: dict[int, HeadersRequest] = {}  # not waited for any more, still taken
         self.repair_nonce = 0
+        self.pacing = Pacing(config.repair_expiry_ns, config.repair_pause_ns)
 
         self.conflict: conflict.Conflict | None = None  # an op of which two identities are known
         self.refusal: bounds.OutOfBounds | None = None  # the last number of a peer that was out of bounds
@@ -200,6 +202,7 @@ class Replica:
                 silence, peer.last_heard = now - peer.last_heard, now
                 if silence > CONTACT_MIN_NS and silence > self.config.contact_ns:
                     abdication.on_returned(self, peer)
+                    self.pacing.clear()  # it may have what nobody else has
             try:
                 handler(self, message)
             except FrameError:
@@ -264,6 +267,8 @@ class Replica:
         if op < self.first_op:
             return  # trimmed: nobody has it, and nobody needs it; the store forgets it with the next checkpoint
         self.now = now
+        if header is None and op in self.log.bodies:
+            header = self.log.bodies[op].header
         if header is not None and op <= self.log.linked:  # above, the journal may hold another log's entry
             self.log.headers.setdefault(op, header)
         self.log.mark_faulty(op)
