@@ -56,7 +56,7 @@ from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.sessions import Session as SessionEntry
 from kimberlite.vsr.state import LogState, Prepared
 from kimberlite.vsr.view_change import Choice, DoViewChange
-from kimberlite.vsr.work import Admission, Apply, ServePrepare
+from kimberlite.vsr.work import Admission, Apply, EventKind, ServePrepare
 
 SEEDS_MAX = 500
 
@@ -368,6 +368,25 @@ def _view_begins_too_early() -> list[Patch]:
         return len(r.evidence) >= max(r.quorums.view_change - 1, 1) and r.index in r.evidence
 
     return [(view_change, "enough_evidence", enough_evidence)]
+
+
+@canary("a candidate that gives its view up waits until the others lose patience")
+def _forfeits_in_silence() -> list[Patch]:
+    give_up, suspect = view_change._give_up, view_change.suspect
+    silent: WeakSet[Replica] = WeakSet()
+
+    def give_up_in_silence(r: Replica, kind: EventKind, *told: int) -> None:
+        if kind is EventKind.FORFEITED:
+            silent.add(r)
+        give_up(r, kind, *told)
+
+    def say_nothing(r: Replica) -> None:
+        if r in silent:
+            silent.discard(r)
+        else:
+            suspect(r)
+
+    return [(view_change, "_give_up", give_up_in_silence), (view_change, "suspect", say_nothing)]
 
 
 @canary("the longest log wins, of whatever view")

@@ -73,6 +73,10 @@ class Observer:
                 world.checkers.expired.setdefault(self._index, set()).add(event.a)
             elif event.kind is EventKind.VIEW_CHANGE_STARTED:
                 world.checkers.on_view_left(self._index, event.a, event.b)
+            elif event.kind is EventKind.FORFEITED:
+                world.checkers.on_forfeited(world, self._index)
+            elif event.kind is EventKind.CHECKPOINTED:
+                world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
 
 
 class ObservedDriver(Driver):
