@@ -392,12 +392,16 @@ class FileDisk:
         return info.f_bavail * info.f_frsize
 
     def close(self) -> None:
+        """Everything submitted is durable then. What is closed can only be closed again."""
+        if self._dir < 0:
+            return
         self._writer.flush()
         for preparation in self._preparing.values():
             with contextlib.suppress(OSError):  # nobody needs the file
                 preparation.finish()
         self._preparing.clear()
         self._close_descriptors()
+        del self._writer  # its thread and its descriptor go with it now, and not when a collector finds them
 
     def _close_descriptors(self) -> None:
         for fd in (*self._files, *self._spare, self._lock, self._dir):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,13 +105,17 @@ class SmallReplica:
 
 
 @pytest.fixture
-def small_replica(tmp_path: Path) -> Callable[..., SmallReplica]:
-    """Make one: keyword arguments are the fields of SmallReplica."""
+def small_replica(tmp_path: Path) -> Iterator[Callable[..., SmallReplica]]:
+    """Make one, which is closed at the end: keyword arguments are the fields of SmallReplica."""
+    made: list[SmallReplica] = []
 
     def make(name: str = "replica", **fields: int) -> SmallReplica:
-        return SmallReplica(tmp_path / name, **fields)
+        made.append(SmallReplica(tmp_path / name, **fields))
+        return made[-1]
 
-    return make
+    yield make
+    for replica in made:
+        replica.disk.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import getpass
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kimberlite.errors import DiskFullError, StorageError
+from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.trouble import storage_error
 
 
@@ -81,3 +83,19 @@ def test_whatever_it_is_there_is_a_message_with_the_path(number: int, tmp_path: 
         assert isinstance(error, StorageError)
         assert str(error).startswith(f"{tmp_path}: ")
         assert error.details["errno"] == number
+
+
+def test_what_is_closed_holds_nothing(tmp_path: Path) -> None:
+    """Its thread and its descriptors go when it is closed, not when the collector finds them: it is part of cycles."""
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        disk = FileDisk(tmp_path, unsafe=True)
+        itself: list[object] = [disk]
+        itself.append(itself)
+        disk.create("file", 4096)
+        disk.close()
+        assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
+        disk.close()
+    finally:
+        gc.enable()
