@@ -9,7 +9,12 @@ bounds: see `check_header`.
 
 Honest replicas stay far below: a view is left at most every few ms, an op takes a disk write.
 What two fields of one frame must say of each other is a bound too: `of`. Where a field has no row,
-no handler reads it.
+no handler of the core reads it.
+
+HELLO, READ and STATUS of clients, and HELLO of peers, have no rows: they end at the listeners (node/server.py,
+net/peers.py) and nothing of them enters the core, a disk or a metric. There each number is compared, cut to a highest
+value or sent back where it is used: a position is held against the log, a wait, a size and a count against their
+limits. Of a REQUEST the core reads what has a row; a listener has held its operation and count against its body.
 
 Pure functions of header and replica. Imports errors and types only.
 """
