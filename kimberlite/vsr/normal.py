@@ -20,6 +20,7 @@ from kimberlite.types import (
     Bytes,
     Checksum,
     Command,
+    Header,
     Message,
     Operation,
     Reason,
@@ -59,11 +60,7 @@ def propose(r: Replica, message: Message) -> Admission:
     if not r.ready:
         if not r.can_journal:  # this copy is taken by nobody; what became of others, the client knows to ask
             return _refuse(r, message, Reason.DISK_FULL)
-        # Sessions are not up to date yet: duplicates could not be told.
-        if len(r.waiting) >= r.config.queue_max:
-            return _refuse_busy(r, message)
-        r.waiting.append((message, r.now))
-        return Admission.ACCEPTED
+        return _hold(r, message)
     session = r.sessions.get(header.client)
     if header.operation == Operation.REGISTER:
         if session is not None:
@@ -83,12 +80,40 @@ def propose(r: Replica, message: Message) -> Admission:
         return _duplicate(r, message)
     if not r.can_journal:
         return _refuse(r, message, Reason.DISK_FULL)
-    if len(r.queue) >= r.config.queue_max or r.queue_bytes + len(message.body) > r.config.queue_bytes_max:
+    if is_full(r, message):
         return _refuse_busy(r, message)
     r.in_flight[header.client] = header.request
     r.queue.append((message, r.now))
     r.queue_bytes += len(message.body)
     return Admission.ACCEPTED
+
+
+def _hold(r: Replica, message: Message) -> Admission:
+    """Keep a request until sessions are up to date: what has been answered before can not be told yet. Of a client
+    its newest one, and that once: it goes on only when it has been answered, by the last primary perhaps."""
+    held = r.waiting.get(message.header.client)
+    if held is not None and not is_newer(message.header, held[0].header):
+        return _duplicate(r, message)
+    if held is not None:
+        del r.waiting[message.header.client]
+        r.queue_bytes -= len(held[0].body)
+    if is_full(r, message):
+        return _refuse_busy(r, message)
+    r.waiting[message.header.client] = message, r.now
+    r.queue_bytes += len(message.body)
+    return Admission.ACCEPTED
+
+
+def is_newer(header: Header, held: Header) -> bool:
+    """Whether a request of a client comes after another one of it."""
+    return (header.session, header.request) > (held.session, held.request)
+
+
+def is_full(r: Replica, message: Message) -> bool:
+    """Whether no place is left for one more request: those that wait for sessions, and those that wait for the
+    pipeline, count together."""
+    count = len(r.queue) + len(r.waiting)
+    return count >= r.config.queue_max or r.queue_bytes + len(message.body) > r.config.queue_bytes_max
 
 
 def is_in_flight(r: Replica, message: Message) -> bool:
@@ -102,8 +127,8 @@ def _refuse(r: Replica, message: Message, reason: Reason) -> Admission:
 
 
 def _refuse_busy(r: Replica, message: Message) -> Admission:
-    """The queue is full: the client may come back when half of it should have been committed."""
-    wait = r.pace.wait((len(r.queue) + len(r.waiting)) // 2, r.now)
+    """The queue is full: the client may come back when half of it should have been committed, or the view begun."""
+    wait = r.pace.wait(len(r.queue) // 2, r.now) if r.ready else r.config.heartbeat_ns
     r.reject(message, Reason.BUSY_QUEUE, wait_ms=min(max(wait // MS, BUSY_WAIT_MIN_MS), BUSY_WAIT_MAX_MS))
     return Admission.REJECTED
 
@@ -142,8 +167,8 @@ def flush(r: Replica) -> None:
         return
     if not r.ready and _catch_up_done(r):
         r.ready = True
-        waiting, r.waiting = r.waiting, []
-        for message, _ in waiting:
+        waiting, r.waiting, r.queue_bytes = r.waiting, {}, 0
+        for message, _ in waiting.values():
             propose(r, message)
     if (r.queue or r.waiting) and not r.can_journal:
         _refuse_queue(r)
@@ -185,7 +210,7 @@ def _refuse_queue(r: Replica) -> None:
     """There is no room for what waits, and no more can be had: none of it was prepared."""
     for message, _ in r.queue:
         del r.in_flight[message.header.client]
-    for message, _ in (*r.queue, *r.waiting):
+    for message, _ in (*r.queue, *r.waiting.values()):
         r.reject(message, Reason.DISK_FULL)
     r.waiting.clear()
     r.queue.clear()

@@ -106,10 +106,10 @@ class Replica:
         self.pipeline: deque[Prepared] = deque()
         self.committing: dict[int, Prepared] = {}
         self.queue: deque[tuple[Message, int]] = deque()
-        self.queue_bytes = 0
+        self.queue_bytes = 0  # of these and of `waiting`
         self.pace = Pace()
         self.in_flight: dict[ClientId, int] = {}  # request numbers queued or prepared here
-        self.waiting: list[tuple[Message, int]] = []  # requests held until `ready`
+        self.waiting: dict[ClientId, tuple[Message, int]] = {}  # requests held until `ready`
         self.ready = False
         self.ready_at_op = 0
         self.draining = False

@@ -292,7 +292,7 @@ def _stop_leading(r: Replica) -> None:
     for prepared in [*r.pipeline, *r.committing.values()]:
         for request, _ in prepared.requests:
             r.reject(request, Reason.NOT_PRIMARY, flags=FLAG_PREPARED)
-    for request, _ in [*r.queue, *r.waiting]:
+    for request, _ in [*r.queue, *r.waiting.values()]:
         r.reject(request, Reason.NOT_PRIMARY)
     r.pipeline.clear()
     r.timed_peers.clear()
