@@ -34,6 +34,7 @@ class CoreConfig:
     repairs_per_peer_max: int = 128
     repair_window: int = 512  # entries asked for or held ahead of the durable prefix,
     repair_bytes: int = 8 << 20  # and their bytes
+    backlog_bytes: int = 0  # of entries that wait for the own disk, or to be executed; 0: twice pipeline_bytes
     headers_per_message: int = 256
     headers_ahead: int = 1024  # headers asked for ahead of the durable prefix
     apply_per_round: int = 256
@@ -61,6 +62,12 @@ class CoreConfig:
     def contact_ns(self) -> int:
         """Silence of a replica after which it no longer counts as live."""
         return max(CONTACT_MIN_NS, 4 * self.heartbeat_ns)
+
+    @property
+    def held_bytes_max(self) -> int:
+        """Bytes of entries that wait for the own disk, or to be executed: above, a primary prepares no more, and a
+        backup leaves what comes to repair."""
+        return self.backlog_bytes or 2 * self.pipeline_bytes
 
     @property
     def pipeline_bytes(self) -> int:

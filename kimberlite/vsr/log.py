@@ -14,8 +14,8 @@
 - `candidates`: entries of an older view on the disk, above `linked`, that may or may
   not be canonical; decided one by one as `linked` reaches them.
 
-Memory: headers of ops above min(applied, durable) and WINDOW below; bodies not yet applied, and
-BODIES_BYTES of the applied ones.
+Memory: headers of ops above min(applied, durable) and WINDOW below; bodies not yet applied, which
+callers keep within a bound (`held_bytes`), and BODIES_BYTES of the applied ones.
 Imports errors and types only.
 """
 
@@ -31,6 +31,7 @@ WINDOW = 256  # headers kept below the applied op, and bodies at most, to serve 
 # Bodies are views of receive buffers: one that is kept keeps its buffer from being used again, and
 # fresh memory costs a fault for each page. Retransmissions of older ops are read from the journal.
 BODIES_BYTES = 1 << 20
+ENTRY_BYTES = 4 << 10  # what a held body takes besides itself, at most: header, tables, the rest of a sector written
 
 
 class Log:
@@ -51,6 +52,8 @@ class Log:
         self.faulty: set[int] = set()
         self.candidates: dict[int, Header] = {}
         self.is_waiting_for_room = False  # the last take_writes held back what did not fit
+        self.held_bytes = 0  # of bodies, without the applied ones that are kept to serve others
+        self._let_go_to = 0  # bodies of written entries were let go up to here
         self._applied: deque[tuple[int, int]] = deque()  # (op, size) of applied bodies still kept
         self._applied_bytes = 0
 
@@ -62,6 +65,7 @@ class Log:
         invariant(header.op == self.op + 1, "prepares are appended in order", op=header.op, head=self.op)
         self.headers[header.op] = header
         self.bodies[header.op] = message
+        self.held_bytes += header.size + ENTRY_BYTES
         self.op = header.op
         self.link()
 
@@ -130,6 +134,36 @@ class Log:
         self.rooted = min(self.rooted, self.linked)
         self.writing = {op: checksum for op, checksum in self.writing.items() if op <= self.linked}
         self.link()
+
+    # Bodies
+
+    def keep(self, message: Message) -> None:
+        """The body of a known header, to be written or executed."""
+        header = message.header
+        if header.op not in self.bodies:
+            self.held_bytes += header.size + ENTRY_BYTES
+        self.bodies[header.op] = message
+
+    def let_go(self, op: int) -> None:
+        """The body of an op that was applied: its entry has been written again."""
+        if self.bodies.pop(op, None) is not None:
+            self._applied = deque(kept for kept in self._applied if kept[0] != op)
+            self._applied_bytes = sum(size for _, size in self._applied)
+            self._recount()
+
+    def let_go_of_written(self, applied: int) -> None:
+        """Bodies that wait to be applied, of entries on this disk: whoever applies them reads them there."""
+        for op in range(max(applied, self._let_go_to) + 1, self.durable + 1):
+            if op not in self.faulty:
+                message = self.bodies.pop(op, None)
+                self.held_bytes -= message.header.size + ENTRY_BYTES if message is not None else 0
+        self._let_go_to = max(self.durable, self._let_go_to)
+
+    def _recount(self) -> None:
+        applied = {op for op, _ in self._applied}
+        self.held_bytes = sum(
+            message.header.size + ENTRY_BYTES for op, message in self.bodies.items() if op not in applied
+        )
 
     # Durability
 
@@ -283,6 +317,8 @@ class Log:
         for op in [op for op in self.bodies if op > match]:
             if identities.get(op) != self.bodies[op].header.checksum:
                 del self.bodies[op]
+        self._recount()
+        self._let_go_to = min(self._let_go_to, match)
         self.on_disk = {op for op in self.on_disk if op <= match}
         self.faulty = {op for op in self.faulty if op <= truncate_to} | doubted
         self.writing = {op: checksum for op, checksum in self.writing.items() if op <= match}
@@ -311,6 +347,7 @@ class Log:
         body = self.bodies.get(applied)
         if body is None:
             return
+        self.held_bytes -= body.header.size + ENTRY_BYTES
         self._applied.append((applied, body.header.size))
         self._applied_bytes += body.header.size
         while len(self._applied) > WINDOW or self._applied_bytes > BODIES_BYTES:

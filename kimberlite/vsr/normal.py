@@ -175,7 +175,7 @@ def flush(r: Replica) -> None:
     if not r.queue or len(r.pipeline) >= r.config.pipeline_max:
         return
     room = _room_ahead(r)
-    while r.queue and len(r.pipeline) < r.config.pipeline_max:
+    while r.queue and len(r.pipeline) < r.config.pipeline_max and not is_backed_up(r):
         batch = _take_batch(r)
         room = room and room.after(_entry_bytes_max(batch))
         if room is None or room.bytes < r.config.room_kept_bytes:
@@ -370,8 +370,18 @@ def on_prepare(r: Replica, message: Message) -> None:
 
 
 def is_held_back(r: Replica) -> bool:
-    """A full disk: bodies that can not be written are kept up to a bound."""
-    return r.log.is_waiting_for_room and r.log.op - r.log.journal_head >= PIPELINE_LIMIT
+    """A full disk, or one that does not keep up: bodies that can not be written are kept up to a bound."""
+    if r.log.is_waiting_for_room and r.log.op - r.log.journal_head >= PIPELINE_LIMIT:
+        return True
+    if not is_backed_up(r):
+        return False
+    r.log.let_go_of_written(r.applied)
+    return is_backed_up(r)
+
+
+def is_backed_up(r: Replica) -> bool:
+    """Whether so much waits for this disk, or to be executed here, that no more is taken."""
+    return r.log.held_bytes >= r.config.held_bytes_max
 
 
 def _on_known_prepare(r: Replica, message: Message) -> None:

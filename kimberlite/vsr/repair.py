@@ -212,10 +212,12 @@ def _request_entries(r: Replica) -> None:
             continue  # the next view may have another entry there
         early = r.stash.pop(header.op, None)
         if early is not None and early.header.checksum == header.checksum:
-            r.log.bodies[header.op] = early
+            r.log.keep(early)
             continue
         if r.log.is_waiting_for_room and header.op > r.log.journal_head:
             continue  # it could not be written
+        if header.op <= r.log.durable and header.op != r.applied + 1 and r.log.held_bytes >= r.config.held_bytes_max:
+            continue  # damage below has no window of its own: the disk does not keep up with what is held already
         peer = _choose_peer(r, header.op)
         if peer is None:
             return
@@ -271,14 +273,14 @@ def on_body(r: Replica, message: Message) -> bool:
             r.pacing.brought_nothing((ENTRY, header.op), r.now)
         r.emit(EventKind.REPAIRED, header.op, r.now - request.first_sent_at)
         r.repair_due = True
-    log.bodies[header.op] = message
+    log.keep(message)
     return True
 
 
 def on_durable(r: Replica, header: Header) -> None:
     """An entry was written: when it lies below what memory keeps, let go of it."""
-    if header.op < r.applied and header.op not in r.log.faulty:
-        r.log.bodies.pop(header.op, None)
+    if header.op <= r.applied and header.op not in r.log.faulty:
+        r.log.let_go(header.op)
 
 
 def on_request_prepare(r: Replica, message: Message) -> None:

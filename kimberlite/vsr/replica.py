@@ -64,6 +64,7 @@ from kimberlite.vsr.work import (
 )
 
 WRITES_MAX = 4  # to the journal at once: they are carried out one after another, each with two waits for the disk
+VIEWS_MAX = 4  # writes of the superblock at once: no more views are entered than the disk follows
 
 
 class Replica:
@@ -397,6 +398,8 @@ class Replica:
             stuck_op=self.stuck_op,
             unhealthy=verdict.unhealthy(self),
             cannot_commit=verdict.cannot_commit(self),
+            held_bytes=self.log.held_bytes,
+            held_bytes_limit=self.config.held_bytes_max,
             disk_waits=self.disk_waits,
         )
 
@@ -453,6 +456,11 @@ class Replica:
     def commit(self) -> int:
         """Highest op known to be committed that this replica's own log reaches."""
         return min(self.commit_max, self.log.linked)
+
+    @property
+    def may_enter_view(self) -> bool:
+        """Whether the disk follows the views entered so far. Nothing could be said in one more before it does."""
+        return sum(persist.kind is PersistKind.VIEW for _, persist, _ in self._pending.values()) < VIEWS_MAX
 
     # Used by the sub-protocols
 

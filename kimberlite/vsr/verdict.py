@@ -145,6 +145,11 @@ def unhealthy(r: Replica) -> str:
         )
     if r.suspecting:
         return "; ".join([f"the primary, replica {r.primary}, is silent", *silent])
+    if r.log.held_bytes >= r.config.held_bytes_max:
+        return (
+            f"the disk does not keep up: {r.log.held_bytes} bytes of entries wait here, and no more are taken; this "
+            f"replica has the log up to op {r.log.durable} of {max(r.log.op, r.known_head)}"
+        )
     if is_disk_stalled(r):
         return f"{_of_disk(r)}: this replica has the log up to op {r.log.durable} of {max(r.log.op, r.known_head)}"
     if r.is_disk_full:

@@ -233,7 +233,7 @@ def on_ping(r: Replica, message: Message) -> None:
 def _count_vote(r: Replica, replica: int) -> None:
     r.votes[replica] = r.now
     fresh = sum(1 for at in r.votes.values() if r.now - at <= r.config.vote_window_ns)
-    if enough_votes(r, fresh):
+    if enough_votes(r, fresh) and r.may_enter_view:
         cause = ViewChangeCause.ABDICATED if r.abdicated else ViewChangeCause.PRIMARY_SILENT
         enter(r, r.view + 1, cause)
 
@@ -244,8 +244,9 @@ def enough_votes(r: Replica, fresh: int) -> bool:
 
 
 def on_newer_view(r: Replica, view: int) -> None:
-    """A frame of a newer view: a quorum has left ours."""
-    enter(r, view, ViewChangeCause.NEWER_VIEW)
+    """A frame of a newer view: a quorum has left ours. Passed over while the disk does not follow."""
+    if r.may_enter_view:
+        enter(r, view, ViewChangeCause.NEWER_VIEW)
 
 
 def enter(r: Replica, view: int, cause: int) -> None:
@@ -550,7 +551,7 @@ def on_start_view(r: Replica, message: Message) -> None:
         r.refuse(message, DropReason.BROKEN_CHAIN)
         return
     if header.view > r.view:
-        enter(r, header.view, ViewChangeCause.NEWER_VIEW)
+        on_newer_view(r, header.view)
     elif is_answer(r, header):
         r.learn_commit(header.commit)
         install(r, suffix, r.log.committed)

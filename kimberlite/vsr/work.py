@@ -238,6 +238,8 @@ class Snapshot:
     stuck_op: int  # what a view change waits for: see EventKind.STUCK; 0 when for nothing
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
     cannot_commit: tuple[CannotCommit, ...]  # empty when it can, as far as this replica knows
+    held_bytes: int = 0  # of entries that wait for the own disk, or to be executed
+    held_bytes_limit: int = 0
     disk_waits: int = 0  # nanoseconds since the disk completed something, though more was asked of it
 
 

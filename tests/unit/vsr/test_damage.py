@@ -82,7 +82,7 @@ def test_a_damaged_uncommitted_entry_is_not_acknowledged_until_it_is_repaired() 
     core.entry_faulty(3, log[3], 20)
     core.ack_due = True
     assert acknowledged(core.take_work()) == [2]
-    core.log.bodies[3] = Message(log[3])
+    core.log.keep(Message(log[3]))
     assert acknowledged(make_durable(core, 30)) == [3]
 
 
@@ -117,7 +117,7 @@ def test_doubt_is_durable_before_the_journal_grows_over_what_is_doubted() -> Non
     log = chain(4)
     core = restart(lost_tail(log[:3], 2), [])
     core.log.extend(log[3])
-    core.log.bodies[3] = Message(log[3])
+    core.log.keep(Message(log[3]))
     (persist,) = core.take_work().persist
     assert (persist.kind, persist.doubt) == (PersistKind.VIEW, 4)
     core.durable(persist.token, 20)
@@ -242,7 +242,7 @@ def test_what_is_damaged_of_it_is_asked_for_by_the_identity_that_is_learned() ->
     learn(core, log)
     assert core.log.durable == 1
     assert [header.op for header in core.log.missing(9)] == [2, 4, 5]
-    core.log.bodies[2] = Message(log[2])
+    core.log.keep(Message(log[2]))
     (persist,) = core.take_work().persist
     assert [entry.header.op for entry in persist.entries] == [2]
     core.durable(persist.token, 40)

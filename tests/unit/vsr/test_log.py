@@ -103,11 +103,11 @@ def test_a_missing_body_holds_back_what_follows() -> None:
     log = Log(headers[0])
     for header in headers[1:]:
         assert log.extend(header)
-    log.bodies[2] = Message(headers[2])
-    log.bodies[3] = Message(headers[3])
+    log.keep(Message(headers[2]))
+    log.keep(Message(headers[3]))
     assert log.take_writes(ROOM_UNBOUNDED) == []
     assert [header.op for header in log.missing(10)] == [1]
-    log.bodies[1] = Message(headers[1])
+    log.keep(Message(headers[1]))
     assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [1, 2, 3]
 
 
@@ -173,7 +173,7 @@ def test_damage_is_neither_held_nor_absent_and_is_repaired_in_place() -> None:
     assert not log.holds(2)
     assert log.durable == 3
     assert [header.op for header in log.missing(10)] == [2]
-    log.bodies[2] = Message(headers[2])
+    log.keep(Message(headers[2]))
     assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [2]
     log.mark_durable(headers[2])
     assert log.holds(2)
