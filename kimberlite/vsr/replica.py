@@ -267,6 +267,8 @@ class Replica:
         its witness says, None when that is damaged too. Applying waits for the repair."""
         if op < self.first_op:
             return  # trimmed: nobody has it, and nobody needs it; the store forgets it with the next checkpoint
+        if op > self.log.journal_head:
+            return  # about to be cut off: it is no part of this log, and the store forgets it then
         self.now = now
         if header is None and op in self.log.bodies:
             header = self.log.bodies[op].header

@@ -100,10 +100,21 @@ def test_a_journal_header_above_the_linked_log_is_not_believed() -> None:
     log = chain(1)
     stranger = make_header(cluster=CLUSTER, command=Command.PREPARE, op=3, parent=bytes(16))
     core = restart(Recovered(ViewState(suffix=(ROOT,)), 1, log[1], 1, 1), [])
-    core.log.op = 5
+    core.log.op = core.log.journal_head = 5
     core.entry_faulty(3, stranger, 20)
     assert 3 not in core.log.headers
     assert 3 in core.log.faulty
+
+
+def test_damage_in_what_is_about_to_be_cut_off_is_not_repaired() -> None:
+    """The superblock that says so is under way: until it is written the journal still has those entries."""
+    log = chain(3)
+    core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
+    start_view(core, log[1:3], 20, view=2, commit=1)
+    core.entry_faulty(3, None, 21)
+    assert core.log.faulty == set()
+    core.entry_faulty(2, None, 21)
+    assert core.log.faulty == {2}
 
 
 def lost_tail(log: list[Header], feared: int) -> Recovered:
