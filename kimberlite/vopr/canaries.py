@@ -215,7 +215,7 @@ def _ack_in_view_change() -> list[Patch]:
 
     def enter(r: Replica, view: int, cause: int) -> None:
         original(r, view, cause)
-        r.ack_due = True
+        r.scope.ack_due = True
 
     return [(view_change, "enter", enter), (normal, "may_acknowledge", lambda r: not r.is_primary)]
 
@@ -225,7 +225,7 @@ def _old_ops_committed_by_old_acks() -> list[Patch]:
     original = view_change._lead
 
     def lead(r: Replica) -> None:
-        evidence = list(r.evidence.values())
+        evidence = list(r.scope.evidence.values())
         original(r)
         for prepared in r.pipeline:
             for message in evidence:
@@ -365,7 +365,7 @@ def _view_left_on_one_vote() -> list[Patch]:
 @canary("a view begins after one message too few")
 def _view_begins_too_early() -> list[Patch]:
     def enough_evidence(r: Replica) -> bool:
-        return len(r.evidence) >= max(r.quorums.view_change - 1, 1) and r.index in r.evidence
+        return len(r.scope.evidence) >= max(r.quorums.view_change - 1, 1) and r.index in r.scope.evidence
 
     return [(view_change, "enough_evidence", enough_evidence)]
 
@@ -435,14 +435,14 @@ def _old_evidence_kept() -> list[Patch]:
     entered, settled = view_change.enter, view_change._become_normal
 
     def enter(r: Replica, view: int, cause: int) -> None:
-        kept = dict(r.evidence)
+        kept = dict(r.scope.evidence)
         entered(r, view, cause)
-        r.evidence.update(kept)
+        r.scope.evidence.update(kept)
 
     def become_normal(r: Replica) -> None:
-        kept = dict(r.evidence)
+        kept = dict(r.scope.evidence)
         settled(r)
-        r.evidence.update(kept)
+        r.scope.evidence.update(kept)
 
     return [(view_change, "enter", enter), (view_change, "_become_normal", become_normal)]
 
@@ -467,7 +467,7 @@ def _view_without_a_bound() -> list[Patch]:
 @canary("a heartbeat's commit number is believed and kept, whatever it is")
 def _commit_without_a_bound() -> list[Patch]:
     def note_commit(self: Replica) -> None:
-        self.commit_max = max(self.commit_max, self.commit_heard)
+        self.commit_max = max(self.commit_max, self.scope.commit_heard)
 
     return [(bounds, "find", _unless("commit", "position")), (Replica, "note_commit", note_commit)]
 
@@ -718,13 +718,15 @@ def _silent_peer_asked() -> list[Patch]:
 
 @canary("a view change forgets what was asked for")
 def _repair_forgotten_in_a_view_change() -> list[Patch]:
-    def on_view_left(r: Replica) -> None:
-        r.headers_requests.clear()
-        r.repairs.clear()
-        for peer in r.peers.values():
+    original = Replica.enter_view
+
+    def enter_view(self: Replica, view: int) -> None:
+        original(self, view)
+        self.repairs.clear()
+        for peer in self.peers.values():
             peer.repairs = 0
 
-    return [(repair, "on_view_left", on_view_left)]
+    return [(Replica, "enter_view", enter_view)]
 
 
 @canary("what brings nothing is asked for again as soon as that is known")
@@ -753,7 +755,13 @@ def _session_dedupe_off() -> list[Patch]:
         header = message.header
         session = r.sessions.get(header.client)
         known = session is not None and session.number == header.session and header.request == session.request
-        if known and header.operation == Operation.APPLY and r.is_primary and r.ready and r.status == Status.NORMAL:
+        if (
+            known
+            and header.operation == Operation.APPLY
+            and r.is_primary
+            and r.scope.ready
+            and r.status == Status.NORMAL
+        ):
             r.queue.append((message, r.now))
             r.queue_bytes += len(message.body)
             return Admission.ACCEPTED

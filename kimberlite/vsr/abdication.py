@@ -36,14 +36,14 @@ def tick(r: Replica) -> None:
     """Look whether this primary keeps up with its backups."""
     if r.is_primary and r.status == Status.NORMAL and r.peers:
         _look(r)
-        if not r.abdicated and lags(r):
+        if not r.scope.abdicated and lags(r):
             view_change.abdicate(r, GaveUp.LAGGING)
 
 
 def on_resent(r: Replica) -> None:
     """The oldest op of the pipeline has just been sent again: perhaps it never commits here."""
     # For want of room on the disks of others nobody else could commit it either.
-    if is_stuck(r) and not r.abdicated and r.peers and (r.is_disk_full or r.can_journal):
+    if is_stuck(r) and not r.scope.abdicated and r.peers and (r.is_disk_full or r.can_journal):
         view_change.abdicate(r, GaveUp.ABDICATED)
 
 
@@ -70,28 +70,28 @@ def moving(r: Replica, oldest: Prepared, since: int) -> int:
     """Who has the oldest op of the pipeline, or has come nearer to it since then: a bit set."""
     bits = oldest.acks | (r.progress_at > since) << r.index
     for replica, peer in r.peers.items():
-        bits |= (peer.progress_at > since) << replica
+        bits |= (peer.said.progress_at > since) << replica
     return bits
 
 
 def on_returned(r: Replica, peer: Peer) -> None:
     """A replica is heard again after a silence: it gets the time of a new op to come nearer, once, and a primary
     that fell silent for want of a quorum leads again."""
-    if peer.is_awaited:
+    if peer.said.is_awaited:
         return
-    peer.progress_at, peer.is_awaited = r.now, True
-    may_lead = r.abdicated and not r.draining and r.status == Status.NORMAL and not lags(r)
+    peer.said.progress_at, peer.said.is_awaited = r.now, True
+    may_lead = r.scope.abdicated and not r.draining and r.status == Status.NORMAL and not lags(r)
     if may_lead and r.pipeline and not is_stuck(r):
-        r.abdicated = r.suspecting = False
-        r.votes.pop(r.index, None)
+        r.scope.abdicated = r.scope.suspecting = False
+        r.scope.votes.pop(r.index, None)
         r.vote_timer.stop()
         r.heartbeat_timer.start(r.now)
 
 
 def on_committed(r: Replica) -> None:
     """The commit number grew: a primary that gave up because it did not leads again."""
-    if r.abdicated and not lags(r):
-        r.abdicated = r.suspecting = False
+    if r.scope.abdicated and not lags(r):
+        r.scope.abdicated = r.scope.suspecting = False
 
 
 # What is committed is not executed here
@@ -100,8 +100,8 @@ def on_committed(r: Replica) -> None:
 def lags(r: Replica) -> bool:
     """Whether an op that the others committed has not been executed here for abdicate_ns, and for as long again as
     they took for it, within bounds: perhaps one of them was away."""
-    patience = r.config.abdicate_ns + min(r.lag.took, r.config.abdicate_ns)
-    return bool(r.lag.op) and r.now - r.lag.since > patience
+    patience = r.config.abdicate_ns + min(r.scope.lag.took, r.config.abdicate_ns)
+    return bool(r.scope.lag.op) and r.now - r.scope.lag.since > patience
 
 
 def is_held_up(r: Replica, op: int) -> bool:
@@ -110,10 +110,10 @@ def is_held_up(r: Replica, op: int) -> bool:
 
 
 def _look(r: Replica) -> None:
-    lag = r.lag
+    lag = r.scope.lag
     has_slept = r.now - lag.looked_at > r.config.contact_ns
     reached = r.applied + r.log.durable
-    comes_nearer = not r.ready and reached != lag.reached
+    comes_nearer = not r.scope.ready and reached != lag.reached
     lag.looked_at, lag.reached = r.now, reached
     if lag.op and is_held_up(r, lag.op) and not has_slept and not comes_nearer:
         return

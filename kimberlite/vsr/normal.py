@@ -57,7 +57,7 @@ def propose(r: Replica, message: Message) -> Admission:
         return _refuse(r, message, Reason.DRAINING)
     if len(message.body) > r.config.request_bytes_max:
         return _refuse(r, message, Reason.TOO_LARGE)
-    if not r.ready:
+    if not r.scope.ready:
         if not r.can_journal:  # this copy is taken by nobody; what became of others, the client knows to ask
             return _refuse(r, message, Reason.DISK_FULL)
         return _hold(r, message)
@@ -128,7 +128,7 @@ def _refuse(r: Replica, message: Message, reason: Reason) -> Admission:
 
 def _refuse_busy(r: Replica, message: Message) -> Admission:
     """The queue is full: the client may come back when half of it should have been committed, or the view begun."""
-    wait = r.pace.wait(len(r.queue) // 2, r.now) if r.ready else r.config.heartbeat_ns
+    wait = r.pace.wait(len(r.queue) // 2, r.now) if r.scope.ready else r.config.heartbeat_ns
     r.reject(message, Reason.BUSY_QUEUE, wait_ms=min(max(wait // MS, BUSY_WAIT_MIN_MS), BUSY_WAIT_MAX_MS))
     return Admission.REJECTED
 
@@ -165,8 +165,8 @@ def flush(r: Replica) -> None:
     """Turn waiting requests into prepares, as far as the pipeline has room."""
     if not r.is_primary or r.status != Status.NORMAL:
         return
-    if not r.ready and _catch_up_done(r):
-        r.ready = True
+    if not r.scope.ready and _catch_up_done(r):
+        r.scope.ready = True
         waiting, r.waiting, r.queue_bytes = r.waiting, {}, 0
         for message, _ in waiting.values():
             propose(r, message)
@@ -219,7 +219,7 @@ def _refuse_queue(r: Replica) -> None:
 
 def propose_trim(r: Replica, first_op: int, first_position: int) -> bool:
     """Prepare a TRIM, unless that is not for this replica to do, or not now."""
-    if r.status != Status.NORMAL or not r.is_primary or not r.ready or r.draining:
+    if r.status != Status.NORMAL or not r.is_primary or not r.scope.ready or r.draining:
         return False
     if not r.first_op < first_op <= min(r.trimmable_op, r.applied) or len(r.pipeline) >= r.config.pipeline_max:
         return False
@@ -233,7 +233,7 @@ def propose_trim(r: Replica, first_op: int, first_position: int) -> bool:
 
 def _catch_up_done(r: Replica) -> bool:
     """Whether everything that the last view left is committed and applied here."""
-    return r.applied >= r.ready_at_op and r.view_token is None
+    return r.applied >= r.scope.ready_at_op and r.view_token is None
 
 
 def _take_batch(r: Replica) -> list[tuple[Message, int]]:
@@ -322,9 +322,9 @@ def _send_prepare(r: Replica, body: Bytes, batch: list[tuple[Message, int]], **f
 def _time_round_trips(r: Replica, op: int) -> None:
     """Under load prepares take the place of heartbeats: now and then one of them is timed in their stead, until
     every peer has acknowledged it, or has been silent for too long."""
-    since = r.now - r.timed_at
-    if since >= r.config.heartbeat_ns and (not r.timed_peers or since >= r.config.contact_ns):
-        r.timed_op, r.timed_at, r.timed_peers = op, r.now, set(r.peers)
+    since = r.now - r.scope.timed_at
+    if since >= r.config.heartbeat_ns and (not r.scope.timed_peers or since >= r.config.contact_ns):
+        r.scope.timed_op, r.scope.timed_at, r.scope.timed_peers = op, r.now, set(r.peers)
 
 
 def _note_round_trip(r: Replica, replica: int, sent_at: int) -> None:
@@ -354,7 +354,7 @@ def on_prepare(r: Replica, message: Message) -> None:
     else:
         heard_primary(r)
         r.learn_commit(header.commit)
-        r.known_head = max(r.known_head, header.op)
+        r.scope.known_head = max(r.scope.known_head, header.op)
         if is_held_back(r):
             r.drop(message, DropReason.BOUND)  # repair fetches it when there is room
             repair.wake(r)
@@ -396,7 +396,7 @@ def _on_known_prepare(r: Replica, message: Message) -> None:
         is_of_view = header.view == r.view and r.status == Status.NORMAL
         if is_of_view and not r.is_primary and header.op <= r.log.durable:
             heard_primary(r)
-            r.ack_due = True  # perhaps the acknowledgement was lost
+            r.scope.ack_due = True  # perhaps the acknowledgement was lost
 
 
 def _stash(r: Replica, message: Message) -> None:
@@ -422,7 +422,7 @@ def _accept(r: Replica, message: Message) -> bool:
 def heard_primary(r: Replica) -> None:
     """A sign of life of the primary of this view: withdraw a vote against it."""
     r.detector.heard(r.now)
-    r.suspecting = False
+    r.scope.suspecting = False
     r.vote_timer.stop()
     peer = r.peers.get(r.primary)
     if peer is not None:
@@ -443,14 +443,14 @@ def acknowledged_op(r: Replica) -> int:
 
 def acknowledge(r: Replica) -> None:
     """Send one cumulative acknowledgement when one is due."""
-    if not r.ack_due or not may_acknowledge(r):
+    if not r.scope.ack_due or not may_acknowledge(r):
         return
-    r.ack_due = False
+    r.scope.ack_due = False
     op = acknowledged_op(r)
     header = r.log.headers.get(op)
     if header is None:
         return
-    nonce, r.echo_nonce = r.echo_nonce, 0
+    nonce, r.scope.echo_nonce = r.scope.echo_nonce, 0
     flags = FLAG_DISK_FULL if r.is_disk_full else 0
     r.send(r.primary, r.make(Command.PREPARE_OK, op=op, context=header.checksum, nonce=nonce, flags=flags))
 
@@ -465,7 +465,7 @@ def on_entries_durable(r: Replica) -> None:
     if r.is_primary:
         _count(r, r.index, acknowledged_op(r))
     else:
-        r.ack_due = True
+        r.scope.ack_due = True
 
 
 def on_prepare_ok(r: Replica, message: Message) -> None:
@@ -484,18 +484,18 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
         r.refuse(message, DropReason.OUT_OF_BOUNDS)  # a backup of this view has nothing that its primary has not
         return
     peer = r.peers[header.replica]
-    if header.replica in r.timed_peers and header.op >= r.timed_op:
-        r.timed_peers.discard(header.replica)
-        _note_round_trip(r, header.replica, r.timed_at)
+    if header.replica in r.scope.timed_peers and header.op >= r.scope.timed_op:
+        r.scope.timed_peers.discard(header.replica)
+        _note_round_trip(r, header.replica, r.scope.timed_at)
     elif header.nonce:
         _note_round_trip(r, header.replica, header.nonce)
     known = r.log.headers.get(header.op)
     if known is not None and known.checksum != header.context:
         r.drop(message, DropReason.BROKEN_CHAIN)
         return
-    if header.op > (peer.op or 0):
-        peer.progress_at, peer.is_awaited = r.now, False
-    peer.op = header.op  # the last word counts: its disk may be a new one
+    if header.op > (peer.said.op or 0):
+        peer.said.progress_at, peer.said.is_awaited = r.now, False
+    peer.says(header.op)
     peer.commit = header.commit
     peer.checkpoint = header.checkpoint_op
     r.note_disk(header.replica, header.flags)
@@ -589,14 +589,14 @@ def on_commit(r: Replica, message: Message) -> None:
     heard_primary(r)
     conflict.look(r, header)
     # The primary's last word, also when one before said more: that was another's.
-    r.commit_heard = header.commit
-    r.known_head = header.op
+    r.scope.commit_heard = header.commit
+    r.scope.known_head = header.op
     r.note_committed()
-    r.peers[header.replica].op = header.op
-    r.trimmed_by_primary = header.request
-    r.echo_nonce = header.nonce
-    r.ack_due = True
-    if r.known_head > r.log.op or r.log.durable < r.log.op:
+    r.peers[header.replica].says(header.op)
+    r.scope.trimmed_by_primary = header.request
+    r.scope.echo_nonce = header.nonce
+    r.scope.ack_due = True
+    if r.scope.known_head > r.log.op or r.log.durable < r.log.op:
         repair.wake(r)
 
 
@@ -618,7 +618,7 @@ def _heartbeat(r: Replica) -> None:
 
 def tick(r: Replica) -> None:
     """Heartbeats, retransmission of the oldest prepare, abdication."""
-    if r.heartbeat_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and not r.abdicated:
+    if r.heartbeat_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and not r.scope.abdicated:
         if r.peers and r.view_token is None:
             _heartbeat(r)
         r.heartbeat_timer.start(r.now + r.config.heartbeat_ns)

@@ -44,7 +44,7 @@ def begin(r: Replica, recovered: Recovered) -> None:
         r.view_change_timer.start(r.now)
     else:
         r.status = Status.NORMAL
-        r.ack_due = True
+        r.scope.ack_due = True
         repair.wake(r)
     r.emit(EventKind.STATUS, r.status, r.view)
 

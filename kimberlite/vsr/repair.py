@@ -44,12 +44,6 @@ def wake(r: Replica) -> None:
         r.repair_timer.start_if_idle(r.now + r.prng.jitter(r.config.repair_ns))
 
 
-def on_view_left(r: Replica) -> None:
-    """Headers are those of a view; entries that were asked for by identity stay wanted."""
-    r.headers_requests.clear()
-    r.headers_overdue.clear()
-
-
 def on_installed(r: Replica) -> None:
     """Another log may have taken the place of what was asked for, or of what came early: keep what is part of it."""
     r.pacing.clear()
@@ -80,7 +74,7 @@ def tick(r: Replica) -> None:
 
 def _is_wanting(r: Replica) -> bool:
     log = r.log
-    return log.durable < log.op or r.known_head > log.op or bool(log.faulty) or bool(r.repairs)
+    return log.durable < log.op or r.scope.known_head > log.op or bool(log.faulty) or bool(r.repairs)
 
 
 def _plan(r: Replica) -> None:
@@ -112,13 +106,15 @@ def _expire(r: Replica) -> None:
         silent.add(request.peer)
         r.pacing.brought_nothing((ENTRY, op), r.now)
         r.emit(EventKind.REPAIR_EXPIRED, op, request.peer)
-    overdue = [request for request in r.headers_requests.values() if _is_overdue(r, request.peer, request.sent_at)]
+    overdue = [
+        request for request in r.scope.headers_requests.values() if _is_overdue(r, request.peer, request.sent_at)
+    ]
     if overdue:  # those behind it do not continue what is known here, when they are answered
         silent.add(overdue[0].peer)
         r.pacing.brought_nothing((HEADERS, overdue[0].first), r.now)
         r.emit(EventKind.REPAIR_EXPIRED, overdue[0].first, overdue[0].peer)
-        r.headers_overdue = r.headers_requests
-        r.headers_requests = {}
+        r.scope.headers_overdue = r.scope.headers_requests
+        r.scope.headers_requests = {}
     for replica in silent:
         _note_expired(r, r.peers[replica])
 
@@ -156,7 +152,7 @@ def _truncate_divergent(r: Replica) -> None:
 
 
 def _request_headers(r: Replica) -> None:
-    log, waiting = r.log, r.headers_requests
+    log, waiting = r.log, r.scope.headers_requests
     unknown = _unknown_identity(r)
     if unknown is not None:
         if not waiting:
@@ -164,7 +160,7 @@ def _request_headers(r: Replica) -> None:
         return
     first = max((request.last + 1 for request in waiting.values()), default=log.linked + 1)
     # So many are known ahead of what is on disk: memory stays bounded.
-    end = min(max(log.op, r.known_head), log.durable + r.config.headers_ahead)
+    end = min(max(log.op, r.scope.known_head), log.durable + r.config.headers_ahead)
     while first <= end and len(waiting) < HEADERS_REQUESTS_MAX and _ask_for_headers(r, first):
         first += r.config.headers_per_message
 
@@ -181,7 +177,7 @@ def _ask_for_headers(r: Replica, first: int) -> bool:
         return False
     nonce = next_nonce(r)
     last = first + r.config.headers_per_message - 1
-    r.headers_requests[nonce] = HeadersRequest(peer, first, last, r.now)
+    r.scope.headers_requests[nonce] = HeadersRequest(peer, first, last, r.now)
     r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=nonce))
     return True
 
@@ -233,8 +229,8 @@ def is_worth_asking(r: Replica, replica: int) -> bool:
 
 
 def _says_it_has(r: Replica, replica: int, op: int) -> bool:
-    said = r.peers[replica].op
-    return said is None or said >= op or (replica == r.primary and r.known_head >= op)
+    said = r.peers[replica].held
+    return said is None or said >= op or (replica == r.primary and r.scope.known_head >= op)
 
 
 def _choose_peer(r: Replica, op: int) -> int | None:
@@ -333,7 +329,7 @@ def on_headers(r: Replica, message: Message) -> None:
         r.drop(message, DropReason.UNWANTED)
         return
     was_asked = is_asked_for(r, header)
-    request = r.headers_requests.pop(header.nonce, None)
+    request = r.scope.headers_requests.pop(header.nonce, None)
     if not was_asked:
         r.drop(message, DropReason.UNWANTED)  # what nobody asked for may be forged, and would be taken for the log
         return
@@ -355,7 +351,7 @@ def on_headers(r: Replica, message: Message) -> None:
 
 def is_asked_for(r: Replica, header: Header) -> bool:
     """Whether the headers answer a question of this replica in this view, if late."""
-    return header.nonce in r.headers_requests or r.headers_overdue.pop(header.nonce, None) is not None
+    return header.nonce in r.scope.headers_requests or r.scope.headers_overdue.pop(header.nonce, None) is not None
 
 
 def _learn_headers(r: Replica, headers: Sequence[Header]) -> bool:

@@ -43,7 +43,7 @@ from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.state import HeadersRequest, Lag, LogState, Pace, Peer, Prepared, RepairRequest
+from kimberlite.vsr.state import LogState, Pace, Peer, Prepared, RepairRequest, Said, ViewScope
 from kimberlite.vsr.timers import FailureDetector, Prng, Timer
 from kimberlite.vsr.work import (
     Admission,
@@ -94,8 +94,8 @@ class Replica:
         self.status = Status.RECOVERING
         self.view = recovered.view_state.view
         self.log_view = recovered.view_state.log_view
+        self.scope = ViewScope()  # what belongs to `view`: see enter_view
         self.commit_max = 0  # never above this log, whatever is heard: it goes to disk and into evidence
-        self.commit_heard = 0  # in this view, perhaps far above this log
         restored = recovered.restored
         self.applied = self.apply_emitted = self.checkpoint_op = restored.op if restored is not None else 0
         self.positions = restored.positions if restored is not None else 0  # events in the applied log
@@ -111,34 +111,19 @@ class Replica:
         self.pace = Pace()
         self.in_flight: dict[ClientId, int] = {}  # request numbers queued or prepared here
         self.waiting: dict[ClientId, tuple[Message, int]] = {}  # requests held until `ready`
-        self.ready = False
-        self.ready_at_op = 0
         self.draining = False
         # The disk, as the driver last found it: before each round it says what the journal has room for.
         self.room = ROOM_UNBOUNDED
         self.is_short_of_space = False  # the file system has less left than it should
-        self.full_peers: set[int] = set()  # who says that its disk is full
         self.wants_room = False  # the last round held something back for lack of room
-        self.abdicated = False
-        self.lag = Lag()
         self.progress_at = 0  # when the durable log last grew
         self.last_timestamp = 0
-        self.timed_op = self.timed_at = 0  # the prepare by which round trips are measured, and
-        self.timed_peers: set[int] = set()  # who has not acknowledged it
         self.entered: dict[int, int] = {}  # op not yet applied -> when its prepare entered this log
 
         # Backup
         self.stash: dict[int, Message] = {}
-        self.known_head = 0  # head of the primary as last heard
-        self.trimmed_by_primary = 0  # first op that the primary has, as last heard
-        self.ack_due = False
-        self.echo_nonce = 0
 
         # View change
-        self.votes: dict[int, int] = {}  # replica -> when it last voted to leave `view`
-        self.suspecting = False
-        self.evidence: dict[int, view_change.DoViewChange] = {}
-        self.evidence_nonce = 0  # of the evidence given in this view; 0: none yet
         self.view_changes_failed = 0
         self.view_left_at = 0
         self.stuck_op = 0  # of which the evidence has neither a copy nor certain absence; 0: none
@@ -148,8 +133,6 @@ class Replica:
         self.repairs: dict[int, RepairRequest] = {}
         self.repair_end = 0  # entries up to here are asked for or held, as last planned
         self.repair_due = False  # answers came in this round
-        self.headers_requests: dict[int, HeadersRequest] = {}  # nonce -> request, in order of their ops
-        self.headers_overdue: dict[int, HeadersRequest] = {}  # not waited for any more, still taken
         self.repair_nonce = 0
         self.pacing = Pacing(config.repair_expiry_ns, config.repair_pause_ns)
 
@@ -358,7 +341,7 @@ class Replica:
             )
             if timer.deadline is not None
         ]
-        if self.status == Status.NORMAL and not self.is_primary and not self.suspecting:
+        if self.status == Status.NORMAL and not self.is_primary and not self.scope.suspecting:
             deadlines.append(self.detector.deadline)
         return min(deadlines) if deadlines else None
 
@@ -389,12 +372,12 @@ class Replica:
             repair_budget=self.config.repairs_max - len(self.repairs),
             oldest_uncommitted_votes=self.pipeline[0].acks.bit_count() if self.pipeline else 0,
             oldest_uncommitted_at=self.pipeline[0].prepared_at if self.pipeline else 0,
-            known_commit=max(self.commit_max, self.commit_heard),
-            known_head=max(self.known_head, self.log.op),
+            known_commit=max(self.commit_max, self.scope.commit_heard),
+            known_head=max(self.scope.known_head, self.log.op),
             draining=self.draining,
             is_disk_full=self.is_disk_full,
             peers=tuple(
-                PeerSnapshot(replica, peer.last_heard, peer.op, peer.commit, peer.round_trip, peer.repair_latency)
+                PeerSnapshot(replica, peer.last_heard, peer.said.op, peer.commit, peer.round_trip, peer.repair_latency)
                 for replica, peer in self.peers.items()
             ),
             stuck_op=self.stuck_op,
@@ -425,6 +408,11 @@ class Replica:
         return own is not None and own.checksum == header.checksum and header.op <= self.log.committed
 
     @property
+    def ready(self) -> bool:
+        """Whether this primary has committed and executed all that the last view left."""
+        return self.scope.ready
+
+    @property
     def is_disk_full(self) -> bool:
         """No segment can be reserved any more, and what is left is little; or the file system is nearly full.
         This replica goes on writing what fits, but nobody should count on it for more."""
@@ -436,18 +424,19 @@ class Replica:
         nor answered until somebody makes some. Who is silent has none when others are full."""
         if self.is_disk_full:
             return False
-        if not self.full_peers:
+        if not self.scope.full_peers:
             return True
         heard = self.now - self.config.suspect_max_ns
-        others = sum(peer.last_heard > heard and replica not in self.full_peers for replica, peer in self.peers.items())
+        full = self.scope.full_peers
+        others = sum(peer.last_heard > heard and replica not in full for replica, peer in self.peers.items())
         return 1 + others >= self.quorums.replication
 
     def note_disk(self, replica: int, flags: int) -> None:
         """What a frame of that peer says of its disk."""
         if flags & FLAG_DISK_FULL:
-            self.full_peers.add(replica)
+            self.scope.full_peers.add(replica)
         else:
-            self.full_peers.discard(replica)
+            self.scope.full_peers.discard(replica)
 
     @property
     def disk_waits(self) -> int:
@@ -523,13 +512,13 @@ class Replica:
 
     def learn_commit(self, commit: int) -> None:
         """A commit number of the canonical log, as a peer says."""
-        self.commit_heard = max(self.commit_heard, commit)
+        self.scope.commit_heard = max(self.scope.commit_heard, commit)
         self.note_committed()
 
     def note_commit(self) -> None:
         """What was heard is believed as far as this log goes: evidence of more than there is would
         keep every later view from being chosen, and a superblock would keep it for ever."""
-        self.commit_max = max(self.commit_max, min(self.commit_heard, self.log.op, self._trusted))
+        self.commit_max = max(self.commit_max, min(self.scope.commit_heard, self.log.op, self._trusted))
 
     @property
     def _trusted(self) -> int:
@@ -542,6 +531,16 @@ class Replica:
         self.note_commit()
         if self.log_view == self.view:
             self.log.committed = max(self.log.committed, min(self.commit_max, self.log.linked))
+
+    def enter_view(self, view: int) -> None:
+        """The one place where a view ends and another begins: all that was heard, asked and promised in the old one
+        goes with it. What stays is true in every view: facts (commit number, log, sessions), what is known of disks,
+        links and lives of replicas, entries asked for by their identity, and the story of a view change that is
+        not over (view_left_at, view_changes_failed, stuck_op, gave_up)."""
+        self.view = view
+        self.scope = ViewScope()
+        for peer in self.peers.values():
+            peer.said = Said()
 
     def set_status(self, status: Status) -> None:
         if status != self.status:

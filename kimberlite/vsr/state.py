@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kimberlite.types import Header, Message
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.view_change import DoViewChange
 
 
 @dataclass(slots=True)
@@ -18,13 +22,21 @@ class Prepared:
 
 
 @dataclass(slots=True)
-class Peer:
-    """What is known of another replica. Nanoseconds."""
+class Said:
+    """What another replica has said in one view. Nanoseconds."""
 
-    last_heard: int = 0
-    op: int | None = None  # what it said last that its log holds on disk, or of a primary its head; None: nothing
+    op: int | None = None  # that its log holds on disk, or as a primary its head; None: nothing
     progress_at: int = 0  # when its acknowledgements last grew, or it was heard again after a silence
     is_awaited: bool = False  # it was heard again, and has not come nearer since
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known of another replica, whatever the view, and what it says in this one. Nanoseconds."""
+
+    said: Said = field(default_factory=Said)
+    last_heard: int = 0
+    held: int | None = None  # its last word on what its log holds: a hint whom to ask for an entry, never more
     commit: int = 0
     round_trip: int = 0
     repair_latency: int = 0  # EWMA
@@ -32,6 +44,10 @@ class Peer:
     window: int = 16  # how many may be
     rests_until: int = 0  # it did not answer: not asked before, if another can be
     checkpoint: int = 0  # op of its checkpoint, as it said last
+
+    def says(self, op: int) -> None:
+        """How far its log goes. The last word counts: its disk may be a new one."""
+        self.said.op = self.held = op
 
 
 @dataclass(slots=True)
@@ -92,3 +108,33 @@ class RepairRequest:
     peer: int
     first_sent_at: int
     sent_at: int
+
+
+@dataclass(slots=True)
+class ViewScope:
+    """What a replica has heard, asked and promised in one view: made anew with each, see Replica.enter_view."""
+
+    # Leaving it
+    votes: dict[int, int] = field(default_factory=dict)  # replica -> when it last voted to leave the view
+    suspecting: bool = False  # this replica votes to leave it
+    abdicated: bool = False  # as its primary
+    # Beginning it
+    evidence: dict[int, DoViewChange] = field(default_factory=dict)
+    evidence_nonce: int = 0  # of the evidence given; 0: none yet
+    # Backup
+    known_head: int = 0  # head of the primary as last heard
+    commit_heard: int = 0  # perhaps far above the own log
+    trimmed_by_primary: int = 0  # first op that the primary has, as last heard
+    ack_due: bool = False
+    echo_nonce: int = 0
+    # Primary
+    ready: bool = False
+    ready_at_op: int = 0
+    lag: Lag = field(default_factory=Lag)
+    full_peers: set[int] = field(default_factory=set)  # who says that its disk is full
+    timed_op: int = 0  # the prepare by which round trips are measured,
+    timed_at: int = 0  # when it was made, and
+    timed_peers: set[int] = field(default_factory=set)  # who has not acknowledged it
+    # Repair: headers are those of a view
+    headers_requests: dict[int, HeadersRequest] = field(default_factory=dict)  # nonce -> request, in order of ops
+    headers_overdue: dict[int, HeadersRequest] = field(default_factory=dict)  # not waited for any more, still taken

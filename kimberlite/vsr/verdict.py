@@ -36,7 +36,7 @@ def cannot_commit(r: Replica) -> tuple[CannotCommit, ...]:
     if r.status == Status.NORMAL and r.is_primary:
         found += _of_primary(r)
     elif r.status == Status.NORMAL:
-        if r.suspecting or not is_heard(r, r.primary):
+        if r.scope.suspecting or not is_heard(r, r.primary):
             found.append(CannotCommit.NO_PRIMARY)
     else:
         found.append(CannotCommit.VIEW_CHANGE if r.status == Status.VIEW_CHANGE else CannotCommit.RECOVERING)
@@ -58,7 +58,7 @@ def is_disk_stalled(r: Replica) -> bool:
 
 def is_held_up(r: Replica) -> bool:
     """Whether this primary has not executed for contact_ns what the others committed: see vsr/abdication.py."""
-    return bool(r.lag.op) and r.now - r.lag.since > r.config.contact_ns
+    return bool(r.scope.lag.op) and r.now - r.scope.lag.since > r.config.contact_ns
 
 
 def of_view_change(r: Replica) -> list[str]:
@@ -66,7 +66,7 @@ def of_view_change(r: Replica) -> list[str]:
     found: list[str] = []
     if r.stuck_op:
         found.append(
-            f"op {r.stuck_op} is damaged or missing on every replica whose log is known ({len(r.evidence)} of "
+            f"op {r.stuck_op} is damaged or missing on every replica whose log is known ({len(r.scope.evidence)} of "
             f"{r.config.replica_count}), and may have been acknowledged: it is waited for, and never skipped"
         )
     if is_disk_stalled(r):
@@ -93,9 +93,9 @@ def _of_disk(r: Replica) -> str:
 def _of_primary(r: Replica) -> list[CannotCommit]:
     is_stalled = bool(r.pipeline) and r.now - r.pipeline[0].prepared_at > r.config.contact_ns
     # A backup is not needed for a commit as long as others are; a primary executes it, or nobody is answered.
-    is_slow = is_held_up(r) and r.log.durable < r.lag.op
+    is_slow = is_held_up(r) and r.log.durable < r.scope.lag.op
     answers = (
-        (CannotCommit.CATCHING_UP, not r.ready or (is_held_up(r) and not is_slow)),
+        (CannotCommit.CATCHING_UP, not r.scope.ready or (is_held_up(r) and not is_slow)),
         (CannotCommit.STALLED, is_stalled),
         (CannotCommit.DISK_FULL, not r.can_journal),
         (CannotCommit.DISK_STALLED, is_slow or is_disk_stalled(r)),
@@ -125,7 +125,7 @@ def unhealthy(r: Replica) -> str:
         why = f"{r.status.name.lower()} in view {r.view} for {(r.now - r.view_left_at) / 1e9:.1f} s"
         return "; ".join([why, *of_view_change(r), *silent])
     if r.is_primary and not r.can_journal:
-        full = sorted([*([r.index] if r.is_disk_full else []), *r.full_peers])
+        full = sorted([*([r.index] if r.is_disk_full else []), *r.scope.full_peers])
         why = f"disk full on replica {', '.join(map(str, full))}: appends are refused, reads go on"
         return "; ".join([why, *silent])
     if r.is_primary and is_held_up(r):
@@ -135,23 +135,25 @@ def unhealthy(r: Replica) -> str:
         if r.now - oldest.prepared_at > 4 * r.config.heartbeat_ns:
             acks, quorum = oldest.acks.bit_count(), r.quorums.replication
             return "; ".join([f"op {oldest.header.op} has {acks} of {quorum} acks", *silent])
-    if r.is_primary and not r.ready:
-        return f"primary of view {r.view} is committing what the last view left, up to op {r.ready_at_op}"
-    if not r.is_primary and r.trimmed_by_primary > r.log.linked + 1:
+    if r.is_primary and not r.scope.ready:
+        return f"primary of view {r.view} is committing what the last view left, up to op {r.scope.ready_at_op}"
+    if not r.is_primary and r.scope.trimmed_by_primary > r.log.linked + 1:
         return (
             f"this replica has the log up to op {r.log.linked}, the primary's begins with op "
-            f"{r.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and "
+            f"{r.scope.trimmed_by_primary}: what is between was trimmed while this disk was new or replaced, and "
             "can not be had any more"
         )
-    if r.suspecting:
+    if r.scope.suspecting:
         return "; ".join([f"the primary, replica {r.primary}, is silent", *silent])
     if r.log.held_bytes >= r.config.held_bytes_max:
         return (
             f"the disk does not keep up: {r.log.held_bytes} bytes of entries wait here, and no more are taken; this "
-            f"replica has the log up to op {r.log.durable} of {max(r.log.op, r.known_head)}"
+            f"replica has the log up to op {r.log.durable} of {max(r.log.op, r.scope.known_head)}"
         )
     if is_disk_stalled(r):
-        return f"{_of_disk(r)}: this replica has the log up to op {r.log.durable} of {max(r.log.op, r.known_head)}"
+        return (
+            f"{_of_disk(r)}: this replica has the log up to op {r.log.durable} of {max(r.log.op, r.scope.known_head)}"
+        )
     if r.is_disk_full:
         waiting = r.log.op - r.log.journal_head
         return f"disk full: the journal has room for {r.room.bytes} more bytes; {waiting} ops wait for more"
@@ -160,9 +162,9 @@ def unhealthy(r: Replica) -> str:
 
 def _of_lag(r: Replica) -> str:
     """Why a primary does not execute what the others have committed."""
-    took = (r.now - r.lag.since) / 1e9
-    what = f"the others have committed op {r.lag.op}, and this primary has not executed it for {took:.1f} s"
-    if r.log.durable >= r.lag.op:
+    took = (r.now - r.scope.lag.since) / 1e9
+    what = f"the others have committed op {r.scope.lag.op}, and this primary has not executed it for {took:.1f} s"
+    if r.log.durable >= r.scope.lag.op:
         return f"{what}: op {r.applied + 1} is damaged here, and being repaired"
     why = f"; {_of_disk(r)}" if r.disk_waits else ""
     return f"{what}: its disk has the log up to op {r.log.durable}{why}"

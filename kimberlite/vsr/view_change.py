@@ -32,7 +32,7 @@ from kimberlite.vsr.codec import (
     follows,
 )
 from kimberlite.vsr.quorum import Quorums
-from kimberlite.vsr.state import Lag, LogState, Prepared
+from kimberlite.vsr.state import LogState, Prepared
 from kimberlite.vsr.work import DropReason, EventKind, GaveUp, ViewChangeCause
 
 if TYPE_CHECKING:
@@ -141,13 +141,13 @@ def tick(r: Replica) -> None:
     if r.ping_timer.due(r.now):
         _give_sign_of_life(r)
     if r.status == Status.NORMAL:
-        if not r.is_primary and not r.suspecting and r.now >= r.detector.deadline:
+        if not r.is_primary and not r.scope.suspecting and r.now >= r.detector.deadline:
             suspect(r)
     elif r.view_change_timer.due(r.now):
         r.view_changes_failed += 1
         suspect(r)
         _start_view_change_timer(r)
-    if r.vote_timer.due(r.now) and r.suspecting:
+    if r.vote_timer.due(r.now) and r.scope.suspecting:
         _vote(r)
     if r.do_view_change_timer.due(r.now) and r.status == Status.VIEW_CHANGE:
         if r.view_token is None:
@@ -157,14 +157,14 @@ def tick(r: Replica) -> None:
 
 def suspect(r: Replica) -> None:
     """Vote to leave this view."""
-    r.suspecting = True
+    r.scope.suspecting = True
     _vote(r)
 
 
 def abdicate(r: Replica, why: GaveUp) -> None:
     """A primary that is of no use falls silent and asks for another."""
     if r.is_primary and r.status == Status.NORMAL:
-        r.abdicated = True
+        r.scope.abdicated = True
         _give_up(r, EventKind.ABDICATED, r.view, why)
         suspect(r)
 
@@ -191,7 +191,7 @@ def on_start_view_change(r: Replica, message: Message) -> None:
         _count_vote(r, header.replica)
         # Each vote counts in the view it names: the first one may have been enough to leave it.
         is_asked = r.view == header.view and header.replica == r.primary and r.status != Status.RECOVERING
-        if is_asked and not r.suspecting:
+        if is_asked and not r.scope.suspecting:
             suspect(r)  # the primary itself asks to be replaced, or gives its view up before it begins
     else:
         r.drop(message, DropReason.OLD_VIEW)
@@ -213,7 +213,7 @@ def _give_sign_of_life(r: Replica) -> None:
     """To those that hear nothing else of this replica: what one may be asked for, and whether a quorum is there,
     is known by who is heard."""
     r.ping_timer.start(r.now + r.prng.jitter(r.config.ping_ns))
-    is_leading = r.status == Status.NORMAL and r.is_primary and not r.abdicated
+    is_leading = r.status == Status.NORMAL and r.is_primary and not r.scope.abdicated
     if r.view_token is not None or is_leading:
         return
     message = _ping(r)
@@ -227,14 +227,14 @@ def on_ping(r: Replica, message: Message) -> None:
     header = message.header
     if header.view > r.view:
         on_newer_view(r, header.view)
-    r.peers[header.replica].op = header.op
+    r.peers[header.replica].says(header.op)
 
 
 def _count_vote(r: Replica, replica: int) -> None:
-    r.votes[replica] = r.now
-    fresh = sum(1 for at in r.votes.values() if r.now - at <= r.config.vote_window_ns)
+    r.scope.votes[replica] = r.now
+    fresh = sum(1 for at in r.scope.votes.values() if r.now - at <= r.config.vote_window_ns)
     if enough_votes(r, fresh) and r.may_enter_view:
-        cause = ViewChangeCause.ABDICATED if r.abdicated else ViewChangeCause.PRIMARY_SILENT
+        cause = ViewChangeCause.ABDICATED if r.scope.abdicated else ViewChangeCause.PRIMARY_SILENT
         enter(r, r.view + 1, cause)
 
 
@@ -255,21 +255,15 @@ def enter(r: Replica, view: int, cause: int) -> None:
     invariant(view > r.view, "views only increase", view=view, own=r.view)
     leader = r.peers.get(r.primary)
     if leader is not None:
-        leader.op = max(leader.op or 0, r.known_head)
+        leader.held = max(leader.held or 0, r.scope.known_head)
     if r.status == Status.NORMAL:
         r.view_left_at = r.now
     if r.is_primary and r.status == Status.NORMAL:
         r.emit(EventKind.PRIMARY, 0)
-    r.view = view
+    r.enter_view(view)
     r.set_status(Status.VIEW_CHANGE)
     r.emit(EventKind.VIEW_CHANGE_STARTED, view, cause)
     _stop_leading(r)
-    r.votes.clear()
-    r.evidence.clear()
-    r.suspecting = False
-    r.ack_due = False
-    r.known_head = r.commit_heard = r.echo_nonce = r.evidence_nonce = 0
-    repair.on_view_left(r)
     r.vote_timer.stop()
     r.heartbeat_timer.stop()
     r.prepare_timer.stop()
@@ -296,15 +290,12 @@ def _stop_leading(r: Replica) -> None:
     for request, _ in [*r.queue, *r.waiting.values()]:
         r.reject(request, Reason.NOT_PRIMARY)
     r.pipeline.clear()
-    r.timed_peers.clear()
     r.committing.clear()
     r.queue.clear()
     r.queue_bytes = 0
     r.waiting.clear()
     r.in_flight.clear()
     r.pace.since = None
-    r.ready = False
-    r.abdicated = False
 
 
 # Evidence
@@ -340,7 +331,7 @@ def _send_evidence(r: Replica) -> None:
     is installed: a forged log would be evidence in every later view, and what is sent here only the replica at the
     configured address can read."""
     evidence = own_evidence(r)
-    r.evidence_nonce = r.evidence_nonce or repair.next_nonce(r)
+    r.scope.evidence_nonce = r.scope.evidence_nonce or repair.next_nonce(r)
     message = r.make(
         Command.DO_VIEW_CHANGE,
         encode_evidence(evidence),
@@ -348,7 +339,7 @@ def _send_evidence(r: Replica) -> None:
         log_view=r.log_view,
         count=len(evidence.headers),
         flags=FLAG_DISK_FULL if r.is_disk_full else 0,
-        nonce=r.evidence_nonce,
+        nonce=r.scope.evidence_nonce,
     )
     if r.is_primary:
         on_do_view_change(r, message)
@@ -360,7 +351,7 @@ def on_view_durable(r: Replica) -> None:
     """The superblock knows `view` (and log_view): what depended on it may go on."""
     if r.status == Status.VIEW_CHANGE and r.log_view < r.view:
         _send_evidence(r)
-        if r.suspecting:
+        if r.scope.suspecting:
             r.vote_timer.start_if_idle(r.now)
     elif r.log_view == r.view and r.status == Status.VIEW_CHANGE:
         if r.is_primary:
@@ -387,7 +378,7 @@ def on_do_view_change(r: Replica, message: Message) -> None:
     check_evidence(r, header, evidence)
     if header.replica != r.index:
         r.note_disk(header.replica, header.flags)
-    r.evidence[header.replica] = DoViewChange(
+    r.scope.evidence[header.replica] = DoViewChange(
         header.replica, header.log_view, header.op, header.commit, evidence, header.nonce
     )
     if r.log_view < r.view and r.view_token is None:
@@ -415,22 +406,22 @@ def is_current_evidence(r: Replica, message: Message) -> bool:
 
 def enough_evidence(r: Replica) -> bool:
     """Own evidence counts, and arrives here like any other."""
-    return len(r.evidence) >= r.quorums.view_change and r.index in r.evidence
+    return len(r.scope.evidence) >= r.quorums.view_change and r.index in r.scope.evidence
 
 
 def _try_to_choose(r: Replica) -> None:
     if not enough_evidence(r):
         return
-    choice = choose(list(r.evidence.values()), r.quorums)
+    choice = choose(list(r.scope.evidence.values()), r.quorums)
     if not choice.suffix:
         r.stuck_op = choice.stuck_op
-        r.emit(EventKind.STUCK, choice.stuck_op, len(r.evidence))
+        r.emit(EventKind.STUCK, choice.stuck_op, len(r.scope.evidence))
         return
     canonical = min(r.log.linked if r.log_view == choice.log_view else r.log.committed, choice.commit)
     if len(choice.suffix) > SUFFIX_OPS_MAX or not agrees(r, choice.suffix, canonical):
         # Somebody's evidence is forged: all is asked for again, and who sent it honestly does so by itself.
         r.emit(EventKind.DROPPED, Command.DO_VIEW_CHANGE, DropReason.BROKEN_CHAIN)
-        r.evidence = {r.index: r.evidence[r.index]}
+        r.scope.evidence = {r.index: r.scope.evidence[r.index]}
         return
     if is_far_behind(r, choice):
         # Nothing would be answered before it has caught up: whoever has the log leads.
@@ -451,7 +442,7 @@ def _try_to_choose(r: Replica) -> None:
 def is_far_behind(r: Replica, choice: Choice) -> bool:
     """Whether this candidate lacks much of what is committed, and another that gave evidence has it. It gives its
     view up at once, and does not have to again: who has the log is not left while others catch up with it."""
-    others = (message for message in r.evidence.values() if message.replica != r.index)
+    others = (message for message in r.scope.evidence.values() if message.replica != r.index)
     gap = choice.commit - r.log.linked
     return gap > r.config.forfeit_gap and any(has_copy(m, choice.commit, choice.suffix[0]) for m in others)
 
@@ -507,12 +498,10 @@ def install(r: Replica, suffix: tuple[Header, ...], canonical: int) -> None:
 
 def _lead(r: Replica) -> None:
     """This replica is the primary of its view now."""
-    nonces = {replica: given.nonce for replica, given in r.evidence.items()}
+    nonces = {replica: given.nonce for replica, given in r.scope.evidence.items()}
     _become_normal(r)
     r.emit(EventKind.PRIMARY, 1)
-    r.ready = False
-    r.ready_at_op = r.log.op
-    r.lag = Lag()
+    r.scope.ready_at_op = r.log.op
     for op in range(r.commit_max + 1, r.log.op + 1):
         r.pipeline.append(Prepared(r.log.headers[op], r.now))
     for replica in r.peers:  # who has given no evidence asks for the log when it hears of this
@@ -563,7 +552,7 @@ def on_start_view(r: Replica, message: Message) -> None:
 
 def is_answer(r: Replica, header: Header) -> bool:
     """Whether a start_view answers the evidence that this replica gave in this view."""
-    return header.nonce == r.evidence_nonce != 0
+    return header.nonce == r.scope.evidence_nonce != 0
 
 
 def check_suffix(r: Replica, header: Header, suffix: Sequence[Header]) -> None:
@@ -590,7 +579,7 @@ def is_start_view_wanted(r: Replica, message: Message) -> bool:
 def _follow(r: Replica) -> None:
     """This replica is a backup of its view now; it acknowledges anew what it has."""
     _become_normal(r)
-    r.ack_due = True
+    r.scope.ack_due = True
     repair.wake(r)
 
 
@@ -598,9 +587,9 @@ def _become_normal(r: Replica) -> None:
     r.set_status(Status.NORMAL)
     r.view_changes_failed = r.stuck_op = 0
     r.gave_up = None
-    r.suspecting = False
-    r.votes.clear()
-    r.evidence.clear()
+    r.scope.suspecting = False
+    r.scope.votes.clear()
+    r.scope.evidence.clear()
     r.view_change_timer.stop()
     r.do_view_change_timer.stop()
     r.vote_timer.stop()

@@ -30,5 +30,5 @@ def start_view(core: Replica, suffix: Sequence[Header], now: int, **fields: Any)
         return Message(make_header(body, command=Command.START_VIEW, nonce=nonce, **given), body)
 
     core.step(frame(0), now)  # it enters the view, and gives evidence when that is durable
-    core.evidence_nonce = core.evidence_nonce or NONCE
-    core.step(frame(core.evidence_nonce), now)
+    core.scope.evidence_nonce = core.scope.evidence_nonce or NONCE
+    core.step(frame(core.scope.evidence_nonce), now)

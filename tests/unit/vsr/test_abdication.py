@@ -139,7 +139,7 @@ def test_time_in_which_the_process_did_not_run_says_nothing_of_its_disk(cluster:
     cluster.deliver()
     cluster.deliver()
     run(cluster, 30)
-    assert old.core.lag.op == 0 or old.core.commit_max > old.core.applied
+    assert old.core.scope.lag.op == 0 or old.core.commit_max > old.core.applied
     for submission in disk(old)._queue:
         submission.done_at = [cluster.now + 5020 * MS] * 2
     cluster.now += 5000 * MS
@@ -170,20 +170,20 @@ def test_damage_that_holds_execution_up_gives_the_view_up(cluster: Cluster) -> N
 
 def test_a_primary_that_catches_up_is_given_time_as_long_as_it_comes_nearer(cluster: Cluster) -> None:
     core = cluster.primary.core
-    core.ready = False
+    core.scope.ready = False
     core.commit_max, core.log.op = 50, 50
     core.now = cluster.now
     for _ in range(100):
         core.now += 300 * MS
         abdication.tick(core)
-    assert core.abdicated, "it has not moved for long"
-    core.abdicated = core.suspecting = False
-    core.lag.op = 0
+    assert core.scope.abdicated, "it has not moved for long"
+    core.scope.abdicated = core.scope.suspecting = False
+    core.scope.lag.op = 0
     for step in range(40):
         core.log.durable += step % 5 == 0  # every 1.5 s
         core.now += 300 * MS
         abdication.tick(core)
-        assert not core.abdicated
+        assert not core.scope.abdicated
 
 
 def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
@@ -193,9 +193,9 @@ def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     slow(old, FOR_EVER)
     old.driver.on_input(requests=[cluster.request(2, b"b")])
     run(cluster, 2600)
-    assert old.core.abdicated
+    assert old.core.scope.abdicated
     commit = old.core.commit_max
     old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
     run(cluster, 50)
     assert old.core.commit_max > commit
-    assert old.core.abdicated
+    assert old.core.scope.abdicated

@@ -180,19 +180,19 @@ def test_a_commit_number_that_an_older_release_kept_is_no_more_believed(cluster:
 def test_an_acknowledgement_of_what_the_primary_has_not_is_refused(cluster: Cluster, fields: dict[str, int]) -> None:
     primary, backup, _ = roles(cluster)
     peer = primary.core.peers[backup.index]
-    before = (peer.op, peer.checkpoint, peer.round_trip)
+    before = (peer.said.op, peer.checkpoint, peer.round_trip)
     send(cluster, primary, frame(Command.PREPARE_OK, backup.index, view=primary.core.view, **fields))
     assert refused(primary) == 1
-    assert (peer.op, peer.checkpoint, peer.round_trip) == before
+    assert (peer.said.op, peer.checkpoint, peer.round_trip) == before
     goes_on(cluster)
 
 
 def test_an_acknowledgement_of_another_entry_says_nothing(cluster: Cluster) -> None:
     primary, backup, _ = roles(cluster)
     peer = primary.core.peers[backup.index]
-    peer.op = 0
+    peer.said.op = 0
     send(cluster, primary, frame(Command.PREPARE_OK, backup.index, view=primary.core.view, op=4, context=b"\3" * 16))
-    assert peer.op == 0
+    assert peer.said.op == 0
     goes_on(cluster)
 
 
@@ -446,7 +446,7 @@ def test_a_start_view_that_answers_no_evidence_only_tells_of_a_view(cluster: Clu
     for op in (head.op + 1, 1000):
         suffix = headers_above(backup, 1, view, op, head.checksum, **counted(head))
         fields = {"view": view, "op": op, "log_view": view, "count": 1, "commit": op}
-        for nonce in (0, 0, 1, backup.core.evidence_nonce + 1):
+        for nonce in (0, 0, 1, backup.core.scope.evidence_nonce + 1):
             forged = frame(Command.START_VIEW, other.index, encode_headers(suffix), nonce=nonce, **fields)
             send(cluster, backup, forged)
             send(cluster, primary, forged)
@@ -485,7 +485,7 @@ def test_evidence_that_contradicts_itself_is_refused(cluster: Cluster, index: in
     given = {"view": view, "log_view": primary.core.log_view, "commit": 4, "count": len(evidence.headers), **fields}
     send(cluster, backup, frame(Command.DO_VIEW_CHANGE, other.index, encode_evidence(evidence), **given))
     assert refused(backup) == 1
-    assert other.index not in backup.core.evidence
+    assert other.index not in backup.core.scope.evidence
     cluster.settle()
     goes_on(cluster)
 

@@ -80,7 +80,7 @@ def test_a_damaged_uncommitted_entry_is_not_acknowledged_until_it_is_repaired() 
     core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
     assert acknowledged(core.take_work()) == [3]
     core.entry_faulty(3, log[3], 20)
-    core.ack_due = True
+    core.scope.ack_due = True
     assert acknowledged(core.take_work()) == [2]
     core.log.keep(Message(log[3]))
     assert acknowledged(make_durable(core, 30)) == [3]
@@ -91,7 +91,7 @@ def test_damage_to_what_is_committed_holds_nothing_back() -> None:
     core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=2), log[2:3])
     core.take_work()
     core.entry_faulty(2, log[2], 20)
-    core.ack_due = True
+    core.scope.ack_due = True
     assert acknowledged(core.take_work()) == [3]
 
 
@@ -220,7 +220,7 @@ def late(log: list[Header], own: list[Header], state: EntryState = EntryState.PR
 def learn(core: Replica, log: list[Header]) -> None:
     """The primary of view 1 tells the headers of ops 2 to 5."""
     make_durable(core, 20)
-    core.headers_requests[9] = HeadersRequest(1, 2, 5, 20)
+    core.scope.headers_requests[9] = HeadersRequest(1, 2, 5, 20)
     body = encode_headers(log[2:6])
     told = make_header(
         body, cluster=CLUSTER, command=Command.HEADERS, replica=1, view=1, op=2, count=4, position=5, commit=5, nonce=9

@@ -199,7 +199,7 @@ def test_a_primary_that_waits_for_room_elsewhere_goes_on_leading(flags: int) -> 
         core.step(frame(Command.PING, replica=1, view=core.view), at * core.config.abdicate_ns)
         core.tick(at * core.config.abdicate_ns)
         settle(core)
-    assert core.abdicated is not bool(flags)
+    assert core.scope.abdicated is not bool(flags)
 
 
 def test_backups_say_that_their_disk_is_full() -> None:
@@ -237,7 +237,7 @@ def test_a_full_backup_keeps_a_bounded_number_of_bodies() -> None:
         core.step(message, 20)
         settle(core)
     assert len(core.log.bodies) + len(core.stash) == PIPELINE_LIMIT
-    assert core.known_head == 3 * PIPELINE_LIMIT
+    assert core.scope.known_head == 3 * PIPELINE_LIMIT
     core.tick(10**9)
     assert to_replicas(settle(core), Command.REQUEST_PREPARE) == [], "what can not be written is not asked for"
     core.room = PLENTY
@@ -259,7 +259,7 @@ def test_what_was_held_back_is_given_away_as_never_acknowledged_in_a_view_change
     core.step(frame(Command.START_VIEW_CHANGE, replica=2, view=0), 30)
     settle(core)
     assert (core.view, core.status) == (1, Status.VIEW_CHANGE)
-    evidence = core.evidence[1].evidence
+    evidence = core.scope.evidence[1].evidence
     assert [bool(evidence.present >> op & 1) for op in range(4)][1:] == [True, True, False]
     assert [bool(evidence.nack >> op & 1) for op in range(4)] == [False, False, False, True]
 
@@ -286,7 +286,7 @@ def test_a_full_replica_that_lacks_entries_leaves_the_lead_to_another(room: Room
         assert core.log_view == 1
     else:
         assert forfeited
-        assert (core.log_view, core.suspecting) == (0, True)
+        assert (core.log_view, core.scope.suspecting) == (0, True)
         assert core.log.op == 2
 
 
@@ -317,7 +317,7 @@ def test_evidence_says_that_the_disk_is_full() -> None:
     message = frame(Command.DO_VIEW_CHANGE, evidence, replica=1, view=2, log_view=1, count=1, flags=FLAG_DISK_FULL)
     leader.step(message, 30)
     settle(leader)
-    assert leader.full_peers == {1}
+    assert leader.scope.full_peers == {1}
 
 
 # A full queue

@@ -92,9 +92,9 @@ def test_a_backup_that_hears_no_primary() -> None:
     assert said(core, 10)[0] == (CannotCommit.NO_PRIMARY, CannotCommit.NO_QUORUM)
     core.step(frame(Command.COMMIT, replica=0, view=3), 20)
     assert said(core, 20) == ((), 0)
-    core.suspecting = True
+    core.scope.suspecting = True
     assert said(core, 21)[0] == (CannotCommit.NO_PRIMARY,)
-    core.suspecting = False
+    core.scope.suspecting = False
     later = 21 + core.config.contact_ns
     assert said(core, later)[0] == (CannotCommit.NO_PRIMARY, CannotCommit.NO_QUORUM)
     core.step(frame(Command.PING, replica=2, view=3), later)

@@ -36,7 +36,7 @@ def test_a_vote_that_was_enough_does_not_count_in_the_next_view() -> None:
     core = replica(2, view=4)
     core.step(vote(1, 4), 10)
     assert (core.view, core.status) == (5, Status.VIEW_CHANGE)
-    assert core.votes == {}
+    assert core.scope.votes == {}
 
 
 def test_one_replica_is_not_a_quorum() -> None:
