@@ -16,12 +16,12 @@ from kimberlite.storage.store import Store
 from kimberlite.types import HEADER_SIZE, Command
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
-from kimberlite.vsr.log import BODIES_BYTES, WINDOW
+from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
 from kimberlite.vsr.repair import HEADERS_REQUESTS_MAX
-from kimberlite.vsr.replica import WRITES_MAX, Replica
+from kimberlite.vsr.replica import VIEWS_MAX, WRITES_MAX, Replica
 
-# Promises that wait for a disk. Each view that is entered makes one, and a view is not left before it is durable.
-PROMISES_MAX = 12
+# Promises that wait for a disk: one for each view that is entered, and the last of these is installed.
+PROMISES_MAX = VIEWS_MAX + 2
 CHECKPOINT_WRITES_MAX = 4  # a chunk, the superblock, copies of it that are made good
 
 NAMES = (
@@ -93,7 +93,8 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
     """The most there may be of each of NAMES."""
     segments = PIPELINE_LIMIT + config.repair_bytes // segment_bytes + 2  # that entries being written are in
     ahead = config.headers_ahead + HEADERS_REQUESTS_MAX * config.headers_per_message
-    unapplied = config.repair_window + PIPELINE_LIMIT
+    # Above what the own disk, or execution, does not keep up with nothing more is taken.
+    unapplied = config.repair_window + PIPELINE_LIMIT + config.held_bytes_max // ENTRY_BYTES
     return (
         config.queue_max,
         config.queue_bytes_max,
@@ -120,11 +121,15 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
 
 
 def weigh(core: Replica) -> None:
-    """What the bodies in memory take: those applied that are kept for others, what repair holds ahead, a pipeline."""
+    """What the bodies in memory take: those that wait for the disk or to be executed, among them what repair holds
+    ahead, and those that were applied and are kept for others."""
     config = core.config
     entry = max(config.prepare_bytes_max, config.request_bytes_max) + HEADER_SIZE
-    most = BODIES_BYTES + config.repair_bytes + (PIPELINE_LIMIT + 2) * entry
+    waiting = sum(message.header.size for op, message in core.log.bodies.items() if op > core.applied)
+    most = config.held_bytes_max + config.repair_bytes + 2 * entry
+    check_held(core.index, (waiting,), (most,), ("bytes of bodies that wait",))
     found = sum(message.header.size for message in core.log.bodies.values())
+    most += BODIES_BYTES + PIPELINE_LIMIT * entry
     check_held(core.index, (found,), (most,), ("bytes of bodies in memory",))
 
 
