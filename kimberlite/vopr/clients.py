@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kimberlite.vopr.world import World
 
 APPEND_DEADLINE_NS = 1500 * MS
-REQUEST_BYTES_MAX = 63_000  # fits an entry, with what goes around the events
+AROUND_BYTES = 2000  # of a prepare, what goes around the events
 
 
 class SimClient:
@@ -67,7 +67,7 @@ class SimClient:
         random = world.workload
         stem = b"%d-%d-" % (self.index, number)
         size = world.plan.event_bytes
-        count = min(random.choice((1, 1, 2, 7)), max(REQUEST_BYTES_MAX // size, 1))
+        count = min(random.choice((1, 1, 2, 7)), max((world.plan.prepare_bytes_max - AROUND_BYTES) // size, 1))
         events = tuple(stem + b"%d-" % i + b"x" * random.randrange(size) for i in range(count))
         record = Acknowledged(self.index, number, events, world.now)
         self.history.append(record)

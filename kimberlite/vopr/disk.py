@@ -16,9 +16,16 @@ from dataclasses import dataclass, field
 
 from kimberlite.errors import DiskFullError, WriteFailedError, invariant
 from kimberlite.storage.interface import SECTOR, Write
+from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Bytes
 
 UNIT = 512  # what a torn write leaves whole
+FOREVER = 1 << 62
+
+# What a device does. The superblock is written by the same queue as the rest, but a promise that comes late is
+# another fault than an entry that does.
+READ, WRITE, PROMISE = "read", "write", "promise"
+OPERATIONS = (READ, WRITE, PROMISE)
 
 
 @dataclass(slots=True)
@@ -31,9 +38,23 @@ class TearPolicy:
 
 
 @dataclass(slots=True)
+class Device:
+    """How fast the disk of a replica is, and whether it goes on at all. Outlives the replica."""
+
+    slow: dict[str, int] = field(default_factory=dict)  # operation -> so many times as long
+    hung: dict[str, int] = field(default_factory=dict)  # operation -> until when it does not end
+    waited_ns: int = 0  # for reads since that was taken: who reads does nothing else meanwhile
+
+    def heal(self) -> None:
+        self.slow.clear()
+        self.hung.clear()
+
+
+@dataclass(slots=True)
 class Submission:
     token: int
     phases: list[list[Write]]
+    operations: list[str]  # what each phase is
     done_at: list[int]  # when each phase is durable
     applied: int = 0  # phases already durable
 
@@ -87,10 +108,12 @@ class SimDisk:
         clock: Callable[[], int],
         latency: Callable[[], int],
         wake: Callable[[int], None] = lambda at: None,
+        device: Device | None = None,
     ) -> None:
-        """clock: now in nanoseconds. latency: duration of the next phase. wake: called with the
-        time at which a submission will have completed."""
+        """clock: now in nanoseconds. latency: duration of the next phase, and of a read when it costs time. wake:
+        called with the time at which a submission will have completed."""
         self.files = files
+        self.device = device if device is not None else Device()
         self._clock = clock
         self._latency = latency
         self._wake = wake
@@ -160,10 +183,19 @@ class SimDisk:
     def read(self, file: int, offset: int, length: int) -> memoryview:
         name = self._handles[file]
         invariant(file not in self._released, "a file that is read is open", file=name)
+        if self.device.slow or self.device.hung:
+            self._wait_for_read()
         bad = self.files.unreadable.get(name)
         if bad and not bad.isdisjoint(range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
             raise OSError(errno.EIO, "unreadable sector", name)
         return memoryview(memoryview(self.files.durable[name])[offset : offset + length].tobytes())
+
+    def _wait_for_read(self) -> None:
+        device = self.device
+        if READ in device.hung:
+            device.waited_ns = max(device.waited_ns, device.hung[READ] - self._clock())
+        elif READ in device.slow:
+            device.waited_ns += self._latency() * device.slow[READ]
 
     def aligned(self, length: int) -> memoryview:
         return memoryview(bytearray(length))
@@ -173,8 +205,6 @@ class SimDisk:
     def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None:
         if self._failure is not None:
             return
-        start = max(self._clock(), self._free_at)
-        done_at = []
         for phase in phases:
             for write in phase:
                 name = self._handles[write.file]
@@ -183,12 +213,30 @@ class SimDisk:
                     raise ValueError(f"unaligned write: offset {write.offset}, length {len(write.buffer)}")
                 self.writes += 1
                 self.write_bytes += len(write.buffer)
-            start += self._latency()
-            done_at.append(start)
-        self._free_at = start
         kept = [[Write(write.file, write.offset, bytes(write.buffer)) for write in phase] for phase in phases]
-        self._queue.append(Submission(token, kept, done_at))
+        submission = Submission(token, kept, [self._operation(phase) for phase in phases], [])
+        self._queue.append(submission)
+        self._time(submission, max(self._clock(), self._free_at))
+
+    def _operation(self, phase: Sequence[Write]) -> str:
+        return PROMISE if any(self._handles[write.file] == SUPERBLOCK for write in phase) else WRITE
+
+    def _time(self, submission: Submission, start: int) -> None:
+        """Say when what is left of a submission will be durable, if it begins at `start`."""
+        slow = self.device.slow
+        del submission.done_at[submission.applied :]
+        for operation in submission.operations[submission.applied :]:
+            start += self._latency() * slow.get(operation, 1)
+            submission.done_at.append(start)
+        self._free_at = start
         self._wake(start)
+
+    def go_on(self) -> None:
+        """The device has another speed than before, or does not hang any more: what waits begins now."""
+        start = self._clock()
+        for submission in self._queue:
+            self._time(submission, start)
+            start = self._free_at
 
     def is_writing(self, name: str) -> bool:
         """Whether the submission made last goes to that file."""
@@ -201,6 +249,8 @@ class SimDisk:
         while self._queue and self._failure is None:
             submission = self._queue[0]
             while submission.applied < len(submission.phases) and submission.done_at[submission.applied] <= now:
+                if self.device.hung and submission.operations[submission.applied] in self.device.hung:
+                    return
                 if self.fail_next_write is not None:
                     self._fail(submission)
                     return

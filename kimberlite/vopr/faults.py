@@ -23,13 +23,24 @@ import xxhash
 
 from kimberlite._fast import framing
 from kimberlite.errors import UsageError
-from kimberlite.types import HEADER_SIZE
+from kimberlite.types import HEADER_SIZE, Command
 from kimberlite.vopr import hostile
-from kimberlite.vopr.disk import corrupt, empty, fill, is_full, make_unreadable
+from kimberlite.vopr.disk import (
+    FOREVER,
+    OPERATIONS,
+    PROMISE,
+    READ,
+    WRITE,
+    corrupt,
+    empty,
+    fill,
+    is_full,
+    make_unreadable,
+)
 from kimberlite.vsr.config import MS
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.world import World
+    from kimberlite.vopr.world import SimNode, World
 
 Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, argument
 Action: TypeAlias = Callable[[], None]
@@ -38,23 +49,25 @@ Aim: TypeAlias = Callable[["World", int], Action | None]
 ARGUMENT_END = 1 << 32
 START_NS = 1 * MS  # when runs begin
 ROT_TAIL_BYTES = 8192
+OFTEN, SELDOM = 0.7, 0.35
 
 
 class Kind(NamedTuple):
     name: str
     aim: Aim
     floor: float = 0.0  # its least weight in plans that are drawn
+    share: float = OFTEN  # of the runs that may have it
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def kind(floor: float = 0.0) -> Callable[[Aim], Aim]:
+def kind(floor: float = 0.0, share: float = OFTEN) -> Callable[[Aim], Aim]:
     """Enter a function into the registry, under its own name."""
 
     def enter(aim: Aim) -> Aim:
         name = aim.__name__.strip("_")
-        KINDS[name] = Kind(name, aim, floor)
+        KINDS[name] = Kind(name, aim, floor, share)
         return aim
 
     return enter
@@ -121,7 +134,7 @@ def _crash_all(world: World, argument: int) -> Action | None:
 
 @kind(floor=0.6)
 def _restart(world: World, argument: int) -> Action | None:
-    return _all(world.restart, [node.index for node in world.nodes if not node.up])
+    return _all(world.restart, [node.index for node in world.nodes if world.can_start(node.index)])
 
 
 def _all(action: Callable[[int], None], indices: Sequence[int]) -> Action | None:
@@ -172,7 +185,8 @@ def _isolate(world: World, argument: int) -> Action | None:
 
 @kind(floor=0.4)
 def _heal(world: World, argument: int) -> Action | None:
-    return world.network.heal if world.network.cuts or world.network.clogs else None
+    network = world.network
+    return network.heal if network.cuts or network.clogs or network.muted else None
 
 
 @kind()
@@ -182,6 +196,93 @@ def _clog(world: World, argument: int) -> Action | None:
     if pair is None or until <= max(world.now, world.network.clogs.get(pair, 0)):
         return None
     return partial(world.network.clogs.__setitem__, pair, until)
+
+
+LOST = (
+    Command.PREPARE,
+    Command.PREPARE_OK,
+    Command.COMMIT,
+    Command.START_VIEW_CHANGE,
+    Command.DO_VIEW_CHANGE,
+    Command.START_VIEW,
+    Command.REQUEST_PREPARE,
+    Command.REQUEST_HEADERS,
+    Command.HEADERS,
+    Command.PING,
+    Command.REQUEST,
+    Command.REPLY,
+)
+MUTE_NS_MAX = 3000 * MS
+
+
+@kind(share=SELDOM)
+def _mute(world: World, argument: int) -> Action | None:
+    """One kind of frame is lost for a while, to one replica or to everybody."""
+    random = Random(argument)
+    key = random.choice(LOST), random.choice((None, _target(world, argument)))
+    until = world.now + argument % MUTE_NS_MAX
+    if until <= max(world.now, world.network.muted.get(key, 0)):
+        return None
+    return partial(world.network.muted.__setitem__, key, until)
+
+
+# Roles
+
+
+STRIKES = ("crash", "crash writing", "pause", "isolate", "silence", "deafen", "stall")
+STRIKE_NS = 1500 * MS
+STRIKE_DELAY_NS = 3 * MS
+
+
+def _strike(world: World, index: int, how: str) -> None:
+    """Now is the moment for a replica to fail."""
+    if not world.network.faults_on or not world.nodes[index].up:
+        return
+    others = [other for other in range(world.plan.replica_count) if other != index]
+    world.trace.add(world.now, "strike", how, index)
+    world.counts[f"STRIKE_{how.replace(' ', '_')}"] = world.counts.get(f"STRIKE_{how.replace(' ', '_')}", 0) + 1
+    if how == "crash":
+        world.crash(index)
+    elif how == "crash writing":
+        world.doomed[index] = ""
+    elif how == "pause":
+        world.pause(index, world.now + STRIKE_NS)
+    elif how == "stall":
+        world.hang(index, (WRITE, PROMISE), world.now + STRIKE_NS)
+    if how in ("isolate", "silence"):
+        world.network.cuts.update((index, other) for other in others)
+    if how in ("isolate", "deafen"):
+        world.network.cuts.update((other, index) for other in others)
+
+
+@kind(share=SELDOM)
+def _strike_primary(world: World, argument: int) -> Action | None:
+    """The primary fails while it has prepares under way; in half of the cases its successor too, while the view
+    changes."""
+    if world.ambushes:
+        return None
+    random = Random(argument)
+    first, second, follows = random.choice(STRIKES), random.choice(STRIKES), random.random() < 0.5
+    delays = random.randrange(STRIKE_DELAY_NS), random.randrange(20 * STRIKE_DELAY_NS)
+
+    def primary_is_busy(node: SimNode) -> bool:
+        core = node.driver.core
+        if not core.is_primary or not core.ready or not core.pipeline:
+            return False
+        world.at(world.now + delays[0], lambda: _strike(world, node.index, first))
+        if follows:
+            world.ambushes.append(partial(view_is_left, core.view))
+        return True
+
+    def view_is_left(view: int, node: SimNode) -> bool:
+        core = node.driver.core
+        if core.view <= view:
+            return False
+        successor = core.view % world.plan.replica_count
+        world.at(world.now + delays[1], lambda: _strike(world, successor, second))
+        return True
+
+    return partial(world.ambushes.append, primary_is_busy)
 
 
 # Disks
@@ -219,6 +320,59 @@ def _sync_error(world: World, argument: int) -> Action | None:
     if not node.up or node.disk.fail_next_write is not None:
         return None
     return partial(setattr, node.disk, "fail_next_write", errno.EIO)
+
+
+STALL_NS_MAX = 4000 * MS
+SLOW_FACTORS = (10, 100)
+HANGS = ((WRITE, PROMISE), (WRITE,), (PROMISE,), (READ,), OPERATIONS)
+SLOW_NODE_NS = (200_000, 2 * MS, 10 * MS)
+
+
+def _hang(world: World, argument: int, until: int) -> Action | None:
+    """Of one disk, one kind of operation or all: what is begun does not end before then."""
+    target, random = _target(world, argument), Random(argument)
+    operations = random.choice(HANGS)
+    hung = world.devices[target].hung
+    if all(hung.get(operation, 0) >= until for operation in operations):
+        return None
+    return partial(world.hang, target, operations, until)
+
+
+@kind(share=SELDOM)
+def _disk_stall(world: World, argument: int) -> Action | None:
+    return _hang(world, argument, world.now + argument % STALL_NS_MAX)
+
+
+@kind(share=SELDOM)
+def _disk_hang(world: World, argument: int) -> Action | None:
+    return _hang(world, argument, FOREVER)
+
+
+@kind(share=SELDOM)
+def _disk_slow(world: World, argument: int) -> Action | None:
+    target, random = _target(world, argument), Random(argument)
+    operations, factor = random.choice(HANGS), random.choice(SLOW_FACTORS)
+    slow = world.devices[target].slow
+    if all(slow.get(operation) == factor for operation in operations):
+        return None
+    return partial(world.slow_down, target, operations, factor)
+
+
+@kind(share=SELDOM)
+def _slow_node(world: World, argument: int) -> Action | None:
+    """A replica that takes its time with every input."""
+    target = _target(world, argument)
+    duration = Random(argument).choice(SLOW_NODE_NS)
+    if world.slow_nodes.get(target) == duration:
+        return None
+    return partial(world.slow_nodes.__setitem__, target, duration)
+
+
+@kind(floor=0.4)
+def _cure(world: World, argument: int) -> Action | None:
+    """Disks and replicas are as fast as before."""
+    is_ill = world.slow_nodes or any(device.slow or device.hung for device in world.devices)
+    return world.cure if is_ill else None
 
 
 # Clocks, strangers, clients
@@ -297,9 +451,9 @@ def _trim(world: World, argument: int) -> Action | None:
         core = node.driver.core
         if not node.up or not core.is_primary or not core.ready:
             continue
-        extents = list(node.store.extents())
-        extent = extents[argument % len(extents)] if extents else None
-        if extent is not None and core.first_op < extent.first_op <= core.trimmable_op:
+        extents = [one for one in node.store.extents() if core.first_op < one.first_op <= core.trimmable_op]
+        if extents:
+            extent = extents[argument % len(extents)]
             trim = partial(node.driver.trim, extent.first_op, extent.first_position)
             return partial(world.act, node.index, node.life, trim)
     return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kimberlite.types import Status
 from kimberlite.vopr.checkers import COMMIT_QUORUM, VIEW_CHANGE_QUORUM, Violation
+from kimberlite.vopr.disk import PROMISE, WRITE
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ FLAP_NS = 150 * MS
 # How long nothing may be committed: a start, then so much for each op missed.
 START_NS = 1000 * MS
 OP_NS = 1 * MS
-SLOW_DISK_NS = 3000 * MS
+SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost
 ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer
 FAR_NS, FAR_LIMIT_NS = 20 * MS, 2000 * MS
 LOSS, LOSS_LIMIT_NS = 0.05, 3000 * MS
@@ -102,13 +103,13 @@ def _hinder(world: World, random: Random, late: int) -> int:
         world.network.lossy[late] = LOSS
         return LOSS_LIMIT_NS
     if chance < 0.95 and world.plan.abdicate_ns >= ABDICATE_NS_MIN:
-        world.slow_disks.add(late)
+        world.slow_down(late, (WRITE, PROMISE), SLOW_DISK)
         return SLOW_DISK_NS
     return 0
 
 
 def _end(world: World, victims: list[int]) -> None:
-    world.slow_disks.clear()
+    world.cure()
     world.network.distance.clear()
     world.network.lossy.clear()
     for victim in victims:

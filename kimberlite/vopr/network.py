@@ -44,6 +44,7 @@ class SimNetwork:
         self.cuts: set[tuple[Address, Address]] = set()
         self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
         self.distance: dict[Address, int] = {}  # who is far away: what is sent to or by it takes so much longer
+        self.muted: dict[tuple[int, Address | None], int] = {}  # command, and to whom if not to all -> lost until then
         self.lossy: dict[Address, float] = {}  # of what is sent to or by it so much is lost, faults or none
         self.silenced: set[tuple[Address, Address, int]] = set()  # sender, receiver, command: lost, faults or none
         self.kept: deque[tuple[Address, Address, bytes]] = deque(maxlen=KEPT)
@@ -57,6 +58,9 @@ class SimNetwork:
             self.dropped += 1
             return
         if self.silenced and (source, destination, message.header.command) in self.silenced:
+            self.dropped += 1
+            return
+        if self.muted and self._is_muted(message.header.command, destination):
             self.dropped += 1
             return
         among_replicas = isinstance(source, int) and isinstance(destination, int)
@@ -87,6 +91,10 @@ class SimNetwork:
             if self.faults_on and plan.corruption and random.random() < plan.corruption:
                 damaged = self._flip(data)
             self.launch(source, destination, damaged)
+
+    def _is_muted(self, command: int, destination: Address) -> bool:
+        muted = self.muted
+        return self._now() < max(muted.get((command, None), 0), muted.get((command, destination), 0))
 
     def _flip(self, data: bytes) -> bytes:
         at = self._random.randrange(len(data) * 8)
@@ -122,3 +130,4 @@ class SimNetwork:
     def heal(self) -> None:
         self.cuts.clear()
         self.clogs.clear()
+        self.muted.clear()

@@ -7,6 +7,8 @@ A named plan says what its seeds draw from:
 
     default   everything that campaigns try; a run has some of it, many lack any one thing
     crowded   many clients, a small pipeline, large events in small segments, three times the work
+    grey      disks and replicas that are slow or hang, frames of one kind that are lost, primaries that fail
+              in the middle of their work, and their successors after them
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from kimberlite.errors import UsageError
 from kimberlite.vopr.faults import KINDS, Kind
 
 MS = 1_000_000
+PREPARE_BYTES_MAX = 64 << 10
 REQUESTS = 100  # appends of a run unless told otherwise
 
 
@@ -58,6 +61,11 @@ class Plan:
     late_ops: int = 0  # ops that a replica misses in the phase late return; 0 leaves it out
     persistent: str = ""  # the fault of the phase of that name: one of persistent.FAULTS, "any", or "" for none
 
+    @property
+    def prepare_bytes_max(self) -> int:
+        """An entry must fit a segment."""
+        return min(PREPARE_BYTES_MAX, self.segment_bytes // 2)
+
 
 def _default(plan: Plan, random: Random) -> Plan:
     return plan
@@ -70,13 +78,21 @@ def _crowded(plan: Plan, random: Random) -> Plan:
         requests=3 * plan.requests,
         pipeline_max=random.choice((1, 2, 4)),
         event_bytes=random.choice((2000, 9000, 20_000)),
-        segment_bytes=128 << 10,
+        segment_bytes=random.choice((64, 128)) << 10,
         checkpoint_ops=random.choice((4, 16)),
     )
 
 
+GREY = ("disk_stall", "disk_hang", "disk_slow", "slow_node", "mute", "strike_primary")
+
+
+def _grey(plan: Plan, random: Random) -> Plan:
+    others = {name: max(KINDS[name].floor, weight / 5) for name, weight in plan.weights.items()}
+    return replace(plan, weights={**others, **{name: random.random() for name in GREY}})
+
+
 DEFAULT = "default"
-PLANS: dict[str, Callable[[Plan, Random], Plan]] = {DEFAULT: _default, "crowded": _crowded}
+PLANS: dict[str, Callable[[Plan, Random], Plan]] = {DEFAULT: _default, "crowded": _crowded, "grey": _grey}
 
 
 def select(name: str) -> Callable[[Plan, Random], Plan]:
@@ -94,7 +110,7 @@ def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
 def _weight(seed: int, kind: Kind) -> float:
     """Of a kind of fault in a run; one more kind leaves those of the others alone."""
     random = Random(f"weight of {kind.name} {seed}")
-    return max(kind.floor, 0.0 if random.random() < 0.3 else random.random())
+    return max(kind.floor, random.random() if random.random() < kind.share else 0.0)
 
 
 def _draw(seed: int, requests: int) -> Plan:
@@ -110,7 +126,7 @@ def _draw(seed: int, requests: int) -> Plan:
         replica_count=random.choices((1, 2, 3, 4, 5, 6), (1, 2, 8, 1, 3, 1))[0],
         client_count=random.choice((1, 2, 4, 8)),
         requests=requests,
-        segment_bytes=random.choice((128, 256, 1024)) << 10,
+        segment_bytes=random.choice((64, 128, 256, 1024)) << 10,
         pipeline_max=random.choice((1, 2, 4, 8, 16)),
         sessions_max=random.choice((4, 64)),
         loss=some(0.15),
@@ -122,7 +138,7 @@ def _draw(seed: int, requests: int) -> Plan:
         fault_gap_ns=random.choice((60, 150, 400)) * MS,
         weights={kind.name: _weight(seed, kind) for kind in KINDS.values()},
         garbage=random.choice((0.0, 0.0, 0.05)),
-        event_bytes=random.choice((8, 64, 2000, 9000)),
+        event_bytes=random.choice((8, 64, 2000, 9000, 20_000)),
         replay=some(0.02),
         clock_skew_ns=random.choice((0, 20, 2000)) * MS,
         forfeit_gap=random.choice((8, 4096)),

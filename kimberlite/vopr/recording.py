@@ -329,13 +329,11 @@ class Recording(World):
         """To the last segment that may go."""
         self._quiet()
         core = self.nodes[self._primary()].driver.core
-        extents = list(self.nodes[self._primary()].store.extents())
-        chosen = [
-            number for number, extent in enumerate(extents) if core.first_op < extent.first_op <= core.trimmable_op
-        ]
+        extents = self.nodes[self._primary()].store.extents()
+        chosen = [extent.first_op for extent in extents if core.first_op < extent.first_op <= core.trimmable_op]
         check(bool(chosen), "there is nothing to trim")
-        self.inject("trim", chosen[-1])
-        self._wait(lambda: all(node.store.first_op >= extents[chosen[-1]].first_op for node in self.nodes))
+        self.inject("trim", len(chosen) - 1)
+        self._wait(lambda: all(node.store.first_op >= chosen[-1] for node in self.nodes))
         self._quiet()
 
 

@@ -39,7 +39,7 @@ from kimberlite.vopr.checkers import (
 )
 from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient
-from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, empty
+from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy, empty
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
 from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
@@ -51,12 +51,10 @@ from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
 
 TICK_NS = 10 * MS
-SLOW_DISK = 10  # times as slow as the others
 SAFETY_NS_MAX = 120_000 * MS
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
 SERVE_DELAY_NS = 20_000
-PREPARE_BYTES_MAX = 64 << 10  # an entry must fit the smallest segment
 EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
 IDLE_NS = 500 * MS  # of which every frame is counted
 QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
@@ -78,7 +76,7 @@ class SimNode:
     paused_until: int = 0
     booted_at: int = 0
     down_since: int = 0  # when it is not up
-    backlog: list[Callable[[], None]] = field(default_factory=list)
+    backlog: deque[Callable[[], None]] = field(default_factory=deque)
     scrubber: Scrubber = field(init=False)
     watch: Watch = field(default_factory=Watch)
 
@@ -110,10 +108,13 @@ class World:
         # look at a disk take this replica's word while damage is about.
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
         self.rotten = False
-        self.slow_disks: set[int] = set()
+        self.devices = [Device() for _ in range(plan.replica_count)]
+        self.slow_nodes: dict[int, int] = {}  # replica -> how long it does nothing after each input
         self.is_late_return = False  # under way
         self.idle_frames: Counter[tuple[int, int, int]] | None = None  # sender, receiver, command
         self.quiet_since: int | None = None  # nothing fails since then but what the phase late return lets fail
+        # Each is told of every replica that has just acted, until it says that its moment has come.
+        self.ambushes: list[Callable[[SimNode], bool]] = []
         # Crashes in the middle of its next write: to the file of that name, to any when empty.
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
@@ -180,10 +181,9 @@ class World:
                 instant = self.now + self.schedule.randrange(max(when - self.now, 1))
                 self.at(instant, lambda: self._crash_life(index, life))
 
-        latency = self.schedule
+        latency, mean = self.schedule, plan.disk_latency_ns
 
         def duration() -> int:
-            mean = plan.disk_latency_ns * (SLOW_DISK if index in self.slow_disks else 1)
             return mean // 2 + latency.randrange(mean)
 
         disk = self._make_disk(index, duration, wake)
@@ -203,8 +203,8 @@ class World:
                 abdicate_ns=plan.abdicate_ns,
                 repairs_max=plan.repairs_max,
                 repairs_per_peer_max=plan.repairs_max,
-                prepare_bytes_max=PREPARE_BYTES_MAX,
-                request_bytes_max=PREPARE_BYTES_MAX,
+                prepare_bytes_max=plan.prepare_bytes_max,
+                request_bytes_max=plan.prepare_bytes_max,
             ),
             codec=FastCodec(),
             recovered=recovered,
@@ -246,27 +246,48 @@ class World:
         return node
 
     def _make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
-        return SimDisk(self.files[index], lambda: self.now, latency, wake)
+        return SimDisk(self.files[index], lambda: self.now, latency, wake, self.devices[index])
 
     def act(self, index: int, life: int, action: Callable[[], None]) -> None:
-        """Give an input to a replica, unless it has died since; then check it."""
+        """Give an input to a replica, unless it has died since; then check it. Who is paused takes it later."""
         node = self.nodes[index]
         if node.life != life or not node.up:
             return
         if self.now < node.paused_until:
-            node.backlog.append(lambda: self.act(index, life, action))
+            node.backlog.append(action)
             return
+        self._carry_out(node, action)
+
+    def _carry_out(self, node: SimNode, action: Callable[[], None]) -> None:
         try:
             action()
         except WriteFailedError:
-            self.crash(index)
+            self.crash(node.index)
             return
         except KimberliteError as error:
-            raise Violation("own invariant", f"replica {index}: {error}") from error
-        self.checkers.on_step(self, index)
+            raise Violation("own invariant", f"replica {node.index}: {error}") from error
+        self.checkers.on_step(self, node.index)
         node.watch.look(self, node)
         if node.driver.behind:
-            self.at(self.now + SERVE_DELAY_NS, lambda: self.act(index, life, node.driver.on_tick))
+            self.at(self.now + SERVE_DELAY_NS, lambda: self.act(node.index, node.life, node.driver.on_tick))
+        if self.ambushes:
+            self._spring(node)
+        if self.slow_nodes:
+            self._be_busy(node, self.slow_nodes.get(node.index, 0))
+        if node.disk.device.waited_ns:
+            self._be_busy(node, node.disk.device.waited_ns)
+
+    def _spring(self, node: SimNode) -> None:
+        waiting, self.ambushes = self.ambushes, []
+        left = [ambush for ambush in waiting if not ambush(node)]
+        self.ambushes += left
+
+    def _be_busy(self, node: SimNode, duration: int) -> None:
+        """What a replica has just done took so long, though it was done at once here."""
+        node.disk.device.waited_ns = 0
+        until = self.now + duration
+        if until > max(self.now, node.paused_until):
+            self.pause(node.index, until)
 
     def _on_disk(self, index: int, life: int) -> None:
         self.act(index, life, self.nodes[index].driver.on_disk)
@@ -290,6 +311,8 @@ class World:
         except KimberliteError as error:
             raise Violation("own invariant", f"scrubber of replica {node.index}: {error}") from error
         found = sum(node.scrubber.damage.values()) - before
+        if node.disk.device.waited_ns:
+            self._be_busy(node, node.disk.device.waited_ns)
         if found:
             self.counts["SCRUB_FOUND"] = self.counts.get("SCRUB_FOUND", 0) + found
             self.act(node.index, node.life, node.driver.on_damage)
@@ -342,9 +365,13 @@ class World:
         node.paused_until = min(node.paused_until, self.now)
         self._resume(index, node.life)
 
+    def can_start(self, index: int) -> bool:
+        """Who is down, and whose disk goes on: a start waits for what it reads and writes."""
+        return not self.nodes[index].up and not self.devices[index].hung
+
     def restart(self, index: int) -> None:
         node = self.nodes[index]
-        if node.up:
+        if not self.can_start(index):
             return
         self._boot(index, node.life + 1)
         for client in self.clients:
@@ -379,16 +406,47 @@ class World:
         node.paused_until = until
         self.at(until, lambda: self._resume(index, node.life))
 
+    def hang(self, index: int, operations: Sequence[str], until: int = FOREVER) -> None:
+        """Operations of that disk do not end before then, or before `cure`."""
+        device = self.devices[index]
+        self.nodes[index].disk.complete_until(self.now)
+        for operation in operations:
+            device.hung[operation] = max(until, device.hung.get(operation, 0))
+        if until < FOREVER:
+            self.at(until, lambda: self._unhang(index))
+
+    def _unhang(self, index: int) -> None:
+        hung = self.devices[index].hung
+        ended = [operation for operation, until in hung.items() if until <= self.now]
+        for operation in ended:
+            del hung[operation]
+        if ended:
+            self.nodes[index].disk.go_on()
+
+    def slow_down(self, index: int, operations: Sequence[str], factor: int) -> None:
+        """Operations of that disk take so many times as long, until `cure`."""
+        self.devices[index].slow.update(dict.fromkeys(operations, factor))
+
+    def cure(self) -> None:
+        """All disks and replicas are as fast as in the beginning."""
+        self.slow_nodes.clear()
+        for node, device in zip(self.nodes, self.devices, strict=True):
+            is_hung = bool(device.hung)
+            device.heal()
+            if is_hung:
+                node.disk.go_on()
+                self.resume(node.index)
+
     def set_clock(self, index: int, offset: int) -> None:
         """From now on a replica's clock is so far from the true one."""
         self.nodes[index].driver.core.set_clock_offset(EPOCH_NS + offset)
 
     def _resume(self, index: int, life: int) -> None:
         node = self.nodes[index]
-        if node.life == life and self.now >= node.paused_until:
-            backlog, node.backlog = node.backlog, []
-            for action in backlog:
-                action()
+        if node.life != life:
+            return
+        while node.backlog and node.up and self.now >= node.paused_until:
+            self._carry_out(node, node.backlog.popleft())
 
     # The run
 
@@ -411,6 +469,8 @@ class World:
         count = self.plan.replica_count
         self.network.faults_on = False
         self.network.heal()
+        self.cure()
+        self.ambushes.clear()
         self.doomed = [None] * count
         for files in self.files:
             empty(files)

@@ -9,7 +9,19 @@ import pytest
 
 from kimberlite.errors import WriteFailedError
 from kimberlite.storage.interface import SECTOR, Write
-from kimberlite.vopr.disk import UNIT, Files, SimDisk, TearPolicy, corrupt, make_unreadable
+from kimberlite.vopr.disk import (
+    FOREVER,
+    PROMISE,
+    READ,
+    UNIT,
+    WRITE,
+    Device,
+    Files,
+    SimDisk,
+    TearPolicy,
+    corrupt,
+    make_unreadable,
+)
 
 LATENCY = 10
 
@@ -172,3 +184,54 @@ def test_files_are_created_once_renamed_and_removed(disk: SimDisk) -> None:
         disk.open("a")
     disk.remove("b")
     assert disk.names() == []
+
+
+def test_a_device_that_hangs_completes_nothing_of_that_kind_until_it_goes_on(clock: Clock) -> None:
+    files, device, woken = Files(), Device(), []
+    disk = SimDisk(files, lambda: clock.now, lambda: LATENCY, woken.append, device)
+    file, promise = disk.create("a", SECTOR), disk.create("superblock", SECTOR)
+    disk.submit(1, [[Write(file, 0, sectors(1))]])
+    disk.submit(2, [[Write(promise, 0, sectors(2))]])
+    disk.submit(3, [[Write(file, 0, sectors(3))]])
+    device.hung[PROMISE] = FOREVER
+    clock.now = 1000
+    assert disk.completions() == [1]
+    assert bytes(files.durable["superblock"]) == bytes(SECTOR)
+    device.heal()
+    disk.go_on()
+    assert disk.completions() == [], "what waited begins when the device goes on"
+    assert woken[-1] == 1000 + 2 * LATENCY
+    clock.now = woken[-1]
+    assert disk.completions() == [2, 3]
+
+
+def test_a_crash_of_a_device_that_hangs_tears_what_it_hangs_in(clock: Clock) -> None:
+    files, device = Files(), Device(hung={WRITE: FOREVER})
+    disk = SimDisk(files, lambda: clock.now, lambda: LATENCY, device=device)
+    file = disk.create("a", 2 * SECTOR)
+    disk.submit(1, [[Write(file, 0, sectors(1))], [Write(file, SECTOR, sectors(2))]])
+    clock.now = 1000
+    disk.crash(Random(1), TearPolicy(old=0, new=1, garbage=0))
+    assert bytes(files.durable["a"]) == sectors(1) + bytes(SECTOR)
+
+
+def test_a_slow_device_takes_so_many_times_as_long(clock: Clock) -> None:
+    device = Device(slow={WRITE: 10})
+    disk = SimDisk(Files(), lambda: clock.now, lambda: LATENCY, device=device)
+    file, promise = disk.create("a", SECTOR), disk.create("superblock", SECTOR)
+    disk.submit(1, [[Write(promise, 0, sectors(1))], [Write(file, 0, sectors(1))]])
+    for clock.now, done in ((LATENCY, []), (11 * LATENCY - 1, []), (11 * LATENCY, [1])):
+        assert disk.completions() == done
+
+
+def test_reads_cost_time_on_a_device_that_is_slow_or_hangs(disk: SimDisk, clock: Clock) -> None:
+    file = disk.create("a", SECTOR)
+    disk.read(file, 0, SECTOR)
+    assert disk.device.waited_ns == 0
+    disk.device.slow[READ] = 3
+    disk.read(file, 0, SECTOR)
+    disk.read(file, 0, SECTOR)
+    assert disk.device.waited_ns == 6 * LATENCY
+    disk.device.hung[READ] = clock.now + 1000
+    disk.read(file, 0, SECTOR)
+    assert disk.device.waited_ns == 1000

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from kimberlite.vopr.faults import KINDS
+from kimberlite.vopr.disk import OPERATIONS, READ, WRITE
+from kimberlite.vopr.faults import KINDS, STRIKES
 from kimberlite.vopr.plan import MS, draw
-from kimberlite.vopr.world import World
+from kimberlite.vopr.world import SimNode, World
 
+ENDS = ("heal", "restart", "disk_space", "cure")
 CALM = replace(
     draw(3),
     replica_count=3,
@@ -29,7 +32,7 @@ CALM = replace(
 
 def busy(count: int = 3, clients: int = 2) -> World:
     """A cluster without any faults, in the middle of its work."""
-    world = World(replace(CALM, replica_count=count, client_count=clients), faults=())
+    world = World(replace(CALM, replica_count=count, client_count=clients), faults=(), keep_trace=True)
     for client in world.clients:
         world.at(world.now, client.begin)
     assert world.run_until(world.now + 5000 * MS, lambda: world.checkers.decided >= 10)
@@ -43,7 +46,7 @@ def counted(world: World, kind: str, argument: int) -> bool:
     return len(world.injected) > before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("heal", "restart", "disk_space", "trim")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ENDS, "trim")])
 def test_a_fault_strikes_a_cluster_at_work(kind: str) -> None:
     world = busy()
     assert any(counted(world, kind, argument) for argument in range(1, 8))
@@ -60,6 +63,10 @@ def test_a_fault_strikes_a_cluster_at_work(kind: str) -> None:
         ("clog", 301, "heal"),
         ("disk_full", 1, "disk_space"),
         ("disk_full_all", 0, "disk_space"),
+        ("disk_hang", 1, "cure"),
+        ("disk_slow", 1, "cure"),
+        ("slow_node", 1, "cure"),
+        ("mute", 2_999_999_999, "heal"),
     ],
 )
 def test_a_fault_that_is_there_already_is_not_counted_nor_is_the_end_of_none(
@@ -106,6 +113,83 @@ def test_no_fault_is_carried_out_after_the_faults_have_ended() -> None:
     world = busy()
     world.network.faults_on = False
     assert not any(counted(world, kind, 1) for kind in KINDS)
+
+
+def backup_of(world: World) -> SimNode:
+    return next(node for node in world.nodes if not node.driver.core.is_primary)
+
+
+def test_a_disk_that_hangs_hangs_through_restarts_and_its_replica_does_not_start_before_it_goes_on() -> None:
+    world = busy()
+    index = backup_of(world).index
+    world.hang(index, (WRITE,))
+    head = world.nodes[index].driver.core.log.durable
+    decided = world.checkers.decided
+    assert world.run_until(world.now + 5000 * MS, lambda: world.checkers.decided > decided + 10)
+    assert world.nodes[index].driver.core.log.durable == head
+    world.crash(index)
+    assert not counted(world, "restart", 0)
+    world.cure()
+    assert counted(world, "restart", 0)
+    assert world.run_until(
+        world.now + 5000 * MS, lambda: world.nodes[index].driver.core.applied == world.checkers.decided
+    )
+
+
+def test_a_stall_ends_by_itself() -> None:
+    world = busy()
+    log = backup_of(world).driver.core.log
+    world.hang(backup_of(world).index, OPERATIONS, world.now + 500 * MS)
+    world.run_until(world.now + 499 * MS, lambda: False)
+    behind = log.durable
+    assert world.run_until(world.now + 1000 * MS, lambda: log.durable > behind)
+    assert not any(device.hung for device in world.devices)
+
+
+def test_who_reads_from_a_disk_that_hangs_does_nothing_else() -> None:
+    world = busy()
+    backup = backup_of(world)
+    world.hang(backup.index, (READ,))
+    world.act(backup.index, backup.life, lambda: backup.store.read(1) and None)
+    durable = backup.driver.core.log.durable
+    world.run_until(world.now + 500 * MS, lambda: False)
+    assert backup.driver.core.log.durable == durable
+    world.cure()
+    assert world.run_until(world.now + 500 * MS, lambda: backup.driver.core.log.durable > durable)
+
+
+def test_a_slow_replica_takes_its_inputs_in_order_one_after_another() -> None:
+    world = busy()
+    world.slow_nodes[1] = 10 * MS
+    seen: list[tuple[int, int]] = []
+    node = world.nodes[1]
+    world.run_until(world.now + 20 * MS, lambda: False)
+    for number in range(5):
+        world.act(1, node.life, lambda number=number: seen.append((number, world.now)))  # type: ignore[misc]
+    world.run_until(world.now + 3000 * MS, lambda: len(seen) == 5)
+    assert [number for number, _ in seen] == list(range(5))
+    assert all(later - earlier >= 10 * MS for (_, earlier), (_, later) in pairwise(seen))
+
+
+def struck_now(world: World) -> list[tuple[object, ...]]:
+    return [entry for entry in world.trace.tail if entry[1] == "strike"]
+
+
+def test_the_primary_is_struck_while_it_has_prepares_under_way_and_its_successor_while_the_view_changes() -> None:
+    struck: dict[str, int] = {}
+    for argument in range(20):
+        world = busy(count=5)
+        view = max(node.driver.core.view for node in world.nodes)
+        assert counted(world, "strike_primary", argument)
+        assert not counted(world, "strike_primary", argument), "one at a time"
+        world.run_until(world.now + 2500 * MS, lambda: len(struck_now(world)) == 2)
+        strikes = struck_now(world)
+        for label, times in world.counts.items():
+            if label.startswith("STRIKE_"):
+                struck[label] = struck.get(label, 0) + times
+        assert all(entry[3] in (view % 5, (view + 1) % 5) for entry in strikes[:1])
+    assert set(struck) == {f"STRIKE_{how.replace(' ', '_')}" for how in STRIKES}
+    assert sum(struck.values()) > 20, "some of the successors too"
 
 
 def test_a_trim_that_can_not_be_is_not_counted() -> None:

@@ -137,6 +137,22 @@ def test_a_clogged_link_holds_messages_back() -> None:
     assert all(at >= 50 * MS for *_, at in bench.arrived)
 
 
+def test_one_kind_of_frame_is_lost_for_a_while_to_one_or_to_all() -> None:
+    bench = Bench(CALM)
+    bench.network.muted = {(Command.PREPARE, 1): 50 * MS, (Command.COMMIT, None): 50 * MS}
+    bench.send(10)
+    assert bench.run() == []
+    bench.send(10, 0, 2)
+    assert len(bench.run()) == 10
+    bench.now = 50 * MS
+    bench.send(10)
+    assert len(bench.run()) == 20
+    bench.now = 0
+    bench.network.heal()
+    bench.send(10)
+    assert len(bench.run()) == 30
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_without_faults_nothing_is_lost(seed: int) -> None:
     wild = replace(CALM, loss=0.9, duplication=0.9, reorder=0.9, corruption=0.9, replay=0.9)

@@ -49,5 +49,5 @@ def test_a_named_plan_draws_from_something_else() -> None:
 
 
 def test_a_plan_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UsageError, match="no plan is called 'nonsense'; there are default, crowded"):
+    with pytest.raises(UsageError, match="no plan is called 'nonsense'; there are default, crowded, "):
         draw(7, 10, "nonsense")
