@@ -399,6 +399,14 @@ class Session:
                 return candidate
         return self._target
 
+    def _another(self, preferred: int, attempts: int) -> int:
+        """Whom to ask when the one that should lead says that it does not: each of the others in turn, between two
+        attempts at that one. The view may be one that nobody is in, when who told of it died before it had written it
+        down; then another replica leads, in an earlier view."""
+        others = [(preferred + step) % self.replica_count for step in range(1, self.replica_count)]
+        others = [replica for replica in others if replica in self._connected]
+        return others[attempts // 2 % len(others)] if others else preferred
+
     def _learn_view(self, view: int) -> None:
         self.view = max(self.view, view)
 
@@ -455,7 +463,7 @@ class Session:
         self._learn_view(message.header.view)
         preferred = self.view % self.replica_count
         came_from = message.header.replica
-        self._target = preferred if preferred != came_from else self._next_target()
+        self._target = preferred if preferred != came_from else self._another(preferred, request.attempts)
         # Nobody may lead yet: do not run round the replicas faster than they can elect.
         request.back_off = BACK_OFF_NS if preferred != came_from else 4 * BACK_OFF_NS
         self._retry_at = now + request.back_off + int(self._random.random() * BACK_OFF_NS)

@@ -840,6 +840,11 @@ def _timeout_reported_as_refusal() -> list[Patch]:
     return [(client, "OutcomeUnknownError", UnavailableError)]
 
 
+@canary("a client asks the primary of its view and the next replica by turns, and nobody else")
+def _two_replicas_by_turns() -> list[Patch]:
+    return [(client.Session, "_another", lambda self, preferred, attempts: self._next_target())]
+
+
 @canary("timestamps are what the clock says")
 def _timestamp_repeats() -> list[Patch]:
     return [(normal, "next_timestamp", lambda r, previous: r.now + r.clock_offset)]

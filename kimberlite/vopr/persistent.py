@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from kimberlite.errors import UsageError
 from kimberlite.types import Command
 from kimberlite.vopr.checkers import Violation
-from kimberlite.vopr.disk import empty, fill
-from kimberlite.vopr.late_return import leader
+from kimberlite.vopr.disk import PROMISE, WRITE, empty, fill
+from kimberlite.vopr.late_return import SLOW_DISK, leader
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _hang(world: World, index: int) -> None:
 
 
 def _slow_disk(world: World, index: int) -> None:
-    world.slow_disks.add(index)
+    world.slow_down(index, (WRITE, PROMISE), SLOW_DISK)
 
 
 def _cut_off(world: World, index: int) -> None:
@@ -230,7 +230,7 @@ def _end(world: World) -> None:
     world.network.heal()
     world.network.distance.clear()
     world.network.silenced.clear()
-    world.slow_disks.clear()
+    world.cure()
     for node in world.nodes:
         empty(world.files[node.index])
         node.driver.core.is_short_of_space = False

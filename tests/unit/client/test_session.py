@@ -225,6 +225,26 @@ def test_a_replica_that_claims_to_lead_and_refuses_is_left() -> None:
     assert only(session)[0] != 0
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("view", range(6))
+def test_a_view_that_nobody_is_in_keeps_a_client_from_nobody(replicas: int, view: int) -> None:
+    """A replica told of it, and died before it had written it down: its primary goes on saying that it does not lead,
+    and each of the others is asked in turn."""
+    session = make(replicas, tuple(range(replicas)))
+    session.append([b"a"], 0)
+    session.flush(0)
+    asked, now = set(), 0
+    for _ in range(2 * replicas):
+        target, request = only(session)
+        asked.add(target)
+        session.step(reject(request, Reason.NOT_PRIMARY, replica=target, view=view if not now else 0), now)
+        deadline = session.next_deadline()
+        assert deadline is not None
+        now = deadline
+        session.tick(now)
+    assert asked == set(range(replicas))
+
+
 def test_a_replica_that_is_silent_is_left_for_the_next() -> None:
     session = registered()
     targets = [begin(session)[0]]

@@ -182,7 +182,7 @@ def test_the_primary_is_struck_while_it_has_prepares_under_way_and_its_successor
         view = max(node.driver.core.view for node in world.nodes)
         assert counted(world, "strike_primary", argument)
         assert not counted(world, "strike_primary", argument), "one at a time"
-        world.run_until(world.now + 2500 * MS, lambda: len(struck_now(world)) == 2)
+        world.run_until(world.now + 2500 * MS, lambda world=world: len(struck_now(world)) == 2)  # type: ignore[misc]
         strikes = struck_now(world)
         for label, times in world.counts.items():
             if label.startswith("STRIKE_"):
