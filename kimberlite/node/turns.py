@@ -24,7 +24,7 @@ BUSY_NS = 100_000_000  # since the last op: until then something is being commit
 # whoever gets it, on the processors that replicas need.
 READ_NS = 200_000
 STATUS_NS = 2_000_000
-BYTE_NS = 1  # of an answer, which the kernel copies twice
+BYTE_NS = 2  # of an answer: the kernel copies it twice, and its reader a third time on the same processors
 REFUSAL_NS = 100_000  # with the frame that it is about
 LATER_NS = 30_000  # a refusal that is no fault of the client's
 REFUSALS_PER_TURN = 32
