@@ -989,6 +989,52 @@ def _wrong_cluster_accepted() -> list[Patch]:
     return [(Replica, "step", step)]
 
 
+# What is held, what is said at rest, what is answered again
+
+
+@canary("a reply that is sent again has lost its body")
+def _reply_sent_again_without_its_body() -> list[Patch]:
+    def resend_reply(r: Replica, message: Message, session: SessionEntry) -> None:
+        normal._send_reply(r, message, session.number, session.op, session.position, session.count, b"")
+
+    return [(normal, "_resend_reply", resend_reply)]
+
+
+@canary("an entry that a peer asks for by its identity is read by its number")
+def _served_by_number_alone() -> list[Patch]:
+    original = store.Store.read
+
+    def read(self: store.Store, op: int, checksum: bytes | None = None, ahead: int = 0) -> Message | None:
+        return original(self, op, None, ahead)
+
+    return [(store.Store, "read", read)]
+
+
+@canary("prepares that come early are kept without a bound")
+def _early_prepares_all_kept() -> list[Patch]:
+    def stash(r: Replica, message: Message) -> None:
+        r.stash[message.header.op] = message
+
+    return [(normal, "_stash", stash)]
+
+
+@canary("entries of a log that was replaced are still asked for")
+def _wanted_when_the_log_is_another() -> list[Patch]:
+    return [(repair, "on_installed", lambda r: None)]
+
+
+@canary("headers are asked for though nothing is missing")
+def _headers_asked_for_ever() -> list[Patch]:
+    original = repair._request_headers
+
+    def request_headers(r: Replica) -> None:
+        original(r)
+        if not r.scope.headers_requests and not r.is_primary:
+            repair._ask_for_headers(r, r.log.linked + 1)
+
+    return [(repair, "_request_headers", request_headers), (repair, "_is_wanting", lambda r: True)]
+
+
 # The simulator itself
 
 

@@ -238,6 +238,11 @@ class SimDisk:
             self._time(submission, start)
             start = self._free_at
 
+    @property
+    def submissions(self) -> int:
+        """How many are not done."""
+        return len(self._queue)
+
     def is_writing(self, name: str) -> bool:
         """Whether the submission made last goes to that file."""
         return bool(self._queue) and any(

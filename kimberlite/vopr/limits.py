@@ -15,6 +15,7 @@ from operator import gt
 from kimberlite.storage.store import Store
 from kimberlite.types import HEADER_SIZE, Command
 from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.disk import SimDisk
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
 from kimberlite.vsr.repair import HEADERS_REQUESTS_MAX
@@ -42,7 +43,7 @@ NAMES = (
     "ops that were not applied yet",
     "committed ops that were not applied",
     "writes that the core waits for",
-    "writes handed to the disk",
+    "writes that the disk has not done",
     "ops that are being written",
     "spare segments",
     "open segments",
@@ -61,7 +62,7 @@ KEPT = (
 )
 
 
-def held(core: Replica, store: Store) -> tuple[int, ...]:
+def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
     """How much there is of each of NAMES."""
     log = core.log
     return (
@@ -82,7 +83,7 @@ def held(core: Replica, store: Store) -> tuple[int, ...]:
         len(core.entered),
         len(core.committing),
         len(core._pending),
-        len(store._pending) - len(store._rewriting),  # a tour writes as many witnesses again as it finds damaged
+        disk.submissions - len(store._rewriting),  # a tour writes as many witnesses again as it finds damaged
         len(store._in_flight),
         len(store._spare),
         len(store._open),

@@ -167,7 +167,7 @@ class Watch:
         self._steps += 1
         if self._steps % WEIGH_EVERY == 0:
             limits.weigh(core)
-        limits.check_held(node.index, limits.held(core, node.store), self._most)
+        limits.check_held(node.index, limits.held(core, node.store, node.disk), self._most)
         log = core.log
         if core.log_view == self._log_view and log.op < self._op:
             world.count("GAVE_UP_ABOVE")  # nothing else makes a log shorter within a view

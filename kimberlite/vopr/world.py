@@ -526,7 +526,7 @@ class World:
         limits.check_idle(self.idle_frames, self.nodes[0].driver.core.config, IDLE_NS)
         self.idle_frames = None
         for node in self.nodes:
-            limits.check_rest(node.index, limits.held(node.driver.core, node.store))
+            limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
 
     def _tour(self, node: SimNode) -> None:
         """What is left of the present tour, and a whole one."""

@@ -127,7 +127,7 @@ def test_a_planted_bug_is_found(name: str) -> None:
 
 
 def test_faults_that_are_silently_absent_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kimberlite.vopr.run.LABELS_SEEDS_MIN", 3)
+    monkeypatch.setattr("kimberlite.vopr.campaign.LABELS", {"FAULTY": 3})
     found = hunt("faults-silently-zero", seeds_max=3, requests=5)
     assert (found.check, found.seeds) == ("E4 coverage", 3)
     assert "FAULTY" in found.violation

@@ -132,6 +132,8 @@ CALM = replace(
     replay=0.0,
     clock_skew_ns=0,
     sessions_max=64,
+    late_ops=0,
+    persistent="",
     event_bytes=64,
 )
 
