@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from kimberlite import cli, config, errors
+from kimberlite import cli, config, errors, frames
 from kimberlite.cli import fields as status_fields
 from kimberlite.errors import KimberliteError
 from kimberlite.storage import layout
@@ -220,6 +220,46 @@ def disk_layout() -> str:
     return "\n".join(lines) + "\n"
 
 
+WIRE_INTRODUCTION = """\
+Replicas and clients send frames over TCP: a header of 256 bytes ([its layout](disk-layout.md), the same as that of a
+journal entry) and a body. One header serves every frame. A field that is not named below is zero; always there are
+`checksum` (of the header from byte 16 on, and the identity of the frame), `checksum_body`, `cluster`, `command`,
+`size`, `release` and `replica`, the index of the sender, 255 of a client.
+
+A number that enters the state of a replica has a highest value; a frame with one above it is dropped and counted
+(`vsr_messages_dropped_total`, reason `out_of_bounds`), and its connection closed. *Own* is what the receiver has.
+"""
+
+
+def number_text(number: int) -> str:
+    """A large number as a sum of powers of two, when that is short."""
+    powers = [bit for bit in reversed(range(number.bit_length())) if number >> bit & 1]
+    return " + ".join(f"2^{bit}" for bit in powers) if number >= 1 << 16 and len(powers) <= 2 else f"{number:,}"
+
+
+def bound_text(bound: frames.Bound | None) -> str:
+    """All that a bound names; the lowest of them holds."""
+    if bound is None:
+        return ""
+    highest = [number_text(bound.most)]
+    for name, who in ((bound.of, ""), (bound.own, "own ")):
+        if name:
+            plus = f" {'+' if bound.plus > 0 else '-'} {number_text(abs(bound.plus))}" if bound.plus else ""
+            highest.append(f"{who}`{name}`{plus}")
+    return ", ".join(highest)
+
+
+def wire() -> str:
+    lines = [GENERATED, "", "# Frames", "", WIRE_INTRODUCTION.strip()]
+    for (sender, command), frame in frames.TABLE.items():
+        lines += ["", f"## {command.name} of a {sender}", "", f"Command {int(command)}. {frame.what}"]
+        if frame.body:
+            lines += ["", f"Body: {frame.body}."]
+        lines += ["", "| field | what it says | at most |", "| --- | --- | --- |"]
+        lines += [f"| `{name}` | {field.meaning} | {bound_text(field.bound)} |" for name, field in frame.fields.items()]
+    return "\n".join(lines) + "\n"
+
+
 STATUS_INTRODUCTION = """\
 `kimberlite status` asks every member by itself and prints a table and a verdict, which is also its exit code:
 
@@ -261,6 +301,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": command_line,
     "metrics.md": metrics,
     "disk-layout.md": disk_layout,
+    "wire.md": wire,
     "status.md": status,
 }
 

@@ -1,22 +1,22 @@
-"""Bounds of the numbers in frames: one table, applied before a handler sees the frame.
+"""Bounds of the numbers in frames, those of kimberlite.frames.TABLE, applied before a handler sees the frame.
 
 A frame has 64-bit numbers, and whoever can connect can send any of them under a valid checksum. What
 follows from a number must be undone by the next honest frame or the next view, never live on in a
 superblock, a journal, the evidence of a view change or a metric. So every number that a handler reads
-has a highest value here; a frame with one above it is dropped and counted, and its connection closed:
+has a highest value there; a frame with one above it is dropped and counted, and its connection closed:
 see Replica.step and Replica.propose. Numbers in *bodies* (headers of a suffix, evidence) have the same
 bounds: see `check_header`.
 
 Honest replicas stay far below: a view is left at most every few ms, an op takes a disk write.
-What two fields of one frame must say of each other is a bound too: `of`. Where a field has no row,
-no handler of the core reads it.
+What two fields of one frame must say of each other is a bound too: `of`. Of a field without a bound
+no handler of the core takes a number.
 
-HELLO, READ and STATUS of clients, and HELLO of peers, have no rows: they end at the listeners (node/server.py,
+HELLO, READ and STATUS of clients, and HELLO of peers, have no bounds: they end at the listeners (node/server.py,
 net/peers.py) and nothing of them enters the core, a disk or a metric. There each number is compared, cut to a highest
 value or sent back where it is used: a position is held against the log, a wait, a size and a count against their
-limits. Of a REQUEST the core reads what has a row; a listener has held its operation and count against its body.
+limits. Of a REQUEST the core reads what has a bound; a listener has held its operation and count against its body.
 
-Pure functions of header and replica. Imports errors and types only.
+Pure functions of header and replica. Imports errors, types and frames only.
 """
 
 from __future__ import annotations
@@ -25,95 +25,18 @@ from collections.abc import Callable
 from operator import attrgetter, gt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kimberlite import frames
 from kimberlite.errors import FrameError
-from kimberlite.types import OP_MAX, VIEW_MAX, Command, FrameReason, Header
+from kimberlite.frames import Bound
+from kimberlite.types import Command, FrameReason, Header
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
 
-VIEW_AHEAD_MAX = 1 << 32  # above the own view
-OP_AHEAD_MAX = 1 << 40  # above the own head: a year and a half at 20,000 ops a second
-POSITION_MAX = 1 << 60
-REQUEST_MAX = 1 << 56  # request numbers of a client, from 1 by 1
-TIME_MAX = 1 << 62  # nanoseconds: the year 2116 since 1970, 146 years since a start
-LATENCY_US_MAX = 0xFFFF_FFFF  # all that the field holds: 72 minutes
-
-
-class Bound(NamedTuple):
-    """The highest value of a field: the lowest of `most`, the frame's field `of` + plus, the replica's `own` + plus."""
-
-    most: int
-    of: str = ""
-    own: str = ""  # attribute path from Replica
-    plus: int = 0
-
-
-VIEW = Bound(VIEW_MAX, own="view", plus=VIEW_AHEAD_MAX)
-OP = Bound(OP_MAX, own="log.op", plus=OP_AHEAD_MAX)
-NONCE = Bound(TIME_MAX)
-
 TABLE: dict[Command, dict[str, Bound]] = {
-    Command.PREPARE: {
-        "view": VIEW,
-        "op": OP,
-        "commit": Bound(OP_MAX, of="op", plus=-1),  # nobody counts an op before it is made
-        "session": Bound(OP_MAX),  # the op that opened it
-        "request": Bound(REQUEST_MAX),
-        # Strictly increasing: after one of TIME_MAX, which no clock says, the next may add one for each op.
-        "timestamp": Bound(TIME_MAX + OP_MAX, of="op", plus=TIME_MAX),
-        "position": Bound(POSITION_MAX),
-        "checkpoint_op": Bound(OP_MAX, of="commit"),
-    },
-    Command.PREPARE_OK: {
-        "view": VIEW,
-        "op": OP,
-        "commit": OP,
-        "checkpoint_op": OP,
-        "nonce": Bound(TIME_MAX, own="now"),  # the time of our own question
-    },
-    Command.COMMIT: {
-        "view": VIEW,
-        "op": OP,
-        "commit": Bound(OP_MAX, of="op"),  # a primary has all that it calls committed
-        "position": Bound(OP_MAX, of="commit"),  # the op that `context` is the identity of
-        "request": Bound(OP_MAX, of="op", plus=1),  # the first op of its log
-        "nonce": NONCE,
-    },
-    Command.START_VIEW_CHANGE: {"view": VIEW},
-    Command.DO_VIEW_CHANGE: {
-        "view": VIEW,
-        "log_view": Bound(VIEW_MAX, of="view"),
-        "op": OP,
-        "commit": OP,
-        "nonce": NONCE,
-    },
-    Command.START_VIEW: {
-        "view": VIEW,
-        "log_view": Bound(VIEW_MAX, of="view"),
-        "op": OP,
-        "commit": Bound(OP_MAX, of="op"),
-        "nonce": NONCE,
-    },
-    Command.PING: {"view": VIEW, "op": OP},
-    Command.REQUEST_PREPARE: {"op": Bound(OP_MAX)},
-    Command.REQUEST_HEADERS: {
-        "view": VIEW,
-        "op": Bound(OP_MAX),
-        "position": Bound(2 * OP_MAX),  # the last op wanted
-        "nonce": NONCE,
-    },
-    Command.HEADERS: {
-        "view": VIEW,
-        "op": OP,
-        "position": OP,  # the head of the sender
-        "commit": OP,
-        "nonce": NONCE,
-    },
-    Command.REQUEST: {
-        "session": Bound(OP_MAX),
-        "request": Bound(REQUEST_MAX),
-        "latency_us": Bound(LATENCY_US_MAX),
-    },
+    command: bounded
+    for (_, command), frame in frames.TABLE.items()
+    if (bounded := {name: field.bound for name, field in frame.fields.items() if field.bound is not None})
 }
 
 

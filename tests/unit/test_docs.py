@@ -30,7 +30,15 @@ def generator() -> ModuleType:
     return module
 
 
-REFERENCES = ["configuration.md", "exit-codes.md", "command-line.md", "metrics.md", "disk-layout.md", "status.md"]
+REFERENCES = [
+    "configuration.md",
+    "exit-codes.md",
+    "command-line.md",
+    "metrics.md",
+    "disk-layout.md",
+    "wire.md",
+    "status.md",
+]
 
 
 @pytest.mark.parametrize("name", REFERENCES)

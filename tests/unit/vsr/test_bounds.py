@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from small_cluster import CLUSTER, Cluster, Node
 
+from kimberlite import frames
 from kimberlite._fast import events
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
-from kimberlite.types import Command, Header, Message, Operation, Reason, Status
-from kimberlite.vsr import bounds
+from kimberlite.types import OP_MAX, VIEW_MAX, Command, Header, Message, Operation, Reason, Status
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
 from kimberlite.vsr.work import CannotCommit, DropReason, EventKind
 
@@ -70,9 +70,7 @@ def changes_views(cluster: Cluster) -> None:
     cluster.run(5000, lambda: all(len(node.machine.applied) == before + 1 for node in cluster.up))
 
 
-@pytest.mark.parametrize(
-    "view", [U64_MAX, U64_MAX - 1, 2**63, 2**63 - 1, bounds.VIEW_MAX + 1, bounds.VIEW_AHEAD_MAX * 2]
-)
+@pytest.mark.parametrize("view", [U64_MAX, U64_MAX - 1, 2**63, 2**63 - 1, VIEW_MAX + 1, frames.VIEW_AHEAD_MAX * 2])
 @pytest.mark.parametrize(
     "command",
     [
@@ -92,7 +90,7 @@ def test_a_view_far_above_the_own_is_refused(cluster: Cluster, command: Command,
 
 def test_a_view_that_is_not_far_above_is_followed(cluster: Cluster) -> None:
     _, backup, other = roles(cluster)
-    view = backup.core.view + bounds.VIEW_AHEAD_MAX
+    view = backup.core.view + frames.VIEW_AHEAD_MAX
     send(cluster, backup, frame(Command.PING, other.index, view=view))
     assert (backup.core.view, backup.core.status) == (view, Status.VIEW_CHANGE)
     cluster.settle()
@@ -104,7 +102,7 @@ def test_a_request_with_numbers_out_of_bounds_never_enters_the_log(cluster: Clus
     """The number of a REGISTER is not compared with anything, and would stand in a prepare that no backup takes."""
     primary = cluster.primary
     head = primary.core.log.op
-    for session, request in ((0, U64_MAX), (U64_MAX, 0), (bounds.OP_MAX + 1, bounds.REQUEST_MAX + 1)):
+    for session, request in ((0, U64_MAX), (U64_MAX, 0), (OP_MAX + 1, frames.REQUEST_MAX + 1)):
         fields = {"session": session, "request": request, "operation": Operation.REGISTER, "client": b"x" * 16}
         send_request = Message(make_header(cluster=CLUSTER, command=Command.REQUEST, **fields))  # type: ignore[arg-type]
         primary.driver.on_input(requests=[send_request])

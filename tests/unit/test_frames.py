@@ -1,0 +1,117 @@
+"""The table of frames: it has every frame and every field that is ever sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite import frames
+from kimberlite._fast.framing import Header as CompiledHeader
+from kimberlite._fast.framing import make_header
+from kimberlite.cli.local import free_port
+from kimberlite.config import from_mapping
+from kimberlite.errors import KimberliteError
+from kimberlite.frames import Party
+from kimberlite.net.transport import FrameConnection
+from kimberlite.node.format import format_replica
+from kimberlite.types import NO_REPLICA, Command, Message
+from kimberlite.vopr.network import SimNetwork
+from kimberlite.vopr.run import Script, run
+
+CLUSTER = b"f" * 16
+
+
+def test_every_command_has_a_row() -> None:
+    assert {command for _, command in frames.TABLE} | frames.RETIRED == set(Command)
+
+
+@pytest.mark.parametrize("key", frames.TABLE, ids=lambda key: f"{key[1].name} of a {key[0]}")
+def test_a_row_names_fields_of_the_header(key: tuple[Party, Command]) -> None:
+    row = frames.TABLE[key]
+    for name, field in row.fields.items():
+        assert hasattr(CompiledHeader, name), name
+        assert field.meaning and not field.meaning.endswith(".")
+        if field.bound is not None and field.bound.of:
+            assert row.fields[field.bound.of].bound is not None, f"{name}: what bounds it has a bound itself"
+    assert row.what.endswith(".")
+
+
+def test_a_field_without_a_meaning_is_found() -> None:
+    sent = make_header(cluster=CLUSTER, command=Command.PING, replica=1, view=2, op=3, count=4, context=b"c" * 16)
+    assert frames.stray_fields(sent) == ["count", "context"]
+    assert frames.stray_fields(make_header(cluster=CLUSTER, command=Command.PING, replica=1, view=2, op=3)) == []
+    assert frames.stray_fields(make_header(cluster=CLUSTER, command=Command.PONG, replica=1, op=3)) == ["op"]
+    of_a_client = make_header(cluster=CLUSTER, command=Command.PING, replica=NO_REPLICA, op=3)
+    assert frames.stray_fields(of_a_client) == ["op"], "no client sends it"
+
+
+class Strays:
+    """Fields without a meaning in what was sent, and how many frames of each kind were."""
+
+    def __init__(self) -> None:
+        self.found: set[tuple[str, str]] = set()
+        self.sent: Counter[tuple[Party, Command]] = Counter()
+
+    def look(self, message: Message) -> None:
+        command = Command(message.header.command)
+        self.sent[frames.party(message.header), command] += 1
+        self.found |= {(command.name, field) for field in frames.stray_fields(message.header)}
+
+
+def test_the_simulator_sends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    strays, send = Strays(), SimNetwork.send
+
+    def watched(self: SimNetwork, source: Any, destination: Any, message: Message) -> None:
+        strays.look(message)
+        send(self, source, destination, message)
+
+    monkeypatch.setattr(SimNetwork, "send", watched)
+    for seed in range(6):
+        assert run(Script(seed)).check == ""
+    assert not strays.found
+    of_the_core = {key for key, row in frames.TABLE.items() if "checkpoint_op" in row.fields}
+    assert of_the_core <= set(strays.sent)
+
+
+async def _refused(call: Any) -> None:
+    with pytest.raises(KimberliteError):
+        await call
+
+
+def test_nodes_and_clients_send_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    strays, send = Strays(), FrameConnection.send
+
+    def watched(self: FrameConnection, message: Message) -> None:
+        strays.look(message)
+        send(self, message)
+
+    monkeypatch.setattr(FrameConnection, "send", watched)
+    first = free_port(3)
+    addresses = [f"127.0.0.1:{first + index}" for index in range(2)]
+
+    async def story() -> None:
+        nodes = []
+        for index in range(2):
+            cluster = {"id": "6b" * 16, "replica": index, "addresses": addresses, "peer_port_offset": 1000}
+            config = from_mapping({"cluster": cluster, "telemetry": {"enabled": False}})
+            format_replica(config, tmp_path / str(index))
+            nodes.append(kimberlite.Node(config, tmp_path / str(index)))
+        async with nodes[0], nodes[1], kimberlite.connect(addresses, timeout=30.0) as log:
+            await log.append([b"a", b"b"])
+            assert [event.data async for event in log.read()] == [b"a", b"b"]
+            following = log.follow("end")
+            step = asyncio.ensure_future(anext(following))
+            await log.append([b"c"])
+            assert (await step).data == b"c"
+            assert await log.end() == 3
+            await log.status()
+            await _refused(anext(log.read(9)))
+
+    asyncio.run(story())
+    assert not strays.found
+    assert {key for key in frames.TABLE if key[1] >= Command.HELLO and key[1] != Command.PING} <= set(strays.sent)
