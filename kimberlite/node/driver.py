@@ -301,7 +301,11 @@ class Driver:
         above = [entry for entry in persist.entries if entry.header.op > head]
         if in_place:
             # Submissions complete in order, so the token of the last one answers for both.
-            self.store.repair(-persist.token if above else persist.token, in_place)
+            unplaced = self.store.repair(-persist.token if above else persist.token, in_place)
+            if unplaced:
+                self.core.not_written(persist.token, unplaced)
+                if len(unplaced) == len(persist.entries):  # nothing is under way
+                    self.core.durable(persist.token, self._now)
         if above:
             self.store.append(persist.token, above)
 
@@ -332,7 +336,7 @@ class Driver:
         if self.store.faulty <= known:
             return
         for op in sorted(self.store.faulty - known):
-            self.core.entry_faulty(op, self.store.header(op), self._now)
+            self.core.entry_faulty(op, self.store.proven_header(op), self._now)
 
     def _stop_when_unrecoverable(self) -> None:
         """The only replica of a cluster has nobody to ask for what is damaged: waiting would be for ever."""

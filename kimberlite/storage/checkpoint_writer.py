@@ -46,7 +46,8 @@ class CheckpointWriter:
     """The checkpoint of one store and the beginning of its log. One thread uses it.
 
     submit: writes phases in the order of all submissions of the store, then calls what it is given. segment_of:
-    number of the segment that holds an op of the log, or would hold the next one.
+    number of the segment that holds an op of the log, or would hold the next one; of one before it where that is
+    not certain.
     """
 
     def __init__(

@@ -5,7 +5,10 @@ is found by binary search over the numbers of the segments, and what is remember
 indexes, sectors of witness files) is bounded, whatever the length of the log:
 
 - a beginning is what the first witness record and the first entry agree on; where they do not, most of
-  the evidence: these two, the other records, and where the segment before ends;
+  the evidence: these two, the other records, and where the segment before ends. That is a guess: it says
+  where to look. What is found there counts by its op and its chain, and nothing is written on its
+  strength: a repair goes where the hash chain proves that its entry stands (`prove`), which corrects the
+  guess, or nowhere; a trim keeps a segment more when it is not certain which one it begins in;
 - an index holds the event position at each sector of the witness file and the places of entries
   whose witness is damaged. It is made in one pass over the witness file when it is first needed;
 - a record is read and rewritten with the 4 KiB sector it is in. A sector that is being written is
@@ -21,10 +24,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kimberlite._fast import framing, witness
-from kimberlite.errors import FrameError, invariant
+from kimberlite.errors import FrameError
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import (
@@ -56,6 +59,14 @@ class Start:
     base: int  # op of its first entry
     position: int  # of its first event
     certain: bool = True
+
+
+class Spot(NamedTuple):
+    """Where an entry stands."""
+
+    number: int  # of the segment
+    at: int  # index of the entry in it
+    offset: int
 
 
 # By index: header and offset, as far as known, of entries whose witness tells nothing or something else.
@@ -176,6 +187,8 @@ class ColdSegments:
         return known
 
     def _find_start(self, number: int) -> Start:
+        if number == self.first == 0 and self._first_start.base == 1:
+            return Start(1, self._first_start.position)  # no guess: nothing was ever trimmed
         record = decode_record(self._sector(number, 0)[:RECORD_BYTES], number, 0)
         witnessed = record.header if record is not None else None
         try:
@@ -345,7 +358,21 @@ class ColdSegments:
             return header, place
         if place is None:
             place = self._place(number, start, at)
-        return (header or self._entry(number, start, at, place)), place
+        return (header or self._chained_entry(number, start, at, place)), place
+
+    def _chained_entry(self, number: int, start: Start, at: int, place: int | None) -> Header | None:
+        """The header of an intact entry whose witness is none, unless its neighbours name another: then an older log
+        has left it there."""
+        header = self._entry(number, start, at, place)
+        return header if header is not None and self._is_in_chain(number, start, at, header) else None
+
+    def _is_in_chain(self, number: int, start: Start, at: int, header: Header) -> bool:
+        """Whether what the witnesses of its neighbours in the segment say goes together with that entry."""
+        before = self._record(number, start, at - 1)[0]
+        if before is not None and header.parent != before.checksum:
+            return False
+        after = self._record(number, start, at + 1)[0] if at + 1 < self._count(number) else None
+        return after is None or after.parent == header.checksum
 
     def _place(self, number: int, start: Start, at: int) -> int | None:
         """Where an entry stands whose witness does not tell it."""
@@ -406,31 +433,104 @@ class ColdSegments:
 
     # Repair
 
-    def rewrite(self, header: Header) -> tuple[int, Write]:
-        """The offset where the entry of `header` is to be written again, and the write of its witness,
-        to be made when that is durable; then `written`. The segment must be held.
+    def prove(self, header: Header) -> Spot | None:
+        """Where the entry of that header, of this log, stands for certain; None while nothing proves it: when its
+        neighbours are repaired, they will. What was guessed of where segments begin is corrected by that."""
+        spot = self._proven_by_witness(header) or self._proven_by_the_one_before(header)
+        if spot is None or spot.offset + round_up(header.size) > self._segment_bytes:
+            return None
+        self._correct(spot, header)
+        return spot
+
+    def _correct(self, spot: Spot, header: Header) -> None:
+        """Where segments begin, as far as a proven place tells: this one, and those behind it."""
+        number, base, known = spot.number, header.op - spot.at, self.start(spot.number)
+        if known.base != base:
+            position = min(known.position, header.position) if spot.at else header.position
+            self._correct_start(number, Start(base, position, certain=not spot.at))
+        for following in range(number + 1, self._end):
+            if self.start(following).base > header.op:
+                break
+            end = header.position + header.count
+            self._correct_start(following, Start(header.op + 1, end, certain=False))
+
+    def _correct_start(self, number: int, start: Start) -> None:
+        """With it goes what was made by the former one: the indexes of this segment and of the one before."""
+        self._learn(number, start)
+        for other in (number - 1, number):
+            index = self._indexes.pop(other, None)
+            if index is not None:
+                self._index_bytes -= index.bytes
+
+    def _proven_by_witness(self, header: Header) -> Spot | None:
+        """By its own, or by that of the entry behind it, which names it as its parent."""
+        number = self.segment_of(header.op)
+        start = self.start(number)
+        at = header.op - start.base
+        own, place = self._record(number, start, at)
+        if own is not None and own.checksum == header.checksum and place is not None:
+            return Spot(number, at, place)
+        after, place = self._record(number, start, at + 1)
+        if after is None or place is None or after.parent != header.checksum:
+            return None
+        offset = place - round_up(header.size)
+        return Spot(number, at, offset) if offset >= 0 and bool(offset) == bool(at) else None
+
+    def _proven_by_the_one_before(self, header: Header) -> Spot | None:
+        """Behind its parent, wherever that stands; the first entry of the log begins its first segment."""
+        op = header.op
+        near = self.segment_of(op - 1) if op > self.start(self.first).base else self.first
+        for number in (near, near - 1, near + 1):
+            if not self.first <= number < self._end:
+                continue
+            start = self.start(number)
+            before, place = self._find(number, start, op - 1 - start.base)
+            if before is None or place is None or before.checksum != header.parent:
+                continue
+            end = place + round_up(before.size)
+            if end + round_up(header.size) <= self._segment_bytes:
+                return Spot(number, op - start.base, end)
+            return Spot(number + 1, 0, 0) if number + 1 < self._end else None
+        is_first = op == self._first_start.base == self.start(self.first).base
+        return Spot(self.first, 0, 0) if is_first else None
+
+    def rewrite(self, header: Header, spot: Spot) -> Write:
+        """The write of the witness of an entry that is written again where `prove` says, to be made when that is
+        durable; then `written`. The segment must be held.
 
         Other records of the same sector stay as they are, damaged ones too. When the sector can not be
         read, those that the hash chain proves are made anew from their entries.
         """
-        number, at, _, place = self.locate(header.op)
-        invariant(
-            place is not None and place + round_up(header.size) <= self._segment_bytes,
-            "the place of a repaired entry is known and holds it",
-            op=header.op,
-            offset=place,
-        )
-        return place or 0, self._rewrite_record(number, at, header, place or 0)
+        return self._rewrite_record(spot.number, spot.at, header, spot.offset)
+
+    def segment_begun_by(self, op: int) -> int:
+        """The highest segment that certainly begins with `op` or one below it."""
+        number = self.segment_of(op)
+        while number > self.first and not self._is_certain(number):
+            number -= 1
+        return number
+
+    def _is_certain(self, number: int) -> bool:
+        """Whether the chain goes from the segment before into the beginning of this one, for want of room there, and
+        nothing stands there in its place: an older log may have begun this segment with the same op."""
+        start, before = self.start(number), self.start(number - 1)
+        at = start.base - before.base
+        first, place = self._find(number, start, 0)
+        last, end = self._find(number - 1, before, at - 1)
+        if first is None or place != 0 or last is None or end is None or first.parent != last.checksum:
+            return False
+        is_full = end + round_up(last.size) + round_up(first.size) > self._segment_bytes
+        return is_full and self._record(number - 1, before, at)[0] is None
 
     def rewrite_witness(self, op: int) -> Write | None:
-        """The same for the witness alone of an entry that is intact; None when it is not, after all."""
+        """The write of the witness alone of an entry that is intact; None when it is not, after all."""
         number = self.segment_of(op)
         start = self.start(number)
         at = op - start.base
         header, place = self._record(number, start, at)
         if at not in self._apart.get(number, ()):
             place = self._place(number, start, at)
-            header = self._entry(number, start, at, place)
+            header = self._chained_entry(number, start, at, place)
         if header is None or place is None:
             return None
         return self._rewrite_record(number, at, header, place)

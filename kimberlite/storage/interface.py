@@ -174,8 +174,9 @@ class LogStore(Protocol):
     def disk_full(self) -> DiskFullError | None:
         """Why the next segment could not be reserved; None when it was, or was not needed yet."""
 
-    def repair(self, token: int, entries: Sequence[Message]) -> None:
-        """Write prepares in place for ops whose header and place are known."""
+    def repair(self, token: int, entries: Sequence[Message]) -> Sequence[int]:
+        """Write prepares in place, each where it is proven that it stands; the ops of those of which that is not
+        known, which are left as they are. When it is known of none, nothing completes under the token."""
 
     def truncate(self, op: int) -> None:
         """Forget what is above `op`, in memory. Only after a superblock update that
@@ -224,6 +225,9 @@ class LogStore(Protocol):
 
     def header(self, op: int) -> Header | None:
         """Header of a journaled op, from the witness when not in memory."""
+
+    def proven_header(self, op: int) -> Header | None:
+        """The same, when it goes together with those of its neighbours as far as they are known."""
 
     def headers(self, first: int, last: int) -> list[Header]:
         """Headers of ops first..last as far as they are readable and contiguous from `last` down."""

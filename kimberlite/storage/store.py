@@ -24,7 +24,7 @@ from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.handles import Handles
-from kimberlite.storage.index import ColdSegments, Start
+from kimberlite.storage.index import ColdSegments, Spot, Start
 from kimberlite.storage.interface import RETRY_NS, SECTOR, Disk, Extent, ViewState, Write, unknown_operation
 from kimberlite.storage.journal import (
     RECORD_BYTES,
@@ -140,7 +140,7 @@ class Store:
         self._in_flight: dict[int, int] = {}  # op -> disk token of its write
         self._rewriting: set[int] = set()  # ops whose witness alone is being written again
         self._checkpoints = CheckpointWriter(
-            disk, self._superblock, lambda phases, done: self._submit(phases, None, done), self._number_of
+            disk, self._superblock, lambda phases, done: self._submit(phases, None, done), self._segment_begun_by
         )
         self._is_end_in_doubt = False  # witnesses behind the head say so, until the superblock does
         self._ahead = ReadAhead(disk)
@@ -399,26 +399,30 @@ class Store:
         self._measure()
         return self.room != room
 
-    def repair(self, token: int, entries: Sequence[Message]) -> None:
+    def repair(self, token: int, entries: Sequence[Message]) -> list[int]:
         held: set[int] = set()
         entry_writes, witness_writes, cold = [], [], []
+        ops, unplaced = [], []
         for message in entries:
             header = message.header
             segment = self._open_segment(header.op)
-            number = self._number_of(header.op)
-            self._hold(number, held)
+            spot = self._cold.prove(header) if segment is None else self._place_of_repair(segment, header)
+            if spot is None:
+                unplaced.append(header.op)
+                continue
+            self._hold(spot.number, held)
             if segment is None:
-                offset, write = self._cold.rewrite(header)
+                write = self._cold.rewrite(header, spot)
                 witness_writes.append(write)
-                cold.append((number, write))
+                cold.append((spot.number, write))
             else:
-                index = header.op - segment.base
-                offset = self._place_of_repair(segment, index, header)
-                segment.put(index, header, offset)
-                witness_writes += self._witness_writes(segment, index, index)
-            entry_writes.append(self._entries_write(number, [message], offset))
-        ops = [message.header.op for message in entries]
-        self._write_entries(token, ops, entry_writes, witness_writes, held, cold)
+                segment.put(spot.at, header, spot.offset)
+                witness_writes += self._witness_writes(segment, spot.at, spot.at)
+            entry_writes.append(self._entries_write(spot.number, [message], spot.offset))
+            ops.append(header.op)
+        if ops:
+            self._write_entries(token, ops, entry_writes, witness_writes, held, cold)
+        return unplaced
 
     def _hold(self, number: int, held: set[int]) -> None:
         """Keep a segment's files open, and what is known of it, until the group of writes that `held`
@@ -427,15 +431,11 @@ class Store:
             held.add(number)
             self._handles.hold([number])
 
-    def _place_of_repair(self, segment: OpenSegment, index: int, header: Header) -> int:
-        offset = segment.place(index)
-        invariant(
-            offset is not None and offset + round_up(header.size) <= self.segment_bytes,
-            "the place of a repaired entry is known and holds it",
-            op=header.op,
-            offset=offset,
-        )
-        return offset or 0
+    def _place_of_repair(self, segment: OpenSegment, header: Header) -> Spot | None:
+        at = header.op - segment.base
+        offset = segment.place(at)
+        is_known = offset is not None and offset + round_up(header.size) <= self.segment_bytes
+        return Spot(segment.number, at, offset or 0) if is_known else None
 
     def _write_entries(
         self,
@@ -593,9 +593,9 @@ class Store:
                 return segment
         return None
 
-    def _number_of(self, op: int) -> int:
+    def _segment_begun_by(self, op: int) -> int:
         segment = self._open_segment(op)
-        return segment.number if segment is not None else self._cold.segment_of(op)
+        return segment.number if segment is not None else self._cold.segment_begun_by(op)
 
     def _leave(self) -> None:
         """Let go of segments that are no longer written."""
@@ -674,6 +674,14 @@ class Store:
             return None
         segment = self._open_segment(op)
         return segment.header(op - segment.base) if segment is not None else self._cold.header(op)
+
+    def proven_header(self, op: int) -> Header | None:
+        """The header of an op, unless it does not go together with its neighbours': then nobody can tell which of
+        them an older log, or a write that went elsewhere, has left."""
+        header, before, after = self.header(op), self.header(op - 1), self.header(op + 1)
+        if header is None or (before is not None and header.parent != before.checksum):
+            return None
+        return header if after is None or after.parent == header.checksum else None
 
     def headers(self, first: int, last: int) -> list[Header]:
         result: list[Header] = []

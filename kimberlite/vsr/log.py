@@ -188,6 +188,11 @@ class Log:
         self.faulty.add(op)
         self.on_disk.discard(op)
 
+    def let_go(self, op: int) -> None:
+        """The entry that was to be written could not be, and has to be had again."""
+        self.writing.pop(op, None)
+        self.bodies.pop(op, None)
+
     def give_up_above(self, op: int) -> bool:
         """No entry above `op` was ever part of this log: drop what was only feared to be. Whether anything was."""
         head = self.op

@@ -153,7 +153,7 @@ def _truncate_divergent(r: Replica) -> None:
 
 def _request_headers(r: Replica) -> None:
     log, waiting = r.log, r.scope.headers_requests
-    unknown = _unknown_identity(r)
+    unknown = _unknown_identity(r, r.now)
     if unknown is not None:
         if not waiting:
             _ask_for_headers(r, unknown)
@@ -188,9 +188,13 @@ def next_nonce(r: Replica) -> int:
     return r.repair_nonce
 
 
-def _unknown_identity(r: Replica) -> int | None:
-    """The lowest op at or below `linked` whose entry and witness are both damaged."""
-    return min((op for op in r.log.faulty if op not in r.log.headers), default=None) if r.log.faulty else None
+def _unknown_identity(r: Replica, now: int | None = None) -> int | None:
+    """The lowest op at or below `linked` whose entry and witness are both damaged; with `now`, of those that may be
+    asked for: what nobody tells must not keep the rest of the log away."""
+    if not r.log.faulty:
+        return None
+    unknown = (op for op in r.log.faulty if op not in r.log.headers)
+    return min((op for op in unknown if now is None or r.pacing.may_ask((HEADERS, op), now)), default=None)
 
 
 def _request_entries(r: Replica) -> None:

@@ -19,7 +19,7 @@ view; nothing at or below a known commit number is ever dropped.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from kimberlite.errors import FrameError, invariant
 from kimberlite.types import (
@@ -236,6 +236,17 @@ class Replica:
             if view == self.view and persist.log_view == self.log_view:
                 self._work.send.extend(messages)
                 view_change.on_view_durable(self)
+
+    def not_written(self, token: int, ops: Collection[int]) -> None:
+        """Of what was asked under `token` the journal has no certain place for these entries: they are missing as
+        before, and asked for less and less."""
+        view, persist, messages = self._pending[token]
+        kept = tuple(entry for entry in persist.entries if entry.header.op not in ops)
+        self._pending[token] = view, persist._replace(entries=kept), messages
+        for op in ops:
+            self.log.let_go(op)
+            self.pacing.brought_nothing((repair.ENTRY, op), self.now)
+        repair.wake(self)
 
     def applied_op(self, op: int, results: Sequence[Result], now: int) -> None:
         """The state machine has executed `op`; called in the order of Work.apply."""

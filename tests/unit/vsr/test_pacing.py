@@ -174,3 +174,53 @@ def test_damage_below_a_trim_that_comes_while_it_is_repaired_concerns_nobody_any
     cluster.run(1000)
     assert per_second(cluster, node, *ASKING) == 0
     assert cluster.append(61, b"on").header.op > 60
+
+
+def test_a_repair_that_has_no_certain_place_ends_nobody_and_is_tried_less_and_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = trimmed_cluster()
+    node = next(each for each in cluster.up if not each.core.is_primary)
+    bad = {20, 21, 22}
+    for op in bad:
+        node.store._mark_faulty(op)
+        node.core.log.bodies.pop(op, None)
+    with monkeypatch.context() as context:
+        context.setattr(node.store._cold, "prove", lambda header: None)
+        node.driver.on_damage()
+        cluster.run(5000)
+        assert node.core.log.faulty == node.store.faulty == bad
+        assert per_second(cluster, node, *ASKING) <= len(bad)
+    cluster.run(10_000)
+    assert not node.core.log.faulty
+    assert not node.store.faulty
+
+
+def test_an_identity_that_nobody_tells_does_not_keep_the_rest_of_the_log_away() -> None:
+    cluster = trimmed_cluster()
+    node = next(each for each in cluster.up if not each.core.is_primary)
+    trim(cluster)
+    op = node.core.first_op
+    node.core.log.faulty.add(op)
+    node.core.log.headers.pop(op, None)
+    cluster.lost = lambda source, target, message: (
+        target == node.index
+        and message.header.command
+        in (
+            Command.PREPARE,
+            Command.HEADERS,
+        )
+    )
+    for number in range(61, 64):
+        cluster.primary.driver.on_input(requests=[cluster.request(number, b"z")])
+        cluster.run(50)
+    cluster.run(8000)
+
+    def lost(source: int, target: int, message: Message) -> bool:
+        if target != node.index or message.header.command != Command.HEADERS:
+            return target == node.index and message.header.command == Command.PREPARE and message.header.op <= op
+        return message.header.op <= op
+
+    cluster.lost = lost
+    cluster.run(10_000, lambda: node.core.log.linked == cluster.primary.core.log.op)
+    assert node.core.log.faulty == {op}
