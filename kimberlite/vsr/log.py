@@ -145,7 +145,7 @@ class Log:
         self.bodies[header.op] = message
 
     def let_go(self, op: int) -> None:
-        """The body of an op that was applied: its entry has been written again."""
+        """A body that is of no use any more, whatever it was kept for."""
         if self.bodies.pop(op, None) is not None:
             self._applied = deque(kept for kept in self._applied if kept[0] != op)
             self._applied_bytes = sum(size for _, size in self._applied)
@@ -188,10 +188,10 @@ class Log:
         self.faulty.add(op)
         self.on_disk.discard(op)
 
-    def let_go(self, op: int) -> None:
+    def not_written(self, op: int) -> None:
         """The entry that was to be written could not be, and has to be had again."""
         self.writing.pop(op, None)
-        self.bodies.pop(op, None)
+        self.let_go(op)
 
     def give_up_above(self, op: int) -> bool:
         """No entry above `op` was ever part of this log: drop what was only feared to be. Whether anything was."""
@@ -205,7 +205,7 @@ class Log:
         """The log begins with `first_op` now: damage below it concerns nobody any more, nor what came to repair it."""
         self.faulty = {op for op in self.faulty if op >= first_op}
         for op in [op for op in self.bodies if op < first_op]:
-            del self.bodies[op]
+            self.let_go(op)
 
     # Planning
 

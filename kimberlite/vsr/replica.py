@@ -244,7 +244,7 @@ class Replica:
         kept = tuple(entry for entry in persist.entries if entry.header.op not in ops)
         self._pending[token] = view, persist._replace(entries=kept), messages
         for op in ops:
-            self.log.let_go(op)
+            self.log.not_written(op)
             self.pacing.brought_nothing((repair.ENTRY, op), self.now)
         repair.wake(self)
 
