@@ -358,7 +358,7 @@ def pack_requests(object requests):
     at = 8 + count * RECORD
     for client, session, request, operation, events, body in items:
         if client is None or PyBytes_GET_SIZE(client) != 16:
-            raise UsageError(f"a client id has 16 bytes: {client!r}")
+            raise UsageError(f"a client id has 16 bytes, not {None if client is None else len(client)}")
         record = to + 8 + i * RECORD
         memcpy(record, PyBytes_AS_STRING(client), 16)
         memcpy(record + 16, &session, 8)
