@@ -34,6 +34,8 @@ FIELDS: dict[str, str] = {
     "pipeline.limit": "The most of them: `limits.pipeline_max`.",
     "queue.depth": "Requests that wait for a place in the pipeline.",
     "queue.limit": "The most of them: `limits.queue_max`.",
+    "backlog.bytes": "Bytes of entries that wait for its disk, or to be executed.",
+    "backlog.limit": "The most of them, about: a backup leaves for later what comes above, a primary prepares no more.",
     "connections.clients": "Client connections that are open.",
     "connections.limit": "The most of them: `limits.connections_max`, or what is left of the descriptors when storage "
     "and peers have theirs.",

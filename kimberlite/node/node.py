@@ -638,6 +638,7 @@ class Node:
             "stuck_op": snapshot.stuck_op,
             "pipeline": {"depth": snapshot.pipeline_depth, "limit": snapshot.pipeline_limit},
             "queue": {"depth": snapshot.queue_depth, "limit": snapshot.queue_limit},
+            "backlog": {"bytes": snapshot.held_bytes, "limit": snapshot.held_bytes_limit},
             "connections": {
                 "clients": self._server.connections,
                 "limit": self.share.clients,

@@ -959,6 +959,23 @@ HEALTH = (
         essential=True,
     ),
     _gauge(
+        "journal_backlog",
+        "Bytes of entries that wait for this replica's disk, or to be executed.",
+        "Near journal_backlog_limit the disk does not keep up: a backup takes no more, and fetches the rest later; "
+        "a primary prepares no more.",
+        "entries that wait for the disk",
+        KILL,
+        Unit.BYTES,
+    ),
+    _gauge(
+        "journal_backlog_limit",
+        "Bound of journal_backlog: twice a full pipeline of the largest entries.",
+        "See journal_backlog.",
+        "the configuration",
+        FIXED,
+        Unit.BYTES,
+    ),
+    _gauge(
         "disk_free",
         "Bytes that the file system has left for this replica.",
         "Below one segment the replica stops being ready. Alert on a forecast: predict_linear.",

@@ -410,6 +410,8 @@ class Recorder:
             "client_connections_limit": connections_limit,
             "repair_budget_available": snapshot.repair_budget,
             "repair_inflight_count": snapshot.repairs_in_flight,
+            "journal_backlog": snapshot.held_bytes,
+            "journal_backlog_limit": snapshot.held_bytes_limit,
             "journal_wait": now - snapshot.disk_waits if snapshot.disk_waits else 0,
         }
         if snapshot.commit != self._commit:

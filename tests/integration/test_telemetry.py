@@ -524,7 +524,8 @@ class Player:
 
         def waits() -> bool:
             self.append(20)
-            return step.high[step.primary].get("journal_wait", 0) > 0
+            high = step.high[step.primary]
+            return min(high.get("journal_wait", 0), high.get("journal_backlog", 0)) > 0
 
         self.until(waits, "its disk thread is seen at work")
         self.primary()  # until the one that was killed has these too
@@ -965,6 +966,8 @@ PROOFS: dict[str, Proof] = {
     "journal_inline": both(
         passes(lambda inline: inline == 0, on=primary), passes(lambda inline: inline == 1, on=backups)
     ),
+    "journal_backlog": both(reached(positive, on=primary), passes(lambda size: size == 0)),
+    "journal_backlog_limit": equals(status_of("backlog", "limit")),
     "journal_wait": both(reached(positive, on=primary), passes(math.isnan, on=primary)),
     "disk_full": both(shown(lambda full: full == 1), passes(lambda full: full == 0)),
     "draining": both(reached(lambda value: value == 1, on=primary), passes(lambda value: value == 0)),
