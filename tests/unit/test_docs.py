@@ -151,3 +151,24 @@ def test_an_unknown_outcome_is_explained_with_its_danger(name: str) -> None:
         if "twice" in text[match.start() : match.start() + 700]:
             return
     pytest.fail(f"{name} does not say that calling again may append twice")
+
+
+ARCHITECTURE = (CHECKOUT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PACKAGE = CHECKOUT / "kimberlite"
+
+
+@pytest.mark.parametrize("name, path", sorted(set(re.findall(r"`(\w+)`\s\(([\w/.]+)\)", ARCHITECTURE))))
+def test_what_the_architecture_names_is_there(name: str, path: str) -> None:
+    source = (PACKAGE / path).read_text(encoding="utf-8")
+    assert re.search(rf"^\s*(?:(?:async )?def|class|cdef class|cdef) {name}\b|^{name}\b.* = ", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"[\w/-]+\.(?:py|pyx|md|toml)\b|kimberlite/\w+", ARCHITECTURE))))
+def test_the_architecture_names_files_that_are_there(path: str) -> None:
+    places = [CHECKOUT / path, PACKAGE / path, PACKAGE / "vsr" / path, CHECKOUT / "tests/cases" / path]
+    assert path == "node.toml" or any(place.exists() for place in places)
+
+
+def test_the_architecture_names_every_room() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"_sys"}
+    assert rooms == set(re.findall(r"^\| `kimberlite/(\w+)` \|", ARCHITECTURE, re.MULTILINE))
