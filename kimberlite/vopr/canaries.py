@@ -770,6 +770,55 @@ def _abdicates_while_others_come_nearer() -> list[Patch]:
     return [(abdication, "moving", lambda r, oldest, since: oldest.acks)]
 
 
+@canary("a primary leads on though its disk hangs, or its next op is damaged")
+def _hung_primary_leads_on() -> list[Patch]:
+    return [(abdication, "lags", lambda r: False)]
+
+
+@canary("a primary that hangs before it is ready is never given up")
+def _unready_primary_never_given_up() -> list[Patch]:
+    original = abdication.lags
+    return [(abdication, "lags", lambda r: r.ready and original(r))]
+
+
+@canary("what waits for a disk that does not keep up has no bound")
+def _backlog_without_a_bound() -> list[Patch]:
+    return [(normal, "is_backed_up", lambda r: False)]
+
+
+@canary("what a new primary holds until it is ready has no bound, and is held as often as it comes")
+def _requests_held_without_a_bound() -> list[Patch]:
+    def hold(r: Replica, message: Message) -> Admission:
+        r.waiting[r.make(Command.PING, nonce=len(r.waiting)).header.checksum] = message, r.now
+        r.queue_bytes += len(message.body)
+        return Admission.ACCEPTED
+
+    return [(normal, "_hold", hold)]
+
+
+@canary("a queue that is full takes one request more")
+def _queue_without_a_bound() -> list[Patch]:
+    return [(normal, "is_full", lambda r, message: False)]
+
+
+@canary("views are entered whether the disk follows or not")
+def _more_views_than_the_disk_follows() -> list[Patch]:
+    return [(Replica, "may_enter_view", True)]
+
+
+@canary("damage in what is about to be cut off is repaired")
+def _damage_of_another_log_repaired() -> list[Patch]:
+    return [(Replica, "is_of_log", lambda self, op: op >= self.first_op)]
+
+
+@canary("what was heard and promised in a view outlives it")
+def _view_scope_kept() -> list[Patch]:
+    def enter_view(self: Replica, view: int) -> None:
+        self.view = view
+
+    return [(Replica, "enter_view", enter_view)]
+
+
 # Requests, sessions, time
 
 

@@ -23,7 +23,6 @@ from kimberlite.vsr.replica import VIEWS_MAX, WRITES_MAX, Replica
 
 # Promises that wait for a disk: one for each view that is entered, and the last of these is installed.
 PROMISES_MAX = VIEWS_MAX + 2
-CHECKPOINT_WRITES_MAX = 4  # a chunk, the superblock, copies of it that are made good
 
 NAMES = (
     "requests queued",
@@ -83,7 +82,8 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
         len(core.entered),
         len(core.committing),
         len(core._pending),
-        disk.submissions - len(store._rewriting),  # a tour writes as many witnesses again as it finds damaged
+        # Without what is found damaged and made good: a start, or a tour, may find any number.
+        disk.submissions - sum(token is None for token, _, _ in store._pending.values()),
         len(store._in_flight),
         len(store._spare),
         len(store._open),
@@ -114,7 +114,7 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
         unapplied,
         unapplied,
         WRITES_MAX + PROMISES_MAX,
-        WRITES_MAX + PROMISES_MAX + CHECKPOINT_WRITES_MAX,
+        2 * WRITES_MAX + PROMISES_MAX,  # one group may be written in place and appended
         unapplied,
         PIPELINE_LIMIT + 1,
         segments,

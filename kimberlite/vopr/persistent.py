@@ -37,6 +37,7 @@ BURST = 3  # appends of each client in a round
 PAUSE_NS = 700 * MS  # between two rounds: longer than timers that should have gone off, and did not
 FOREVER_NS = 1 << 60
 FAR_NS = 25 * MS
+CRAWLING_NS = 1500 * MS  # a write
 HOUR_NS = 3600 * 1000 * MS
 ABDICATE_NS = 2000 * MS  # as it is by default: plans have shorter ones
 
@@ -80,6 +81,18 @@ def _slow_disk(world: World, index: int) -> None:
     world.slow_down(index, (WRITE, PROMISE), SLOW_DISK)
 
 
+def _hung_disk(world: World, index: int) -> None:
+    world.hang(index, (WRITE, PROMISE))
+
+
+def _hung_journal(world: World, index: int) -> None:
+    world.hang(index, (WRITE,))
+
+
+def _crawling_disk(world: World, index: int) -> None:
+    world.slow_down(index, (WRITE, PROMISE), CRAWLING_NS // world.plan.disk_latency_ns)
+
+
 def _cut_off(world: World, index: int) -> None:
     _mute(world, index)
     _deafen(world, index)
@@ -111,6 +124,9 @@ def _far_away(world: World, index: int) -> None:
 _on_each("is down", lambda world, index: world.crash(index))
 _on_each("hangs", _hang)
 _on_each("has a slow disk", _slow_disk)
+_on_each("has a disk that takes seconds", _crawling_disk)
+_on_each("has a disk that hangs", _hung_disk)
+_on_each("has a journal that hangs", _hung_journal)
 _on_each("is slow to answer", _far_away)
 _on_each("is cut off", _cut_off)
 _on_each("is not heard", _mute)

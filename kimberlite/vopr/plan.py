@@ -22,6 +22,8 @@ from kimberlite.vopr.faults import KINDS, Kind
 
 MS = 1_000_000
 PREPARE_BYTES_MAX = 64 << 10
+BACKLOG_BYTES = 2 * PREPARE_BYTES_MAX
+REPAIR_BYTES = 4 * PREPARE_BYTES_MAX
 REQUESTS = 100  # appends of a run unless told otherwise
 
 
@@ -59,6 +61,8 @@ class Plan:
     abdicate_ns: int = 2000 * MS  # as CoreConfig.abdicate_ns
     repairs_max: int = 256  # as CoreConfig.repairs_max
     late_ops: int = 0  # ops that a replica misses in the phase late return; 0 leaves it out
+    queue_max: int = 1024  # as CoreConfig.queue_max
+    backlog_bytes: int = 0  # as CoreConfig.backlog_bytes
     persistent: str = ""  # the fault of the phase of that name: one of persistent.FAULTS, "any", or "" for none
 
     @property
@@ -148,4 +152,6 @@ def _draw(seed: int, requests: int) -> Plan:
         repairs_max=random.choice((8, 256)),
         late_ops=random.choice((0, 0, 0, 0, 400)),
         persistent=random.choice(("", "", "", "any")),
+        queue_max=random.choice((4, 1024)),
+        backlog_bytes=random.choice((0, BACKLOG_BYTES)),
     )

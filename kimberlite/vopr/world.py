@@ -45,7 +45,7 @@ from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.persistent import persistent_fault
-from kimberlite.vopr.plan import MS, Plan, streams
+from kimberlite.vopr.plan import MS, REPAIR_BYTES, Plan, streams
 from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
@@ -203,6 +203,9 @@ class World:
                 abdicate_ns=plan.abdicate_ns,
                 repairs_max=plan.repairs_max,
                 repairs_per_peer_max=plan.repairs_max,
+                repair_bytes=REPAIR_BYTES,
+                backlog_bytes=plan.backlog_bytes,
+                queue_max=plan.queue_max,
                 prepare_bytes_max=plan.prepare_bytes_max,
                 request_bytes_max=plan.prepare_bytes_max,
             ),

@@ -259,10 +259,8 @@ class Replica:
     def entry_faulty(self, op: int, header: Header | None, now: int) -> None:
         """A read from the journal found `op` damaged: fetch it again from a peer. `header` is what
         its witness says, None when that is damaged too. Applying waits for the repair."""
-        if op < self.first_op:
-            return  # trimmed: nobody has it, and nobody needs it; the store forgets it with the next checkpoint
-        if op > self.log.journal_head:
-            return  # about to be cut off: it is no part of this log, and the store forgets it then
+        if not self.is_of_log(op):
+            return
         self.now = now
         if header is None and op in self.log.bodies:
             header = self.log.bodies[op].header
@@ -272,6 +270,11 @@ class Replica:
         self.apply_emitted = max(self.applied, min(self.apply_emitted, op - 1))
         self.emit(EventKind.FAULTY, op)
         repair.wake(self)
+
+    def is_of_log(self, op: int) -> bool:
+        """Whether this log needs what the journal has under `op`. What was trimmed nobody has and nobody needs, and
+        what a view change is about to cut off is another log's: the store forgets both in a while."""
+        return self.first_op <= op <= self.log.journal_head
 
     def checkpointed(self, op: int) -> None:
         """The checkpoint of `op` is durable here: peers hear of it with the next frame."""

@@ -9,9 +9,21 @@ from views import start_view
 
 from kimberlite._fast.framing import make_header
 from kimberlite.node.driver import FastCodec
-from kimberlite.types import Command, Header, Message, Operation, Recovered, Room, Status, ViewState, root_header
+from kimberlite.types import (
+    HEADER_SIZE,
+    Command,
+    Header,
+    Message,
+    Operation,
+    Recovered,
+    Room,
+    Status,
+    ViewState,
+    root_header,
+)
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers
 from kimberlite.vsr.config import MS, CoreConfig
+from kimberlite.vsr.log import ENTRY_BYTES
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import EventKind, ToReplica, Work
 
@@ -406,3 +418,20 @@ def test_the_last_word_of_a_replica_counts_and_that_of_a_former_primary_stays_a_
     assert {replica: peer.held for replica, peer in backup.peers.items()} == {0: 60, 2: 55}
     assert {peer.replica: peer.op for peer in backup.snapshot().peers} == {0: None, 2: 55}, "in the new view"
     assert {peer.op for peer in replica(2).snapshot().peers} == {None}
+
+
+def test_damage_is_repaired_no_faster_than_the_disk_takes_it() -> None:
+    """Damage below what is durable has no window of its own: with a disk that hangs its bodies would add up."""
+    most = 10 * (ENTRY_BYTES + HEADER_SIZE)
+    core = replica(1, head=50, backlog_bytes=most)
+    settle(core)
+    core.step(heartbeat(50), 20 * MS)
+    for op in range(10, 50):
+        core.entry_faulty(op, LOG[op].header, 20 * MS)
+    for at in range(60, 3000, 60):
+        core.step(heartbeat(50), at * MS)
+        core.tick(at * MS)
+        for _, header in sent(core.take_work(), Command.REQUEST_PREPARE):
+            core.step(LOG[header.op], at * MS)  # answered at once; nothing is ever written
+    assert 10 <= len(core.log.bodies) <= 10 + core.peers[0].window
+    assert core.log.held_bytes <= most + core.peers[0].window * (ENTRY_BYTES + HEADER_SIZE)
