@@ -801,16 +801,6 @@ def _queue_without_a_bound() -> list[Patch]:
     return [(normal, "is_full", lambda r, message: False)]
 
 
-@canary("views are entered whether the disk follows or not")
-def _more_views_than_the_disk_follows() -> list[Patch]:
-    return [(Replica, "may_enter_view", True)]
-
-
-@canary("damage in what is about to be cut off is repaired")
-def _damage_of_another_log_repaired() -> list[Patch]:
-    return [(Replica, "is_of_log", lambda self, op: op >= self.first_op)]
-
-
 @canary("what was heard and promised in a view outlives it")
 def _view_scope_kept() -> list[Patch]:
     def enter_view(self: Replica, view: int) -> None:
