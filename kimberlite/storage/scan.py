@@ -438,6 +438,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
             tail.image[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = b"\xff" * RECORD_BYTES
         if segments[at].count == 0 and at > 0:
             at -= 1
+    walk.thaw(at)  # it is written next, and may have been let go
     recovered = Recovered(
         view_state=state,
         settled=settled,

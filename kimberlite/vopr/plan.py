@@ -55,7 +55,8 @@ class Plan:
     event_bytes: int = 64
     replay: float = 0.0  # a frame sent long ago arrives again
     forfeit_gap: int = 4096  # as CoreConfig.forfeit_gap
-    checkpoint_ops: int = 4096  # executed between two checkpoints
+    checkpoint_ops: int = 4096  # as CheckpointPolicy.ops
+    checkpoint_bytes: int = 64 << 20  # as CheckpointPolicy.bytes
     scrub_bytes_per_s: int = 0  # read by the scrubber of each replica; it also makes a tour at the end
     clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
     abdicate_ns: int = 2000 * MS  # as CoreConfig.abdicate_ns
@@ -154,4 +155,5 @@ def _draw(seed: int, requests: int) -> Plan:
         persistent=random.choice(("", "", "", "any")),
         queue_max=random.choice((4, 1024)),
         backlog_bytes=random.choice((0, BACKLOG_BYTES)),
+        checkpoint_bytes=random.choice((64 << 20, 64 << 20, 32 << 10)),
     )

@@ -93,7 +93,7 @@ class World:
         self.trace = Trace(keep_trace)
         self.counts: dict[str, int] = {}
         self.checkers = Checkers(plan.replica_count, plan.sessions_max)
-        self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops)
+        self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops, plan.checkpoint_bytes)
         self.questions = Questions()
         self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)

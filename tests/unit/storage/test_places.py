@@ -393,3 +393,21 @@ def test_nor_is_an_entry_a_candidate_that_continues_another_log(kit: Any, bench:
     recovered = bench.reopen().recovered
     assert [entry.op for entry in recovered.entries if entry.is_candidate] == [3]
     assert recovered.written == 3
+
+
+def test_a_log_that_has_lost_more_than_two_segments_at_its_end_opens(kit: Any, bench: Any) -> None:
+    """The walk over the journal has let go of the segment that the log ends in after all."""
+    large = 13 * SECTOR - 256
+    log = kit.chain([large] * 6)
+    bench.append(log)
+    suffix = tuple(message.header for message in log)
+    bench.promise(ViewState(view=1, log_view=1, base=1, suffix_head=len(log), suffix=suffix, doubt=len(log)))
+    for number in range(1, bench.store.segment_count):
+        for at in range(SECTORS):
+            corrupt(bench.files, journal_name(number), at * SECTOR, 16, random.Random(1))
+            corrupt(bench.files, witness_name(number), at * RECORD_BYTES, 16, random.Random(2))
+    again = bench.reopen()
+    assert (again.recovered.settled, again.recovered.written) == (1, 1)
+    assert {entry.state for entry in again.recovered.entries} == {EntryState.FAULTY}
+    again.append(log[again.recovered.written :])
+    assert again.reopen().recovered.settled == len(log)
