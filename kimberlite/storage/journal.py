@@ -23,7 +23,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 from kimberlite._fast import checksum, framing
 from kimberlite.errors import FrameError
@@ -41,10 +42,12 @@ _ZERO_SECTOR = bytes(SECTOR)
 _ZERO_UNUSED = ZERO_RECORD[_UNUSED]
 
 
+@lru_cache
 def journal_name(number: int) -> str:
     return f"journal-{number:08d}"
 
 
+@lru_cache
 def witness_name(number: int) -> str:
     return f"witness-{number:08d}"
 
@@ -69,8 +72,7 @@ def encode_record(header: Header, offset: int, segment: int, index: int) -> byte
     return covered + checksum.xxh3_128(covered)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A decoded witness record."""
 
     header: Header
@@ -79,13 +81,14 @@ class Record:
 
 def decode_record(data: Bytes, segment: int, index: int) -> Record | None:
     """None when it is damaged or belongs elsewhere."""
-    if checksum.xxh3_128(data[:_SUM]) != data[_SUM:]:
+    record = bytes(data)
+    if checksum.xxh3_128(record[:_SUM]) != record[_SUM:]:
         return None
-    offset, number, position = _PLACE.unpack_from(data, HEADER_SIZE)
-    if number != segment or position != index or bytes(data[_UNUSED]) != _ZERO_UNUSED:
+    offset, number, position = _PLACE.unpack_from(record, HEADER_SIZE)
+    if number != segment or position != index or record[_UNUSED] != _ZERO_UNUSED:
         return None
     try:
-        return Record(framing.decode_header(data[:HEADER_SIZE]), offset)
+        return Record(framing.decode_header(record), offset)
     except FrameError:
         return None
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -47,8 +47,7 @@ class Damage(StrEnum):
     CHECKPOINT = "checkpoint"
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """What a check of the store has read, and what of it was damaged."""
 
     bytes: int = 0
@@ -119,6 +118,18 @@ class Scrubber:
                 break
             self._credit -= self.step()
         return self.damage[Damage.ENTRY] != before
+
+    def next_deadline(self) -> int | None:
+        """When `tick` may read again; None: never."""
+        if not self._bytes_per_s:
+            return None
+        at = self._now - int(self._credit * NS_PER_S / self._bytes_per_s) + 1 if self._credit <= 0 else self._now
+        return max(at, self._due_at) if self.is_between_tours else at
+
+    @property
+    def is_between_tours(self) -> bool:
+        """Whether a tour has ended and the next one has not begun."""
+        return self._next_where is not None
 
     def step(self) -> int:
         """Read the next piece of the tour, or the first of another one whether it is due or not; the number of bytes,

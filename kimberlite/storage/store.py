@@ -731,17 +731,17 @@ class Store:
         if not self.first_op <= op <= self._head or op in self._in_flight or op in self._faulty:
             return Checked()
         number, index, header, offset = self.place_of(op)
+        size = round_up(header.size) if header is not None else SECTOR
         found = (
-            examine_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes)
+            examine_entry(self._disk, self._handles.journal(number), offset, self.segment_bytes, size)
             if offset is not None
             else Flaw.UNREADABLE
         )
-        size = round_up(header.size) if header is not None else SECTOR
         if not isinstance(found, Message) or header is None or found.header.checksum != header.checksum:
             self._mark_faulty(op)
             return Checked(size, (Damage.ENTRY,))
         first = op - index % RECORDS_PER_SECTOR
-        if op in self._rewriting or any(near in self._in_flight for near in range(first, first + RECORDS_PER_SECTOR)):
+        if op in self._rewriting or not self._in_flight.keys().isdisjoint(range(first, first + RECORDS_PER_SECTOR)):
             return Checked(size)  # its sector of the witnesses is being written
         size += SECTOR
         try:

@@ -182,7 +182,8 @@ class SimDisk:
 
     def read(self, file: int, offset: int, length: int) -> memoryview:
         name = self._handles[file]
-        invariant(file not in self._released, "a file that is read is open", file=name)
+        if file in self._released:
+            invariant(False, "a file that is read is open", file=name)
         if self.device.slow or self.device.hung:
             self._wait_for_read()
         bad = self.files.unreadable.get(name)
@@ -207,8 +208,8 @@ class SimDisk:
             return
         for phase in phases:
             for write in phase:
-                name = self._handles[write.file]
-                invariant(write.file not in self._released, "a file that is written is open", file=name)
+                if write.file in self._released:
+                    invariant(False, "a file that is written is open", file=self._handles[write.file])
                 if write.offset % SECTOR or len(write.buffer) % SECTOR:
                     raise ValueError(f"unaligned write: offset {write.offset}, length {len(write.buffer)}")
                 self.writes += 1

@@ -20,6 +20,10 @@ from kimberlite.vopr import limits
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import DropReason, Event, EventKind, PersistKind
 
+# Names of events, as they are counted.
+LABELS = {kind: kind.name for kind in EventKind}
+DROPPED_LABELS: dict[int, str] = {reason: f"DROPPED_{reason.name}" for reason in DropReason}
+REJECTED_LABELS: dict[int, str] = {reason: f"REJECTED_{reason.name}" for reason in Reason}
 WEIGH_EVERY = 32  # steps: adding up the bodies in memory costs more than all else that is looked at
 
 if TYPE_CHECKING:
@@ -60,22 +64,24 @@ class Observer:
     def record(self, events: list[Event]) -> None:
         world = self._world
         world.trace.recorded(world.now, self._index, events)
-        for event in events:
-            label = event.kind.name
-            if event.kind is EventKind.DROPPED:
-                label = f"DROPPED_{DropReason(event.b).name}"
-            elif event.kind is EventKind.REJECTED:
-                label = f"REJECTED_{Reason(event.a).name}"
-            world.counts[label] = world.counts.get(label, 0) + 1
-            if event.kind is EventKind.PREPARE_ACKED:
-                world.checkers.on_commit(world, self._index, event.a)
-            elif event.kind is EventKind.REPAIR_EXPIRED:
-                world.checkers.expired.setdefault(self._index, set()).add(event.a)
-            elif event.kind is EventKind.VIEW_CHANGE_STARTED:
-                world.checkers.on_view_left(self._index, event.a, event.b)
-            elif event.kind is EventKind.FORFEITED:
+        counts = world.counts
+        for kind, a, b, _ in events:
+            if kind is EventKind.DROPPED:
+                label = DROPPED_LABELS[b]
+            elif kind is EventKind.REJECTED:
+                label = REJECTED_LABELS[a]
+            else:
+                label = LABELS[kind]
+            counts[label] = counts.get(label, 0) + 1
+            if kind is EventKind.PREPARE_ACKED:
+                world.checkers.on_commit(world, self._index, a)
+            elif kind is EventKind.REPAIR_EXPIRED:
+                world.checkers.expired.setdefault(self._index, set()).add(a)
+            elif kind is EventKind.VIEW_CHANGE_STARTED:
+                world.checkers.on_view_left(self._index, a, b)
+            elif kind is EventKind.FORFEITED:
                 world.checkers.on_forfeited(world, self._index)
-            elif event.kind is EventKind.CHECKPOINTED:
+            elif kind is EventKind.CHECKPOINTED:
                 world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
 
 

@@ -51,6 +51,9 @@ from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
 
 TICK_NS = 10 * MS
+SCRUB_INTERVALS_NS = (100 * MS, 1000 * MS, 5000 * MS)
+FAR_NS = 1 << 40 << 20  # beyond the end of every run
+LOOK_NS = 1 * MS  # between two looks whether a phase is done
 SAFETY_NS_MAX = 120_000 * MS
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
@@ -76,6 +79,7 @@ class SimNode:
     paused_until: int = 0
     booted_at: int = 0
     down_since: int = 0  # when it is not up
+    tick_at: int = 0
     backlog: deque[Callable[[], None]] = field(default_factory=deque)
     scrubber: Scrubber = field(init=False)
     watch: Watch = field(default_factory=Watch)
@@ -156,15 +160,15 @@ class World:
     def run_until(self, deadline: int, done: Callable[[], bool]) -> bool:
         """Run events until `done` or the deadline; whether it is done."""
         queue = self._queue
-        steps = 0
-        while queue and queue[0][0] <= deadline:
-            self.now, sequence, action = heapq.heappop(queue)
+        look_at = self.now + LOOK_NS  # at instants that do not depend on what is in the queue
+        while queue and (when := queue[0][0]) <= deadline:
+            if when > look_at:
+                if done():
+                    self.now = look_at
+                    return True
+                look_at += (when - look_at + LOOK_NS - 1) // LOOK_NS * LOOK_NS
+            self.now, _, action = heapq.heappop(queue)
             action()
-            if sequence < 0:
-                continue
-            steps += 1
-            if steps % 32 == 0 and done():
-                return True
         self.now = max(self.now, deadline)
         return done()
 
@@ -233,18 +237,21 @@ class World:
         self.counts["torn"] = self.counts.get("torn", 0) + recovered.torn
         self.counts["faulty"] = self.counts.get("faulty", 0) + recovered.faulty
         node = SimNode(index, driver, store, disk, life, booted_at=self.now)
+        random = Random(f"scrub {plan.seed} {index} {life}")
         node.scrubber = Scrubber(
             store,
             bytes_per_s=plan.scrub_bytes_per_s,
-            seed=Random(f"scrub {plan.seed} {index} {life}").getrandbits(64),
+            seed=random.getrandbits(64),
             now=self.now,
+            interval_ns=random.choice(SCRUB_INTERVALS_NS),
         )
         self.trace.add(self.now, "boot", index, recovered.head, recovered.settled, core.view)
         if life:
             self.nodes[index] = node
             self.checkers.on_restart(self, index)
             self.questions.on_restart(index)
-        self.at(self.now + self.schedule.randrange(TICK_NS), lambda: self._tick(index, life))
+        node.tick_at = self.now + self.schedule.randrange(TICK_NS)
+        self.at(node.tick_at, lambda: self._tick(node))
         self.at(self.now, lambda: self.act(index, life, driver.start))
         return node
 
@@ -271,6 +278,7 @@ class World:
             raise Violation("own invariant", f"replica {node.index}: {error}") from error
         self.checkers.on_step(self, node.index)
         node.watch.look(self, node)
+        self._tick_soon(node)
         if node.driver.behind:
             self.at(self.now + SERVE_DELAY_NS, lambda: self.act(node.index, node.life, node.driver.on_tick))
         if self.ambushes:
@@ -295,16 +303,32 @@ class World:
     def _on_disk(self, index: int, life: int) -> None:
         self.act(index, life, self.nodes[index].driver.on_disk)
 
-    def _tick(self, index: int, life: int) -> None:
-        node = self.nodes[index]
-        if node.life != life or not node.up:
+    def _tick(self, node: SimNode) -> None:
+        """Look at the timers of a replica, and let its scrubber read: every TICK_NS, in effect."""
+        if self.now != node.tick_at or not node.up:
             return
-        self.at(self.now + TICK_NS, lambda: self._tick(index, life))
-        deadline = node.driver.core.next_deadline()
-        if self.now >= node.paused_until and deadline is not None and deadline <= self.now:
-            self.act(index, life, node.driver.on_tick)
-        if self.now >= node.paused_until and node.up and node.life == life:
-            self._scrub(node, lambda: node.scrubber.tick(self.now))
+        if self.now >= node.paused_until:
+            deadline = node.driver.core.next_deadline()
+            if deadline is not None and deadline <= self.now:
+                self.act(node.index, node.life, node.driver.on_tick)
+            if node.up:
+                self._scrub(node, lambda: node.scrubber.tick(self.now))
+        self._plan_tick(node)
+
+    def _plan_tick(self, node: SimNode) -> None:
+        """The next tick at which there is something to do, as far as that is known now."""
+        node.tick_at = self.now + TICK_NS
+        deadlines = (node.driver.core.next_deadline(), node.scrubber.next_deadline())
+        due = max(min(at for at in (*deadlines, self.now + FAR_NS) if at is not None), node.paused_until)
+        if due > node.tick_at:
+            node.tick_at += (due - node.tick_at + TICK_NS - 1) // TICK_NS * TICK_NS
+        self.at(node.tick_at, lambda: self._tick(node))
+
+    def _tick_soon(self, node: SimNode) -> None:
+        """Something has changed in a replica: there may be something to do at the very next tick."""
+        if node.tick_at - self.now > TICK_NS:
+            node.tick_at -= (node.tick_at - self.now - 1) // TICK_NS * TICK_NS
+            self.at(node.tick_at, lambda: self._tick(node))
 
     def _scrub(self, node: SimNode, action: Callable[[], object]) -> None:
         """Let the scrubber of a replica read, and the replica know what it found."""
@@ -450,6 +474,7 @@ class World:
             return
         while node.backlog and node.up and self.now >= node.paused_until:
             self._carry_out(node, node.backlog.popleft())
+        self._tick_soon(node)
 
     # The run
 
@@ -533,7 +558,7 @@ class World:
 
     def _tour(self, node: SimNode) -> None:
         """What is left of the present tour, and a whole one."""
-        wanted = node.scrubber.tours + 2
+        wanted = node.scrubber.tours + (1 if node.scrubber.is_between_tours else 2)
         while node.scrubber.tours < wanted:
             node.scrubber.step()
 
