@@ -103,6 +103,12 @@ class Reason(IntEnum):
     SLOW = 20  # the connection is ended: a frame or the taking of an answer took too long, or it held too much memory
 
 
+def reason_text(reason: int) -> str:
+    """A Reason in words; a number that this release does not know, of a newer one, stays a number."""
+    known = reason in Reason.__members__.values()
+    return Reason(reason).name.lower().replace("_", " ") if known else f"reason {reason}"
+
+
 class FrameReason(IntEnum):
     """Why bytes were refused as a frame (FrameError.reason)."""
 

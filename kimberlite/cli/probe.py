@@ -19,7 +19,7 @@ from kimberlite._fast import framing
 from kimberlite.config import parse_address
 from kimberlite.errors import FrameError, UnavailableError, WrongClusterError
 from kimberlite.net import CLIENT_VERSION
-from kimberlite.types import NO_REPLICA, ZERO16, ClusterId, Command, Header, Reason
+from kimberlite.types import NO_REPLICA, ZERO16, ClusterId, Command, Header, Reason, reason_text
 
 REPLY_BYTES_MAX = 1 << 20
 CLOSED = "it closed the connection; is that the client address of a replica?"
@@ -81,10 +81,9 @@ def _told_in(received: bytes, address: str) -> Told | None:
 
 
 def _refusal(header: Header, address: str) -> UnavailableError | WrongClusterError:
-    reason = Reason(header.reason)
-    if reason == Reason.WRONG_CLUSTER:
+    if header.reason == Reason.WRONG_CLUSTER:
         return WrongClusterError(f"{address} is of another cluster, {header.cluster.hex()}", address=address)
-    return UnavailableError(f"{address} refused to answer: {reason.name.lower()}", address=address)
+    return UnavailableError(f"{address} refused to answer: {reason_text(header.reason)}", address=address)
 
 
 def _json(body: bytes, address: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from kimberlite.errors import (
 from kimberlite.net.peers import keep_alive
 from kimberlite.net.sockets import connect
 from kimberlite.net.transport import FrameConnection
-from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Header, Message, Reason
+from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Header, Message, Reason, reason_text
 
 CONNECT_TIMEOUT_S = 2.0
 GREETING_S = 0.5  # a connection that brought no greeting for so long is called silent; it may yet come
@@ -359,14 +359,6 @@ _NEW_REPLICA = "the replica asks for a newer version of the client protocol: upg
 _OLD_REPLICA = (
     "the replica speaks an older version of the client protocol: upgrade it, or use the client of its release"
 )
-
-
-def reason_text(reason: int) -> str:
-    """A types.Reason in words; a number that this release does not know stays one."""
-    try:
-        return Reason(reason).name.lower().replace("_", " ")
-    except ValueError:
-        return f"reason {reason}"
 
 
 def parse_members(body: Bytes, count: int) -> list[str] | None:

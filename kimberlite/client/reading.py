@@ -28,7 +28,7 @@ from kimberlite.client.asking import Asker, Elsewhere, Question
 from kimberlite.errors import FrameError, PositionError, UnavailableError, UsageError, invariant
 from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
 from kimberlite.net.transport import FrameConnection
-from kimberlite.types import Bytes, Command, Message, Reason
+from kimberlite.types import Bytes, Command, Message, Reason, reason_text
 
 T = TypeVar("T")
 
@@ -650,5 +650,4 @@ def refusal(replica: int, answer: Message) -> str:
     header = answer.header
     if header.command != Command.REJECT:
         return f"replica {replica} gave another answer than one to the question"
-    known = header.reason in Reason.__members__.values()
-    return f"replica {replica} refused: {Reason(header.reason).name.lower() if known else header.reason}"
+    return f"replica {replica} refused: {reason_text(header.reason)}"

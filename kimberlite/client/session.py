@@ -50,6 +50,7 @@ from kimberlite.types import (
     Message,
     Operation,
     Reason,
+    reason_text,
 )
 
 MS = 1_000_000
@@ -450,8 +451,7 @@ class Session:
             self._retry_at = now + (wait + jitter // 2 if wait else request.back_off // 2 + jitter)
             self._not_too_late(request, now)
         else:
-            self._request = None
-            self._retry_at = None
+            self._request = self._retry_at = None
             if reason == Reason.TOO_LARGE and request.is_surely_refused:
                 self._too_large(request)
             else:
@@ -478,7 +478,7 @@ class Session:
                 self._retry_at = min(deadlines)
 
     def _refused(self, request: Request, reason: int) -> None:
-        name = Reason(reason).name.lower().replace("_", " ")
+        name = reason_text(reason)
         error = RejectedError(f"the cluster refused the request: {name}; nothing was appended", reason=reason)
         if request.message.header.operation == Operation.REGISTER:
             # It lets nobody in: asking again at once would be answered the same.

@@ -73,7 +73,7 @@ def test_the_timeout_is_for_all_of_the_answer() -> None:
         (b"", "closed the connection; is that the client"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(300), "frame"),
         (frame(Command.STATUS_REPLY, b"{"), "no JSON"),
-        (frame(Command.REJECT, reason=Reason.BUSY_QUEUE), "refused to answer: busy_queue"),
+        (frame(Command.REJECT, reason=Reason.BUSY_QUEUE), "refused to answer: busy queue"),
     ],
 )
 def test_what_is_no_answer(bytes_sent: bytes, said: str) -> None:

@@ -22,6 +22,7 @@ from kimberlite.types import (
     root_header,
 )
 from kimberlite.vopr.disk import corrupt
+from kimberlite.vsr import verdict
 from kimberlite.vsr.codec import Evidence, encode_evidence
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.replica import Replica
@@ -175,3 +176,7 @@ def test_who_leaves_the_lead_says_why() -> None:
         core.step(frame(Command.START_VIEW_CHANGE, replica=by, view=3), 60)
     assert core.gave_up == (3, GaveUp.DRAINED)
     assert "this replica would not lead view 3 any more: it is being stopped" in core.snapshot().unhealthy
+
+
+def test_every_way_to_give_up_has_words() -> None:
+    assert set(verdict._GAVE_UP) == set(GaveUp)
