@@ -37,7 +37,8 @@ BURST = 3  # appends of each client in a round
 PAUSE_NS = 700 * MS  # between two rounds: longer than timers that should have gone off, and did not
 FOREVER_NS = 1 << 60
 FAR_NS = 25 * MS
-CRAWLING_NS = 1500 * MS  # a write
+SLUGGISH_NS, CRAWLING_NS = 700 * MS, 1500 * MS  # a phase of a write
+SLOW_NODE_NS = 3 * MS  # for each input
 HOUR_NS = 3600 * 1000 * MS
 ABDICATE_NS = 2000 * MS  # as it is by default: plans have shorter ones
 
@@ -89,8 +90,12 @@ def _hung_journal(world: World, index: int) -> None:
     world.hang(index, (WRITE,))
 
 
-def _crawling_disk(world: World, index: int) -> None:
-    world.slow_down(index, (WRITE, PROMISE), CRAWLING_NS // world.plan.disk_latency_ns)
+def _crawling_disk(world: World, index: int, write_ns: int) -> None:
+    world.slow_down(index, (WRITE, PROMISE), write_ns // world.plan.disk_latency_ns)
+
+
+def _slow_node(world: World, index: int) -> None:
+    world.slow_nodes[index] = SLOW_NODE_NS
 
 
 def _cut_off(world: World, index: int) -> None:
@@ -123,8 +128,10 @@ def _far_away(world: World, index: int) -> None:
 
 _on_each("is down", lambda world, index: world.crash(index))
 _on_each("hangs", _hang)
+_on_each("is slow", _slow_node)
 _on_each("has a slow disk", _slow_disk)
-_on_each("has a disk that takes seconds", _crawling_disk)
+_on_each("has a disk that takes most of a second", partial(_crawling_disk, write_ns=SLUGGISH_NS))
+_on_each("has a disk that takes seconds", partial(_crawling_disk, write_ns=CRAWLING_NS))
 _on_each("has a disk that hangs", _hung_disk)
 _on_each("has a journal that hangs", _hung_journal)
 _on_each("is slow to answer", _far_away)
