@@ -27,7 +27,7 @@ from kimberlite.types import (
     Room,
     Status,
 )
-from kimberlite.vsr import abdication, conflict, quorum, repair, view_change
+from kimberlite.vsr import abdication, conflict, quorum, repair, round_trips, view_change
 from kimberlite.vsr.codec import ClientRequest, encode_trim, follows
 from kimberlite.vsr.config import MS, PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
@@ -316,20 +316,7 @@ def _send_prepare(r: Replica, body: Bytes, batch: list[tuple[Message, int]], **f
     r.emit(EventKind.PREPARED, header.op, header.count, header.size)
     r.prepare_timer.start_if_idle(r.now + r.prng.jitter(r.config.prepare_resend_ns))
     r.heartbeat_timer.start(r.now + r.config.heartbeat_ns)
-    _time_round_trips(r, header.op)
-
-
-def _time_round_trips(r: Replica, op: int) -> None:
-    """Under load prepares take the place of heartbeats: now and then one of them is timed in their stead, until
-    every peer has acknowledged it, or has been silent for too long."""
-    since = r.now - r.scope.timed_at
-    if since >= r.config.heartbeat_ns and (not r.scope.timed_peers or since >= r.config.contact_ns):
-        r.scope.timed_op, r.scope.timed_at, r.scope.timed_peers = op, r.now, set(r.peers)
-
-
-def _note_round_trip(r: Replica, replica: int, sent_at: int) -> None:
-    r.peers[replica].round_trip = r.now - sent_at
-    r.emit(EventKind.PEER_ROUND_TRIP, replica, r.now - sent_at)
+    round_trips.begin(r, header.op)
 
 
 # Prepares at a backup
@@ -484,11 +471,7 @@ def on_prepare_ok(r: Replica, message: Message) -> None:
         r.refuse(message, DropReason.OUT_OF_BOUNDS)  # a backup of this view has nothing that its primary has not
         return
     peer = r.peers[header.replica]
-    if header.replica in r.scope.timed_peers and header.op >= r.scope.timed_op:
-        r.scope.timed_peers.discard(header.replica)
-        _note_round_trip(r, header.replica, r.scope.timed_at)
-    elif header.nonce:
-        _note_round_trip(r, header.replica, header.nonce)
+    round_trips.on_prepare_ok(r, header)
     known = r.log.headers.get(header.op)
     if known is not None and known.checksum != header.context:
         r.drop(message, DropReason.BROKEN_CHAIN)

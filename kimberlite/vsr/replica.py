@@ -4,8 +4,10 @@
     abdication.py    when a primary gives its view up
     view_change.py   votes, evidence, choice of the log, installation
     repair.py        headers and entries that are missing or damaged
+    round_trips.py   how long peers take to answer
     recovery.py      from what storage found to the right status
     verdict.py       whether this replica's cluster can commit, as far as it knows
+    snapshot.py      state for status and gauges
 
 Each of these is functions over the state held here. The core is pure: no clock (`now`
 is handed in, monotonic nanoseconds), no I/O, no randomness but the seed, no logging.
@@ -36,7 +38,7 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import abdication, bounds, conflict, normal, recovery, repair, verdict, view_change
+from kimberlite.vsr import abdication, bounds, conflict, normal, recovery, repair, snapshot, view_change
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
 from kimberlite.vsr.log import Log
@@ -52,7 +54,6 @@ from kimberlite.vsr.work import (
     Event,
     EventKind,
     GaveUp,
-    PeerSnapshot,
     Persist,
     PersistKind,
     ServeHeaders,
@@ -361,46 +362,7 @@ class Replica:
 
     def snapshot(self) -> Snapshot:
         """State for status and gauges."""
-        return Snapshot(
-            replica=self.index,
-            replica_count=self.config.replica_count,
-            status=self.status,
-            is_primary=self.is_primary and self.status == Status.NORMAL,
-            primary=self.primary,
-            view=self.view,
-            log_view=self.log_view,
-            op=self.log.op,
-            commit=self.commit,
-            applied=self.applied,
-            positions=self.positions,
-            quorum=self.quorums.replication,
-            quorum_margin=verdict.quorum_margin(self),
-            pipeline_depth=len(self.pipeline),
-            pipeline_limit=self.config.pipeline_max,
-            queue_depth=len(self.queue) + len(self.waiting),
-            queue_limit=self.config.queue_max,
-            sessions=len(self.sessions),
-            sessions_limit=self.config.sessions_max,
-            faulty=len(self.log.faulty),
-            repairs_in_flight=len(self.repairs),
-            repair_budget=self.config.repairs_max - len(self.repairs),
-            oldest_uncommitted_votes=self.pipeline[0].acks.bit_count() if self.pipeline else 0,
-            oldest_uncommitted_at=self.pipeline[0].prepared_at if self.pipeline else 0,
-            known_commit=max(self.commit_max, self.scope.commit_heard),
-            known_head=max(self.scope.known_head, self.log.op),
-            draining=self.draining,
-            is_disk_full=self.is_disk_full,
-            peers=tuple(
-                PeerSnapshot(replica, peer.last_heard, peer.said.op, peer.commit, peer.round_trip, peer.repair_latency)
-                for replica, peer in self.peers.items()
-            ),
-            stuck_op=self.stuck_op,
-            unhealthy=verdict.unhealthy(self),
-            cannot_commit=verdict.cannot_commit(self),
-            held_bytes=self.log.held_bytes,
-            held_bytes_limit=self.config.held_bytes_max,
-            disk_waits=self.disk_waits,
-        )
+        return snapshot.of(self)
 
     def headers_message(self, headers: Sequence[Header], nonce: int) -> Message | None:
         """The HEADERS frame for ServeHeaders; None when nothing can be said."""
