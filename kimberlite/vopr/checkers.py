@@ -8,7 +8,7 @@ be asked: durability is read from the simulated disk's durable image by a parser
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ VOTED_OUT = 2  # causes of VIEW_CHANGE_STARTED below this are a count of votes, 
 COPY_BYTES = 16 * 1024
 FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, 472  # in a copy
 OP_AT = 80  # in a header
+NOTHING: Set[int] = frozenset()
 ARRIVED_NS = 40_000_000  # what was sent before is received
 SILENT_NS = 1_500_000_000  # who was heard before that is not heard lately
 VIEW_FRAMES = frozenset(
@@ -187,7 +188,7 @@ class Checkers:
     digests: dict[int, bytes] = field(default_factory=dict)  # I11
     acknowledged: dict[int, dict[int, Checksum]] = field(default_factory=dict)  # I12: replica -> op -> identity
     log_views: dict[int, int] = field(default_factory=dict)
-    asked: dict[int, tuple[int, set[int]]] = field(default_factory=dict)  # I18: replica -> view, ops asked for
+    asked: dict[int, tuple[int, Set[int]]] = field(default_factory=dict)  # I18: replica -> view, ops asked for
     expired: dict[int, set[int]] = field(default_factory=dict)  # of these, in the last step
     sessions: SessionOracle = field(init=False)
     log: list[bytes] = field(default_factory=list)  # all events of the ops up to `logged`
@@ -359,10 +360,10 @@ class Checkers:
     def _check_asked(self, core: Replica) -> None:
         """I18: a committed entry that was asked for is still waited for when the view changes, unless it came, or
         its time was over."""
-        view, asked = self.asked.get(core.index, (core.view, set()))
-        expired = self.expired.pop(core.index, set())
-        log = core.log
+        view, asked = self.asked.get(core.index, (core.view, NOTHING))
+        expired = self.expired.pop(core.index, NOTHING)
         if view != core.view:
+            log = core.log
             for op in asked - expired:
                 came = log.holds(op) or op in log.bodies or op in log.writing
                 if op <= log.committed and op not in core.repairs and not came and op >= core.first_op:
@@ -371,7 +372,7 @@ class Checkers:
                         f"replica {core.index} had asked for op {op} in view {view}; in view {core.view} it does not "
                         "wait for it any more",
                     )
-        self.asked[core.index] = core.view, set(core.repairs)
+        self.asked[core.index] = core.view, set(core.repairs) if core.repairs else NOTHING
 
     def on_view_left(self, replica: int, view: int, cause: int) -> None:
         """I5: a view is left only when a quorum asks for it."""

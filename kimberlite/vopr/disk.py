@@ -19,6 +19,7 @@ from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Bytes
 
+MAGIC, MAGIC_AT = b"KMBL", 48  # in the header of an entry
 UNIT = 512  # what a torn write leaves whole
 FOREVER = 1 << 62
 
@@ -67,8 +68,8 @@ class Files:
     unreadable: dict[str, set[int]] = field(default_factory=dict)  # name -> sector numbers
     versions: dict[str, int] = field(default_factory=dict)  # counts the changes of a file
     used: dict[str, int] = field(default_factory=dict)  # bytes of a file up to the last that was ever written
-    # By the first 16 bytes of a sector of a journal (an entry's identity, where one begins): every place
-    # where it was ever put. Where to look, for checkers that search the journals; never what is there now.
+    # By the first 16 bytes of an entry in a journal, its identity: every place where it was ever put. Where to
+    # look, for checkers that search the journals; never what is there now.
     places: dict[bytes, list[tuple[str, int]]] = field(default_factory=dict)
     torn_places: set[tuple[bytes, str, int]] = field(default_factory=set)  # those of torn writes alone
     capacity: int | None = None  # bytes that all files may have together; None: any number
@@ -83,6 +84,8 @@ class Files:
         if not name.startswith("journal-"):
             return
         for at in range(-offset % SECTOR, len(data), SECTOR):
+            if data[at + MAGIC_AT : at + MAGIC_AT + 4] != MAGIC:
+                continue  # the middle of an entry
             identity, place = bytes(data[at : at + 16]), (name, offset + at)
             known = self.places.setdefault(identity, [])
             if place not in known:

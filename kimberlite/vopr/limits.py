@@ -63,7 +63,7 @@ KEPT = (
 
 def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
     """How much there is of each of NAMES."""
-    log = core.log
+    log, scope = core.log, core.scope
     return (
         len(core.queue),
         core.queue_bytes,
@@ -71,11 +71,11 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
         len(core.in_flight),
         len(core.stash),
         len(core.pipeline),
-        len(core.scope.headers_requests),
-        len(core.scope.headers_overdue),
+        len(scope.headers_requests),
+        len(scope.headers_overdue),
         len(core.repairs),
-        len(core.scope.votes),
-        len(core.scope.evidence),
+        len(scope.votes),
+        len(scope.evidence),
         len(core.sessions),
         len(log.headers),
         len(log.bodies),

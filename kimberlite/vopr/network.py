@@ -13,7 +13,7 @@ from random import Random
 from kimberlite._fast import framing
 from kimberlite.errors import FrameError
 from kimberlite.types import Message
-from kimberlite.vopr.plan import MS, Plan
+from kimberlite.vopr.plan import MS, Plan, below
 
 FRAME_MAX = 4 << 20
 KEPT = 128  # old frames that may arrive again
@@ -105,10 +105,10 @@ class SimNetwork:
     def launch(self, source: Address, destination: Address, data: bytes) -> None:
         """Put bytes on a link; they arrive after its delay."""
         random, plan = self._random, self._plan
-        delay = plan.latency_ns // 2 + random.randrange(plan.latency_ns)
+        delay = plan.latency_ns // 2 + below(random, plan.latency_ns)
         delay += self.distance.get(source, 0) + self.distance.get(destination, 0)
         if self.faults_on and random.random() < plan.reorder:
-            delay += random.randrange(20 * plan.latency_ns + MS)
+            delay += below(random, 20 * plan.latency_ns + MS)
         at = max(self._now() + delay, self.clogs.get((source, destination), 0) + delay)
         self.in_flight += 1
         self._schedule(at, lambda: self._arrive(source, destination, data))

@@ -45,7 +45,7 @@ from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.persistent import persistent_fault
-from kimberlite.vopr.plan import MS, REPAIR_BYTES, Plan, streams
+from kimberlite.vopr.plan import MS, REPAIR_BYTES, Plan, below, streams
 from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
@@ -188,7 +188,7 @@ class World:
         latency, mean = self.schedule, plan.disk_latency_ns
 
         def duration() -> int:
-            return mean // 2 + latency.randrange(mean)
+            return mean // 2 + below(latency, mean)
 
         disk = self._make_disk(index, duration, wake)
         try:
@@ -311,15 +311,19 @@ class World:
             deadline = node.driver.core.next_deadline()
             if deadline is not None and deadline <= self.now:
                 self.act(node.index, node.life, node.driver.on_tick)
-            if node.up:
+            scrub = node.scrubber.next_deadline()
+            if node.up and scrub is not None and scrub <= self.now:
                 self._scrub(node, lambda: node.scrubber.tick(self.now))
         self._plan_tick(node)
 
     def _plan_tick(self, node: SimNode) -> None:
         """The next tick at which there is something to do, as far as that is known now."""
         node.tick_at = self.now + TICK_NS
-        deadlines = (node.driver.core.next_deadline(), node.scrubber.next_deadline())
-        due = max(min(at for at in (*deadlines, self.now + FAR_NS) if at is not None), node.paused_until)
+        timer, scrub = node.driver.core.next_deadline(), node.scrubber.next_deadline()
+        due = self.now + FAR_NS if timer is None else timer
+        if scrub is not None and scrub < due:
+            due = scrub
+        due = max(due, node.paused_until)
         if due > node.tick_at:
             node.tick_at += (due - node.tick_at + TICK_NS - 1) // TICK_NS * TICK_NS
         self.at(node.tick_at, lambda: self._tick(node))

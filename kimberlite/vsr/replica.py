@@ -339,7 +339,7 @@ class Replica:
 
     def next_deadline(self) -> int | None:
         """When `tick` has something to do; None when only an input can change anything."""
-        if self.apply_emitted < self._applicable and not self.log.faulty:
+        if self.apply_emitted < self.commit_max and self.apply_emitted < self._applicable and not self.log.faulty:
             return self.now
         if self.wants_room:
             return self.now
@@ -376,7 +376,7 @@ class Replica:
 
     @property
     def is_primary(self) -> bool:
-        return self.primary == self.index
+        return self.view % self.config.replica_count == self.index
 
     def is_committed(self, header: Header) -> bool:
         """Whether that is the header of a committed op of this log."""
@@ -494,7 +494,9 @@ class Replica:
     def note_commit(self) -> None:
         """What was heard is believed as far as this log goes: evidence of more than there is would
         keep every later view from being chosen, and a superblock would keep it for ever."""
-        self.commit_max = max(self.commit_max, min(self.scope.commit_heard, self.log.op, self._trusted))
+        heard = self.scope.commit_heard
+        if heard > self.commit_max:
+            self.commit_max = max(self.commit_max, min(heard, self.log.op, self._trusted))
 
     @property
     def _trusted(self) -> int:
@@ -581,6 +583,8 @@ class Replica:
 
     def _emit_applies(self) -> None:
         """Committed ops that are durable here, in order, a bounded number a round."""
+        if self.apply_emitted >= self.commit_max:
+            return
         last = min(self._applicable, self.apply_emitted + self.config.apply_per_round)
         for op in range(self.apply_emitted + 1, last + 1):
             message = self.log.bodies.get(op)
