@@ -195,13 +195,18 @@ def _error(cause: str, message: str) -> SuperblockError:
 def read_copies(disk: Disk, file: int) -> list[Superblock | None]:
     """All copies; an unreadable one counts as damaged."""
     copies: list[Superblock | None] = []
+    known: dict[bytes, Superblock] = {}  # by checksum: most copies have the same content
     for copy in range(COPIES):
         try:
             data = bytes(disk.read(file, copy * COPY_BYTES, COPY_BYTES))
         except OSError:
             copies.append(None)
-        else:
-            copies.append(decode(data, copy))
+            continue
+        same = known.get(data[:16])
+        found = same if same is not None and _is_whole(data, copy) else decode(data, copy)
+        if found is not None:
+            known[found.checksum] = found
+        copies.append(found)
     return copies
 
 

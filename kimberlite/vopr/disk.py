@@ -307,7 +307,8 @@ class SimDisk:
     def _put(self, file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         name = self._handles[file]
         content = self.files.durable[name]
-        content.extend(bytes(max(0, offset - len(content))))  # one that was cut short
+        if offset > len(content):  # one that was cut short
+            content.extend(bytes(offset - len(content)))
         content[offset : offset + len(data)] = data
         self.files.note(name, offset, data)
         self._make_readable(name, offset, len(data))

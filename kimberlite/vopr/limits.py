@@ -126,10 +126,11 @@ def weigh(core: Replica) -> None:
     ahead, and those that were applied and are kept for others."""
     config = core.config
     entry = max(config.prepare_bytes_max, config.request_bytes_max) + HEADER_SIZE
-    waiting = sum(message.header.size for op, message in core.log.bodies.items() if op > core.applied)
+    sizes = {op: message.header.size for op, message in core.log.bodies.items()}
+    waiting = sum([size for op, size in sizes.items() if op > core.applied])
     most = config.held_bytes_max + config.repair_bytes + 2 * entry
     check_held(core.index, (waiting,), (most,), ("bytes of bodies that wait",))
-    found = sum(message.header.size for message in core.log.bodies.values())
+    found = sum(sizes.values())
     most += BODIES_BYTES + PIPELINE_LIMIT * entry
     check_held(core.index, (found,), (most,), ("bytes of bodies in memory",))
 

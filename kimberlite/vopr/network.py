@@ -54,7 +54,7 @@ class SimNetwork:
     def send(self, source: Address, destination: Address, message: Message) -> None:
         self.sent += 1
         random, plan = self._random, self._plan
-        if (source, destination) in self.cuts:
+        if self.cuts and (source, destination) in self.cuts:
             self.dropped += 1
             return
         if self.silenced and (source, destination, message.header.command) in self.silenced:
@@ -106,16 +106,19 @@ class SimNetwork:
         """Put bytes on a link; they arrive after its delay."""
         random, plan = self._random, self._plan
         delay = plan.latency_ns // 2 + below(random, plan.latency_ns)
-        delay += self.distance.get(source, 0) + self.distance.get(destination, 0)
+        if self.distance:
+            delay += self.distance.get(source, 0) + self.distance.get(destination, 0)
         if self.faults_on and random.random() < plan.reorder:
             delay += below(random, 20 * plan.latency_ns + MS)
-        at = max(self._now() + delay, self.clogs.get((source, destination), 0) + delay)
+        begins = self._now()
+        if self.clogs:
+            begins = max(begins, self.clogs.get((source, destination), 0))
         self.in_flight += 1
-        self._schedule(at, lambda: self._arrive(source, destination, data))
+        self._schedule(begins + delay, lambda: self._arrive(source, destination, data))
 
     def _arrive(self, source: Address, destination: Address, data: bytes) -> None:
         self.in_flight -= 1
-        if (source, destination) in self.cuts:
+        if self.cuts and (source, destination) in self.cuts:
             self.dropped += 1
             return
         try:

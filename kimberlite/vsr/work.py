@@ -16,7 +16,7 @@ Imports errors and types only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum, auto
 from typing import NamedTuple
 
@@ -159,16 +159,18 @@ class Event(NamedTuple):
     c: int = 0
 
 
-@dataclass(slots=True)
 class Work:
     """Everything the core wants done since the last `take_work`."""
 
-    send: list[ToReplica | ToClient] = field(default_factory=list)
-    persist: list[Persist] = field(default_factory=list)
-    apply: list[Apply] = field(default_factory=list)
-    serve: list[ServePrepare | ServeHeaders] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    refused: list[Message] = field(default_factory=list)
+    __slots__ = ("apply", "events", "persist", "refused", "send", "serve")
+
+    def __init__(self) -> None:
+        self.send: list[ToReplica | ToClient] = []
+        self.persist: list[Persist] = []
+        self.apply: list[Apply] = []
+        self.serve: list[ServePrepare | ServeHeaders] = []
+        self.events: list[Event] = []
+        self.refused: list[Message] = []
 
     def __bool__(self) -> bool:
         return bool(self.send or self.persist or self.apply or self.serve or self.events)  # what is refused has one
