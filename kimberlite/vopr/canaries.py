@@ -11,7 +11,7 @@ the bug as well does not count.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -23,12 +23,13 @@ from weakref import WeakKeyDictionary, WeakSet
 from kimberlite._fast import framing
 from kimberlite.client import session as client
 from kimberlite.errors import FrameError, UnavailableError, UsageError, WriteFailedError, invariant
-from kimberlite.node.driver import Driver
+from kimberlite.node import clock, reader, retention
+from kimberlite.node.driver import Driver, snapshot_of
 from kimberlite.storage import checkpoint as checkpoint_files
 from kimberlite.storage import handles, journal, scan, scrub, store, superblock
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.index import ColdSegments, Spot
-from kimberlite.storage.interface import ViewState, Write
+from kimberlite.storage.interface import Extent, ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
 from kimberlite.types import (
@@ -1103,6 +1104,81 @@ def _headers_asked_for_ever() -> list[Patch]:
             repair._ask_for_headers(r, r.log.linked + 1)
 
     return [(repair, "_request_headers", request_headers), (repair, "_is_wanting", lambda r: True)]
+
+
+# Retention, snapshots, reads
+
+
+@canary("a clock goes on being believed when it has jumped")
+def _clock_believed_after_a_jump() -> list[Patch]:
+    return [(clock, "has_jumped", lambda offset_ns, believed_ns: False)]
+
+
+@canary("the age of events counts by the own clock alone")
+def _age_by_the_own_clock_alone() -> list[Patch]:
+    def is_old(before_ns: int, *, age_max_ns: int, now_ns: int, log_ns: int) -> bool:
+        return before_ns <= now_ns - age_max_ns
+
+    return [(retention, "is_old", is_old)]
+
+
+@canary("a segment goes when its first event is old, not its last")
+def _age_of_the_first_event() -> list[Patch]:
+    original = retention.choose
+
+    def choose(extents: Iterable[Extent], **given: Any) -> Any:
+        listed = list(extents)
+        younger = [listed[0], *listed[:-1]] if listed else []
+        return original(
+            [one._replace(first_timestamp=before.first_timestamp) for one, before in zip(listed, younger, strict=True)],
+            **given,
+        )
+
+    return [(retention, "choose", choose)]
+
+
+@canary("the snapshot of a checkpoint is taken when there is time for it, of the state as it is then")
+def _snapshot_of_a_later_state() -> list[Patch]:
+    original = Driver._make_checkpoint
+
+    def make_checkpoint(self: Driver, op: int) -> None:
+        background = self._background
+        self._background = lambda work, done: background(lambda: snapshot_of(self.machine), done)
+        original(self, op)
+        self._background = background
+
+    return [(Driver, "_make_checkpoint", make_checkpoint)]
+
+
+@canary("the sessions of a checkpoint are taken when its snapshot is written")
+def _sessions_of_a_later_op() -> list[Patch]:
+    original = Driver._make_checkpoint
+
+    def make_checkpoint(self: Driver, op: int) -> None:
+        write, sessions = type(self.store).write_checkpoint, self.core.sessions
+
+        def write_checkpoint(mark: Checkpoint, machine: int, earlier: bytes, snapshot: bytes) -> None:
+            write(self.store, mark, machine, sessions.encode(), snapshot)
+
+        vars(self.store)["write_checkpoint"] = write_checkpoint
+        original(self, op)
+
+    return [(Driver, "_make_checkpoint", make_checkpoint)]
+
+
+@canary("a read that begins within a batch is given the batch from its beginning")
+def _read_from_the_beginning_of_a_batch() -> list[Patch]:
+    original = reader.LogReader._within
+
+    def within(self: Any, body: Any, events_here: int, skip: int, *rest: Any) -> Any:
+        return original(self, body, events_here, 0, *rest)
+
+    return [(reader.LogReader, "_within", within)]
+
+
+@canary("what was trimmed is looked for like anything else")
+def _trimmed_positions_are_served() -> list[Patch]:
+    return [(store.Store, "first_position", property(lambda self: 0))]
 
 
 # The simulator itself

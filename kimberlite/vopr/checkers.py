@@ -413,6 +413,12 @@ class Checkers:
         if leader != replica:
             raise Violation("I5 one primary", f"replicas {leader} and {replica} both commit in view {core.view}")
 
+    def on_wiped(self, replica: int) -> None:
+        """Its disk was lost: what it promised, it does not know, and nobody holds that against it."""
+        for known in (self.commit_floor, self.views, self.log_views, self.asked, self.expired):
+            known.pop(replica, None)
+        self.acknowledged[replica] = {}
+
     def on_restart(self, world: World, replica: int) -> None:
         """I3, I4 and I12 across restarts: nothing durable is forgotten."""
         promises = world.promises(replica)

@@ -1,22 +1,27 @@
 """The clients of a run: what they ask of the cluster, and what they remember of the answers.
 
-A client is the production Session. What it appends comes from the workload stream of the seed.
+A client is the production Session. What it appends comes from the workload stream of the seed. A reader asks the
+production LogReader of any replica, and compares what it gives out with the log (check I14).
 """
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
+from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.client.session import Session
-from kimberlite.errors import OutcomeUnknownError
+from kimberlite.errors import CorruptEntryError, OutcomeUnknownError, PositionError
 from kimberlite.types import Message
-from kimberlite.vopr.checkers import Acknowledged
+from kimberlite.vopr.checkers import Acknowledged, Violation
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.world import World
+    from kimberlite.vopr.world import SimNode, World
 
+READ_GAP_NS = 100 * MS
+READ_EVENTS_MAX, READ_BYTES_MAX = (1, 10, 1000), (1, 5000, 100_000)
 APPEND_DEADLINE_NS = 1500 * MS
 AROUND_BYTES = 2000  # of a prepare, what goes around the events
 
@@ -115,3 +120,51 @@ class SimClient:
     @property
     def busy(self) -> bool:
         return self.quota > 0 or bool(self.waiting) or not self.session.idle
+
+
+class SimReader:
+    """Reads here and there, and follows the log from its beginning, at whatever replica."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self._world = world
+        self._random = Random(f"reader {world.plan.seed} {index}")
+        self._position = 0  # up to where it has followed
+
+    def step(self) -> None:
+        world, random = self._world, self._random
+        if not world.network.faults_on:
+            return
+        world.at(world.now + random.randrange(READ_GAP_NS), self.step)
+        node = random.choice(world.nodes)
+        follows = random.random() < 0.7
+        position = self._position if follows else random.randrange(len(world.checkers.log) + 1)
+        limits = random.choice(READ_EVENTS_MAX), random.choice(READ_BYTES_MAX)
+        world.act(node.index, node.life, lambda: self._read(node, position, limits, follows))
+
+    def _read(self, node: SimNode, position: int, limits: tuple[int, int], follows: bool) -> None:
+        world = self._world
+        first, end = node.store.first_position, node.reader.end
+        try:
+            body, count, runs = node.reader.read(position, *limits)
+        except PositionError as error:
+            if first <= position < end:
+                raise self._wrong(node, position, str(error)) from error
+            if follows and position < first:
+                self._position = first  # what it missed was trimmed
+            return
+        except CorruptEntryError as error:
+            if not world.rotten or node.index != world.rot_victim:
+                raise self._wrong(node, position, str(error)) from error
+            world.count("READ_DAMAGED")
+            return
+        log = world.checkers.log
+        if count < 1 or sum(runs.values()) != count or end > len(log):
+            raise self._wrong(node, position, f"{count} events, {runs} by time, of {end}; the log has {len(log)}")
+        if list(event_batches.slice(body, 0, count)) != log[position : position + count]:
+            raise self._wrong(node, position, f"{count} events that are not those of the log")
+        world.count("READ")
+        if follows:
+            self._position = position + count
+
+    def _wrong(self, node: SimNode, position: int, what: str) -> Violation:
+        return Violation("I14 reads", f"replica {node.index} gives from position {position} on: {what}")

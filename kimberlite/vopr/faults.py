@@ -49,7 +49,7 @@ Aim: TypeAlias = Callable[["World", int], Action | None]
 ARGUMENT_END = 1 << 32
 START_NS = 1 * MS  # when runs begin
 ROT_TAIL_BYTES = 8192
-OFTEN, SELDOM = 0.7, 0.35
+OFTEN, SELDOM = 0.7, 0.35  # shares of runs; kinds with none are drawn by plans that name them
 
 
 class Kind(NamedTuple):
@@ -314,6 +314,14 @@ def _bit_rot(world: World, argument: int) -> Action | None:
     return damage
 
 
+@kind(share=0.0)
+def _wipe(world: World, argument: int) -> Action | None:
+    """The disk of one replica is lost, once in a run, and another one is formatted in its place."""
+    if world.counts.get("FAULT_wipe"):
+        return None
+    return partial(world.wipe, _target(world, argument))
+
+
 @kind()
 def _sync_error(world: World, argument: int) -> Action | None:
     node = world.nodes[_target(world, argument)]
@@ -382,6 +390,16 @@ def _cure(world: World, argument: int) -> Action | None:
 def _clock_jump(world: World, argument: int) -> Action | None:
     node = world.nodes[_target(world, argument)]
     return partial(world.set_clock, node.index, (argument % 10_000 - 5_000) * MS) if node.up else None
+
+
+@kind()
+def _clock_step(world: World, argument: int) -> Action | None:
+    """A clock goes hours ahead, or is set right again. That of one replica only, always the same: two clocks that are
+    wrong in the same way confirm each other."""
+    node = world.nodes[world.plan.seed % world.plan.replica_count]
+    random = Random(argument)
+    offset = random.choice((0, random.randrange(1, 48) * 3_600_000 * MS))
+    return partial(world.set_clock, node.index, offset) if node.up else None
 
 
 @kind()

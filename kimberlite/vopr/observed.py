@@ -47,6 +47,11 @@ class DigestMachine:
                 self.digest = xxhash.xxh3_128_digest(self.digest + event)
         return [self.digest[:8] for _ in batches]
 
+    def freeze(self) -> DigestMachine:
+        frozen = DigestMachine()
+        frozen.digest = self.digest
+        return frozen
+
     def snapshot(self, writer: BinaryIO) -> None:
         writer.write(self.digest)
 

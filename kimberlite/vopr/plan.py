@@ -9,6 +9,8 @@ A named plan says what its seeds draw from:
     crowded   many clients, a small pipeline, large events in small segments, three times the work
     grey      disks and replicas that are slow or hang, frames of one kind that are lost, primaries that fail
               in the middle of their work, and their successors after them
+    wiped     one disk is lost and formatted anew under its old name: acknowledged data is lost with it. No campaign has
+              this in it: it shows what is known to be so
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ MS = 1_000_000
 PREPARE_BYTES_MAX = 64 << 10
 BACKLOG_BYTES = 2 * PREPARE_BYTES_MAX
 REPAIR_BYTES = 4 * PREPARE_BYTES_MAX
+EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
 REQUESTS = 100  # appends of a run unless told otherwise
 
 
@@ -74,15 +77,15 @@ class Plan:
     queue_max: int = 1024  # as CoreConfig.queue_max
     backlog_bytes: int = 0  # as CoreConfig.backlog_bytes
     persistent: str = ""  # the fault of the phase of that name: one of persistent.FAULTS, "any", or "" for none
+    reader_count: int = 0  # of those that read and follow the log
+    snapshot_ns: int = 0  # a snapshot takes up to so long
+    retention_bytes: int = 0  # the log keeps so much, or more; 0: as much as there is
+    retention_age_s: int = 0  # and events until they are so old; 0: of any age
 
     @property
     def prepare_bytes_max(self) -> int:
         """An entry must fit a segment."""
         return min(PREPARE_BYTES_MAX, self.segment_bytes // 2)
-
-
-def _default(plan: Plan, random: Random) -> Plan:
-    return plan
 
 
 def _crowded(plan: Plan, random: Random) -> Plan:
@@ -94,6 +97,7 @@ def _crowded(plan: Plan, random: Random) -> Plan:
         event_bytes=random.choice((2000, 9000, 20_000)),
         segment_bytes=random.choice((64, 128)) << 10,
         checkpoint_ops=random.choice((4, 16)),
+        persistent="",  # its limit is for as much as a healthy cluster has done within a second
     )
 
 
@@ -105,8 +109,42 @@ def _grey(plan: Plan, random: Random) -> Plan:
     return replace(plan, weights={**others, **{name: random.random() for name in GREY}})
 
 
+WIPED = {"wipe": 1.0, "restart": 1.0, "heal": 1.0, "isolate": 1.0, "crash": 1.0, "one_way": 0.5}
+
+
+def _wiped(plan: Plan, random: Random) -> Plan:
+    return replace(plan, replica_count=random.choice((3, 3, 5)), weights=WIPED, retention_bytes=0, retention_age_s=0)
+
+
+CROWDED_SHARE, GREY_SHARE, FEW_SHARE = 0.12, 0.2, 0.2
+FEW, FEW_GAP_NS = 4, 150 * MS
+
+
+def _few(plan: Plan, random: Random) -> Plan:
+    """Few kinds of faults: what many of them together prevent (a log that is trimmed, a long view) has its time."""
+    drawn = [name for name, weight in plan.weights.items() if weight]
+    kept = random.sample(drawn, min(FEW, len(drawn)))
+    weights = {name: weight if name in kept else KINDS[name].floor for name, weight in plan.weights.items()}
+    return replace(plan, weights=weights, loss=plan.loss / 5, fault_gap_ns=max(plan.fault_gap_ns, FEW_GAP_NS))
+
+
+def _default(plan: Plan, random: Random) -> Plan:
+    """Some runs are those of another plan: a crowded one costs as much as three others."""
+    chance = random.random()
+    if chance < CROWDED_SHARE:
+        plan = _crowded(plan, random)
+    elif chance < CROWDED_SHARE + GREY_SHARE:
+        return _grey(plan, random)
+    return _few(plan, random) if random.random() < FEW_SHARE else plan
+
+
 DEFAULT = "default"
-PLANS: dict[str, Callable[[Plan, Random], Plan]] = {DEFAULT: _default, "crowded": _crowded, "grey": _grey}
+PLANS: dict[str, Callable[[Plan, Random], Plan]] = {
+    DEFAULT: _default,
+    "crowded": _crowded,
+    "grey": _grey,
+    "wiped": _wiped,
+}
 
 
 def select(name: str) -> Callable[[Plan, Random], Plan]:
@@ -118,13 +156,32 @@ def select(name: str) -> Callable[[Plan, Random], Plan]:
 
 def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
     """The plan of a seed. Raises UsageError for a name that there is not."""
-    return select(name)(_draw(seed, requests), Random(f"{name} {seed}"))
+    return select(name)(_with_retention(_draw(seed, requests)), Random(f"{name} {seed}"))
 
 
 def _weight(seed: int, kind: Kind) -> float:
     """Of a kind of fault in a run; one more kind leaves those of the others alone."""
     random = Random(f"weight of {kind.name} {seed}")
     return max(kind.floor, random.random() if random.random() < kind.share else 0.0)
+
+
+def _with_retention(plan: Plan) -> Plan:
+    """In some runs the log is trimmed all the time, by its size or by age; then it has segments and checkpoints enough
+    for that. An age of 20 s is above all that believed clocks are wrong by: who trims by it trims too early, mostly."""
+    random = Random(f"retention {plan.seed}")
+    by = random.choice(("", "", "size", "age"))
+    if not by:
+        return plan
+    weights = {**plan.weights, "clock_step": random.random()} if by == "age" else plan.weights
+    return replace(
+        plan,
+        weights=weights,
+        segment_bytes=64 << 10,
+        event_bytes=max(plan.event_bytes, 2000),
+        checkpoint_ops=min(plan.checkpoint_ops, 16),
+        retention_bytes=random.choice((50_000, 200_000)) if by == "size" else 0,
+        retention_age_s=random.choice((1, 20, 20)) if by == "age" else 0,
+    )
 
 
 def _draw(seed: int, requests: int) -> Plan:
@@ -150,7 +207,7 @@ def _draw(seed: int, requests: int) -> Plan:
         latency_ns=random.choice((100_000, 500_000, 5 * MS)),
         disk_latency_ns=random.choice((100_000, 300_000, 3 * MS)),
         fault_gap_ns=random.choice((60, 150, 400)) * MS,
-        weights={kind.name: _weight(seed, kind) for kind in KINDS.values()},
+        weights={kind.name: _weight(seed, kind) for kind in KINDS.values() if kind.share},
         garbage=random.choice((0.0, 0.0, 0.05)),
         event_bytes=random.choice((8, 64, 2000, 9000, 20_000)),
         replay=some(0.02),
@@ -165,4 +222,6 @@ def _draw(seed: int, requests: int) -> Plan:
         queue_max=random.choice((4, 1024)),
         backlog_bytes=random.choice((0, BACKLOG_BYTES)),
         checkpoint_bytes=random.choice((64 << 20, 64 << 20, 32 << 10)),
+        reader_count=random.choice((0, 1, 3)),
+        snapshot_ns=random.choice((0, 20, 500, 3000)) * MS,
     )

@@ -25,12 +25,15 @@ import xxhash
 from kimberlite._fast import framing
 from kimberlite.errors import KimberliteError, WriteFailedError
 from kimberlite.node.checkpoints import CheckpointPolicy
+from kimberlite.node.clock import JUMP_NS
 from kimberlite.node.driver import FastCodec, known_headers, requests_of, restore
+from kimberlite.node.reader import LogReader
+from kimberlite.node.retention import Retention
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import format_store
 from kimberlite.types import Bytes, Command, Message
-from kimberlite.vopr import limits
+from kimberlite.vopr import limits, upkeep
 from kimberlite.vopr.checkers import (
     VIEW_CHANGE_QUORUM,
     Checkers,
@@ -40,14 +43,14 @@ from kimberlite.vopr.checkers import (
     events_of,
 )
 from kimberlite.vopr.checkpoints import CheckpointOracle
-from kimberlite.vopr.clients import SimClient
+from kimberlite.vopr.clients import SimClient, SimReader
 from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy, empty
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
 from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.persistent import persistent_fault
-from kimberlite.vopr.plan import MS, REPAIR_BYTES, Plan, below, streams
+from kimberlite.vopr.plan import EPOCH_NS, MS, REPAIR_BYTES, Plan, below, streams
 from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
@@ -61,7 +64,6 @@ SAFETY_NS_MAX = 120_000 * MS
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
 SERVE_DELAY_NS = 20_000
-EPOCH_NS = 1_700_000_000_000 * MS  # what the clocks of replicas say when a run begins, but for their skew
 IDLE_NS = 500 * MS  # of which every frame is counted
 QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
 WITNESS_CAUSES = {Cause.WITNESS_DAMAGED, Cause.WITNESS_UNREADABLE, Cause.WITNESS_MISSING, Cause.WITNESS_OTHER}
@@ -85,7 +87,9 @@ class SimNode:
     tick_at: int = 0
     backlog: deque[Callable[[], None]] = field(default_factory=deque)
     scrubber: Scrubber = field(init=False)
+    reader: LogReader = field(init=False)
     watch: Watch = field(default_factory=Watch)
+    retention: Retention | None = None
 
 
 @contextmanager
@@ -127,6 +131,7 @@ class World:
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
         self.rotten = False
         self.devices = [Device() for _ in range(plan.replica_count)]
+        self.clock_error_ns = plan.clock_skew_ns  # of a clock that is believed: by so much it is wrong at most
         self.slow_nodes: dict[int, int] = {}  # replica -> how long it does nothing after each input
         self.is_late_return = False  # under way
         self.idle_frames: Counter[tuple[int, int, int]] | None = None  # sender, receiver, command
@@ -137,20 +142,23 @@ class World:
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
         for index in range(plan.replica_count):
-            disk = SimDisk(self.files[index], lambda: self.now, lambda: 1)
-            format_store(
-                disk,
-                framing.make_header,
-                cluster=self.cluster,
-                replica=index,
-                replica_count=plan.replica_count,
-                segment_bytes=plan.segment_bytes,
-            )
+            self._format(index)
         for index in range(plan.replica_count):
             self.nodes.append(self._boot(index, 0))
         self.clients = [SimClient(self, index) for index in range(plan.client_count)]
+        self.readers = [SimReader(self, index) for index in range(plan.reader_count)]
         for number in range(plan.requests):
             self.clients[number % plan.client_count].quota += 1
+
+    def _format(self, index: int) -> None:
+        format_store(
+            SimDisk(self.files[index], lambda: self.now, lambda: 1),
+            framing.make_header,
+            cluster=self.cluster,
+            replica=index,
+            replica_count=self.plan.replica_count,
+            segment_bytes=self.plan.segment_bytes,
+        )
 
     def count(self, label: str, by: int = 1) -> None:
         """What a campaign wants to have seen: see campaign.LABELS."""
@@ -244,6 +252,7 @@ class World:
             Observer(self, index),
             lambda: self.now,
             self.checkpoint_policy,
+            upkeep.background(self, index, life),
         )
         driver.world, driver.index = self, index
         skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)
@@ -259,6 +268,13 @@ class World:
             now=self.now,
             interval_ns=random.choice(SCRUB_INTERVALS_NS),
         )
+        node.reader = LogReader(
+            store,
+            end=lambda: core.positions,
+            applied=lambda: core.applied,
+            damaged=lambda op: driver.on_damage(),
+        )
+        node.retention = upkeep.retention(self, node)
         self.trace.add(self.now, "boot", index, recovered.head, recovered.settled, core.view)
         if life:
             self.nodes[index] = node
@@ -266,6 +282,7 @@ class World:
             self.questions.on_restart(index)
         node.tick_at = self.now + self.schedule.randrange(TICK_NS)
         self.at(node.tick_at, lambda: self._tick(node))
+        self.at(self.now, lambda: self._on_disk(index, life))  # what recovery has written
         self.at(self.now, lambda: self.act(index, life, driver.start))
         return node
 
@@ -410,6 +427,15 @@ class World:
         node.paused_until = min(node.paused_until, self.now)
         self._resume(index, node.life)
 
+    def wipe(self, index: int) -> None:
+        """The disk of a replica is lost; it starts on a new one, that knows nothing."""
+        self.crash(index)
+        self.files[index] = Files(on_write=partial(self._on_write, index))
+        self._format(index)
+        self._promises.pop(index, None)
+        self.checkers.on_wiped(index)
+        self.restart(index)
+
     def can_start(self, index: int) -> bool:
         """Who is down, and whose disk goes on: a start waits for what it reads and writes."""
         return not self.nodes[index].up and not self.devices[index].hung
@@ -483,7 +509,9 @@ class World:
                 self.resume(node.index)
 
     def set_clock(self, index: int, offset: int) -> None:
-        """From now on a replica's clock is so far from the true one."""
+        """From now on a replica's clock is so far from the true one. A jump that is small goes on being believed."""
+        if abs(offset) <= JUMP_NS:
+            self.clock_error_ns = max(self.clock_error_ns, abs(offset))
         self.nodes[index].driver.core.set_clock_offset(EPOCH_NS + offset)
 
     def _resume(self, index: int, life: int) -> None:
@@ -504,6 +532,8 @@ class World:
     def _run(self) -> None:
         for client in self.clients:
             self.at(self.now, client.begin)
+        for reader in self.readers:
+            self.at(self.now, reader.step)
         if self._scripted is None:
             self._at_fault(self.now + self.faults.randrange(self.plan.fault_gap_ns), self._fault_step)
         else:

@@ -79,6 +79,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.session",
         "node.driver",
         "node.checkpoints",
+        "node.clock",
+        "node.reader",
+        "node.retention",
     },
     "cli": {
         "",

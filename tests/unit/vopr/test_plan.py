@@ -32,9 +32,24 @@ def test_streams_of_a_seed_and_of_its_neighbour_are_not_the_same() -> None:
 def test_every_kind_of_fault_and_of_trouble_is_drawn_and_is_left_out_somewhere() -> None:
     plans = [draw(seed) for seed in range(200)]
     for name, kind in KINDS.items():
+        if not kind.share:
+            assert not any(name in plan.weights for plan in plans)
+            continue
         assert any(plan.weights[name] > 0 for plan in plans)
         assert min(plan.weights[name] for plan in plans) == kind.floor
-    for name in ("loss", "duplication", "reorder", "corruption", "replay", "garbage", "clock_skew_ns"):
+    for name in (
+        "loss",
+        "duplication",
+        "reorder",
+        "corruption",
+        "replay",
+        "garbage",
+        "clock_skew_ns",
+        "reader_count",
+        "snapshot_ns",
+        "retention_bytes",
+        "retention_age_s",
+    ):
         values = {bool(getattr(plan, name)) for plan in plans}
         assert values == {True, False}, name
     assert {plan.replica_count for plan in plans} == {1, 2, 3, 4, 5, 6}

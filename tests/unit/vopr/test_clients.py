@@ -1,0 +1,74 @@
+"""What a reader is given is the log, or the run is over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kimberlite.node.reader import LogReader
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.clients import SimReader
+from kimberlite.vopr.plan import MS, draw
+from kimberlite.vopr.world import World
+
+CALM = replace(
+    draw(3),
+    replica_count=3,
+    requests=40,
+    weights={},
+    loss=0.0,
+    duplication=0.0,
+    reorder=0.0,
+    corruption=0.0,
+    replay=0.0,
+)
+
+
+def world_with_readers(**plan: int) -> World:
+    world = World(replace(CALM, **{"reader_count": 2, **plan}), faults=())  # type: ignore[arg-type]
+    for client in world.clients:
+        world.at(world.now, client.begin)
+    for reader in world.readers:
+        world.at(world.now, reader.step)
+    return world
+
+
+def test_readers_follow_the_log_to_its_end() -> None:
+    world = world_with_readers()
+    world.run_until(world.now + 10_000 * MS, lambda: False)
+    assert world.counts["READ"] > 100
+    assert all(reader._position == len(world.checkers.log) > 20 for reader in world.readers)
+
+
+def test_nobody_reads_when_the_faults_have_ended() -> None:
+    world = world_with_readers()
+    world.network.faults_on = False
+    world.run_until(world.now + 1000 * MS, lambda: False)
+    assert "READ" not in world.counts
+
+
+@pytest.mark.parametrize("wrong", ["shifted", "none", "too many"])
+def test_what_is_not_the_log_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LogReader.read
+
+    def read(self: LogReader, position: int, count_max: int, bytes_max: int) -> tuple[bytes, int, dict[int, int]]:
+        body, count, runs = original(self, max(position - (wrong == "shifted"), 0), count_max, bytes_max)
+        return body, count if wrong == "shifted" else 0 if wrong == "none" else count + 1, runs
+
+    monkeypatch.setattr(LogReader, "read", read)
+    world = world_with_readers()
+    with pytest.raises(Violation, match="I14 reads"):
+        world.run_until(world.now + 10_000 * MS, lambda: False)
+
+
+def test_a_refusal_inside_the_log_is_found() -> None:
+    world = world_with_readers(reader_count=0)
+    world.run_until(world.now + 3000 * MS, lambda: False)
+    node = world.nodes[0]
+    node.reader._end = lambda: 0
+    with pytest.raises(Violation, match="I14 reads") as caught:
+        world.checkers.log.clear()
+        node.reader._end = lambda: 1
+        SimReader(world, 0)._read(node, 0, (1, 1), True)
+    assert "replica 0 gives from position 0 on" in str(caught.value)
