@@ -1,19 +1,25 @@
 """Disk and state machine of a node, with what the core cannot see measured: time and bytes.
 
-May import: errors, types, state_machine, _fast, storage, telemetry.
+May import: errors, types, process, state_machine, _fast, storage, telemetry.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
+from kimberlite import process
 from kimberlite._fast.metrics import now_ns
 from kimberlite.state_machine import Batch, StateMachine
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Write
 from kimberlite.telemetry.recorder import DISK_WAIT, Recorder
 from kimberlite.types import Access
+
+LOOK_S = 0.01
+_HUNG: list[MeasuredDisk] = []  # never let go of: that would be to wait for their threads
 
 
 def _stay(part: int) -> int:
@@ -25,6 +31,20 @@ class MeasuredDisk(FileDisk):
 
     switch: Callable[[int], int] = staticmethod(_stay)
     on_error: Callable[[Access], None] = staticmethod(lambda access: None)
+
+    async def comes_to_rest(self, seconds: float) -> bool:
+        """Whether all that was handed to the disk is on it within that time. It can be closed then. What a disk that
+        hangs was handed, nobody was told of: whoever ends without it ends as in a crash."""
+        deadline = time.monotonic() + seconds
+        while self.stats()["queued"]:
+            if time.monotonic() >= deadline:
+                process.say(
+                    "kimberlite: the disk does not complete what it was given; ended without it, as in a crash\n"
+                )
+                _HUNG.append(self)
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
 
     def read(self, file: int, offset: int, length: int) -> memoryview:
         left = self.switch(DISK_WAIT)

@@ -409,11 +409,11 @@ class Node:
         self._loop.remove_reader(self._disk.fileno())
         await self._server.stop()
         await self._peers.stop()
-        is_in_order = self._failure is None
-        if is_in_order:
-            self._store.close()
-        elif not isinstance(self._failure, WriteFailedError):
-            self._disk.close()  # what was on its way arrives; the data can be started anew, also in this process
+        has_failed = isinstance(self._failure, WriteFailedError)
+        is_at_rest = not has_failed and await self._disk.comes_to_rest(self.config.timing.drain_ms / 1000)
+        is_in_order = self._failure is None and is_at_rest
+        if is_at_rest:
+            self._store.close()  # what was on its way has arrived; the data can be started anew, also in this process
         # Only an end in order says so; after a failure the last values stay, to be looked at.
         self.recorder.close(in_order=is_in_order)
         if self.telemetry is not None:

@@ -64,4 +64,8 @@ def frozen(pid: int, name: str = DISK_THREAD) -> Iterator[None]:
     try:
         yield
     finally:
-        libc.ptrace(PTRACE_DETACH, thread, None, None)
+        if libc.ptrace(PTRACE_DETACH, thread, None, None):
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # its process has ended: whoever traces it is told, and no other
+                os.waitpid(thread, WALL)
