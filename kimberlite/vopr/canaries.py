@@ -391,6 +391,11 @@ def _forfeits_in_silence() -> list[Patch]:
     return [(view_change, "_give_up", give_up_in_silence), (view_change, "suspect", say_nothing)]
 
 
+@canary("a candidate that is far behind leads its view though another has the log")
+def _leads_far_behind() -> list[Patch]:
+    return [(view_change, "is_far_behind", lambda r, choice: False)]
+
+
 @canary("the longest log wins, of whatever view")
 def _choice_by_op_only() -> list[Patch]:
     original = view_change.choose

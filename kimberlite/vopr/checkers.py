@@ -380,13 +380,6 @@ class Checkers:
         if cause < VOTED_OUT and len(voters) < VIEW_CHANGE_QUORUM[self.replica_count]:
             raise Violation("I5 votes", f"replica {replica} leaves view {view - 1}, only {sorted(voters)} voted for it")
 
-    def on_forfeited(self, world: World, replica: int) -> None:
-        """I21: who gives up a view that was to be its own asks the others in the same step to leave it."""
-        core = world.nodes[replica].driver.core
-        view = core.gave_up[0] if core.gave_up is not None else core.view
-        if replica not in self.voters.get(view, ()):
-            raise Violation("I21 forfeit", f"replica {replica} gives up view {view}, and tells nobody")
-
     def on_view_begun(self, replica: int, view: int) -> None:
         """I5: a view begins only when a quorum has given evidence for it; the primary's own needs no frame."""
         witnesses = self.witnesses.get(view, set()) | {replica}

@@ -85,7 +85,7 @@ class Observer:
             elif kind is EventKind.VIEW_CHANGE_STARTED:
                 world.checkers.on_view_left(self._index, a, b)
             elif kind is EventKind.FORFEITED:
-                world.checkers.on_forfeited(world, self._index)
+                world.leads.on_forfeited(world, self._index)
             elif kind is EventKind.CHECKPOINTED:
                 world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
 

@@ -47,6 +47,7 @@ from kimberlite.vopr.clients import SimClient, SimReader
 from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy, empty
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
 from kimberlite.vopr.late_return import late_return
+from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.persistent import persistent_fault
@@ -116,7 +117,7 @@ class World:
         self.counts: dict[str, int] = {}
         self.checkers = Checkers(plan.replica_count, plan.sessions_max)
         self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops, plan.checkpoint_bytes)
-        self.questions = Questions()
+        self.questions, self.leads = Questions(), Leads()
         self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
         self.files = [Files(on_write=partial(self._on_write, index)) for index in range(plan.replica_count)]
@@ -697,6 +698,7 @@ class _Port:
         self._world.checkers.on_send(self._world, self._index, message)
         self._world.checkers.on_ask(self._world, self._index, replica, message.header)
         self._world.questions.on_send(self._world.now, self._index, replica, message.header)
+        self._world.leads.on_send(self._world, self._index, replica, message.header)
         if self._world.idle_frames is not None:
             self._world.idle_frames[self._index, replica, message.header.command] += 1
         self._world.network.send(self._index, replica, message)
