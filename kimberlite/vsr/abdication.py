@@ -63,7 +63,7 @@ def is_stuck(r: Replica) -> bool:
 def is_waited_for_by_all(r: Replica, oldest: Prepared) -> bool:
     """Whether the own write alone is missing, and without this replica there is no quorum."""
     with_own = oldest.acks | 1 << r.index
-    return with_own != oldest.acks and quorum.reached(with_own, r.quorums.replication) and verdict.quorum_margin(r) == 0
+    return quorum.reached(with_own, r.quorums.replication) and verdict.quorum_margin(r) == 0
 
 
 def moving(r: Replica, oldest: Prepared, since: int) -> int:

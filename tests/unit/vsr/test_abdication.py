@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from small_cluster import MS, Cluster, Node
+from small_cluster import CLUSTER, MS, Cluster, Node
 
-from kimberlite.types import Command, Operation, Status
+from kimberlite._fast.framing import make_header
+from kimberlite.types import Command, Message, Operation, Status
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vsr import abdication
 from kimberlite.vsr.work import CannotCommit, EventKind, GaveUp
@@ -104,7 +105,7 @@ def test_disks_that_are_all_slow_change_no_view(cluster: Cluster) -> None:
     old = cluster.primary
     view = old.core.view
     for node in cluster.up:
-        slow(node, (2000 if node is old else 1000) * MS)
+        slow(node, (2500 if node is old else 1000) * MS)
     old.driver.on_input(requests=[cluster.request(2, b"x")])
     run(cluster, 8000)
     assert old.answers[-1].header.command == Command.REPLY
@@ -199,3 +200,74 @@ def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     run(cluster, 50)
     assert old.core.commit_max > commit
     assert old.core.scope.abdicated
+    assert len(old.kinds(EventKind.ABDICATED)) == 1
+
+
+def test_who_returns_does_not_bring_back_who_lags(cluster: Cluster) -> None:
+    old = cluster.primary
+    first, second = (node.index for node in cluster.up if node is not old)
+    slow(old, FOR_EVER)
+    old.driver.on_input(requests=[cluster.request(2, b"b")])
+    cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
+    run(cluster, 2600)
+    assert old.core.scope.abdicated
+    cluster.lost = lambda source, target, message: True
+    old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
+    assert old.core.pipeline
+    for index in (first, second):
+        old.core.peers[index].last_heard = cluster.now - 5000 * MS
+        header = make_header(b"", cluster=CLUSTER, command=Command.PING, replica=index, view=old.core.view)
+        old.driver.on_input(messages=[Message(header)])
+    assert old.core.scope.abdicated
+
+
+def test_progress_does_not_excuse_who_is_far_behind(cluster: Cluster) -> None:
+    """Its disk completes something every second; but what it completes was committed by the others long ago."""
+    old = cluster.primary
+    slow(old, 500 * MS)
+    client = 10
+
+    def load() -> None:
+        nonlocal client
+        client += 1
+        if client < 250 and old.core.is_primary:
+            old.driver.on_input(requests=[cluster.request(0, b"", client, Operation.REGISTER)])
+
+    run(cluster, 6000, load)
+    assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.LAGGING]
+
+
+def test_others_that_could_do_without_this_disk_are_no_reason_to_wait_for_it() -> None:
+    """Two of five lack the op, and are there: with them there is a quorum without the primary."""
+    cluster = Cluster(5)
+    cluster.register()
+    cluster.run(500)
+    old = cluster.primary
+    away = {node.index for node in cluster.up if node is not old} - {(old.index + 1) % 5, (old.index + 2) % 5}
+    slow(old, FOR_EVER)
+    cluster.lost = lambda source, target, message: (
+        target in away and message.header.command in (Command.PREPARE, Command.HEADERS)
+    )
+    old.driver.on_input(requests=[cluster.request(1, b"x")])
+    run(cluster, 3500)
+    assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.ABDICATED]
+
+
+def test_a_disk_counts_as_stalled_from_its_last_completion_on(cluster: Cluster) -> None:
+    """Neither after a long time in which nothing was asked of it, nor while it goes on completing something."""
+    backup = next(node for node in cluster.up if node is not cluster.primary)
+    cluster.run(10_000)
+    slow(backup, 300 * MS)
+    number = 2
+    for _ in range(8):
+        cluster.primary.driver.on_input(requests=[cluster.request(number, b"x")])
+        number += 1
+        run(cluster, 250)
+        assert backup.core.disk_waits <= 700 * MS
+        assert "completed nothing" not in backup.core.snapshot().unhealthy
+    assert backup.core.disk_waits > 0
+    slow(backup, FOR_EVER)
+    run(cluster, 4000)
+    cluster.primary.driver.on_input(requests=[cluster.request(number, b"x")])
+    run(cluster, 1200)
+    assert "the disk has completed nothing for 1.2 s" in backup.core.snapshot().unhealthy

@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from small_cluster import MS, Cluster, Node
+from small_cluster import CLUSTER, MS, Cluster, Node
 
 from kimberlite._fast.framing import make_header
 from kimberlite.types import Command, Message, Operation, Reason, Status
@@ -147,9 +147,15 @@ def test_no_more_views_are_entered_than_the_disk_follows(cluster: Cluster) -> No
     other = next(one.index for one in cluster.up if one is not node)
     view = node.core.view
     for number in range(view + 1, view + 100):
-        header = make_header(b"", cluster=node.core.config.cluster, command=Command.PING, replica=other, view=number)
+        header = make_header(b"", cluster=CLUSTER, command=Command.PING, replica=other, view=number)
         node.driver.on_input(messages=[Message(header)])
     assert node.core.view == view + VIEWS_MAX
+    for voter in {0, 1, 2} - {node.index}:
+        header = make_header(
+            b"", cluster=CLUSTER, command=Command.START_VIEW_CHANGE, replica=voter, view=node.core.view
+        )
+        node.driver.on_input(messages=[Message(header)])
+    assert node.core.view == view + VIEWS_MAX, "by votes neither"
     waiting = [persist for _, persist, _ in node.core._pending.values()]
     assert len(waiting) <= VIEWS_MAX + WRITES_MAX
     assert sum(persist.kind is PersistKind.VIEW for persist in waiting) == VIEWS_MAX

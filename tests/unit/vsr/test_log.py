@@ -7,7 +7,7 @@ import pytest
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
 from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Operation, Room, root_header
-from kimberlite.vsr.log import BODIES_BYTES, WINDOW, Log
+from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW, Log
 
 CLUSTER = b"c" * 16
 
@@ -242,3 +242,55 @@ def test_what_was_only_feared_is_given_up_and_nothing_else() -> None:
     assert (log.op, log.faulty) == (6, {3, 5, 6})
     log.give_up_above(2)
     assert (log.op, log.faulty) == (4, {3})
+
+
+def counted(log: Log) -> int:
+    return sum(message.header.size + ENTRY_BYTES for message in log.bodies.values())
+
+
+def test_bodies_that_are_held_are_counted_once() -> None:
+    headers = chain(4, body=b"x" * 100)
+    log = Log(headers[0])
+    for header in headers[1:4]:
+        log.append(Message(header, b"x" * 100))
+    assert log.held_bytes == counted(log) == 3 * (headers[1].size + ENTRY_BYTES)
+    log.keep(Message(headers[2], b"x" * 100))
+    assert log.held_bytes == counted(log)
+    log.take_writes(ROOM_UNBOUNDED)
+    log.mark_durable(headers[1])
+    log.forget(1)
+    assert 1 in log.bodies, "kept to serve others"
+    assert log.held_bytes == counted(log) - headers[1].size - ENTRY_BYTES
+
+
+def test_an_installed_log_holds_what_it_names() -> None:
+    headers, others = chain(4, body=b"x" * 100), chain(2, view=1)
+    log = Log(headers[0])
+    for header in headers[1:]:
+        log.append(Message(header, b"x" * 100))
+    log.install([*headers[:3], *chain(1, view=1, parent=headers[2])[1:]], 0)
+    assert set(log.bodies) == {1, 2}
+    assert log.held_bytes == counted(log)
+    log.install([others[0], others[1]], 0)
+    assert (log.bodies, log.held_bytes) == ({}, 0)
+
+
+def test_what_is_written_is_let_go_and_what_is_damaged_is_held() -> None:
+    headers = chain(6)
+    log = filled(headers, durable=4)
+    log.mark_faulty(3)
+    log.let_go_of_written(1)
+    assert set(log.bodies) == {1, 3, 5, 6}, "applied; damaged, and to be written again; not written yet"
+    assert log.held_bytes == counted(log)
+    for header in headers[5:]:
+        log.mark_durable(header)
+    log.let_go_of_written(1)
+    assert set(log.bodies) == {1, 3}
+    log.install([*headers[:3], *chain(3, view=1, parent=headers[2])[1:]], 2)
+    for op in (3, 4, 5):
+        log.keep(Message(log.headers[op]))
+    for message in log.take_writes(ROOM_UNBOUNDED):
+        log.mark_durable(message.header)
+    assert log.durable == 5
+    log.let_go_of_written(2)
+    assert set(log.bodies) == {1}, "of another log"

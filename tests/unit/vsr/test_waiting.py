@@ -79,9 +79,9 @@ def test_what_waits_has_the_bounds_of_the_queue(cluster: Cluster) -> None:
 
 def test_what_waited_is_prepared_and_leaves_no_bytes_behind(cluster: Cluster) -> None:
     node = cluster.primary
-    for client in range(1, 6):
+    for client in range(2, 6):
         node.driver.on_input(requests=[cluster.request(0, b"", client, Operation.REGISTER)])
-    node.driver.on_input(requests=[cluster.request(0, b"", 1, Operation.REGISTER)])
+    node.driver.on_input(requests=[cluster.request(0, b"", 2, Operation.REGISTER), cluster.request(2, b"x" * 100)])
     cluster.lost = lambda source, target, message: False
     cluster.run(5000, lambda: len([answer for answer in node.answers if answer.header.command == Command.REPLY]) == 5)
     assert (node.core.waiting, node.core.queue_bytes, len(node.core.queue), node.core.in_flight) == ({}, 0, 0, {})
