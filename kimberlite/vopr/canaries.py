@@ -49,7 +49,19 @@ from kimberlite.vopr.campaign import Campaign
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.plan import REQUESTS, Plan
 from kimberlite.vopr.run import Script, run
-from kimberlite.vsr import abdication, bounds, conflict, normal, quorum, recovery, repair, replica, view_change
+from kimberlite.vsr import (
+    abdication,
+    admission,
+    bounds,
+    conflict,
+    normal,
+    quorum,
+    recovery,
+    repair,
+    replica,
+    view_change,
+)
+from kimberlite.vsr.admission import Act, Ruling
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.quorum import Quorums
@@ -454,12 +466,26 @@ def _old_evidence_kept() -> list[Patch]:
     return [(view_change, "enter", enter), (view_change, "_become_normal", become_normal)]
 
 
+def _also_admitting(matches: Callable[[Replica, Header], bool]) -> Callable[..., Ruling]:
+    """`admission.look` that lets these frames in as well."""
+    original = admission.look
+
+    def look(r: Replica, header: Header, may_be_newer: bool = True) -> Ruling:
+        return Ruling(Act.ACCEPT) if matches(r, header) else original(r, header, may_be_newer)
+
+    return look
+
+
 @canary("a late start_view of this view is installed again")
 def _stale_start_view_accepted() -> list[Patch]:
     def is_start_view_wanted(r: Replica, message: Message) -> bool:
         return message.header.view >= r.view and not r.is_primary
 
+    def is_late(r: Replica, header: Header) -> bool:
+        return header.command == Command.START_VIEW and header.view == r.view and not r.is_primary
+
     return [
+        (admission, "look", _also_admitting(is_late)),
         (view_change, "is_start_view_wanted", is_start_view_wanted),
         (view_change, "is_answer", lambda r, header: header.view == r.view),
         (view_change, "agrees", lambda r, suffix, canonical: suffix[-1].op >= r.log.committed),
@@ -532,16 +558,22 @@ def _prepare_body_not_looked_at() -> list[Patch]:
 def _stale_prepare_accepted() -> list[Patch]:
     original = normal.on_prepare
 
-    def on_prepare(r: Replica, message: Message) -> None:
-        header = message.header
+    def is_next(r: Replica, header: Header) -> bool:
         head = r.log.headers.get(r.log.op)
         normal_backup = r.status == Status.NORMAL and not r.is_primary and r.log.linked == r.log.op
-        if header.view < r.view and normal_backup and head is not None and header.parent == head.checksum:
-            r.log.append(message)
-            return
-        original(r, message)
+        is_stale = header.command == Command.PREPARE and header.view < r.view
+        return is_stale and normal_backup and head is not None and header.parent == head.checksum
 
-    return [(replica._HANDLERS, Command.PREPARE, on_prepare)]
+    def on_prepare(r: Replica, message: Message) -> None:
+        if message.header.view < r.view:
+            r.log.append(message)
+        else:
+            original(r, message)
+
+    return [
+        (admission, "look", _also_admitting(is_next)),
+        (replica._HANDLERS, Command.PREPARE, on_prepare),
+    ]
 
 
 @canary("the uncommitted log is cut on hearing of a newer view")
@@ -682,15 +714,15 @@ def _frame_body_unverified() -> list[Patch]:
 
 @canary("repairs are asked, served and taken by number alone")
 def _repair_by_number_alone() -> list[Patch]:
-    original = normal.on_prepare
+    original = Replica._admit
 
-    def on_prepare(r: Replica, message: Message) -> None:
+    def admit(r: Replica, message: Message, handler: Callable[[Replica, Message], None]) -> None:
         header = message.header
-        known = r.log.headers.get(header.op)
-        if known is not None and known.checksum != header.checksum and header.op in r.repairs:
+        is_wanted = header.op in r.log.headers and header.op in r.repairs and not r.log.knows(header)
+        if header.command == Command.PREPARE and is_wanted:
             repair.on_body(r, message)
         else:
-            original(r, message)
+            original(r, message, handler)
 
     def on_request_prepare(r: Replica, message: Message) -> None:
         header = message.header
@@ -701,7 +733,7 @@ def _repair_by_number_alone() -> list[Patch]:
             r.serve(ServePrepare(header.replica, header.op, known.checksum))
 
     return [
-        (replica._HANDLERS, Command.PREPARE, on_prepare),
+        (Replica, "_admit", admit),
         (replica._HANDLERS, Command.REQUEST_PREPARE, on_request_prepare),
     ]
 
@@ -1056,7 +1088,7 @@ def _wrong_cluster_accepted() -> list[Patch]:
         if header.cluster != self.config.cluster and handler is not None and header.replica != self.index:
             self.now = now
             try:
-                handler(self, message)
+                self._admit(message, handler)
             except FrameError:
                 return
         else:

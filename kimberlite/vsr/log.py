@@ -179,6 +179,11 @@ class Log:
             self.link()
         return True
 
+    def knows(self, header: Header) -> bool:
+        """This very entry has a place in the log, whether its body is here or not."""
+        known = self.headers.get(header.op)
+        return known is not None and known.checksum == header.checksum
+
     def holds(self, op: int) -> bool:
         """The canonical entry of `op` is on this disk."""
         return op not in self.faulty and (op <= self.durable or op in self.on_disk)

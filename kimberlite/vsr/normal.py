@@ -27,7 +27,7 @@ from kimberlite.types import (
     Room,
     Status,
 )
-from kimberlite.vsr import abdication, conflict, quorum, repair, round_trips, view_change
+from kimberlite.vsr import abdication, conflict, quorum, repair, round_trips
 from kimberlite.vsr.codec import ClientRequest, encode_trim, follows
 from kimberlite.vsr.config import MS, PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
@@ -323,37 +323,23 @@ def _send_prepare(r: Replica, body: Bytes, batch: list[tuple[Message, int]], **f
 
 
 def on_prepare(r: Replica, message: Message) -> None:
-    """Accept the next prepare of this view, keep one that came early, or take a repair."""
+    """Accept the next prepare of this view, or keep one that came early."""
     header = message.header
-    known = r.log.headers.get(header.op)
-    if known is not None and known.checksum == header.checksum:
-        _on_known_prepare(r, message)
-    elif header.replica != header.view % r.config.replica_count:
-        r.refuse(message, DropReason.WRONG_ROLE)  # nobody but the primary of a view makes its prepares
-    elif header.view > r.view:
-        view_change.on_newer_view(r, header.view)
-    elif header.view < r.view:
-        r.drop(message, DropReason.OLD_VIEW)
-    elif r.status != Status.NORMAL:
-        r.drop(message, DropReason.WRONG_STATUS)
-    elif r.is_primary or header.replica != r.primary:
-        r.drop(message, DropReason.WRONG_ROLE)
+    heard_primary(r)
+    r.learn_commit(header.commit)
+    r.scope.known_head = max(r.scope.known_head, header.op)
+    if is_held_back(r):
+        r.drop(message, DropReason.BOUND)  # repair fetches it when there is room
+        repair.wake(r)
+    elif header.op == r.log.op + 1 and r.log.op in r.log.headers:
+        is_next = _accept(r, message)
+        while is_next and not is_held_back(r) and (following := r.stash.pop(r.log.op + 1, None)) is not None:
+            is_next = _accept(r, following)
+    elif header.op > r.log.op:
+        _stash(r, message)
+        repair.wake(r)
     else:
-        heard_primary(r)
-        r.learn_commit(header.commit)
-        r.scope.known_head = max(r.scope.known_head, header.op)
-        if is_held_back(r):
-            r.drop(message, DropReason.BOUND)  # repair fetches it when there is room
-            repair.wake(r)
-        elif header.op == r.log.op + 1 and r.log.op in r.log.headers:
-            is_next = _accept(r, message)
-            while is_next and not is_held_back(r) and (following := r.stash.pop(r.log.op + 1, None)) is not None:
-                is_next = _accept(r, following)
-        elif header.op > r.log.op:
-            _stash(r, message)
-            repair.wake(r)
-        else:
-            r.drop(message, DropReason.DUPLICATE)
+        r.drop(message, DropReason.DUPLICATE)
 
 
 def is_held_back(r: Replica) -> bool:
@@ -371,7 +357,7 @@ def is_backed_up(r: Replica) -> bool:
     return r.log.held_bytes >= r.config.held_bytes_max
 
 
-def _on_known_prepare(r: Replica, message: Message) -> None:
+def on_known_prepare(r: Replica, message: Message) -> None:
     """Its header is already in the log: a wanted body, or a duplicate."""
     header = message.header
     # What is committed is part of the log of every view.
@@ -458,15 +444,6 @@ def on_entries_durable(r: Replica) -> None:
 def on_prepare_ok(r: Replica, message: Message) -> None:
     """Count a backup's acknowledgement for its op and everything below."""
     header = message.header
-    if header.view != r.view:
-        if header.view > r.view:
-            view_change.on_newer_view(r, header.view)
-        else:
-            r.drop(message, DropReason.OLD_VIEW)
-        return
-    if r.status != Status.NORMAL or not r.is_primary or header.replica == r.index:
-        r.drop(message, DropReason.WRONG_ROLE)
-        return
     if header.op > r.log.op or header.checkpoint_op > r.log.op:
         r.refuse(message, DropReason.OUT_OF_BOUNDS)  # a backup of this view has nothing that its primary has not
         return
@@ -557,18 +534,6 @@ def on_applied(r: Replica, op: int, results: Sequence[Result]) -> None:
 def on_commit(r: Replica, message: Message) -> None:
     """The primary's heartbeat: its commit number, its head, and a question we echo."""
     header = message.header
-    if header.view > r.view:
-        view_change.on_newer_view(r, header.view)
-        return
-    if header.view < r.view:
-        r.drop(message, DropReason.OLD_VIEW)
-        return
-    if r.status != Status.NORMAL:
-        r.drop(message, DropReason.WRONG_STATUS)
-        return
-    if r.is_primary or header.replica != r.primary:
-        r.drop(message, DropReason.WRONG_ROLE)
-        return
     heard_primary(r)
     conflict.look(r, header)
     # The primary's last word, also when one before said more: that was another's.

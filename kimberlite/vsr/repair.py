@@ -296,7 +296,7 @@ def on_request_prepare(r: Replica, message: Message) -> None:
 def on_request_headers(r: Replica, message: Message) -> None:
     """A peer of this view wants to know the canonical headers from header.op on."""
     header = message.header
-    if header.view != r.view or r.status != Status.NORMAL or r.view_token is not None:
+    if r.view_token is not None:
         r.drop(message, DropReason.WRONG_STATUS)
         return
     last = min(header.position, r.log.linked, r.log.durable, header.op + r.config.headers_per_message - 1)
@@ -321,9 +321,6 @@ def headers_message(r: Replica, headers: Sequence[Header], nonce: int) -> Messag
 def on_headers(r: Replica, message: Message) -> None:
     """Canonical headers of this view, from one of its normal replicas."""
     header = message.header
-    if header.view != r.view or r.status != Status.NORMAL:
-        r.drop(message, DropReason.OLD_VIEW)
-        return
     headers = decode_chain(r.codec, message.body)
     for learned in headers:
         bounds.check_header(r, learned, header.view)

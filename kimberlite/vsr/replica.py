@@ -38,7 +38,8 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import abdication, bounds, conflict, normal, recovery, repair, snapshot, view_change
+from kimberlite.vsr import abdication, admission, bounds, conflict, normal, recovery, repair, snapshot, view_change
+from kimberlite.vsr.admission import Act
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
 from kimberlite.vsr.log import Log
@@ -189,9 +190,28 @@ class Replica:
                     abdication.on_returned(self, peer)
                     self.pacing.clear()  # it may have what nobody else has
             try:
-                handler(self, message)
+                self._admit(message, handler)
             except FrameError:
                 self.refuse(message, DropReason.MALFORMED)
+
+    def _admit(self, message: Message, handler: Callable[[Replica, Message], None]) -> None:
+        """Do what vsr.admission says of a frame."""
+        header = message.header
+        if header.command == Command.PREPARE and self.log.knows(header):
+            normal.on_known_prepare(self, message)
+            return
+        ruling = admission.look(self, header)
+        if ruling.act is Act.ENTER_FIRST:
+            view_change.on_newer_view(self, header.view)
+            ruling = admission.look(self, header, may_be_newer=False)
+        if ruling.act is Act.ACCEPT:
+            handler(self, message)
+        elif ruling.act is Act.ENTER:
+            view_change.on_newer_view(self, header.view)
+        elif ruling.reason is not None:
+            (self.refuse if ruling.act is Act.REFUSE else self.drop)(message, ruling.reason)
+            if ruling.act is Act.INFORM:
+                view_change.inform(self, header.replica)
 
     def propose(self, message: Message, now: int) -> Admission:
         """A client's request. Refusals are answered with a REJECT frame."""

@@ -185,20 +185,14 @@ def _vote(r: Replica) -> None:
 def on_start_view_change(r: Replica, message: Message) -> None:
     """A vote to leave header.view."""
     header = message.header
-    if header.view > r.view:
-        on_newer_view(r, header.view)
-    if header.view == r.view:
-        _count_vote(r, header.replica)
-        # Each vote counts in the view it names: the first one may have been enough to leave it.
-        is_asked = r.view == header.view and header.replica == r.primary and r.status != Status.RECOVERING
-        if is_asked and not r.scope.suspecting:
-            suspect(r)  # the primary itself asks to be replaced, or gives its view up before it begins
-    else:
-        r.drop(message, DropReason.OLD_VIEW)
-        _inform(r, header.replica)
+    _count_vote(r, header.replica)
+    # Each vote counts in the view it names: the first one may have been enough to leave it.
+    is_asked = r.view == header.view and header.replica == r.primary and r.status != Status.RECOVERING
+    if is_asked and not r.scope.suspecting:
+        suspect(r)  # the primary itself asks to be replaced, or gives its view up before it begins
 
 
-def _inform(r: Replica, replica: int) -> None:
+def inform(r: Replica, replica: int) -> None:
     """A replica is behind in views: tell it which view this is."""
     if r.view_token is None and replica != r.index:
         r.send(replica, _ping(r))
@@ -224,10 +218,7 @@ def _give_sign_of_life(r: Replica) -> None:
 
 def on_ping(r: Replica, message: Message) -> None:
     """A replica tells us its view, and what its log holds."""
-    header = message.header
-    if header.view > r.view:
-        on_newer_view(r, header.view)
-    r.peers[header.replica].says(header.op)
+    r.peers[message.header.replica].says(message.header.op)
 
 
 def _count_vote(r: Replica, replica: int) -> None:
@@ -363,12 +354,6 @@ def on_view_durable(r: Replica) -> None:
 def on_do_view_change(r: Replica, message: Message) -> None:
     """Evidence for the primary of header.view."""
     header = message.header
-    if header.view > r.view:
-        on_newer_view(r, header.view)
-    if not is_current_evidence(r, message) or not r.is_primary:
-        r.drop(message, DropReason.OLD_VIEW)
-        _inform(r, header.replica)
-        return
     if r.status == Status.NORMAL:
         # It is in this view but has not installed its log.
         if r.view_token is None:
@@ -398,10 +383,6 @@ def check_evidence(r: Replica, header: Header, evidence: Evidence) -> None:
     for before, after in pairwise(evidence.headers):
         if after.op == before.op + 1 and not follows(before, after):
             raise FrameError(f"evidence of ops {before.op} and {after.op} is no chain", reason=FrameReason.BAD_SIZE)
-
-
-def is_current_evidence(r: Replica, message: Message) -> bool:
-    return message.header.view == r.view
 
 
 def enough_evidence(r: Replica) -> bool:
@@ -528,9 +509,6 @@ def on_start_view(r: Replica, message: Message) -> None:
     """Install the log of header.view, once, when it answers the own evidence. Another one tells of a view: evidence
     is given there, and answered."""
     header = message.header
-    if header.replica != header.view % r.config.replica_count:
-        r.drop(message, DropReason.WRONG_ROLE)
-        return
     if not is_start_view_wanted(r, message):
         r.drop(message, DropReason.OLD_VIEW)
         return
@@ -573,7 +551,7 @@ def is_start_view_wanted(r: Replica, message: Message) -> bool:
     """Only a log newer than ours is installed. The log of a view only grows, so a start_view
     of the log_view we already have can only be a late one, shorter than what we acknowledged."""
     view = message.header.view
-    return view > r.view or (view == r.view and r.log_view < view and r.status != Status.NORMAL)
+    return view > r.view or r.log_view < view
 
 
 def _follow(r: Replica) -> None:
