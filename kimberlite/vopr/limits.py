@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from operator import gt
 
 from kimberlite.storage.store import Store
-from kimberlite.types import HEADER_SIZE, Command
+from kimberlite.types import HEADER_SIZE, OP_MAX, Command
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
@@ -44,6 +44,7 @@ NAMES = (
     "writes that the core waits for",
     "writes that the disk has not done",
     "ops that are being written",
+    "damaged ops",
     "spare segments",
     "open segments",
 )
@@ -85,6 +86,7 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
         # Without what is found damaged and made good: a start, or a tour, may find any number.
         disk.submissions - sum(token is None for token, _, _ in store._pending.values()),
         len(store._in_flight),
+        len(log.faulty) + len(store.faulty),
         len(store._spare),
         len(store._open),
     )
@@ -116,15 +118,18 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
         WRITES_MAX + PROMISES_MAX,
         2 * WRITES_MAX + PROMISES_MAX,  # one group may be written in place and appended
         unapplied,
+        OP_MAX,  # as much as a disk can lose; but all of it is repaired
         PIPELINE_LIMIT + 1,
         segments,
     )
 
 
 def weigh(core: Replica) -> None:
-    """What the bodies in memory take: those that wait for the disk or to be executed, among them what repair holds
-    ahead, and those that were applied and are kept for others."""
+    """What is added up: whether requests take what the core counts for them, and what bodies take: those that wait
+    for the disk or to be executed, among them what repair holds ahead, and those applied that are kept for others."""
     config = core.config
+    requests = sum(len(message.body) for message, _ in (*core.queue, *core.waiting.values()))
+    check_held(core.index, (requests,), (core.queue_bytes,), ("bytes of requests queued",))
     entry = max(config.prepare_bytes_max, config.request_bytes_max) + HEADER_SIZE
     sizes = {op: message.header.size for op, message in core.log.bodies.items()}
     waiting = sum([size for op, size in sizes.items() if op > core.applied])

@@ -55,6 +55,16 @@ class Cast:
 Fault: TypeAlias = Callable[["World", Cast], None]
 FAULTS: dict[str, Fault] = {}
 
+# Who can not lead like that has a successor soon: that none is needed would mean that the fault was none.
+REPLACED = (
+    "primary is down",
+    "primary hangs",
+    "primary has a disk that hangs",
+    "primary has a journal that hangs",
+    "primary is cut off",
+    "primary is not heard",
+    "primary does not hear",
+)
 REFUSING = ("primary has a full disk",)  # appends are refused then, with the reason: see docs/cluster.md
 
 
@@ -211,6 +221,8 @@ def persistent_fault(world: World, name: str) -> str:
         world.run_until(world.now + PAUSE_NS, lambda: False)
     for client in world.clients:
         client.quota = 0
+    if name in REPLACED and leader(world) == primary:
+        raise Violation("E6 no fault", f"{name}, and replica {primary} leads as before")
     _end(world)
     return name
 

@@ -11,7 +11,7 @@ import pytest
 
 from kimberlite._fast import framing
 from kimberlite.types import Command, Message
-from kimberlite.vopr import drill
+from kimberlite.vopr import drill, limits
 from kimberlite.vopr.checkers import Acknowledged, Promises, Violation, check_history, durable_promises
 from kimberlite.vopr.disk import corrupt
 from kimberlite.vopr.plan import draw
@@ -315,6 +315,18 @@ def case_queue_above_its_bound(world: World) -> None:
     node.watch.look(world, node)
 
 
+def case_requests_counted_wrongly(world: World) -> None:
+    core = world.nodes[1].driver.core
+    core.queue.append((Message(world.checkers.committed[3], b"body"), 0))
+    limits.weigh(core)
+
+
+def case_damage_left_at_rest(world: World) -> None:
+    node = world.nodes[1]
+    node.store._faulty.add(1)
+    limits.check_rest(1, limits.held(node.driver.core, node.store, node.disk))
+
+
 def case_left_at_rest(world: World) -> None:
     world.nodes[1].driver.core.in_flight[bytes(16)] = 1
     world._check_rest()
@@ -345,7 +357,9 @@ CASES: list[tuple[str, Callable[[World], None]]] = [
     ("I2 what is read", case_store_hands_out_what_was_not_committed),
     ("I7 journal", case_store_ends_elsewhere),
     ("I17 bounds", case_queue_above_its_bound),
+    ("I17 bounds", case_requests_counted_wrongly),
     ("I17 rest", case_left_at_rest),
+    ("I17 rest", case_damage_left_at_rest),
 ]
 
 

@@ -55,6 +55,12 @@ def test_a_fault_that_takes_the_quorum_is_found_and_named(monkeypatch: pytest.Mo
     assert caught.value.name == "E6 availability"
 
 
+def test_a_fault_that_is_none_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(persistent.FAULTS, "primary hangs", lambda world, cast: None)
+    with pytest.raises(Violation, match=r"primary hangs, and replica \d leads as before"):
+        run("primary hangs", 3)
+
+
 def test_a_fault_that_there_is_not_is_refused() -> None:
     persistent.check("primary hangs")
     with pytest.raises(UsageError, match="no persistent fault is called 'nonsense'; there are primary is down,"):
