@@ -80,7 +80,11 @@ class _Walk:
     is_damaged: bool = False  # some witness can not be read: a missing one proves nothing
     commit: int = 0
     used: int = 0  # the last segment that holds any record
+    settled_base: int = field(init=False)  # all up to here was committed and in its place in this journal
     _records: dict[int, list[Record | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settled_base = max(self.state.base, self.start.op)
 
     # Witness files: at most a few segments' worth in memory
 
@@ -93,7 +97,7 @@ class _Walk:
             segment.contents = Contents(image)
             # Walked before and let go since, or below the checkpoint: what it holds was decided, by its
             # witness or in spite of it.
-            records = records_of(image, segment.number)
+            records = self._records[at] = records_of(image, segment.number)
             for index in range(segment.count):
                 record = records[index] if index < len(records) else None
                 self._enter(segment, segment.contents, record, at == 0 and index < self.start.entries)
@@ -132,8 +136,7 @@ class _Walk:
                 contents.headers[index], contents.offsets[index] = segment.unwitnessed[index] = place
 
     def records(self, at: int) -> list[Record | None]:
-        if at not in self._records:
-            self._records[at] = records_of(self.thaw(at).image, self.segments[at].number)
+        self.thaw(at)
         return self._records[at]
 
     def leave(self, at: int) -> None:
@@ -186,11 +189,6 @@ class _Walk:
                 break
             self.identities[before.op] = before
             current = before
-
-    @property
-    def settled_base(self) -> int:
-        """Everything up to here was committed and in its place in this journal."""
-        return max(self.state.base, self.start.op)
 
     def _entry_headers(self) -> dict[Checksum, Header]:
         """Headers that stand at sector boundaries of the last segments: for damaged witnesses."""

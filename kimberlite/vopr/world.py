@@ -361,10 +361,15 @@ class World:
         self.at(node.tick_at, lambda: self._tick(node))
 
     def _tick_soon(self, node: SimNode) -> None:
-        """Something has changed in a replica: there may be something to do at the very next tick."""
-        if node.tick_at - self.now > TICK_NS:
-            node.tick_at -= (node.tick_at - self.now - 1) // TICK_NS * TICK_NS
-            self.at(node.tick_at, lambda: self._tick(node))
+        """Something has changed in a replica: there may be something to do before its next tick."""
+        if node.tick_at - self.now <= TICK_NS:
+            return
+        due = node.driver.core.next_deadline()
+        if due is not None and due < node.tick_at:
+            sooner = (node.tick_at - max(due, self.now + 1)) // TICK_NS * TICK_NS
+            if sooner:
+                node.tick_at -= sooner
+                self.at(node.tick_at, lambda: self._tick(node))
 
     def _scrub(self, node: SimNode, action: Callable[[], object]) -> None:
         """Let the scrubber of a replica read, and the replica know what it found."""
