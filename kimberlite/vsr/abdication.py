@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 
 from kimberlite.types import Status
 from kimberlite.vsr import quorum, verdict, view_change
-from kimberlite.vsr.state import Peer, Prepared
+from kimberlite.vsr.state import Lag, Peer, Prepared
 from kimberlite.vsr.work import GaveUp
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
 
 PATIENCE = 5
+ROW = 4  # ops that take longer here than this part of abdicate_ns add up
 
 
 def tick(r: Replica) -> None:
@@ -98,15 +99,20 @@ def on_committed(r: Replica) -> None:
 
 
 def lags(r: Replica) -> bool:
-    """Whether an op that the others committed has not been executed here for abdicate_ns, and for as long again as
-    they took for it, within bounds: perhaps one of them was away."""
+    """Whether for abdicate_ns, and for as long again as the others took, within bounds, what the others committed has
+    not been executed here: one op, or several in a row each of which took long."""
     patience = r.config.abdicate_ns + min(r.scope.lag.took, r.config.abdicate_ns)
-    return bool(r.scope.lag.op) and r.now - r.scope.lag.since > patience
+    return bool(r.scope.lag.op) and r.now - r.scope.lag.began > patience
 
 
 def is_held_up(r: Replica, op: int) -> bool:
     """Whether `op` is committed and can not be executed here: it is not on this disk, or one before it is damaged."""
     return r.log.durable < op or (r.applied < op and r.applied + 1 in r.log.faulty)
+
+
+def took_long(r: Replica, lag: Lag) -> bool:
+    """Whether the op that this primary was seen behind at took long here: longer than the others took for it."""
+    return bool(lag.op) and r.now - lag.since > max(r.config.abdicate_ns // ROW, lag.took)
 
 
 def _look(r: Replica) -> None:
@@ -115,9 +121,13 @@ def _look(r: Replica) -> None:
     reached = r.applied + r.log.durable
     comes_nearer = not r.scope.ready and reached != lag.reached
     lag.looked_at, lag.reached = r.now, reached
-    if lag.op and is_held_up(r, lag.op) and not has_slept and not comes_nearer:
+    is_excused = has_slept or comes_nearer
+    if lag.op and is_held_up(r, lag.op) and not is_excused:
         return
+    is_in_a_row = took_long(r, lag) and not is_excused
     lag.op = r.commit_max if is_held_up(r, r.commit_max) else 0
     lag.since = r.now
+    if not lag.op or not is_in_a_row:
+        lag.began = r.now
     prepared = r.committing.get(lag.op)
     lag.took = r.now - prepared.prepared_at if prepared is not None else 0

@@ -56,6 +56,7 @@ class Lag:
 
     op: int = 0  # committed, and not executed here when it was looked; 0: none
     since: int = 0  # when
+    began: int = 0  # the same of the first op of a row that took long
     took: int = 0  # from its prepare to its commit
     reached: int = 0  # ops durable and executed here at the last look
     looked_at: int = 0

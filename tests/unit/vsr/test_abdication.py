@@ -100,6 +100,32 @@ def test_a_primary_whose_disk_is_much_slower_than_theirs_gives_its_view_up(clust
     assert cluster.primary is not old
 
 
+@pytest.mark.parametrize(("phase_ms", "gives_up"), [(700, True), (150, False)])
+def test_writes_that_take_long_one_after_another_add_up(cluster: Cluster, phase_ms: int, gives_up: bool) -> None:
+    """Each of them takes less than abdicate_ms; a client that appends one event after another waits for each."""
+    old = cluster.primary
+    slow(old, phase_ms * MS)
+    number = 2
+
+    def append() -> None:
+        nonlocal number
+        if old.core.is_primary and old.core.status == Status.NORMAL and not old.core.in_flight:
+            old.driver.on_input(requests=[cluster.request(number, b"x")])
+            number += 1
+
+    run(cluster, 2700, append)
+    assert bool(old.kinds(EventKind.ABDICATED)) == gives_up
+
+
+def test_writes_that_take_long_now_and_then_do_not_add_up(cluster: Cluster) -> None:
+    old = cluster.primary
+    for number in range(2, 8):
+        slow(old, 700 * MS)
+        old.driver.on_input(requests=[cluster.request(number, b"x")])
+        run(cluster, 2000)
+    assert old.kinds(EventKind.ABDICATED) == []
+
+
 def test_disks_that_are_all_slow_change_no_view(cluster: Cluster) -> None:
     """The others take as long: a successor would be no better."""
     old = cluster.primary
