@@ -113,8 +113,10 @@ class _Walk:
             offset = contents.end()
             if offset is not None:
                 _, message = read_entry(self.disk, self._journal(segment), offset, self.segment_bytes)
-                if message is not None and message.header.op == segment.base + len(contents.headers):
-                    header = message.header
+                before = contents.headers[-1] if contents.headers else None
+                is_chained = message is not None and (before is None or message.header.parent == before.checksum)
+                if message is not None and is_chained and message.header.op == segment.base + len(contents.headers):
+                    header = message.header  # by its number alone it might be one that an older log has left
         header, offset = segment.unwitnessed.get(len(contents.headers), (header, offset))
         contents.headers.append(header)
         contents.offsets.append(offset)

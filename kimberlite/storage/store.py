@@ -686,8 +686,9 @@ class Store:
     def headers(self, first: int, last: int) -> list[Header]:
         result: list[Header] = []
         last = min(last, self._head)
-        if first < self._open[0].base:
-            self._cold.prefetch(max(first, last - PREFETCH_MAX, 1), last)
+        low = max(first, last - PREFETCH_MAX, self.first_op)
+        if low < self._open[0].base:
+            self._cold.prefetch(low, last)
         for op in range(last, first - 1, -1):
             header = self.header(op)
             if header is None or (result and header.checksum != result[-1].parent):

@@ -382,6 +382,25 @@ def test_a_checkpoint_of_which_no_copy_is_left_is_made_again_at_once(more: int) 
     assert all(not checkpoints.check_copy(again.disk, again.store.checkpoint, copy) for copy in checkpoints.COPIES)
 
 
+@pytest.mark.parametrize("last", range(32, 44))
+def test_a_restart_behind_a_trim_asks_for_nothing_that_is_gone(last: int) -> None:
+    """What is due behind its checkpoint follows from ops that were trimmed with their segments."""
+    policy = CheckpointPolicy(bytes=40_000)
+    node = Alone(checkpoints=policy)
+    session = node.register()
+    appended(node, session, range(1, last), 9000)
+    assert node.store.checkpoint_op % policy.ops
+    extent = [each for each in node.store.extents() if each.first_op <= node.driver.core.trimmable_op][-1]
+    node.driver.trim(extent.first_op, extent.first_position)
+    for _ in range(20):
+        node.now += 1_000_000
+        node.driver.on_tick()
+    assert node.store.first_op == extent.first_op
+    again = Alone(node.files, checkpoints=policy).settle()
+    assert again.driver.core.applied == node.driver.core.applied
+    assert again.store.headers(1, again.store.head)[0].op <= extent.first_op
+
+
 # Operations that this release does not know
 
 
