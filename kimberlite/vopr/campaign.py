@@ -40,6 +40,7 @@ LABELS: dict[str, int] = {
             "DROPPED_BOUND",
             "DROPPED_DUPLICATE",
             "DROPPED_MALFORMED",
+            "DROPPED_NOT_MEMBER",
             "DROPPED_OLD_VIEW",
             "DROPPED_OUT_OF_BOUNDS",
             "DROPPED_UNWANTED",
@@ -71,7 +72,7 @@ LABELS: dict[str, int] = {
     "LATE_third_hangs": 3000,
     "LATE_third_flaps": 3000,
     "LATE_primary_dies": 3000,
-    "GAVE_UP_ABOVE": 5000,
+    "GAVE_UP_ABOVE": 20_000,
     **{
         f"PERSISTENT {name}": persistent.SEEDS_RARE_MIN if persistent.is_rare(name) else persistent.SEEDS_MIN
         for name in persistent.FAULTS

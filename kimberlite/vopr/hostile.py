@@ -190,6 +190,12 @@ def _body(random: Random, known: Known) -> list[Message]:
     return [_frame(known, command, body, view=view, log_view=view, op=known.op, commit=known.commit, count=3)]
 
 
+def _stranger(random: Random, known: Known) -> list[Message]:
+    """A frame of a replica that there is not, or one that no replica sends to another."""
+    command = random.choice((Command.PING, Command.COMMIT, Command.PREPARE_OK, Command.REPLY, Command.REJECT))
+    return [_frame(known, command, replica=random.randrange(known.replica_count, 256), op=known.op)]
+
+
 KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (
     _number,
     _number,
@@ -200,4 +206,5 @@ KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (
     _prepare,
     _evidence,
     _body,
+    _stranger,
 )

@@ -27,7 +27,8 @@ FLAP_NS = 150 * MS
 START_NS = 1000 * MS
 OP_NS = 1 * MS
 SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost
-SLOW_DISK_EVENTS_MAX = 9000  # bytes: entries of larger events fill a segment, and each write takes a few only
+# Larger events, in bytes, make entries of which repair holds a few only, and a segment holds a few.
+SMALL_EVENTS_MAX, LARGE_FACTOR = 9000, 3
 ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer
 FAR_NS, FAR_LIMIT_NS = 20 * MS, 2000 * MS
 LOSS, LOSS_LIMIT_NS = 0.05, 3000 * MS
@@ -57,7 +58,7 @@ def late_return(world: World) -> None:
     missed = head - world.nodes[late].store.head
     world.trace.add(world.now, "late", how.encode(), late, missed, *victims)
     world.counts[f"LATE_{how.replace(' ', '_')}"] = 1
-    limit = START_NS + OP_NS * plan.late_ops
+    limit = START_NS + OP_NS * plan.late_ops * (LARGE_FACTOR if plan.event_bytes > SMALL_EVENTS_MAX else 1)
     limit += _hinder(world, random, late)
     if how == "primary dies":
         limit += FAILOVER_NS
@@ -103,7 +104,7 @@ def _hinder(world: World, random: Random, late: int) -> int:
     if chance < 0.8:
         world.network.lossy[late] = LOSS
         return LOSS_LIMIT_NS
-    if chance < 0.95 and world.plan.abdicate_ns >= ABDICATE_NS_MIN and world.plan.event_bytes <= SLOW_DISK_EVENTS_MAX:
+    if chance < 0.95 and world.plan.abdicate_ns >= ABDICATE_NS_MIN and world.plan.event_bytes <= SMALL_EVENTS_MAX:
         world.slow_down(late, (WRITE, PROMISE), SLOW_DISK)
         return SLOW_DISK_NS
     return 0

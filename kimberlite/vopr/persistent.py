@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ANY = "any"
 RARE = 0.2  # of the phases lose one kind of frames on one link
-SEEDS_MIN, SEEDS_RARE_MIN = 1500, 8000  # so many seeds of a campaign reach every fault; that lose one kind of frames
+SEEDS_MIN, SEEDS_RARE_MIN = 4000, 12_000  # so many seeds of a campaign reach every fault; that lose one kind of frames
 LIMIT_NS = 5000 * MS
 LOAD, LOAD_NS = 20, 30 * MS  # appends of each client, and when at the latest the fault begins in the midst of them
 ROUNDS = 3
