@@ -2,7 +2,7 @@
 
 Two things make a primary useless to its clients: nothing is committed (`is_stuck`), or what the others commit is
 not executed here (`lags`): its disk hangs, or is much slower than theirs, or a damaged entry is not repaired.
-Then it falls silent and asks to be replaced.
+Then it falls silent and asks to be replaced: this module says when, view_change.abdicate does it.
 
 It does not for a successor that would be no better:
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Status
-from kimberlite.vsr import quorum, verdict, view_change
+from kimberlite.vsr import quorum, verdict
 from kimberlite.vsr.state import Lag, Peer, Prepared
 from kimberlite.vsr.work import GaveUp
 
@@ -33,19 +33,21 @@ PATIENCE = 5
 ROW = 4  # ops that take longer here than this part of abdicate_ns add up
 
 
-def tick(r: Replica) -> None:
-    """Look whether this primary keeps up with its backups."""
+def look_at_pipeline(r: Replica) -> GaveUp | None:
+    """The oldest op has just been sent again: whether this primary is to give up because it never commits here."""
+    # For want of room on the disks of others nobody else could commit it either.
+    if is_stuck(r) and not r.scope.abdicated and r.peers and (r.is_disk_full or r.can_journal):
+        return GaveUp.ABDICATED
+    return None
+
+
+def look_at_lag(r: Replica) -> GaveUp | None:
+    """Whether this primary is to give up because it does not keep up with its backups."""
     if r.is_primary and r.status == Status.NORMAL and r.peers:
         _look(r)
         if not r.scope.abdicated and lags(r):
-            view_change.abdicate(r, GaveUp.LAGGING)
-
-
-def on_resent(r: Replica) -> None:
-    """The oldest op of the pipeline has just been sent again: perhaps it never commits here."""
-    # For want of room on the disks of others nobody else could commit it either.
-    if is_stuck(r) and not r.scope.abdicated and r.peers and (r.is_disk_full or r.can_journal):
-        view_change.abdicate(r, GaveUp.ABDICATED)
+            return GaveUp.LAGGING
+    return None
 
 
 # Nothing is committed

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
 from kimberlite.types import ZERO16, Checksum, Command, Header
-from kimberlite.vsr import repair
 from kimberlite.vsr.work import EventKind
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def look(r: Replica, header: Header) -> None:
 
 
 def _ask(r: Replica, conflict: Conflict) -> None:
-    conflict.asked_at, conflict.nonce = r.now, repair.next_nonce(r)
+    conflict.asked_at, conflict.nonce = r.now, r.next_nonce()
     first = max(conflict.op - ASK_OPS + 1, 1)
     r.broadcast(r.make(Command.REQUEST_HEADERS, op=first, position=conflict.op, nonce=conflict.nonce))
 

@@ -32,7 +32,7 @@ from kimberlite.vsr.codec import ClientRequest, encode_trim, follows
 from kimberlite.vsr.config import MS, PIPELINE_LIMIT
 from kimberlite.vsr.sessions import Result, Session
 from kimberlite.vsr.state import Prepared
-from kimberlite.vsr.work import Admission, DropReason, EventKind, ServePrepare
+from kimberlite.vsr.work import Admission, DropReason, EventKind, GaveUp, ServePrepare
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica
@@ -564,8 +564,9 @@ def _heartbeat(r: Replica) -> None:
     )
 
 
-def tick(r: Replica) -> None:
-    """Heartbeats, retransmission of the oldest prepare, abdication."""
+def tick(r: Replica) -> GaveUp | None:
+    """Heartbeats, retransmission of the oldest prepare. Why this primary is to give its view up; None: it is not."""
+    why = None
     if r.heartbeat_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and not r.scope.abdicated:
         if r.peers and r.view_token is None:
             _heartbeat(r)
@@ -573,8 +574,9 @@ def tick(r: Replica) -> None:
     if r.prepare_timer.due(r.now) and r.is_primary and r.status == Status.NORMAL and r.pipeline:
         _resend_oldest(r)
         r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
-        abdication.on_resent(r)
-    abdication.tick(r)
+        why = abdication.look_at_pipeline(r)
+    lagging = abdication.look_at_lag(r)
+    return lagging if why is None else why
 
 
 def _resend_oldest(r: Replica) -> None:

@@ -175,17 +175,11 @@ def _ask_for_headers(r: Replica, first: int) -> bool:
         peer = _choose_peer(r, first)
     if peer is None or peer == r.index or not verdict.is_heard(r, peer):
         return False
-    nonce = next_nonce(r)
+    nonce = r.next_nonce()
     last = first + r.config.headers_per_message - 1
     r.scope.headers_requests[nonce] = HeadersRequest(peer, first, last, r.now)
     r.send(peer, r.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=nonce))
     return True
-
-
-def next_nonce(r: Replica) -> int:
-    """For a question whose answer is told from others by it: hard to guess for who can not read it."""
-    r.repair_nonce = max(r.now, r.repair_nonce + 1)
-    return r.repair_nonce
 
 
 def _unknown_identity(r: Replica, now: int | None = None) -> int | None:

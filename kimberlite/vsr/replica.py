@@ -135,7 +135,7 @@ class Replica:
         self.repairs: dict[int, RepairRequest] = {}
         self.repair_end = 0  # entries up to here are asked for or held, as last planned
         self.repair_due = False  # answers came in this round
-        self.repair_nonce = 0
+        self.last_nonce = 0  # of a question
         self.pacing = Pacing(config.repair_expiry_ns, config.repair_pause_ns)
 
         self.conflict: conflict.Conflict | None = None  # an op of which two identities are known
@@ -224,7 +224,9 @@ class Replica:
     def tick(self, now: int) -> None:
         """Let expired timers act. To be called at or after `next_deadline`; never harmful."""
         self.now = now
-        normal.tick(self)
+        why = normal.tick(self)
+        if why is not None:
+            view_change.abdicate(self, why)
         view_change.tick(self)
         repair.tick(self)
 
@@ -475,6 +477,11 @@ class Replica:
             **fields,  # type: ignore[arg-type]
         )
         return Message(header, body)
+
+    def next_nonce(self) -> int:
+        """For a question whose answer is told from others by it: hard to guess for who can not read it."""
+        self.last_nonce = max(self.now, self.last_nonce + 1)
+        return self.last_nonce
 
     def send(self, replica: int, message: Message) -> None:
         self._work.send.append(ToReplica(replica, message))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from kimberlite.errors import FrameError, invariant
 from kimberlite.types import FLAG_DISK_FULL, FLAG_PREPARED, Command, FrameReason, Header, Message, Reason, Status
-from kimberlite.vsr import bounds, repair, verdict
+from kimberlite.vsr import bounds, normal, repair, verdict
 from kimberlite.vsr.codec import (
     SUFFIX_OPS_MAX,
     Evidence,
@@ -322,7 +322,7 @@ def _send_evidence(r: Replica) -> None:
     is installed: a forged log would be evidence in every later view, and what is sent here only the replica at the
     configured address can read."""
     evidence = own_evidence(r)
-    r.scope.evidence_nonce = r.scope.evidence_nonce or repair.next_nonce(r)
+    r.scope.evidence_nonce = r.scope.evidence_nonce or r.next_nonce()
     message = r.make(
         Command.DO_VIEW_CHANGE,
         encode_evidence(evidence),
@@ -490,8 +490,6 @@ def _lead(r: Replica) -> None:
     r.heartbeat_timer.start(r.now)
     if r.pipeline:
         r.prepare_timer.start(r.now + r.prng.jitter(r.config.prepare_resend_ns))
-    from kimberlite.vsr import normal
-
     normal.on_entries_durable(r)
 
 

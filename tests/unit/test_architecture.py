@@ -12,6 +12,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,34 @@ def violations(root: Path, package: str = "kimberlite") -> list[str]:
 
 def test_source_keeps_the_rules() -> None:
     assert violations(SOURCE) == []
+
+
+def runtime_imports(path: Path, package: str) -> set[str]:
+    """Modules of that package that a module of it imports when it runs, wherever the statement stands."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            found.add((node.module or "").removeprefix(f"{package}."))
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def test_the_core_has_no_cycle_of_imports(tmp_path: Path) -> None:
+    def graph(directory: Path) -> dict[str, set[str]]:
+        return {path.stem: runtime_imports(path, "kimberlite.vsr") for path in directory.glob("*.py")}
+
+    order = list(TopologicalSorter(graph(SOURCE / "vsr")).static_order())
+    assert order[-1] == "replica"
+    (tmp_path / "a.py").write_text("from kimberlite.vsr import b")
+    (tmp_path / "b.py").write_text("def f() -> None:\n    from kimberlite.vsr.a import g")
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(graph(tmp_path)).static_order())
 
 
 def test_every_row_is_about_something() -> None:
