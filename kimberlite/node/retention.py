@@ -7,7 +7,7 @@ is due waits for the checkpoints of all replicas, and it is said when that takes
 Ages count by two clocks, this machine's and the log's own: see node/clock.py, which also says when the first
 of them is not believed. Then nothing goes by age at all.
 
-May import: storage.interface, vsr, node.clock.
+May import: errors, storage.interface, vsr, node.clock.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from kimberlite.errors import DiskFullError
 from kimberlite.node.clock import Clock, Stamp
 from kimberlite.storage.interface import Extent, LogStore
 from kimberlite.vsr.replica import Replica
@@ -115,6 +116,12 @@ class Retention:
     def look(self, core: Replica, store: LogStore, times: Times) -> tuple[int, int] | None:
         """With which op, and the position of its first event, the log should begin; None to leave it as it is. The
         clock is watched on every replica: it may be the primary next."""
+        try:
+            return self._look(core, store, times)
+        except DiskFullError:  # no descriptor to read the log with: it is looked at again in a moment
+            return None
+
+    def _look(self, core: Replica, store: LogStore, times: Times) -> tuple[int, int] | None:
         stamp = last_stamp(store, core.applied)
         is_believed = self.clock.look(times.wall, times.steady, stamp)
         if not core.is_primary:

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from kimberlite.errors import DiskFullError
 from kimberlite.node import retention
 from kimberlite.node.clock import Clock
 from kimberlite.node.retention import PATIENCE_NS, SEGMENTS_MAX, Choice, Wait
@@ -131,6 +132,18 @@ def test_without_a_limit_of_age_no_clock_is_in_the_way() -> None:
 def test_a_last_op_that_can_not_be_read_makes_nothing_old() -> None:
     log = _Log(NOW)
     log.header = lambda op: None  # type: ignore[method-assign]
+    assert look(retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0)), log) is None
+
+
+@pytest.mark.parametrize("what", ["header", "extents"])
+def test_a_look_without_a_descriptor_is_made_another_time(what: str) -> None:
+    """It ended the replica: an old segment may have to be opened for it."""
+
+    def refused(*_: object) -> None:
+        raise DiskFullError("no descriptor")
+
+    log = _Log(NOW)
+    setattr(log, what, refused)
     assert look(retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0)), log) is None
 
 
