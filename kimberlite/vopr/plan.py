@@ -83,6 +83,11 @@ class Plan:
     retention_age_s: int = 0  # and events until they are so old; 0: of any age
 
     @property
+    def repair_bytes(self) -> int:
+        """A small window, but where a replica has to catch up in so much time."""
+        return 8 << 20 if self.late_ops else REPAIR_BYTES
+
+    @property
     def prepare_bytes_max(self) -> int:
         """An entry must fit a segment."""
         return min(PREPARE_BYTES_MAX, self.segment_bytes // 2)

@@ -51,7 +51,7 @@ from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.persistent import persistent_fault
-from kimberlite.vopr.plan import EPOCH_NS, MS, REPAIR_BYTES, Plan, below, streams
+from kimberlite.vopr.plan import EPOCH_NS, MS, Plan, below, streams
 from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 from kimberlite.vsr.config import CoreConfig
@@ -230,7 +230,7 @@ class World:
                 abdicate_ns=plan.abdicate_ns,
                 repairs_max=plan.repairs_max,
                 repairs_per_peer_max=plan.repairs_max,
-                repair_bytes=REPAIR_BYTES,
+                repair_bytes=plan.repair_bytes,
                 backlog_bytes=plan.backlog_bytes,
                 queue_max=plan.queue_max,
                 prepare_bytes_max=plan.prepare_bytes_max,
