@@ -232,8 +232,10 @@ def test_a_replica_without_a_place_is_full_and_is_not_dialled_all_the_time() -> 
 
 async def serve(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> asyncio.Server:
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await answer(reader, writer)
-        writer.close()
+        try:
+            await answer(reader, writer)
+        finally:
+            writer.close()  # also when the loop ends first
 
     return await asyncio.start_server(once, "127.0.0.1", 0)
 
