@@ -7,7 +7,8 @@ Then it falls silent and asks to be replaced: this module says when, view_change
 It does not for a successor that would be no better:
 
 - while a quorum has the oldest op, or comes nearer to it;
-- while its disk is slow, and theirs took about as long for the same op;
+- while its disk is slow, and theirs took about as long for the same op; what takes long here alone adds up from one
+  op to the next, for a client that appends one event after another waits for each of them;
 - while nothing but its own write is missing, and only just a quorum is heard: whoever leads waits for that
   disk. It is given PATIENCE times as long;
 - before it is `ready`, while it comes nearer to what the last view left.
