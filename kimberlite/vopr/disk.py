@@ -38,12 +38,57 @@ class TearPolicy:
     garbage: float = 0.1
 
 
+LOST, MISDIRECTED, STALE = "lost", "misdirected", "stale"
+LIES = (LOST, MISDIRECTED, STALE)
+OLD_MAX = 32  # writes of which the content that they replaced is remembered
+
+
+@dataclass(slots=True)
+class Lies:
+    """What a disk says is done and is not: writes that are lost, or put somewhere else in their file, and reads that
+    give what was there before the last write. Only of one part of the data, for what lies elsewhere must tell of it
+    (docs/simulator.md). `begin`, `end`: of the names of files."""
+
+    begin: str
+    end: str = ""
+    kind: str = ""
+    left: int = 0  # so many times
+    _old: deque[tuple[str, int, bytes]] = field(default_factory=lambda: deque(maxlen=OLD_MAX))
+
+    def concern(self, name: str) -> bool:
+        return name.startswith(self.begin) and name.endswith(self.end)
+
+    def on_write(self, name: str, offset: int, content: bytearray, length: int, used: int) -> int | None:
+        """Where a write really goes; None when nowhere."""
+        if not self.concern(name):
+            return offset
+        if self.left and self.kind == LOST:
+            self.left -= 1
+            return None
+        if self.left and self.kind == MISDIRECTED and used > length:
+            self.left -= 1
+            return random.Random(f"{name} {offset} {used}").randrange((used - length) // SECTOR + 1) * SECTOR
+        self._old.append((name, offset, bytes(content[offset : offset + length])))
+        return offset
+
+    def on_read(self, name: str, offset: int, data: bytearray) -> None:
+        """Put what was there before in the place of what is there."""
+        if not self.left or self.kind != STALE or not self.concern(name):
+            return
+        for where, at, old in reversed(self._old):
+            if where == name and offset <= at and at + len(old) <= offset + len(data):
+                self.left -= 1
+                data[at - offset : at - offset + len(old)] = old
+                return
+
+
 @dataclass(slots=True)
 class Device:
-    """How fast the disk of a replica is, and whether it goes on at all. Outlives the replica."""
+    """How fast the disk of a replica is, whether it goes on at all, and where it lies. Outlives the replica."""
 
     slow: dict[str, int] = field(default_factory=dict)  # operation -> so many times as long
     hung: dict[str, int] = field(default_factory=dict)  # operation -> until when it does not end
+    lies: Lies | None = None
     waited_ns: int = 0  # for reads since that was taken: who reads does nothing else meanwhile
 
     def heal(self) -> None:
@@ -192,6 +237,10 @@ class SimDisk:
         bad = self.files.unreadable.get(name)
         if bad and not bad.isdisjoint(range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
             raise OSError(errno.EIO, "unreadable sector", name)
+        if self.device.lies is not None:
+            data = self.files.durable[name][offset : offset + length]
+            self.device.lies.on_read(name, offset, data)
+            return memoryview(bytes(data))
         return memoryview(memoryview(self.files.durable[name])[offset : offset + length].tobytes())
 
     def _wait_for_read(self) -> None:
@@ -309,6 +358,13 @@ class SimDisk:
         content = self.files.durable[name]
         if offset > len(content):  # one that was cut short
             content.extend(bytes(offset - len(content)))
+        if self.device.lies is not None:
+            place = self.device.lies.on_write(name, offset, content, len(data), self.files.used.get(name, 0))
+            if place != offset:
+                self.files.note(name, offset, data)  # its replica was told that it is there
+            if place is None:
+                return
+            offset = place
         content[offset : offset + len(data)] = data
         self.files.note(name, offset, data)
         self._make_readable(name, offset, len(data))

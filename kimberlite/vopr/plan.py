@@ -9,6 +9,7 @@ A named plan says what its seeds draw from:
     crowded   many clients, a small pipeline, large events in small segments, three times the work
     grey      disks and replicas that are slow or hang, frames of one kind that are lost, primaries that fail
               in the middle of their work, and their successors after them
+    lying     the disk of one replica loses writes, puts them elsewhere in their file, or gives what was there before
     wiped     one disk is lost and formatted anew under its old name: acknowledged data is lost with it. No campaign has
               this in it: it shows what is known to be so
 """
@@ -114,6 +115,11 @@ def _grey(plan: Plan, random: Random) -> Plan:
     return replace(plan, weights={**others, **{name: random.random() for name in GREY}})
 
 
+def _lying(plan: Plan, random: Random) -> Plan:
+    replica_count = random.choice((3, 3, 5))
+    return replace(plan, replica_count=replica_count, weights={**plan.weights, "disk_lie": 2.0})
+
+
 WIPED = {"wipe": 1.0, "restart": 1.0, "heal": 1.0, "isolate": 1.0, "crash": 1.0, "one_way": 0.5}
 
 
@@ -148,6 +154,7 @@ PLANS: dict[str, Callable[[Plan, Random], Plan]] = {
     DEFAULT: _default,
     "crowded": _crowded,
     "grey": _grey,
+    "lying": _lying,
     "wiped": _wiped,
 }
 

@@ -45,7 +45,7 @@ from kimberlite.vopr.checkers import (
 from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient, SimReader
 from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy, empty
-from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault
+from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
 from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.network import Address, SimNetwork
@@ -132,6 +132,8 @@ class World:
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
         self.rotten = False
         self.devices = [Device() for _ in range(plan.replica_count)]
+        if self.rot_victim is not None and plan.weights.get("disk_lie"):
+            self.devices[self.rot_victim].lies = lies_of(plan.seed)
         self.clock_error_ns = plan.clock_skew_ns  # of a clock that is believed: by so much it is wrong at most
         self.slow_nodes: dict[int, int] = {}  # replica -> how long it does nothing after each input
         self.is_late_return = False  # under way
@@ -558,8 +560,9 @@ class World:
         self.cure()
         self.ambushes.clear()
         self.doomed = [None] * count
-        for files in self.files:
+        for files, device in zip(self.files, self.devices, strict=True):
             empty(files)
+            device.lies = None
         for node in self.nodes:
             node.disk.fail_next_write = None
             if node.disk.has_failed:  # its replica ends as soon as it hears of it: that too is before the faults end

@@ -11,12 +11,14 @@ from kimberlite.errors import WriteFailedError
 from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.vopr.disk import (
     FOREVER,
+    LIES,
     PROMISE,
     READ,
     UNIT,
     WRITE,
     Device,
     Files,
+    Lies,
     SimDisk,
     TearPolicy,
     corrupt,
@@ -235,3 +237,30 @@ def test_reads_cost_time_on_a_device_that_is_slow_or_hangs(disk: SimDisk, clock:
     disk.device.hung[READ] = clock.now + 1000
     disk.read(file, 0, SECTOR)
     assert disk.device.waited_ns == 1000
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_a_disk_that_lies_does_so_as_often_as_told_and_about_one_kind_of_file(kind: str, clock: Clock) -> None:
+    lies = Lies("journal-")
+    disk = SimDisk(Files(), lambda: clock.now, lambda: 1, device=Device(lies=lies))
+    files = [disk.create(name, 8 * SECTOR) for name in ("journal-1", "witness-1")]
+    for file in files:
+        disk.submit(1, [[Write(file, 0, sectors(1, 8))]])
+        disk.submit(2, [[Write(file, 0, sectors(2))]])
+    disk.flush()
+    lies.kind, lies.left = kind, 1
+    for file in files:
+        disk.submit(3, [[Write(file, SECTOR, sectors(3))]])
+    disk.flush()
+    assert disk.completions() == [1, 2, 1, 2, 3, 3]
+    journal, witness = (bytes(disk.read(file, 0, 8 * SECTOR))[::SECTOR] for file in files)
+    true = b"\2\3" + b"\1" * 6
+    assert witness == true
+    assert journal != true or kind == "misdirected"
+    assert lies.left == 0
+    if kind == "stale":
+        assert bytes(disk.read(files[0], 0, 8 * SECTOR))[::SECTOR] == true
+    elif kind == "lost":
+        assert journal == b"\2" + b"\1" * 7
+    else:
+        assert journal.count(b"\3") == 1
