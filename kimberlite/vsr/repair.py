@@ -210,8 +210,8 @@ def _request_entries(r: Replica) -> None:
             continue
         if r.log.is_waiting_for_room and header.op > r.log.journal_head:
             continue  # it could not be written
-        if header.op <= r.log.durable and header.op != r.applied + 1 and r.log.held_bytes >= r.config.held_bytes_max:
-            continue  # damage below has no window of its own: the disk does not keep up with what is held already
+        if is_damage_put_off(r, header.op):
+            continue
         peer = _choose_peer(r, header.op)
         if peer is None:
             return
@@ -219,6 +219,13 @@ def _request_entries(r: Replica) -> None:
         r.repairs[header.op] = RepairRequest(header, peer, r.now, r.now)
         r.emit(EventKind.REPAIR_REQUESTED, header.op, peer)
         r.send(peer, r.make(Command.REQUEST_PREPARE, op=header.op, context=header.checksum))
+
+
+def is_damage_put_off(r: Replica, op: int) -> bool:
+    """Damage below has no window of its own: when the disk does not keep up with what is held already, it waits. But
+    for the lowest: its place, and so all that is held of those above it, may wait for that."""
+    is_below = op <= r.log.durable and op != r.applied + 1
+    return is_below and r.log.held_bytes >= r.config.held_bytes_max and op > min(r.log.faulty)
 
 
 def is_worth_asking(r: Replica, replica: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from small_cluster import MS, Cluster, Node
 
@@ -224,3 +226,27 @@ def test_an_identity_that_nobody_tells_does_not_keep_the_rest_of_the_log_away() 
     cluster.lost = lost
     cluster.run(10_000, lambda: node.core.log.linked == cluster.primary.core.log.op)
     assert node.core.log.faulty == {op}
+
+
+def test_what_is_held_of_damage_does_not_keep_the_entry_away_that_it_waits_for() -> None:
+    """The lowest of a run of damaged entries, whose answer was lost, is asked for whatever is held of those above."""
+    cluster = trimmed_cluster()
+    node = next(each for each in cluster.up if not each.core.is_primary)
+    node.core.config = replace(node.core.config, backlog_bytes=20_000)
+    bad = set(range(20, 32))
+    answers = 0
+
+    def lost(source: int, target: int, message: Message) -> bool:
+        nonlocal answers
+        is_answer = target == node.index and message.header.command == Command.PREPARE and message.header.op == min(bad)
+        answers += is_answer
+        return is_answer and answers < 3
+
+    cluster.lost = lost
+    for op in bad:
+        node.store._mark_faulty(op)
+        node.core.log.bodies.pop(op, None)
+    node.driver.on_damage()
+    cluster.run(20_000)
+    assert answers == 3
+    assert not node.core.log.faulty
