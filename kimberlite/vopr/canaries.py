@@ -813,12 +813,6 @@ def _hung_primary_leads_on() -> list[Patch]:
     return [(abdication, "lags", lambda r: False)]
 
 
-@canary("a primary that hangs before it is ready is never given up")
-def _unready_primary_never_given_up() -> list[Patch]:
-    original = abdication.lags
-    return [(abdication, "lags", lambda r: r.ready and original(r))]
-
-
 @canary("what waits for a disk that does not keep up has no bound")
 def _backlog_without_a_bound() -> list[Patch]:
     return [(normal, "is_backed_up", lambda r: False)]
