@@ -23,7 +23,8 @@ import xxhash
 
 from kimberlite._fast import framing
 from kimberlite.errors import UsageError
-from kimberlite.types import HEADER_SIZE, Command
+from kimberlite.storage.journal import RECORDS_PER_SECTOR
+from kimberlite.types import HEADER_SIZE, SECTOR, Command
 from kimberlite.vopr import hostile
 from kimberlite.vopr.disk import (
     FOREVER,
@@ -333,6 +334,37 @@ def lies_of(seed: int) -> Lies:
 
 # Not drawn by default yet: a tour of the scrubber does not notice the lost write of a witness (check I13; seeds 60, 62
 # and 165 of the plan `lying`).
+@kind(share=SELDOM)
+def _bad_block(world: World, argument: int) -> Action | None:
+    """A block of flash of the replica that rots: consecutive sectors of a segment are gone, from its beginning in half
+    of the cases, and in half of them the witnesses of what stands there as well. One in a run."""
+    if world.rot_victim is None or world.counts.get("BLOCKS_GONE"):
+        return None
+    random = Random(argument)
+    files = world.files[world.rot_victim]
+    journal = random.choice(sorted(name for name in files.durable if name.startswith("journal")))
+    used = files.used.get(journal, 0) // SECTOR
+    if not used:
+        return None
+    first, count = random.choice((0, random.randrange(used))), random.choice((1, 4, 16))
+    gone = [(journal, sector) for sector in range(first, min(first + count, used))]
+    if random.random() < 0.5:
+        witness = journal.replace("journal", "witness")
+        records = range(first // RECORDS_PER_SECTOR, (first + count - 1) // RECORDS_PER_SECTOR + 1)
+        gone += [(witness, sector) for sector in records]
+
+    def lose() -> None:
+        world.rotten = True
+        world.count("BLOCKS_GONE")
+        for name, sector in gone:
+            if random.random() < 0.5:
+                make_unreadable(files, name, sector)
+            else:
+                corrupt(files, name, sector * SECTOR, SECTOR, random)
+
+    return lose
+
+
 @kind(share=0.0)
 def _disk_lie(world: World, argument: int) -> Action | None:
     """Some of the next writes or reads of one replica's disk are not what they seem; it is the one where bits rot."""
