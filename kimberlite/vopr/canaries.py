@@ -770,16 +770,6 @@ def _repair_at_a_guessed_place() -> list[Patch]:
     return [(ColdSegments, "prove", prove)]
 
 
-@canary("an entry without witness is taken for that of the log by its number alone")
-def _entry_by_number_alone() -> list[Patch]:
-    return [(ColdSegments, "_is_in_chain", lambda self, number, start, at, header: True)]
-
-
-@canary("a trim removes all segments below the one that an op is guessed to stand in")
-def _trim_by_a_guess() -> list[Patch]:
-    return [(ColdSegments, "segment_begun_by", ColdSegments.segment_of)]
-
-
 @canary("damage below a trim is repaired like any other")
 def _damage_outlives_its_trim() -> list[Patch]:
     return [(Log, "trim", lambda self, first_op: None)]
