@@ -28,7 +28,6 @@ from kimberlite.node.driver import Driver, snapshot_of
 from kimberlite.storage import checkpoint as checkpoint_files
 from kimberlite.storage import handles, journal, scan, scrub, store, superblock
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
-from kimberlite.storage.index import ColdSegments, Spot
 from kimberlite.storage.interface import Extent, ViewState, Write
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
@@ -753,21 +752,6 @@ def _repair_never_expires() -> list[Patch]:
 @canary("who is silent is asked for what is missing like anybody else")
 def _silent_peer_asked() -> list[Patch]:
     return [(repair, "is_worth_asking", lambda r, replica: True)]
-
-
-@canary("a repair is written where its segment is guessed to begin")
-def _repair_at_a_guessed_place() -> list[Patch]:
-    def prove(self: ColdSegments, header: Header) -> Spot | None:
-        number, at, _, offset = self.locate(header.op)
-        invariant(
-            offset is not None and offset + journal.round_up(header.size) <= self._segment_bytes,
-            "the place of a repaired entry is known and holds it",
-            op=header.op,
-            offset=offset,
-        )
-        return Spot(number, at, offset or 0)
-
-    return [(ColdSegments, "prove", prove)]
 
 
 @canary("damage below a trim is repaired like any other")
