@@ -252,9 +252,9 @@ def test_iterators_that_are_dropped_leave_no_question() -> None:
                     await asyncio.wait_for(anext(source), 0.002)
             del source
             gc.collect()
-            while log._reader._asker.open:
-                await asyncio.sleep(0.01)
-            assert not log._reader._asker._sent and not log._reader.starting
+            async with asyncio.timeout(10):
+                while log._reader._asker.open or log._reader._asker._sent or log._reader.starting:
+                    await asyncio.sleep(0.01)
 
     run(test)
 

@@ -122,15 +122,15 @@ def test_a_frame_has_to_become_whole_in_time(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_answer_has_to_be_taken_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        hold = Table(monkeypatch, reply_s=0.2)
+        hold = Table(monkeypatch, reply_s=1.0)
         _, deaf = hold.client(b"a")
         _, steady = hold.client(b"b")
         deaf.put_bytes = 10_000
         steady.put_bytes = 10_000
         while deaf.is_open:
             deaf.taken_bytes += 1
-            steady.put_bytes += 500  # never empty, but what was sent is taken
-            steady.taken_bytes += 500
+            steady.put_bytes += 5000  # never empty, but what was sent is taken
+            steady.taken_bytes += 5000
             await asyncio.sleep(0.005)
         assert hold.ended == ["slow_reply"] and deaf.aborted
         assert steady.is_open

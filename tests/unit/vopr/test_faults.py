@@ -30,9 +30,10 @@ CALM = replace(
 )
 
 
-def busy(count: int = 3, clients: int = 2) -> World:
-    """A cluster without any faults, in the middle of its work."""
-    world = World(replace(CALM, replica_count=count, client_count=clients), faults=(), keep_trace=True)
+def busy(count: int = 3, clients: int = 2, **weights: float) -> World:
+    """A cluster in the middle of its work; nothing but the test injects a fault. weights: kinds that the plan has."""
+    plan = replace(CALM, replica_count=count, client_count=clients, weights=weights)
+    world = World(plan, faults=(), keep_trace=True)
     for client in world.clients:
         world.at(world.now, client.begin)
     assert world.run_until(world.now + 5000 * MS, lambda: world.checkers.decided >= 10)
@@ -48,7 +49,7 @@ def counted(world: World, kind: str, argument: int) -> bool:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ENDS, "trim")])
 def test_a_fault_strikes_a_cluster_at_work(kind: str) -> None:
-    world = busy()
+    world = busy(**{kind: 1.0})
     assert any(counted(world, kind, argument) for argument in range(1, 8))
 
 
