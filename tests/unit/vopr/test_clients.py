@@ -5,24 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from calm import calm
 
 from kimberlite.node.reader import LogReader
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.clients import SimReader
-from kimberlite.vopr.plan import MS, draw
+from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import World
 
-CALM = replace(
-    draw(3),
-    replica_count=3,
-    requests=40,
-    weights={},
-    loss=0.0,
-    duplication=0.0,
-    reorder=0.0,
-    corruption=0.0,
-    replay=0.0,
-)
+CALM = calm()
 
 
 def world_with_readers(**plan: int) -> World:

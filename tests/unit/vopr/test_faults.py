@@ -6,28 +6,15 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from calm import calm
 
 from kimberlite.vopr.disk import OPERATIONS, READ, WRITE
 from kimberlite.vopr.faults import KINDS, STRIKES
-from kimberlite.vopr.plan import MS, draw
+from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import SimNode, World
 
 ENDS = ("heal", "restart", "disk_space", "cure")
-CALM = replace(
-    draw(3),
-    replica_count=3,
-    client_count=2,
-    requests=40,
-    weights={},
-    loss=0.0,
-    duplication=0.0,
-    reorder=0.0,
-    corruption=0.0,
-    replay=0.0,
-    latency_ns=100_000,
-    disk_latency_ns=100_000,
-    clock_skew_ns=0,
-)
+CALM = calm(client_count=2, latency_ns=100_000, disk_latency_ns=100_000, clock_skew_ns=0)
 
 
 def busy(count: int = 3, clients: int = 2, **weights: float) -> World:

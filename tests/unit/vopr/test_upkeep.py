@@ -5,28 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from calm import calm
 
 from kimberlite.vopr.canaries import planted
 from kimberlite.vopr.checkers import Violation
-from kimberlite.vopr.plan import MS, Plan, draw
+from kimberlite.vopr.plan import MS, Plan
 from kimberlite.vopr.run import Script, run
 from kimberlite.vopr.world import World
 
 HOUR_NS = 3_600_000 * MS
-CALM = replace(
-    draw(3),
-    replica_count=3,
+CALM = calm(
     client_count=4,
     requests=300,
     segment_bytes=64 << 10,
     event_bytes=9000,
     checkpoint_ops=4,
-    weights={},
-    loss=0.0,
-    duplication=0.0,
-    reorder=0.0,
-    corruption=0.0,
-    replay=0.0,
     clock_skew_ns=0,
     snapshot_ns=0,
     retention_age_s=0,
