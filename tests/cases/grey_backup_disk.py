@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 
-from grey import frozen
+from grey import ON_THE_THREAD, Load, frozen
 from lab import Case, Cluster, main, until
 
 SECONDS = 240
 SAMPLE = False
 
-ON_THE_THREAD = "storage.inline_threshold_us=0"  # or the event loop itself would hang, and that is another fault
 EVENT = b"x" * 8_000
 WRITERS = 12  # so many share prepares, and wait for the slower of two disks together
 USUAL = 6.0  # seconds of load before the fault,
@@ -22,46 +20,6 @@ FAULT = 25.0  # and of the fault
 MIB = 1 << 20
 HELD = 33 * MIB  # twice a full pipeline of the largest entries: CoreConfig.held_bytes_max
 BESIDE = 64 * MIB  # what a process may grow by beside what waits for its disk: buffers, headers, fragments
-
-
-class Load:
-    """Writers that append all the time, and how many appends were answered."""
-
-    def __init__(self, addresses: list[str]) -> None:
-        self.answered = 0
-        self.lost: list[str] = []
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=(addresses,), daemon=True) for _ in range(WRITERS)]
-
-    def _write(self, addresses: list[str]) -> None:
-        from kimberlite import sync
-
-        with sync.connect(addresses, timeout=20) as log:
-            while not self._over.is_set():
-                try:
-                    log.append([EVENT], timeout=20)
-                except Exception as error:
-                    self.lost.append(f"{type(error).__name__}: {error}")
-                else:
-                    with self._lock:
-                        self.answered += 1
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(25)
-
-    def rate(self, seconds: float) -> float:
-        """Answers a second, over so many seconds from now on."""
-        before, began = self.answered, time.monotonic()
-        time.sleep(seconds)
-        return (self.answered - before) / (time.monotonic() - began)
 
 
 def resident(pid: int) -> int:
@@ -73,17 +31,17 @@ def run(case: Case) -> None:
     cluster = case.cluster(3, ON_THE_THREAD)
     primary, hung, _ = cluster.roles()
     pid = cluster.process(hung).pid
-    with Load(cluster.addresses) as load:
+    with Load(cluster.addresses, WRITERS, EVENT) as load:
         load.rate(2)
         usual = load.rate(USUAL)
         before = resident(pid)
         highest = before
         with frozen(pid):
-            began, answered = time.monotonic(), load.answered
+            began, answered = time.monotonic(), len(load.answered)
             while time.monotonic() < began + FAULT:
                 time.sleep(0.2)
                 highest = max(highest, resident(pid))
-            rate = (load.answered - answered) / (time.monotonic() - began)
+            rate = (len(load.answered) - answered) / (time.monotonic() - began)
             grown = highest - before
             case.say(
                 f"backup {hung}: {rate:.0f} appends of {len(EVENT)} bytes a second, {usual:.0f} before; "

@@ -5,62 +5,24 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from itertools import pairwise
 from typing import Any
 
-from grey import frozen
+from grey import ON_THE_THREAD, Load, frozen
 from lab import Case, Cluster, main, until
 
 SECONDS = 150
 SAMPLE = False
 
-ON_THE_THREAD = "storage.inline_threshold_us=0"  # or the event loop itself would hang, and that is another fault
+WRITERS = 4
 GAP = 5.0  # without a commit, at most
 FAULT = 12.0
-
-
-class Load:
-    """One client after another that appends, and when each was answered."""
-
-    def __init__(self, addresses: list[str], writers: int = 4) -> None:
-        self.answered: list[float] = [time.monotonic()]
-        self.lost: list[str] = []
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=(addresses,), daemon=True) for _ in range(writers)]
-
-    def _write(self, addresses: list[str]) -> None:
-        from kimberlite import sync
-
-        with sync.connect(addresses, timeout=20) as log:
-            while not self._over.is_set():
-                try:
-                    log.append([b"x" * 1000], timeout=20)
-                    self.answered.append(time.monotonic())
-                except Exception as error:
-                    self.lost.append(f"{type(error).__name__}: {error}")
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(25)
-
-    def longest_gap(self, begin: float, end: float) -> float:
-        """Without an answer, between the two moments."""
-        moments = [begin, *(at for at in sorted(self.answered) if begin < at < end), end]
-        return max(later - earlier for earlier, later in pairwise(moments))
 
 
 def run(case: Case) -> None:
     cluster = case.cluster(3, ON_THE_THREAD)
     cluster.append([b"first"])
-    with Load(cluster.addresses) as load:
+    with Load(cluster.addresses, WRITERS, b"x" * 1000) as load:
         until(lambda: len(load.answered) > 200, 10)
         for what in ("under load", "once more, of the one that leads now"):
             _freeze_the_primary(case, cluster, load, what)

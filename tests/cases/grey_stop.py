@@ -6,13 +6,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from grey import frozen
+from grey import ON_THE_THREAD, frozen
 from lab import Case, main, until
 
 SECONDS = 90
 SAMPLE = False
 
-ON_THE_THREAD = "storage.inline_threshold_us=0"
 DRAIN_S = 2.0  # the default of timing.drain_ms
 
 
