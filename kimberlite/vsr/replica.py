@@ -224,10 +224,13 @@ class Replica:
     def tick(self, now: int) -> None:
         """Let expired timers act. To be called at or after `next_deadline`; never harmful."""
         self.now = now
+        view = self.view
+        view_change.give_signs_of_life(self)
         why = normal.tick(self)
         if why is not None:
             view_change.abdicate(self, why)
-        view_change.tick(self)
+        if self.view == view:
+            view_change.tick(self)
         repair.tick(self)
 
     def durable(self, token: int, now: int) -> None:

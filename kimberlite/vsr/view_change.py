@@ -137,16 +137,18 @@ def choose(messages: list[DoViewChange], quorums: Quorums) -> Choice:
 
 
 def tick(r: Replica) -> None:
-    """Suspicion of a silent primary, of a view change that takes too long; resending; signs of life."""
-    if r.ping_timer.due(r.now):
-        _give_sign_of_life(r)
+    """Suspicion of a silent primary, of a view change that takes too long; resending."""
+    view = r.view
     if r.status == Status.NORMAL:
         if not r.is_primary and not r.scope.suspecting and r.now >= r.detector.deadline:
             suspect(r)
     elif r.view_change_timer.due(r.now):
         r.view_changes_failed += 1
         suspect(r)
-        _start_view_change_timer(r)
+        if r.view == view:
+            _start_view_change_timer(r)
+    if r.view != view:
+        return
     if r.vote_timer.due(r.now) and r.scope.suspecting:
         _vote(r)
     if r.do_view_change_timer.due(r.now) and r.status == Status.VIEW_CHANGE:
@@ -203,9 +205,11 @@ def _ping(r: Replica) -> Message:
     return r.make(Command.PING, op=r.log.durable)
 
 
-def _give_sign_of_life(r: Replica) -> None:
+def give_signs_of_life(r: Replica) -> None:
     """To those that hear nothing else of this replica: what one may be asked for, and whether a quorum is there,
     is known by who is heard."""
+    if not r.ping_timer.due(r.now):
+        return
     r.ping_timer.start(r.now + r.prng.jitter(r.config.ping_ns))
     is_leading = r.status == Status.NORMAL and r.is_primary and not r.scope.abdicated
     if r.view_token is not None or is_leading:
