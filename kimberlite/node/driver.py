@@ -53,18 +53,10 @@ from kimberlite.types import (
     ViewState,
 )
 from kimberlite.vsr.codec import ClientRequest, decode_trim
+from kimberlite.vsr.events import DropReason, Event
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.work import (
-    Apply,
-    DropReason,
-    Event,
-    Persist,
-    PersistKind,
-    ServeHeaders,
-    ServePrepare,
-    ToReplica,
-)
+from kimberlite.vsr.work import Apply, Persist, PersistKind, ServeHeaders, ServePrepare, ToReplica
 
 ROUNDS_MAX = 16
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another

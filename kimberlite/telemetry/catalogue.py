@@ -20,7 +20,8 @@ from enum import Enum, auto
 
 from kimberlite._fast.metrics import Kind, Series
 from kimberlite.types import REPLICAS_MAX, Access, Command, Dropped, Ended, Reason, Status
-from kimberlite.vsr.work import CannotCommit, DropReason, GaveUp, ViewChangeCause
+from kimberlite.vsr.events import DropReason, GaveUp, ViewChangeCause
+from kimberlite.vsr.work import CannotCommit
 
 PREFIX = "vsr"
 CONSTANT_LABELS = ("cluster", "replica_id")

@@ -25,7 +25,8 @@ from kimberlite.errors import InvariantError
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import BY_NAME, cell_name, label_value
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Header, Reason
-from kimberlite.vsr.work import CannotCommit, DropReason, Event, EventKind, GaveUp, Snapshot, ViewChangeCause
+from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp, ViewChangeCause
+from kimberlite.vsr.work import CannotCommit, Snapshot
 
 # Positions in catalogue.LOOP_PARTS.
 POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PARTS))

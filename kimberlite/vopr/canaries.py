@@ -61,6 +61,7 @@ from kimberlite.vsr import (
     view_change,
 )
 from kimberlite.vsr.admission import Act, Ruling
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.quorum import Quorums
@@ -69,7 +70,7 @@ from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.sessions import Session as SessionEntry
 from kimberlite.vsr.state import LogState, Prepared
 from kimberlite.vsr.view_change import Choice, DoViewChange
-from kimberlite.vsr.work import Admission, Apply, EventKind, ServePrepare
+from kimberlite.vsr.work import Admission, Apply, ServePrepare
 
 SEEDS_MAX = 500
 

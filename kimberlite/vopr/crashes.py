@@ -41,8 +41,8 @@ from kimberlite.vopr.observed import DigestMachine
 from kimberlite.vopr.recording import CHECKPOINT_OPS, REPLICAS, Event, Ledger, Recording, record
 from kimberlite.vopr.workers import Workers, show
 from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.events import Event as CoreEvent
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Event as CoreEvent
 
 NEW_BODIES = tuple(Random(size).randbytes(size) for size in (100, 40_000, 30_000))  # into another segment
 PART = 200  # images of one report

@@ -17,8 +17,9 @@ from kimberlite.state_machine import Batch
 from kimberlite.storage.store import Store
 from kimberlite.types import Checksum, Header, Message, Operation, Reason
 from kimberlite.vopr import limits
+from kimberlite.vsr.events import DropReason, Event, EventKind
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import DropReason, Event, EventKind, PersistKind
+from kimberlite.vsr.work import PersistKind
 
 # Names of events, as they are counted.
 LABELS = {kind: kind.name for kind in EventKind}

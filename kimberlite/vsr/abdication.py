@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 from kimberlite.types import Status
 from kimberlite.vsr import quorum, verdict
+from kimberlite.vsr.events import GaveUp
 from kimberlite.vsr.state import Lag, Peer, Prepared
-from kimberlite.vsr.work import GaveUp
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

@@ -15,7 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from kimberlite.types import Command, Header, Status
-from kimberlite.vsr.work import DropReason
+from kimberlite.vsr.events import DropReason
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
 from kimberlite.types import ZERO16, Checksum, Command, Header
-from kimberlite.vsr.work import EventKind
+from kimberlite.vsr.events import EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

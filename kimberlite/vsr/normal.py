@@ -30,9 +30,10 @@ from kimberlite.types import (
 from kimberlite.vsr import abdication, conflict, quorum, repair, round_trips
 from kimberlite.vsr.codec import ClientRequest, encode_trim, follows
 from kimberlite.vsr.config import MS, PIPELINE_LIMIT
+from kimberlite.vsr.events import DropReason, EventKind, GaveUp
 from kimberlite.vsr.sessions import Result, Session
 from kimberlite.vsr.state import Prepared
-from kimberlite.vsr.work import Admission, DropReason, EventKind, GaveUp, ServePrepare
+from kimberlite.vsr.work import Admission, ServePrepare
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

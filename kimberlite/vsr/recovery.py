@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from kimberlite.types import EntryState, Recovered, Status
 from kimberlite.vsr import repair
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.state import LogState
-from kimberlite.vsr.work import EventKind
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

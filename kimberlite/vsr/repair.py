@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 from kimberlite.types import Command, Header, Message, Status
 from kimberlite.vsr import bounds, conflict, verdict
 from kimberlite.vsr.codec import decode_chain, encode_headers, follows
+from kimberlite.vsr.events import DropReason, EventKind
 from kimberlite.vsr.state import HeadersRequest, Peer, RepairRequest
-from kimberlite.vsr.work import DropReason, EventKind, ServeHeaders, ServePrepare
+from kimberlite.vsr.work import ServeHeaders, ServePrepare
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

@@ -42,6 +42,7 @@ from kimberlite.vsr import abdication, admission, bounds, conflict, normal, reco
 from kimberlite.vsr.admission import Act
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
+from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.quorum import quorums
@@ -51,10 +52,6 @@ from kimberlite.vsr.timers import FailureDetector, Prng, Timer
 from kimberlite.vsr.work import (
     Admission,
     Apply,
-    DropReason,
-    Event,
-    EventKind,
-    GaveUp,
     Persist,
     PersistKind,
     ServeHeaders,

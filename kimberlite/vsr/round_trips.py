@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Header
-from kimberlite.vsr.work import EventKind
+from kimberlite.vsr.events import EventKind
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

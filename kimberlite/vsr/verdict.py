@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Status
-from kimberlite.vsr.work import CannotCommit, GaveUp
+from kimberlite.vsr.events import GaveUp
+from kimberlite.vsr.work import CannotCommit
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

@@ -31,9 +31,9 @@ from kimberlite.vsr.codec import (
     encode_headers,
     follows,
 )
+from kimberlite.vsr.events import DropReason, EventKind, GaveUp, ViewChangeCause
 from kimberlite.vsr.quorum import Quorums
 from kimberlite.vsr.state import LogState, Prepared
-from kimberlite.vsr.work import DropReason, EventKind, GaveUp, ViewChangeCause
 
 if TYPE_CHECKING:
     from kimberlite.vsr.replica import Replica

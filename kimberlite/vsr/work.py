@@ -11,7 +11,7 @@ rule each:
 - `serve`: entries or headers that a peer wants and that only the disk still has;
 - `refused`: frames that no honest replica sends: whoever holds their connection closes it.
 
-Imports errors and types only.
+What happened is told in `events`: see vsr/events.py. Imports types and events only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from enum import IntEnum, StrEnum, auto
 from typing import NamedTuple
 
 from kimberlite.types import Checksum, ClientId, Header, Message
+from kimberlite.vsr.events import Event
 
 
 class ToReplica(NamedTuple):
@@ -82,81 +83,6 @@ class ServeHeaders(NamedTuple):
     first: int
     last: int
     nonce: int  # of the request, for the answer
-
-
-class EventKind(IntEnum):
-    """What happened, for telemetry and logs. `a`, `b`, `c` are given beside each."""
-
-    PREPARED = auto()  # op, events, bytes
-    PREPARE_ACKED = auto()  # op, nanoseconds since it was prepared (quorum reached), replica whose ack decided
-    JOURNALED = auto()  # op, nanoseconds from entering this replica's log to durable here, 1 when primary
-    COMMITTED = auto()  # op, events, nanoseconds since it entered this replica's log (-1 when it came by repair)
-    REPLAYED = auto()  # op, events: executed once more, for a start found it committed on its disk
-    QUEUED = auto()  # nanoseconds the oldest request of a batch waited
-    REPLIED = auto()  # op, nanoseconds between receipt and reply, those its client saw for the request before (or 0)
-    REJECTED = auto()  # reason
-    DUPLICATE = auto()  # request number
-    DROPPED = auto()  # command, drop reason
-    ABANDONED = auto()  # first op, number of ops: prepared here, uncommitted when this primary left its view
-    STATUS = auto()  # new status, view
-    VIEW_CHANGE_STARTED = auto()  # view, cause
-    VIEW_CHANGED = auto()  # view, nanoseconds since the replica left the old view
-    PRIMARY = auto()  # 1 when it became primary, 0 when it ceased to be
-    SUFFIX_DROPPED = auto()  # op, nacks
-    REPAIR_REQUESTED = auto()  # op, peer
-    REPAIRED = auto()  # op, nanoseconds since first requested
-    REPAIR_EXPIRED = auto()  # op, peer that was asked for it or for headers from it on
-    FAULTY = auto()  # op
-    SESSION_REGISTERED = auto()  # session
-    SESSION_EVICTED = auto()  # session
-    ABDICATED = auto()  # view, why (GaveUp)
-    RECOVERED = auto()  # nanoseconds since start: in normal status, and all applied that was known to be committed then
-    STUCK = auto()  # op of which the evidence has neither a copy nor a nack quorum, replicas whose evidence came
-    PEER_ROUND_TRIP = auto()  # peer, nanoseconds
-    CHECKPOINTED = auto()  # op
-    TRIMMED = auto()  # first op of the log
-    IDENTITY_CONFLICT = auto()  # op, replica whose heartbeat names another entry than the own one: see vsr/conflict.py
-    FORFEITED = auto()  # commit number, ops behind it, why (GaveUp): this replica gave up leading its view
-
-
-class ViewChangeCause(IntEnum):
-    """Why a replica left its view. Below NEWER_VIEW: it counted the votes itself."""
-
-    PRIMARY_SILENT = 0  # a quorum voted
-    ABDICATED = 1  # the same, and it is the primary that had asked for it
-    NEWER_VIEW = 2  # heard of from a peer
-
-
-class GaveUp(IntEnum):
-    """Why a replica left the lead of its view to another."""
-
-    ABDICATED = 0  # it could not commit
-    DRAINED = 1  # it is being stopped
-    BEHIND = 2  # it lacks much of the log, and another one has it
-    DISK_FULL = 3  # it lacks entries of the log, and has no room for them
-    LAGGING = 4  # it did not execute what the others committed: a disk that hangs, or a damaged entry
-
-
-class DropReason(IntEnum):
-    WRONG_CLUSTER = 1
-    OLD_VIEW = 2
-    NEWER_VIEW = 3
-    WRONG_STATUS = 4
-    NOT_MEMBER = 5
-    DUPLICATE = 6
-    BROKEN_CHAIN = 7
-    BOUND = 8
-    MALFORMED = 9
-    WRONG_ROLE = 10
-    UNWANTED = 11
-    OUT_OF_BOUNDS = 12  # a number that can not be: see vsr.bounds
-
-
-class Event(NamedTuple):
-    kind: EventKind
-    a: int = 0
-    b: int = 0
-    c: int = 0
 
 
 class Work:
@@ -237,7 +163,7 @@ class Snapshot:
     draining: bool
     is_disk_full: bool  # nearly, or nothing more can be reserved
     peers: tuple[PeerSnapshot, ...]
-    stuck_op: int  # what a view change waits for: see EventKind.STUCK; 0 when for nothing
+    stuck_op: int  # what a view change waits for: see events.EventKind.STUCK; 0 when for nothing
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
     cannot_commit: tuple[CannotCommit, ...]  # empty when it can, as far as this replica knows
     held_bytes: int = 0  # of entries that wait for the own disk, or to be executed

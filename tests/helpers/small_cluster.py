@@ -15,8 +15,8 @@ from kimberlite.storage.store import Store, format_store
 from kimberlite.types import Command, Message, Operation, Status
 from kimberlite.vopr.disk import Files, SimDisk
 from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.events import Event, EventKind
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Event, EventKind
 
 CLUSTER = b"o" * 16
 MS = 1_000_000

@@ -49,8 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "net": {"errors", "types", "_fast", "_sys"},
     "client": {"errors", "types", "config", "_fast", "net"},
     "client.session": {"errors", "types", "_fast"},
-    # "" is for __version__. The recorder speaks of the core's events; vsr.work is the contract, not the core.
-    "telemetry": {"", "errors", "types", "process", "_fast", "_sys", "vsr.work"},
+    # "" is for __version__. Events and vsr.work are the core's contract, not the core.
+    "telemetry": {"", "errors", "types", "process", "_fast", "_sys", "vsr.events", "vsr.work"},
     "node": {
         "",
         "errors",
@@ -368,7 +368,7 @@ def make(root: Path, name: str, text: str) -> None:
     ("module", "text"),
     [
         ("vsr/normal.py", "from kimberlite.vsr import work\nfrom dataclasses import dataclass"),
-        ("telemetry/recorder.py", "from kimberlite.vsr.work import EventKind\nimport os"),
+        ("telemetry/recorder.py", "from kimberlite.vsr.events import EventKind\nimport os"),
         ("client/session.py", "import random\nfrom kimberlite._fast import framing"),
         ("vopr/world.py", "from kimberlite.client.session import Session\nfrom kimberlite.node import driver"),
         ("cli/vopr.py", "from kimberlite.vopr import world\nfrom kimberlite.cli import _common"),
@@ -378,6 +378,7 @@ def make(root: Path, name: str, text: str) -> None:
 def test_checker_accepts_what_is_allowed(tmp_path: Path, module: str, text: str) -> None:
     root = tmp_path / "kimberlite"
     for needed in (
+        "vsr.events",
         "vsr.work",
         "vsr.replica",
         "_fast.framing",

@@ -27,8 +27,9 @@ from kimberlite.storage.store import Store, format_store
 from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Operation, Reason, Status
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, empty, fill, make_unreadable
 from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.events import Event, EventKind
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Apply, Event, EventKind, ServeHeaders, ToReplica, Work
+from kimberlite.vsr.work import Apply, ServeHeaders, ToReplica, Work
 
 CLUSTER = b"n" * 16
 CLIENT = b"c" * 16

@@ -12,7 +12,7 @@ from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import METRICS, Metric, Role, Source, Unit
 from kimberlite.types import REPLICAS_MAX, Command, Dropped, Reason, Status
-from kimberlite.vsr.work import DropReason
+from kimberlite.vsr.events import DropReason
 
 each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 

@@ -15,7 +15,7 @@ from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.prometheus import exposition
 from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.recorder import Recorder
-from kimberlite.vsr.work import Event, EventKind
+from kimberlite.vsr.events import Event, EventKind
 
 REPLICAS = 3
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

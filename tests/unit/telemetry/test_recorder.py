@@ -18,16 +18,8 @@ from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, UNCOUNTED, Recorder, StorageSample, _nothing
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
-from kimberlite.vsr.work import (
-    CannotCommit,
-    DropReason,
-    Event,
-    EventKind,
-    GaveUp,
-    PeerSnapshot,
-    Snapshot,
-    ViewChangeCause,
-)
+from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp, ViewChangeCause
+from kimberlite.vsr.work import CannotCommit, PeerSnapshot, Snapshot
 
 REPLICAS = 3
 OWN = 1

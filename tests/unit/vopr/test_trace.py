@@ -12,7 +12,7 @@ from kimberlite.types import Command, Message
 from kimberlite.vopr.plan import draw
 from kimberlite.vopr.trace import TRACE_TAIL, Trace
 from kimberlite.vopr.world import World
-from kimberlite.vsr.work import Event, EventKind
+from kimberlite.vsr.events import Event, EventKind
 
 PING = Message(framing.make_header(cluster=bytes(16), command=Command.PING), b"")
 OTHER = Message(framing.make_header(cluster=bytes(16), command=Command.PING, view=1), b"")

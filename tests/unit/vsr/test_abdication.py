@@ -11,7 +11,8 @@ from kimberlite._fast.framing import make_header
 from kimberlite.types import Command, Message, Operation, Status
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vsr import abdication
-from kimberlite.vsr.work import CannotCommit, EventKind, GaveUp
+from kimberlite.vsr.events import EventKind, GaveUp
+from kimberlite.vsr.work import CannotCommit
 
 FOR_EVER = 1 << 60
 

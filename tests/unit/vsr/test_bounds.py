@@ -14,7 +14,8 @@ from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
 from kimberlite.types import OP_MAX, VIEW_MAX, Command, Header, Message, Operation, Reason, Status
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
-from kimberlite.vsr.work import CannotCommit, DropReason, EventKind
+from kimberlite.vsr.events import DropReason, EventKind
+from kimberlite.vsr.work import CannotCommit
 
 U64_MAX = 2**64 - 1
 

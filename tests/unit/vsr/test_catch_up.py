@@ -23,9 +23,10 @@ from kimberlite.types import (
 )
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers
 from kimberlite.vsr.config import MS, CoreConfig
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.log import ENTRY_BYTES
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import EventKind, ToReplica, Work
+from kimberlite.vsr.work import ToReplica, Work
 
 CLUSTER = b"u" * 16
 ROOT = root_header(make_header, CLUSTER)

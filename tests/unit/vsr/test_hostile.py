@@ -13,7 +13,7 @@ from kimberlite._fast.framing import make_header
 from kimberlite.types import ZERO16, Command, Message, Operation
 from kimberlite.vopr import hostile
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
-from kimberlite.vsr.work import EventKind
+from kimberlite.vsr.events import EventKind
 
 PEERS = (
     *(Command.PREPARE, Command.PREPARE_OK, Command.COMMIT, Command.START_VIEW_CHANGE, Command.DO_VIEW_CHANGE),

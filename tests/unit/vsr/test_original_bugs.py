@@ -15,7 +15,7 @@ from kimberlite.node.driver import FastCodec
 from kimberlite.storage import superblock
 from kimberlite.types import Command, Message, Reason, Status
 from kimberlite.vopr.disk import SimDisk
-from kimberlite.vsr.work import EventKind
+from kimberlite.vsr.events import EventKind
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ from kimberlite.types import (
 )
 from kimberlite.vsr.codec import Evidence, encode_evidence
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.state import Pace
-from kimberlite.vsr.work import Admission, EventKind, PersistKind, ToClient, ToReplica, Work
+from kimberlite.vsr.work import Admission, PersistKind, ToClient, ToReplica, Work
 
 CLUSTER = b"d" * 16
 CLIENT = b"c" * 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from small_cluster import MS, Cluster, Node
 
 from kimberlite.types import Command
-from kimberlite.vsr.work import EventKind
+from kimberlite.vsr.events import EventKind
 
 
 def samples(node: Node) -> dict[int, list[int]]:

@@ -23,8 +23,9 @@ from kimberlite.types import (
 )
 from kimberlite.vsr.codec import Evidence, decode_trim, encode_evidence, encode_trim
 from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import EventKind, ToReplica, Work
+from kimberlite.vsr.work import ToReplica, Work
 
 CLUSTER = b"d" * 16
 ROOT = root_header(make_header, CLUSTER)

@@ -25,8 +25,9 @@ from kimberlite.vopr.disk import corrupt
 from kimberlite.vsr import verdict
 from kimberlite.vsr.codec import Evidence, encode_evidence
 from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.events import EventKind, GaveUp
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import CannotCommit, EventKind, GaveUp
+from kimberlite.vsr.work import CannotCommit
 
 CLUSTER = b"v" * 16
 ROOT = root_header(make_header, CLUSTER)

@@ -9,9 +9,9 @@ from small_cluster import MS, Cluster
 from kimberlite._fast.framing import make_header
 from kimberlite.types import Command, Header, Operation, root_header
 from kimberlite.vsr.codec import Evidence
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.view_change import DoViewChange, choose
-from kimberlite.vsr.work import EventKind
 
 CLUSTER = b"c" * 16
 
