@@ -405,7 +405,7 @@ def _forfeits_in_silence() -> list[Patch]:
 
 @canary("a candidate that is far behind leads its view though another has the log")
 def _leads_far_behind() -> list[Patch]:
-    return [(view_change, "is_far_behind", lambda r, choice: False)]
+    return [(view_change, "is_far_behind", lambda r, choice, gap: False)]
 
 
 @canary("the longest log wins, of whatever view")

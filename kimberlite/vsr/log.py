@@ -282,6 +282,16 @@ class Log:
 
     # View changes
 
+    def same_up_to(self, suffix: Sequence[Header], canonical: int) -> int:
+        """The highest op at or below which this log is known to be the one that ends with `suffix`; `canonical` as
+        for install. The same identity means the same history: it suffices to find one, whatever is missing below."""
+        same = canonical
+        for header in suffix:
+            own = self.headers.get(header.op) or self.candidates.get(header.op)
+            if own is not None and own.checksum == header.checksum:
+                same = max(same, header.op)
+        return same
+
     def install(self, suffix: Sequence[Header], canonical: int) -> int:
         """Replace everything above what is known to be canonical by `suffix`.
 
@@ -292,12 +302,7 @@ class Log:
         """
         head = suffix[-1].op
         first = suffix[0].op
-        # The same identity means the same history: it suffices to find one, whatever is missing below.
-        match = canonical
-        for header in suffix:
-            own = self.headers.get(header.op) or self.candidates.get(header.op)
-            if own is not None and own.checksum == header.checksum:
-                match = max(match, header.op)
+        match = self.same_up_to(suffix, canonical)
         # Damaged beyond recognition, or damaged and known to be this very entry: it may have been
         # acknowledged here. It stays faulty, wherever the journal is cut.
         doubted = {

@@ -408,9 +408,10 @@ def _try_to_choose(r: Replica) -> None:
         r.emit(EventKind.DROPPED, Command.DO_VIEW_CHANGE, DropReason.BROKEN_CHAIN)
         r.scope.evidence = {r.index: r.scope.evidence[r.index]}
         return
-    if is_far_behind(r, choice):
+    gap = ops_behind(r, choice, canonical)
+    if is_far_behind(r, choice, gap):
         # Nothing would be answered before it has caught up: whoever has the log leads.
-        _give_up(r, EventKind.FORFEITED, choice.commit, choice.commit - r.log.linked, GaveUp.BEHIND)
+        _give_up(r, EventKind.FORFEITED, choice.commit, gap, GaveUp.BEHIND)
         suspect(r)
         return
     if r.is_disk_full and lacks_entries(r, choice.suffix):
@@ -424,11 +425,16 @@ def _try_to_choose(r: Replica) -> None:
     install(r, choice.suffix, canonical)
 
 
-def is_far_behind(r: Replica, choice: Choice) -> bool:
+def ops_behind(r: Replica, choice: Choice, canonical: int) -> int:
+    """How much of what is committed this candidate lacks. What it holds of an older view's log is nothing that it
+    has, unless the chosen one is known to have it too."""
+    return choice.commit - min(r.log.linked, r.log.same_up_to(choice.suffix, canonical))
+
+
+def is_far_behind(r: Replica, choice: Choice, gap: int) -> bool:
     """Whether this candidate lacks much of what is committed, and another that gave evidence has it. It gives its
     view up at once, and does not have to again: who has the log is not left while others catch up with it."""
     others = (message for message in r.scope.evidence.values() if message.replica != r.index)
-    gap = choice.commit - r.log.linked
     return gap > r.config.forfeit_gap and any(has_copy(m, choice.commit, choice.suffix[0]) for m in others)
 
 

@@ -37,12 +37,13 @@ def frame(command: Command, body: bytes = b"", **fields: Any) -> Message:
     return Message(make_header(body, cluster=CLUSTER, command=command, **fields), body)
 
 
-def chain(count: int, view: int = 0, size: int = 0) -> list[Message]:
-    """A log of `count` ops; index 0 is the root."""
-    messages = [Message(ROOT)]
-    for op in range(1, count + 1):
-        parent = messages[-1].header.checksum
-        fields = {"op": op, "parent": parent, "view": view, "operation": Operation.NOOP}
+def chain(count: int, view: int = 0, size: int = 0, parent: Message | None = None) -> list[Message]:
+    """A log of `count` ops behind `parent`, which comes first: the root when None."""
+    messages = [parent or Message(ROOT)]
+    first = messages[0].header.op + 1
+    for op in range(first, first + count):
+        before = messages[-1].header.checksum
+        fields = {"op": op, "parent": before, "view": view, "operation": Operation.NOOP}
         messages.append(frame(Command.PREPARE, bytes(size), replica=view % 3, **fields))
     return messages
 
@@ -51,21 +52,29 @@ LOG = chain(HEAD)
 
 
 def replica(
-    index: int, *, head: int = 0, view: int = 0, log_view: int | None = None, count: int = 3, **config: Any
+    index: int,
+    *,
+    head: int = 0,
+    view: int = 0,
+    log_view: int | None = None,
+    commit: int | None = None,
+    count: int = 3,
+    **config: Any,
 ) -> Replica:
-    """One of three whose disk holds LOG up to `head`, all of it committed, as a backup of `view`; in the view change
-    to it when log_view is lower."""
+    """One of three whose disk holds LOG up to `head`, committed up to `commit` or all of it, as a backup of `view`; in
+    the view change to it when log_view is lower."""
+    commit = head if commit is None else commit
     suffix = tuple(message.header for message in LOG[head : head + 1])
     core = Replica(
         config=CoreConfig(CLUSTER, index, count, **config),
         codec=FastCodec(),
         recovered=Recovered(
-            ViewState(view, view if log_view is None else log_view, head, head, head, suffix),
+            ViewState(view, view if log_view is None else log_view, commit, commit, head, suffix),
             head,
             LOG[head].header,
             head,
             head,
-            commit=head,
+            commit=commit,
         ),
         headers=[message.header for message in LOG[max(head - 50, 0) : head]],
         seed=3,
@@ -379,6 +388,20 @@ def test_who_has_the_log_leads_and_nobody_else_gives_up_its_view() -> None:
     assert {header.view for _, header in sent(work, Command.START_VIEW_CHANGE)} == {1}
     assert sent(candidate(550, 50, has), Command.START_VIEW)
     assert sent(candidate(500, 50, lost), Command.START_VIEW), "nobody who gave evidence has it"
+
+
+@pytest.mark.parametrize("gap", [39, 40])
+def test_what_is_held_of_an_older_log_is_nothing_that_a_candidate_has(gap: int) -> None:
+    """Replica 1 holds 60 ops of view 0, 20 of them committed. What is committed above these is another log's."""
+    core = replica(1, head=60, commit=20, forfeit_gap=gap)
+    settle(core)
+    newer = chain(40, view=3, parent=LOG[20])[-1].header
+    core.step(frame(Command.PING, replica=2, view=4), 20 * MS)
+    settle(core)
+    body = encode_evidence(Evidence(60, 1, 1, 0, (newer,)))
+    core.step(frame(Command.DO_VIEW_CHANGE, body, replica=2, view=4, log_view=3, op=60, commit=60, count=1), 21 * MS)
+    given_up = [event.b for event in settle(core).events if event.kind is EventKind.FORFEITED]
+    assert given_up == ([40] if gap < 40 else [])
 
 
 def test_a_view_that_its_candidate_gives_up_is_left_at_once() -> None:
