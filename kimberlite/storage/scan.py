@@ -291,8 +291,13 @@ class _Walk:
         if here.entry is Entry.ZERO and end is not None:
             # Nothing follows here; what is damaged at the head of the next segment may follow.
             return beyond if op <= self.witnessed or beyond.witness is not Witness.OTHER else here
-        here.sure = False
-        return here
+        unsure = self._one_of(here, beyond, op)
+        unsure.sure = False
+        return unsure
+
+    def _one_of(self, here: _Found, beyond: _Found, op: int) -> _Found:
+        """Nothing tells at which of two places an op would stand: the log ends before it only where both say so."""
+        return beyond if self.judge(beyond, op) is Decision.FAULTY else here
 
     def is_hot(self, found: _Found, op: int) -> bool:
         return found.segment > self.used - HOT_SEGMENTS or op > self.commit - HOT_OPS

@@ -6,8 +6,11 @@ Segments here hold sixteen sectors: an entry of WHOLE bytes takes one of them, D
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
@@ -32,11 +35,11 @@ def states(recovered: Any) -> dict[int, tuple[EntryState, bool]]:
     return {entry.op: (entry.state, entry.header is not None) for entry in recovered.entries}
 
 
-def cut_and_grown(kit: Any, bench: Any) -> list[Message]:
+def cut_and_grown(kit: Any, bench: Any, sizes: Sequence[int] = (DOUBLE, WHOLE)) -> list[Message]:
     """Op 16 of view 0 filled the first segment; view 1 replaced it by one that begins the second."""
     old = kit.chain([WHOLE] * SECTORS)
     bench.append(old)
-    new = kit.chain([DOUBLE, WHOLE], after=old[-2].header, view=1, salt=7)
+    new = kit.chain(sizes, after=old[-2].header, view=1, salt=7)
     suffix = (old[-2].header,)
     bench.promise(ViewState(view=1, log_view=1, base=15, suffix_head=15, suffix=suffix))
     bench.store.truncate(15)
@@ -61,6 +64,24 @@ def test_nor_when_the_witness_of_the_true_one_is_damaged(kit: Any, bench: Any) -
     again = bench.reopen()
     assert again.recovered.settled == 17
     assert again.store.read(16).header == log[15].header
+
+
+@pytest.mark.parametrize("is_old_one_damaged", [False, True])
+def test_the_head_of_the_log_is_not_forgotten_where_an_older_one_stands_before_it(
+    kit: Any, bench: Any, is_old_one_damaged: bool
+) -> None:
+    """Entry and witness of op 16 are gone. That what stands at the end of the segment before was never acknowledged
+    says nothing of op 16, which may stand behind it."""
+    log = cut_and_grown(kit, bench, [DOUBLE])
+    damage_entry(bench.files, 1, 0)
+    damage_witness(bench.files, 1, 0)
+    if is_old_one_damaged:
+        damage_entry(bench.files, 0, 15 * SECTOR)
+    again = bench.reopen()
+    assert again.recovered.settled == 15
+    assert states(again.recovered)[16] == (EntryState.FAULTY, False)
+    again.append(log[15:])
+    assert again.reopen().recovered.settled == 16
 
 
 def test_a_segment_used_again_holds_no_witness_of_its_former_log(kit: Any, bench: Any) -> None:
