@@ -18,7 +18,8 @@ from kimberlite.vopr.checkers import Acknowledged, Violation
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.world import SimNode, World
+    from kimberlite.vopr.nodes import SimNode
+    from kimberlite.vopr.world import World
 
 READ_GAP_NS = 100 * MS
 READ_EVENTS_MAX, READ_BYTES_MAX = (1, 10, 1000), (1, 5000, 100_000)

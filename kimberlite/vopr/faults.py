@@ -43,7 +43,8 @@ from kimberlite.vopr.disk import (
 from kimberlite.vsr.config import MS
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.world import SimNode, World
+    from kimberlite.vopr.nodes import SimNode
+    from kimberlite.vopr.world import World
 
 Fault: TypeAlias = tuple[int, str, int]  # virtual nanoseconds, kind, argument
 Action: TypeAlias = Callable[[], None]

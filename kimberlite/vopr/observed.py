@@ -29,7 +29,8 @@ WEIGH_EVERY = 32  # steps: adding up the bodies in memory costs more than all el
 
 if TYPE_CHECKING:
     from kimberlite.vopr.disk import SimDisk
-    from kimberlite.vopr.world import SimNode, World
+    from kimberlite.vopr.nodes import SimNode
+    from kimberlite.vopr.world import World
     from kimberlite.vsr.log import Log
 
 

@@ -19,8 +19,9 @@ from kimberlite.types import Checksum, ClientId, Command, Header, Message, ViewS
 from kimberlite.vopr.checkers import Checkers
 from kimberlite.vopr.disk import Files, SimDisk, Submission, TearPolicy
 from kimberlite.vopr.enumeration import check
+from kimberlite.vopr.liveness import CONVERGE_NS_MAX, demand
 from kimberlite.vopr.plan import MS, Plan
-from kimberlite.vopr.world import CONVERGE_NS_MAX, World
+from kimberlite.vopr.world import World
 from kimberlite.vsr.codec import ClientRequest
 
 SEED = 5
@@ -260,7 +261,7 @@ class Recording(World):
         self.checkers = self.ledger = Ledger(self)
         self.requests = requests
 
-    def _make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
+    def make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
         return RecordingDisk(self.files[index], lambda: self.now, latency, wake, self.records[index])
 
     def run(self) -> None:
@@ -318,7 +319,7 @@ class Recording(World):
             self.run_until(self.now + MS, lambda: False)
 
     def _quiet(self) -> None:
-        self._demand(CONVERGE_NS_MAX, "all replicas", list(range(REPLICAS)))
+        demand(self, CONVERGE_NS_MAX, "all replicas", list(range(REPLICAS)))
         self.run_until(self.now + 500 * MS, lambda: False)  # the peers hear of the checkpoints
 
     def _primary(self) -> int:

@@ -17,7 +17,8 @@ from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.plan import EPOCH_NS, MS
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.world import SimNode, World
+    from kimberlite.vopr.nodes import SimNode
+    from kimberlite.vopr.world import World
 
 RETENTION_NS = 250 * MS  # between two looks; the node looks once a second, at limits of hours
 

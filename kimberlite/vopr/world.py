@@ -5,8 +5,7 @@ Driver over the production Store over a SimDisk; clients are the production Sess
 here reads a clock or an entropy source but the seed's three streams.
 
     safety phase    anything may fail; I-checks at every step
-    liveness phase  faults end; first a core quorum alone must finish what is pending, then all
-                    replicas come back and must converge; E-checks at the end
+    liveness phase  faults end, and everything pending must finish (liveness.py); E-checks at the end
 """
 
 from __future__ import annotations
@@ -16,26 +15,17 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
 import xxhash
 
-from kimberlite._fast import framing
 from kimberlite.errors import KimberliteError, WriteFailedError
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.clock import JUMP_NS
-from kimberlite.node.driver import FastCodec, known_headers, requests_of, restore
-from kimberlite.node.reader import LogReader
-from kimberlite.node.retention import Retention
-from kimberlite.storage.audit import Audit, Cause
-from kimberlite.storage.scrub import Scrubber
-from kimberlite.storage.store import format_store
-from kimberlite.types import Bytes, Command, Message
-from kimberlite.vopr import limits, upkeep
+from kimberlite.node.driver import requests_of
+from kimberlite.types import Bytes, Message
 from kimberlite.vopr.checkers import (
-    VIEW_CHANGE_QUORUM,
     Checkers,
     Promises,
     Violation,
@@ -44,53 +34,22 @@ from kimberlite.vopr.checkers import (
 )
 from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient, SimReader
-from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy, empty
+from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
-from kimberlite.vopr.late_return import late_return
 from kimberlite.vopr.leads import Leads
+from kimberlite.vopr.liveness import liveness
 from kimberlite.vopr.network import Address, SimNetwork
-from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
-from kimberlite.vopr.persistent import persistent_fault
-from kimberlite.vopr.plan import EPOCH_NS, MS, Plan, below, streams
+from kimberlite.vopr.nodes import TICK_NS, SimNode, boot, format_disk
+from kimberlite.vopr.plan import EPOCH_NS, MS, Plan, streams
 from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
-from kimberlite.vsr.config import CoreConfig
 
-TICK_NS = 10 * MS
-SCRUB_INTERVALS_NS = (100 * MS, 1000 * MS, 5000 * MS)
 FAR_NS = 1 << 40 << 20  # beyond the end of every run
 GC_OBJECTS = 20_000  # made and not freed, between two collections
 LOOK_NS = 1 * MS  # between two looks whether a phase is done
 SAFETY_NS_MAX = 120_000 * MS
-CORE_NS_MAX = 60_000 * MS
-CONVERGE_NS_MAX = 60_000 * MS
 SERVE_DELAY_NS = 20_000
-IDLE_NS = 500 * MS  # of which every frame is counted
-QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
-WITNESS_CAUSES = {Cause.WITNESS_DAMAGED, Cause.WITNESS_UNREADABLE, Cause.WITNESS_MISSING, Cause.WITNESS_OTHER}
-SCRUBBED_CAUSES = {*WITNESS_CAUSES, Cause.COPY_DAMAGED, Cause.COPY_OLD}  # harmless, but written again by a tour
 FAULT_ORDER = -(1 << 62)  # faults come before anything else of the same instant
-
-
-@dataclass(slots=True)
-class SimNode:
-    """A replica: what is lost in a crash."""
-
-    index: int
-    driver: ObservedDriver
-    store: ObservedStore
-    disk: SimDisk
-    life: int
-    up: bool = True
-    paused_until: int = 0
-    booted_at: int = 0
-    down_since: int = 0  # when it is not up
-    tick_at: int = 0
-    backlog: deque[Callable[[], None]] = field(default_factory=deque)
-    scrubber: Scrubber = field(init=False)
-    reader: LogReader = field(init=False)
-    watch: Watch = field(default_factory=Watch)
-    retention: Retention | None = None
 
 
 @contextmanager
@@ -145,23 +104,13 @@ class World:
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
         for index in range(plan.replica_count):
-            self._format(index)
+            format_disk(self, index)
         for index in range(plan.replica_count):
-            self.nodes.append(self._boot(index, 0))
+            self.nodes.append(boot(self, index, 0))
         self.clients = [SimClient(self, index) for index in range(plan.client_count)]
         self.readers = [SimReader(self, index) for index in range(plan.reader_count)]
         for number in range(plan.requests):
             self.clients[number % plan.client_count].quota += 1
-
-    def _format(self, index: int) -> None:
-        format_store(
-            SimDisk(self.files[index], lambda: self.now, lambda: 1),
-            framing.make_header,
-            cluster=self.cluster,
-            replica=index,
-            replica_count=self.plan.replica_count,
-            segment_bytes=self.plan.segment_bytes,
-        )
 
     def count(self, label: str, by: int = 1) -> None:
         """What a campaign wants to have seen: see campaign.LABELS."""
@@ -199,97 +148,7 @@ class World:
 
     # Replicas
 
-    def _boot(self, index: int, life: int) -> SimNode:
-        plan = self.plan
-
-        def wake(when: int) -> None:
-            self.at(when, lambda: self._on_disk(index, life))
-            doom = self.doomed[index]
-            if doom is not None and (not doom or disk.is_writing(doom)):
-                self.doomed[index] = None
-                instant = self.now + self.schedule.randrange(max(when - self.now, 1))
-                self.at(instant, lambda: self._crash_life(index, life))
-
-        latency, mean = self.schedule, plan.disk_latency_ns
-
-        def duration() -> int:
-            return mean // 2 + below(latency, mean)
-
-        disk = self._make_disk(index, duration, wake)
-        try:
-            store = ObservedStore(self, disk)
-            recovered = store.recover()
-        except KimberliteError as error:
-            raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
-        core = ObservedReplica(
-            config=CoreConfig(
-                self.cluster,
-                index,
-                plan.replica_count,
-                pipeline_max=plan.pipeline_max,
-                sessions_max=plan.sessions_max,
-                forfeit_gap=plan.forfeit_gap,
-                abdicate_ns=plan.abdicate_ns,
-                repairs_max=plan.repairs_max,
-                repairs_per_peer_max=plan.repairs_max,
-                repair_bytes=plan.repair_bytes,
-                backlog_bytes=plan.backlog_bytes,
-                queue_max=plan.queue_max,
-                prepare_bytes_max=plan.prepare_bytes_max,
-                request_bytes_max=plan.prepare_bytes_max,
-            ),
-            codec=FastCodec(),
-            recovered=recovered,
-            headers=known_headers(store, recovered),
-            seed=self.schedule.getrandbits(64),
-            now=self.now,
-        )
-        core.world, store.core = self, core
-        machine = DigestMachine()
-        restore(machine, recovered)
-        driver = ObservedDriver(
-            core,
-            store,
-            machine,
-            _Port(self, index),
-            Observer(self, index),
-            lambda: self.now,
-            self.checkpoint_policy,
-            upkeep.background(self, index, life),
-        )
-        driver.world, driver.index = self, index
-        skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)
-        core.set_clock_offset(EPOCH_NS + skew)
-        self.counts["torn"] = self.counts.get("torn", 0) + recovered.torn
-        self.counts["faulty"] = self.counts.get("faulty", 0) + recovered.faulty
-        node = SimNode(index, driver, store, disk, life, booted_at=self.now)
-        random = Random(f"scrub {plan.seed} {index} {life}")
-        node.scrubber = Scrubber(
-            store,
-            bytes_per_s=plan.scrub_bytes_per_s,
-            seed=random.getrandbits(64),
-            now=self.now,
-            interval_ns=random.choice(SCRUB_INTERVALS_NS),
-        )
-        node.reader = LogReader(
-            store,
-            end=lambda: core.positions,
-            applied=lambda: core.applied,
-            damaged=lambda op: driver.on_damage(),
-        )
-        node.retention = upkeep.retention(self, node)
-        self.trace.add(self.now, "boot", index, recovered.head, recovered.settled, core.view)
-        if life:
-            self.nodes[index] = node
-            self.checkers.on_restart(self, index)
-            self.questions.on_restart(index)
-        node.tick_at = self.now + self.schedule.randrange(TICK_NS)
-        self.at(node.tick_at, lambda: self._tick(node))
-        self.at(self.now, lambda: self._on_disk(index, life))  # what recovery has written
-        self.at(self.now, lambda: self.act(index, life, driver.start))
-        return node
-
-    def _make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
+    def make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
         return SimDisk(self.files[index], lambda: self.now, latency, wake, self.devices[index])
 
     def act(self, index: int, life: int, action: Callable[[], None]) -> None:
@@ -334,10 +193,10 @@ class World:
         if until > max(self.now, node.paused_until):
             self.pause(node.index, until)
 
-    def _on_disk(self, index: int, life: int) -> None:
+    def on_disk(self, index: int, life: int) -> None:
         self.act(index, life, self.nodes[index].driver.on_disk)
 
-    def _tick(self, node: SimNode) -> None:
+    def tick(self, node: SimNode) -> None:
         """Look at the timers of a replica, and let its scrubber read: every TICK_NS, in effect."""
         if self.now != node.tick_at or not node.up:
             return
@@ -347,7 +206,7 @@ class World:
                 self.act(node.index, node.life, node.driver.on_tick)
             scrub = node.scrubber.next_deadline()
             if node.up and scrub is not None and scrub <= self.now:
-                self._scrub(node, lambda: node.scrubber.tick(self.now))
+                self.scrub(node, lambda: node.scrubber.tick(self.now))
         self._plan_tick(node)
 
     def _plan_tick(self, node: SimNode) -> None:
@@ -360,7 +219,7 @@ class World:
         due = max(due, node.paused_until)
         if due > node.tick_at:
             node.tick_at += (due - node.tick_at + TICK_NS - 1) // TICK_NS * TICK_NS
-        self.at(node.tick_at, lambda: self._tick(node))
+        self.at(node.tick_at, lambda: self.tick(node))
 
     def _tick_soon(self, node: SimNode) -> None:
         """Something has changed in a replica: there may be something to do before its next tick."""
@@ -371,9 +230,9 @@ class World:
             sooner = (node.tick_at - max(due, self.now + 1)) // TICK_NS * TICK_NS
             if sooner:
                 node.tick_at -= sooner
-                self.at(node.tick_at, lambda: self._tick(node))
+                self.at(node.tick_at, lambda: self.tick(node))
 
-    def _scrub(self, node: SimNode, action: Callable[[], object]) -> None:
+    def scrub(self, node: SimNode, action: Callable[[], object]) -> None:
         """Let the scrubber of a replica read, and the replica know what it found."""
         before = sum(node.scrubber.damage.values())
         try:
@@ -425,7 +284,7 @@ class World:
             client.session.disconnected(index, self.now)
             client.pump()
 
-    def _crash_life(self, index: int, life: int) -> None:
+    def crash_life(self, index: int, life: int) -> None:
         if self.nodes[index].life == life and self.network.faults_on:
             self.crash(index)
 
@@ -439,7 +298,7 @@ class World:
         """The disk of a replica is lost; it starts on a new one, that knows nothing."""
         self.crash(index)
         self.files[index] = Files(on_write=partial(self._on_write, index))
-        self._format(index)
+        format_disk(self, index)
         self._promises.pop(index, None)
         self.checkers.on_wiped(index)
         self.restart(index)
@@ -452,7 +311,7 @@ class World:
         node = self.nodes[index]
         if not self.can_start(index):
             return
-        self._boot(index, node.life + 1)
+        boot(self, index, node.life + 1)
         for client in self.clients:
             client.session.connected(index, self.now)
             client.pump()
@@ -549,105 +408,8 @@ class World:
                 self._at_fault(when, lambda kind=kind, argument=argument: self.inject(kind, argument))  # type: ignore[misc]
         begun = self.now
         self.run_until(begun + SAFETY_NS_MAX, lambda: not any(client.busy for client in self.clients))
-        self._liveness()
+        liveness(self)
         self.checkers.check_end(self, [record for client in self.clients for record in client.history])
-
-    def _liveness(self) -> None:
-        """Faults end. A core quorum must do with what it has; then everybody comes back."""
-        count = self.plan.replica_count
-        self.network.faults_on = False
-        self.network.heal()
-        self.cure()
-        self.ambushes.clear()
-        self.doomed = [None] * count
-        for files, device in zip(self.files, self.devices, strict=True):
-            empty(files)
-            device.lies = None
-        for node in self.nodes:
-            node.disk.fail_next_write = None
-            if node.disk.has_failed:  # its replica ends as soon as it hears of it: that too is before the faults end
-                self.crash(node.index)
-            self.resume(node.index)
-        core = set(range(count))
-        if not self.rotten and not self.plan.garbage:
-            core = set(Random(f"core {self.plan.seed}").sample(range(count), VIEW_CHANGE_QUORUM[count]))
-        for index in range(count):
-            if index not in core:
-                self.crash(index)
-        for index in sorted(core):
-            self.restart(index)
-        self._demand(CORE_NS_MAX, f"replicas {sorted(core)} of {count}", sorted(core))
-        for index in range(count):
-            self.restart(index)
-        self._demand(CONVERGE_NS_MAX, "all replicas", list(range(count)))
-        if self.plan.late_ops and count >= 3 and not self.rotten and not self.plan.garbage:
-            self.run_until(self.now + QUIET_NS, lambda: False)  # what was on its way has arrived
-            self.quiet_since, self.is_late_return = self.now, True
-            late_return(self)
-            self.is_late_return = False
-            self._demand(CONVERGE_NS_MAX, "all replicas after a late return", list(range(count)))
-        self._scrub_all()
-        if self.plan.persistent and count >= 3 and self.plan.sessions_max >= len(self.clients):
-            self.quiet_since = self.now
-            fault = persistent_fault(self, self.plan.persistent)
-            self._demand(CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", list(range(count)))
-            self._scrub_all()
-        self.run_until(self.now + QUIET_NS, lambda: False)
-        self._check_rest()
-        for node in self.nodes:
-            self._check_disk(node)
-        for node in self.nodes:
-            self._read_all(node)
-        self._demand(CONVERGE_NS_MAX, "all replicas after reading their logs", list(range(count)))
-
-    def _scrub_all(self) -> None:
-        """Damage that nobody has read yet is found by a tour over everything, and repaired."""
-        self.run_until(self.now + QUIET_NS, lambda: False)
-        for node in self.nodes:
-            self._scrub(node, lambda node=node: self._tour(node))  # type: ignore[misc]
-        everybody = list(range(self.plan.replica_count))
-        self._demand(CONVERGE_NS_MAX, "all replicas after a tour over their disks", everybody)
-
-    def _check_rest(self) -> None:
-        """I17: when nothing happens, replicas say little, and keep nothing that only work needs."""
-        self.idle_frames = Counter()
-        self.run_until(self.now + IDLE_NS, lambda: False)
-        limits.check_idle(self.idle_frames, self.nodes[0].driver.core.config, IDLE_NS)
-        self.idle_frames = None
-        for node in self.nodes:
-            limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
-
-    def _tour(self, node: SimNode) -> None:
-        """What is left of the present tour, and a whole one."""
-        wanted = node.scrubber.tours + (1 if node.scrubber.is_between_tours else 2)
-        while node.scrubber.tours < wanted:
-            node.scrubber.step()
-
-    def _check_disk(self, node: SimNode) -> None:
-        """Nothing on a disk is damaged any more, as the audit sees it."""
-        audit = Audit(SimDisk(self.files[node.index], lambda: self.now, lambda: 1))
-        wrong = [finding for finding in audit.findings() if not finding.harmless or finding.cause in SCRUBBED_CAUSES]
-        wrong = [finding for finding in wrong if finding.op is None or finding.op >= node.store.first_op]
-        wrong = [finding for finding in wrong if finding.op is not None or finding.cause not in WITNESS_CAUSES]
-        if wrong:
-            what = "; ".join(f"{finding.file}: {finding.text} (op {finding.op})" for finding in wrong[:3])
-            raise Violation("I13 scrubbed disk", f"replica {node.index} after a whole tour: {what}")
-
-    def _demand(self, limit: int, who: str, indices: list[int]) -> None:
-        def done() -> bool:
-            if any(client.busy for client in self.clients):
-                return False
-            heads = {self.nodes[index].driver.core.applied for index in indices}
-            cores = [self.nodes[index].driver.core for index in indices]
-            return len(heads) == 1 and all(
-                core.applied == core.log.op and not core.log.faulty and core.log.durable == core.log.op
-                for core in cores
-            )
-
-        if not self.run_until(self.now + limit, done):
-            states = self.describe(indices)
-            busy = [client.index for client in self.clients if client.busy]
-            raise Violation("E1 liveness", f"{who} did not finish in {limit // MS} ms: clients {busy} wait; {states}")
 
     def describe(self, indices: Sequence[int] | None = None) -> str:
         """Where these replicas are, all that are up when none are named."""
@@ -660,12 +422,6 @@ class World:
             for index in indices
             for core in [self.nodes[index].driver.core]
         )
-
-    def _read_all(self, node: SimNode) -> None:
-        for op in range(node.store.first_op, node.driver.core.applied + 1):
-            if node.store.read(op) is None:
-                life = node.life
-                self.act(node.index, life, node.driver.on_damage)
 
     def read_log(self) -> list[bytes]:
         """All events: what was trimmed as it was when it was first executed, the rest as every replica's
@@ -693,30 +449,3 @@ class World:
             position += len(found)
         if position != len(log):
             raise Violation("E2 same log", f"the log of replica {node.index} ends at {position}, not at {len(log)}")
-
-
-class _Port:
-    """A replica's network."""
-
-    def __init__(self, world: World, index: int) -> None:
-        self._world = world
-        self._index = index
-
-    def send(self, replica: int, message: Message) -> None:
-        self._world.checkers.on_send(self._world, self._index, message)
-        self._world.checkers.on_ask(self._world, self._index, replica, message.header)
-        self._world.questions.on_send(self._world.now, self._index, replica, message.header)
-        self._world.leads.on_send(self._world, self._index, replica, message.header)
-        if self._world.idle_frames is not None:
-            self._world.idle_frames[self._index, replica, message.header.command] += 1
-        self._world.network.send(self._index, replica, message)
-
-    def refuse(self, message: Message) -> None:
-        """Here there are no connections: the event that goes with it is counted."""
-
-    def send_client(self, client: bytes, message: Message) -> None:
-        if message.header.command == Command.REPLY:
-            self._world.checkers.on_reply(self._index, message)
-        target = self._world.client_of(client)
-        if target is not None:
-            self._world.network.send(self._index, target.name, message)

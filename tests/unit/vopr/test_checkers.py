@@ -14,6 +14,7 @@ from kimberlite.types import Command, Message
 from kimberlite.vopr import drill, limits
 from kimberlite.vopr.checkers import Acknowledged, Promises, Violation, check_history, durable_promises
 from kimberlite.vopr.disk import corrupt
+from kimberlite.vopr.liveness import check_rest
 from kimberlite.vopr.plan import draw
 from kimberlite.vopr.world import World
 from kimberlite.vsr.codec import Evidence, encode_evidence
@@ -329,7 +330,7 @@ def case_damage_left_at_rest(world: World) -> None:
 
 def case_left_at_rest(world: World) -> None:
     world.nodes[1].driver.core.in_flight[bytes(16)] = 1
-    world._check_rest()
+    check_rest(world)
 
 
 CASES: list[tuple[str, Callable[[World], None]]] = [

@@ -10,8 +10,9 @@ from calm import calm
 
 from kimberlite.vopr.disk import OPERATIONS, READ, WRITE
 from kimberlite.vopr.faults import KINDS, STRIKES
+from kimberlite.vopr.nodes import SimNode
 from kimberlite.vopr.plan import MS
-from kimberlite.vopr.world import SimNode, World
+from kimberlite.vopr.world import World
 
 ENDS = ("heal", "restart", "disk_space", "cure")
 CALM = calm(client_count=2, latency_ns=100_000, disk_latency_ns=100_000, clock_skew_ns=0)

@@ -1,0 +1,95 @@
+"""Planted bugs of repair, and of what frames bring that nobody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kimberlite._fast import framing
+from kimberlite.errors import FrameError
+from kimberlite.types import HEADER_SIZE, Command, Message
+from kimberlite.vopr import network
+from kimberlite.vopr.canaries.registry import Patch, Unverified, canary
+from kimberlite.vsr import repair, replica
+from kimberlite.vsr.log import Log
+from kimberlite.vsr.pacing import Pacing
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.work import ServePrepare
+
+
+@canary("the body of a frame is not verified when it arrives")
+def _frame_body_unverified() -> list[Patch]:
+    def parse(buffer: bytes, start: int, end: int, limit: int) -> Any:
+        try:
+            return framing.parse(buffer, start, end, limit)
+        except FrameError:
+            header = framing.decode_header(buffer)
+            return [(header, buffer[HEADER_SIZE : header.size])], 0, 0
+
+    return [(network, "framing", Unverified(parse=parse))]
+
+
+@canary("repairs are asked, served and taken by number alone")
+def _repair_by_number_alone() -> list[Patch]:
+    original = Replica._admit
+
+    def admit(r: Replica, message: Message, handler: Callable[[Replica, Message], None]) -> None:
+        header = message.header
+        is_wanted = header.op in r.log.headers and header.op in r.repairs and not r.log.knows(header)
+        if header.command == Command.PREPARE and is_wanted:
+            repair.on_body(r, message)
+        else:
+            original(r, message, handler)
+
+    def on_request_prepare(r: Replica, message: Message) -> None:
+        header = message.header
+        held, known = r.log.bodies.get(header.op), r.log.headers.get(header.op)
+        if held is not None:
+            r.send(header.replica, held)
+        elif known is not None:
+            r.serve(ServePrepare(header.replica, header.op, known.checksum))
+
+    return [
+        (Replica, "_admit", admit),
+        (replica._HANDLERS, Command.REQUEST_PREPARE, on_request_prepare),
+    ]
+
+
+@canary("a repair that is never answered is never asked again")
+def _repair_never_expires() -> list[Patch]:
+    original = repair._plan
+
+    def plan_repairs(r: Replica) -> None:
+        for request in r.repairs.values():
+            request.sent_at = r.now
+        original(r)
+
+    return [(repair, "_plan", plan_repairs)]
+
+
+@canary("who is silent is asked for what is missing like anybody else")
+def _silent_peer_asked() -> list[Patch]:
+    return [(repair, "is_worth_asking", lambda r, replica: True)]
+
+
+@canary("damage below a trim is repaired like any other")
+def _damage_outlives_its_trim() -> list[Patch]:
+    return [(Log, "trim", lambda self, first_op: None)]
+
+
+@canary("a view change forgets what was asked for")
+def _repair_forgotten_in_a_view_change() -> list[Patch]:
+    original = Replica.enter_view
+
+    def enter_view(self: Replica, view: int) -> None:
+        original(self, view)
+        self.repairs.clear()
+        for peer in self.peers.values():
+            peer.repairs = 0
+
+    return [(Replica, "enter_view", enter_view)]
+
+
+@canary("what brings nothing is asked for again as soon as that is known")
+def _barren_questions_repeated() -> list[Patch]:
+    return [(Pacing, "may_ask", lambda self, question, now: True)]

@@ -1,0 +1,132 @@
+"""Planted bugs of writing: order and outcome of writes, space, what the superblock keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kimberlite.errors import WriteFailedError
+from kimberlite.storage import store, superblock
+from kimberlite.storage.interface import ViewState, Write
+from kimberlite.types import ROOM_UNBOUNDED, Checkpoint, Message, Reason, Room
+from kimberlite.vopr.canaries.registry import Patch, canary
+from kimberlite.vsr import normal, view_change
+from kimberlite.vsr.log import Log
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.work import Admission
+
+
+@canary("a failed write counts as done")
+def _sync_error_ignored() -> list[Patch]:
+    original = store.Store.completions
+
+    def completions(self: store.Store) -> list[int]:
+        try:
+            return original(self)
+        except WriteFailedError:
+            tokens = []
+            for token, done, _ in self._pending.values():
+                if done is not None:
+                    done()
+                if token is not None:
+                    tokens.append(token)
+            self._pending.clear()
+            return tokens
+
+    return [(store.Store, "completions", completions)]
+
+
+@canary("do_view_change is sent before the view is on the disk")
+def _do_view_change_before_durable() -> list[Patch]:
+    original = view_change.enter
+
+    def enter(r: Replica, view: int, cause: int) -> None:
+        original(r, view, cause)
+        view_change._send_evidence(r)
+
+    return [(view_change, "enter", enter)]
+
+
+@canary("log_view is not written to the superblock")
+def _log_view_not_persisted() -> list[Patch]:
+    original = store.Store.set_view_state
+
+    def set_view_state(self: store.Store, token: int, state: ViewState) -> None:
+        original(self, token, replace(state, log_view=self.view_state.log_view))
+
+    return [(store.Store, "set_view_state", set_view_state)]
+
+
+@canary("the view is not written to the superblock when it is left")
+def _view_not_persisted() -> list[Patch]:
+    original = store.Store.set_view_state
+
+    def set_view_state(self: store.Store, token: int, state: ViewState) -> None:
+        original(self, token, replace(state, view=max(state.log_view, self.view_state.view)))
+
+    return [(store.Store, "set_view_state", set_view_state)]
+
+
+@canary("the journal is not cut where a view change says so")
+def _divergent_tail_kept() -> list[Patch]:
+    return [(store.Store, "truncate", lambda self, op: None)]
+
+
+@canary("all copies of the superblock are written at once")
+def _superblock_copies_at_once() -> list[Patch]:
+    original = superblock.SuperblockFile.update
+
+    def update(
+        self: superblock.SuperblockFile, state: ViewState | None = None, checkpoint: Checkpoint | None = None
+    ) -> Any:
+        block, phases = original(self, state, checkpoint)
+        return block, [[write for phase in phases for write in phase]]
+
+    return [(superblock.SuperblockFile, "update", update)]
+
+
+@canary("an entry and its witness are written at once")
+def _witness_with_its_entry() -> list[Patch]:
+    original = store.Store._submit
+
+    def submit(self: store.Store, phases: Sequence[Sequence[Write]], *arguments: Any) -> int:
+        if len(phases) == 2:
+            phases = [[*phases[0], *phases[1]]]
+        return original(self, phases, *arguments)
+
+    return [(store.Store, "_submit", submit)]
+
+
+@canary("entries that a full disk has no room for are acknowledged with those before them")
+def _acknowledged_without_room() -> list[Patch]:
+    original = Log.take_writes
+
+    def take_writes(self: Log, room: Room) -> list[Message]:
+        writes = original(self, room)
+        if self.is_waiting_for_room:
+            self.on_disk.update(range(self.journal_head + 1, self.linked + 1))
+            self.link()
+        return writes
+
+    return [(Log, "take_writes", take_writes)]
+
+
+@canary("a journal that is full is handed entries all the same")
+def _written_without_room() -> list[Patch]:
+    original = Log.take_writes
+    return [(Log, "take_writes", lambda self, room: original(self, ROOM_UNBOUNDED))]
+
+
+@canary("a request is refused for a full disk when it is in the queue already")
+def _refused_after_it_was_queued() -> list[Patch]:
+    original = normal._refuse
+
+    def refuse(r: Replica, message: Message, reason: Reason) -> Admission:
+        if reason == Reason.DISK_FULL and r.ready:
+            r.in_flight[message.header.client] = message.header.request
+            r.queue.append((message, r.now))
+            r.queue_bytes += len(message.body)
+        return original(r, message, reason)
+
+    return [(normal, "_refuse", refuse), (normal, "_refuse_queue", lambda r: None)]

@@ -1,0 +1,145 @@
+"""The liveness phase of a run: faults end, and everything pending must finish.
+
+First a core quorum alone must do with what it has; then everybody comes back, and all must converge. The phases late
+return and persistent fault follow, in runs that have them; then all disks are read and looked at (checks E1, I13, I17).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import TYPE_CHECKING
+
+from kimberlite.storage.audit import Audit, Cause
+from kimberlite.vopr import limits
+from kimberlite.vopr.checkers import VIEW_CHANGE_QUORUM, Violation
+from kimberlite.vopr.disk import SimDisk, empty
+from kimberlite.vopr.late_return import late_return
+from kimberlite.vopr.persistent import persistent_fault
+from kimberlite.vopr.plan import MS
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.nodes import SimNode
+    from kimberlite.vopr.world import World
+
+CORE_NS_MAX = 60_000 * MS
+CONVERGE_NS_MAX = 60_000 * MS
+IDLE_NS = 500 * MS  # of which every frame is counted
+QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
+WITNESS_CAUSES = {Cause.WITNESS_DAMAGED, Cause.WITNESS_UNREADABLE, Cause.WITNESS_MISSING, Cause.WITNESS_OTHER}
+SCRUBBED_CAUSES = {*WITNESS_CAUSES, Cause.COPY_DAMAGED, Cause.COPY_OLD}  # harmless, but written again by a tour
+
+
+def liveness(world: World) -> None:
+    """See the module docstring. Raises Violation."""
+    end_faults(world)
+    count = world.plan.replica_count
+    everybody = list(range(count))
+    core = set(everybody)
+    if not world.rotten and not world.plan.garbage:
+        core = set(Random(f"core {world.plan.seed}").sample(everybody, VIEW_CHANGE_QUORUM[count]))
+    for index in everybody:
+        if index not in core:
+            world.crash(index)
+    for index in sorted(core):
+        world.restart(index)
+    demand(world, CORE_NS_MAX, f"replicas {sorted(core)} of {count}", sorted(core))
+    for index in everybody:
+        world.restart(index)
+    demand(world, CONVERGE_NS_MAX, "all replicas", everybody)
+    if world.plan.late_ops and count >= 3 and not world.rotten and not world.plan.garbage:
+        world.run_until(world.now + QUIET_NS, lambda: False)  # what was on its way has arrived
+        world.quiet_since, world.is_late_return = world.now, True
+        late_return(world)
+        world.is_late_return = False
+        demand(world, CONVERGE_NS_MAX, "all replicas after a late return", everybody)
+    _scrub_all(world)
+    if world.plan.persistent and count >= 3 and world.plan.sessions_max >= len(world.clients):
+        world.quiet_since = world.now
+        fault = persistent_fault(world, world.plan.persistent)
+        demand(world, CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", everybody)
+        _scrub_all(world)
+    world.run_until(world.now + QUIET_NS, lambda: False)
+    check_rest(world)
+    for node in world.nodes:
+        _check_disk(world, node)
+    for node in world.nodes:
+        _read_all(world, node)
+    demand(world, CONVERGE_NS_MAX, "all replicas after reading their logs", everybody)
+
+
+def end_faults(world: World) -> None:
+    """Nothing fails any more; who is down stays down, and who has a failed disk goes down."""
+    world.network.faults_on = False
+    world.network.heal()
+    world.cure()
+    world.ambushes.clear()
+    world.doomed = [None] * world.plan.replica_count
+    for files, device in zip(world.files, world.devices, strict=True):
+        empty(files)
+        device.lies = None
+    for node in world.nodes:
+        node.disk.fail_next_write = None
+        if node.disk.has_failed:  # its replica ends as soon as it hears of it: that too is before the faults end
+            world.crash(node.index)
+        world.resume(node.index)
+
+
+def demand(world: World, limit: int, who: str, indices: list[int]) -> None:
+    """Everything pending finishes within so many nanoseconds, and these replicas have the same log, whole and applied.
+    Raises Violation."""
+
+    def done() -> bool:
+        if any(client.busy for client in world.clients):
+            return False
+        cores = [world.nodes[index].driver.core for index in indices]
+        return len({core.applied for core in cores}) == 1 and all(
+            core.applied == core.log.op and not core.log.faulty and core.log.durable == core.log.op for core in cores
+        )
+
+    if not world.run_until(world.now + limit, done):
+        busy = [client.index for client in world.clients if client.busy]
+        states = world.describe(indices)
+        raise Violation("E1 liveness", f"{who} did not finish in {limit // MS} ms: clients {busy} wait; {states}")
+
+
+def check_rest(world: World) -> None:
+    """I17: when nothing happens, replicas say little, and keep nothing that only work needs."""
+    world.idle_frames = Counter()
+    world.run_until(world.now + IDLE_NS, lambda: False)
+    limits.check_idle(world.idle_frames, world.nodes[0].driver.core.config, IDLE_NS)
+    world.idle_frames = None
+    for node in world.nodes:
+        limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
+
+
+def _scrub_all(world: World) -> None:
+    """Damage that nobody has read yet is found by a tour over everything, and repaired."""
+    world.run_until(world.now + QUIET_NS, lambda: False)
+    for node in world.nodes:
+        world.scrub(node, lambda node=node: _tour(node))  # type: ignore[misc]
+    demand(world, CONVERGE_NS_MAX, "all replicas after a tour over their disks", list(range(world.plan.replica_count)))
+
+
+def _tour(node: SimNode) -> None:
+    """What is left of the present tour, and a whole one."""
+    wanted = node.scrubber.tours + (1 if node.scrubber.is_between_tours else 2)
+    while node.scrubber.tours < wanted:
+        node.scrubber.step()
+
+
+def _check_disk(world: World, node: SimNode) -> None:
+    """Nothing on a disk is damaged any more, as the audit sees it."""
+    audit = Audit(SimDisk(world.files[node.index], lambda: world.now, lambda: 1))
+    wrong = [finding for finding in audit.findings() if not finding.harmless or finding.cause in SCRUBBED_CAUSES]
+    wrong = [finding for finding in wrong if finding.op is None or finding.op >= node.store.first_op]
+    wrong = [finding for finding in wrong if finding.op is not None or finding.cause not in WITNESS_CAUSES]
+    if wrong:
+        what = "; ".join(f"{finding.file}: {finding.text} (op {finding.op})" for finding in wrong[:3])
+        raise Violation("I13 scrubbed disk", f"replica {node.index} after a whole tour: {what}")
+
+
+def _read_all(world: World, node: SimNode) -> None:
+    for op in range(node.store.first_op, node.driver.core.applied + 1):
+        if node.store.read(op) is None:
+            world.act(node.index, node.life, node.driver.on_damage)
