@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from small_cluster import CLUSTER, MS, Cluster, Node
+from lab import MS, Cluster, ping
 
-from kimberlite._fast.framing import make_header
-from kimberlite.types import Command, Message, Operation, Status
-from kimberlite.vopr.disk import SimDisk
+from kimberlite.types import Command, Operation, Status
 from kimberlite.vsr import abdication
 from kimberlite.vsr.events import EventKind, GaveUp
 from kimberlite.vsr.work import CannotCommit
-
-FOR_EVER = 1 << 60
 
 
 @pytest.fixture
@@ -26,44 +20,17 @@ def cluster() -> Cluster:
     return cluster
 
 
-def disk(node: Node) -> SimDisk:
-    found = node.store._disk
-    assert isinstance(found, SimDisk)
-    return found
-
-
-def slow(node: Node, ns: int) -> None:
-    disk(node)._latency = lambda: ns
-
-
-def go_on(cluster: Cluster, node: Node) -> None:
-    """The disk completes what it was given, and is as fast as it was."""
-    slow(node, 0)
-    for submission in disk(node)._queue:
-        submission.done_at = [cluster.now] * len(submission.done_at)
-    disk(node)._free_at = cluster.now
-
-
-def run(cluster: Cluster, ms: int, each: Callable[[], None] = lambda: None) -> None:
-    """Let time pass; disks that take time are looked at."""
-    for _ in range(ms // 10):
-        cluster.run(10)
-        for node in cluster.up:
-            node.driver.on_disk()
-        each()
-
-
 def test_a_primary_whose_disk_hangs_gives_its_view_up(cluster: Cluster) -> None:
     old = cluster.primary
-    slow(old, FOR_EVER)
+    old.disk_off()
     old.driver.on_input(requests=[cluster.request(2, b"b")])
-    run(cluster, 1200)
+    cluster.run(1200)
     assert old.core.commit_max > old.core.applied, "the others have committed it"
     snapshot = old.core.snapshot()
     assert snapshot.cannot_commit == (CannotCommit.DISK_STALLED,)
     assert "the others have committed op 3, and this primary has not executed it for" in snapshot.unhealthy
     assert "its disk has the log up to op 2; the disk has completed nothing for" in snapshot.unhealthy
-    run(cluster, 2000)
+    cluster.run(2000)
     assert [(event.a, event.b) for event in old.kinds(EventKind.ABDICATED)] == [(old.core.view - 1, GaveUp.LAGGING)]
     leading = cluster.primary
     assert leading is not old
@@ -73,13 +40,13 @@ def test_a_primary_whose_disk_hangs_gives_its_view_up(cluster: Cluster) -> None:
     view = leading.core.view
     for number in range(3, 30):
         leading.driver.on_input(requests=[cluster.request(number, b"%d" % number)])
-        run(cluster, 300)
+        cluster.run(300)
     assert [answer.header.request for answer in leading.answers] == list(range(2, 30))
     assert (leading.core.view, cluster.primary) == (view, leading), "nobody elects it while its disk hangs"
     assert set(old.core.snapshot().cannot_commit) >= {CannotCommit.VIEW_CHANGE, CannotCommit.DISK_STALLED}
     assert "the view can not be made durable: the disk has completed nothing for" in old.core.snapshot().unhealthy
-    go_on(cluster, old)
-    run(cluster, 2000)
+    old.disk_on()
+    cluster.run(2000)
     assert (old.core.status, old.core.view, old.core.applied) == (Status.NORMAL, view, leading.core.applied)
     assert old.machine.applied == leading.machine.applied
 
@@ -87,7 +54,7 @@ def test_a_primary_whose_disk_hangs_gives_its_view_up(cluster: Cluster) -> None:
 def test_a_primary_whose_disk_is_much_slower_than_theirs_gives_its_view_up(cluster: Cluster) -> None:
     """It writes on and on; but each of its clients would wait for five seconds."""
     old = cluster.primary
-    slow(old, 1500 * MS)
+    old.slow_disk(1500 * MS)
     number = 2
 
     def append() -> None:
@@ -96,7 +63,7 @@ def test_a_primary_whose_disk_is_much_slower_than_theirs_gives_its_view_up(clust
             old.driver.on_input(requests=[cluster.request(number, b"x")])
             number += 1
 
-    run(cluster, 3000, append)
+    cluster.run(3000, each=append)
     assert old.kinds(EventKind.ABDICATED)
     assert cluster.primary is not old
 
@@ -105,7 +72,7 @@ def test_a_primary_whose_disk_is_much_slower_than_theirs_gives_its_view_up(clust
 def test_writes_that_take_long_one_after_another_add_up(cluster: Cluster, phase_ms: int, gives_up: bool) -> None:
     """Each of them takes less than abdicate_ms; a client that appends one event after another waits for each."""
     old = cluster.primary
-    slow(old, phase_ms * MS)
+    old.slow_disk(phase_ms * MS)
     number = 2
 
     def append() -> None:
@@ -114,16 +81,16 @@ def test_writes_that_take_long_one_after_another_add_up(cluster: Cluster, phase_
             old.driver.on_input(requests=[cluster.request(number, b"x")])
             number += 1
 
-    run(cluster, 2700, append)
+    cluster.run(2700, each=append)
     assert bool(old.kinds(EventKind.ABDICATED)) == gives_up
 
 
 def test_writes_that_take_long_now_and_then_do_not_add_up(cluster: Cluster) -> None:
     old = cluster.primary
     for number in range(2, 8):
-        slow(old, 700 * MS)
+        old.slow_disk(700 * MS)
         old.driver.on_input(requests=[cluster.request(number, b"x")])
-        run(cluster, 2000)
+        cluster.run(2000)
     assert old.kinds(EventKind.ABDICATED) == []
 
 
@@ -132,9 +99,9 @@ def test_disks_that_are_all_slow_change_no_view(cluster: Cluster) -> None:
     old = cluster.primary
     view = old.core.view
     for node in cluster.up:
-        slow(node, (2500 if node is old else 1000) * MS)
+        node.slow_disk((2500 if node is old else 1000) * MS)
     old.driver.on_input(requests=[cluster.request(2, b"x")])
-    run(cluster, 8000)
+    cluster.run(8000)
     assert old.answers[-1].header.command == Command.REPLY
     assert (old.core.view, cluster.primary, old.kinds(EventKind.ABDICATED)) == (view, old, [])
 
@@ -142,33 +109,33 @@ def test_disks_that_are_all_slow_change_no_view(cluster: Cluster) -> None:
 def test_no_view_is_given_up_when_everybody_left_has_to_take_part(cluster: Cluster) -> None:
     """One of three is down: whoever leads waits for the slow disk of the other."""
     old = cluster.primary
-    other = next(node for node in cluster.up if node is not old)
+    other = cluster.backups[0]
     cluster.crash(other.index)
-    run(cluster, 1500)
-    slow(old, 2000 * MS)
+    cluster.run(1500)
+    old.slow_disk(2000 * MS)
     old.driver.on_input(requests=[cluster.request(2, b"x")])
-    run(cluster, 6000)
+    cluster.run(6000)
     assert old.answers[-1].header.command == Command.REPLY
     assert old.kinds(EventKind.ABDICATED) == []
-    slow(old, FOR_EVER)
+    old.disk_off()
     old.driver.on_input(requests=[cluster.request(3, b"x")])
-    run(cluster, 8000)
+    cluster.run(8000)
     assert old.kinds(EventKind.ABDICATED) == []
     assert CannotCommit.DISK_STALLED in old.core.snapshot().cannot_commit
     cluster.start(other.index)
-    run(cluster, 8000)
+    cluster.run(8000)
     assert cluster.primary is not old, "who came back can do without it"
 
 
 def test_time_in_which_the_process_did_not_run_says_nothing_of_its_disk(cluster: Cluster) -> None:
     old = cluster.primary
-    slow(old, 50 * MS)
+    old.slow_disk(50 * MS)
     old.driver.on_input(requests=[cluster.request(2, b"x")])
     cluster.deliver()
     cluster.deliver()
-    run(cluster, 30)
-    assert old.core.scope.lag.op == 0 or old.core.commit_max > old.core.applied
-    for submission in disk(old)._queue:
+    cluster.run(30)
+    assert old.core.lag.op == 0 or old.core.commit_max > old.core.applied
+    for submission in old.disk._queue:
         submission.done_at = [cluster.now + 5020 * MS] * 2
     cluster.now += 5000 * MS
     old.driver.on_tick()
@@ -178,78 +145,77 @@ def test_time_in_which_the_process_did_not_run_says_nothing_of_its_disk(cluster:
 def test_damage_that_holds_execution_up_gives_the_view_up(cluster: Cluster) -> None:
     """The next op is committed, durable and then found damaged; the others do not answer for it."""
     old = cluster.primary
-    slow(old, 500 * MS)
+    old.slow_disk(500 * MS)
     old.driver.on_input(requests=[cluster.request(2, b"x")])
-    run(cluster, 100)
+    cluster.run(100)
     assert (old.core.commit_max, old.core.applied) == (3, 2)
     old.core.log.bodies.pop(3)
     old.core.entry_faulty(3, None, cluster.now)
     cluster.lost = lambda source, target, message: message.header.command == Command.REQUEST_PREPARE
     old.core.log.mark_durable = lambda header: False  # type: ignore[method-assign]
     old.core.log.durable = 3
-    run(cluster, 1500)
+    cluster.run(1500)
     snapshot = old.core.snapshot()
     assert snapshot.cannot_commit == (CannotCommit.CATCHING_UP,)
     assert "op 3 is damaged here, and being repaired" in snapshot.unhealthy
-    run(cluster, 2000)
+    cluster.run(2000)
     assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.LAGGING]
     assert cluster.primary is not old
 
 
 def test_a_primary_that_catches_up_is_given_time_as_long_as_it_comes_nearer(cluster: Cluster) -> None:
     core = cluster.primary.core
-    core.scope.ready = False
+    core.ready = False
     core.commit_max, core.log.op = 50, 50
     core.now = cluster.now
     for _ in range(100):
         core.now += 300 * MS
-        why = abdication.look_at_lag(core)
+        why = abdication.look_at_lag(core.replica)
     assert why is GaveUp.LAGGING, "it has not moved for long"
-    core.scope.lag.op = 0
+    core.lag.op = 0
     for step in range(40):
         core.log.durable += step % 5 == 0  # every 1.5 s
         core.now += 300 * MS
-        assert abdication.look_at_lag(core) is None
+        assert abdication.look_at_lag(core.replica) is None
 
 
 def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     """It gave up, its votes are lost, and the others go on committing what it sends."""
     old = cluster.primary
     cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
-    slow(old, FOR_EVER)
+    old.disk_off()
     old.driver.on_input(requests=[cluster.request(2, b"b")])
-    run(cluster, 2600)
-    assert old.core.scope.abdicated
+    cluster.run(2600)
+    assert old.core.abdicated
     commit = old.core.commit_max
     old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
-    run(cluster, 50)
+    cluster.run(50)
     assert old.core.commit_max > commit
-    assert old.core.scope.abdicated
+    assert old.core.abdicated
     assert len(old.kinds(EventKind.ABDICATED)) == 1
 
 
 def test_who_returns_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     old = cluster.primary
     first, second = (node.index for node in cluster.up if node is not old)
-    slow(old, FOR_EVER)
+    old.disk_off()
     old.driver.on_input(requests=[cluster.request(2, b"b")])
     cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
-    run(cluster, 2600)
-    assert old.core.scope.abdicated
+    cluster.run(2600)
+    assert old.core.abdicated
     cluster.lost = lambda source, target, message: True
     old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
     assert old.core.pipeline
     for index in (first, second):
         old.core.peers[index].last_heard = cluster.now - 5000 * MS
-        header = make_header(b"", cluster=CLUSTER, command=Command.PING, replica=index, view=old.core.view)
-        old.driver.on_input(messages=[Message(header)])
-    assert old.core.scope.abdicated
+        old.driver.on_input(messages=[ping(index, old.core.view)])
+    assert old.core.abdicated
 
 
 def test_progress_does_not_excuse_who_is_far_behind(cluster: Cluster) -> None:
     """Its disk completes something every second; but what it completes was committed by the others long ago."""
     old = cluster.primary
-    slow(old, 500 * MS)
+    old.slow_disk(500 * MS)
     client = 10
 
     def load() -> None:
@@ -258,7 +224,7 @@ def test_progress_does_not_excuse_who_is_far_behind(cluster: Cluster) -> None:
         if client < 250 and old.core.is_primary:
             old.driver.on_input(requests=[cluster.request(0, b"", client, Operation.REGISTER)])
 
-    run(cluster, 6000, load)
+    cluster.run(6000, each=load)
     assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.LAGGING]
 
 
@@ -269,30 +235,30 @@ def test_others_that_could_do_without_this_disk_are_no_reason_to_wait_for_it() -
     cluster.run(500)
     old = cluster.primary
     away = {node.index for node in cluster.up if node is not old} - {(old.index + 1) % 5, (old.index + 2) % 5}
-    slow(old, FOR_EVER)
+    old.disk_off()
     cluster.lost = lambda source, target, message: (
         target in away and message.header.command in (Command.PREPARE, Command.HEADERS)
     )
     old.driver.on_input(requests=[cluster.request(1, b"x")])
-    run(cluster, 3500)
+    cluster.run(3500)
     assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.ABDICATED]
 
 
 def test_a_disk_counts_as_stalled_from_its_last_completion_on(cluster: Cluster) -> None:
     """Neither after a long time in which nothing was asked of it, nor while it goes on completing something."""
-    backup = next(node for node in cluster.up if node is not cluster.primary)
+    backup = cluster.backups[0]
     cluster.run(10_000)
-    slow(backup, 300 * MS)
+    backup.slow_disk(300 * MS)
     number = 2
     for _ in range(8):
         cluster.primary.driver.on_input(requests=[cluster.request(number, b"x")])
         number += 1
-        run(cluster, 250)
+        cluster.run(250)
         assert backup.core.disk_waits <= 700 * MS
         assert "completed nothing" not in backup.core.snapshot().unhealthy
     assert backup.core.disk_waits > 0
-    slow(backup, FOR_EVER)
-    run(cluster, 4000)
+    backup.disk_off()
+    cluster.run(4000)
     cluster.primary.driver.on_input(requests=[cluster.request(number, b"x")])
-    run(cluster, 1200)
+    cluster.run(1200)
     assert "the disk has completed nothing for 1.2 s" in backup.core.snapshot().unhealthy

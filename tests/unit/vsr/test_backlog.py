@@ -6,17 +6,14 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from small_cluster import CLUSTER, MS, Cluster, Node
+from lab import MS, Cluster, Node, ping, start_view_change
 
-from kimberlite._fast.framing import make_header
-from kimberlite.types import Command, Message, Operation, Reason, Status
-from kimberlite.vopr.disk import SimDisk
+from kimberlite.types import Command, Operation, Reason, Status
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
 from kimberlite.vsr.replica import VIEWS_MAX, WRITES_MAX
 from kimberlite.vsr.work import PersistKind
 
 BACKLOG = 256 << 10
-FOR_EVER = 1 << 60
 SIZE = 1000
 
 
@@ -30,28 +27,10 @@ def cluster() -> Cluster:
     return cluster
 
 
-def disk(node: Node) -> SimDisk:
-    found = node.store._disk
-    assert isinstance(found, SimDisk)
-    return found
-
-
-def go_on(cluster: Cluster, node: Node) -> None:
-    disk(node)._latency = lambda: 0
-    for submission in disk(node)._queue:
-        submission.done_at = [cluster.now] * len(submission.done_at)
-    disk(node)._free_at = cluster.now
-
-
 def held(node: Node) -> int:
     """Bytes of the bodies in memory that the log does not keep to serve others."""
     applied = {op for op, _ in node.core.log._applied}
     return sum(message.header.size + ENTRY_BYTES for op, message in node.core.log.bodies.items() if op not in applied)
-
-
-def queued(node: Node) -> int:
-    """Bytes that the disk has been given and has not written."""
-    return sum(len(write.buffer) for submission in disk(node)._queue for phase in submission.phases for write in phase)
 
 
 def load(cluster: Cluster, first: int, count: int) -> int:
@@ -62,22 +41,20 @@ def load(cluster: Cluster, first: int, count: int) -> int:
         leading.driver.on_input(requests=[cluster.request(number, b"x" * SIZE)])
         cluster.run(10)
         for node in cluster.up:
-            node.driver.on_disk()
             assert node.core.log.held_bytes == held(node)
-        cluster.deliver()
         answered += sum(answer.header.command == Command.REPLY for answer in leading.answers)
         leading.answers.clear()
     return answered
 
 
 def test_a_backup_whose_disk_hangs_keeps_a_bounded_part_and_catches_up_later(cluster: Cluster) -> None:
-    backup = next(node for node in cluster.up if node is not cluster.primary)
-    disk(backup)._latency = lambda: FOR_EVER
+    backup = cluster.backups[0]
+    backup.disk_off()
     assert load(cluster, 1, 300) == 300
     core = backup.core
     limit = BACKLOG + core.config.repair_bytes + 2 * (SIZE + 1000 + ENTRY_BYTES)
     assert BACKLOG <= held(backup) <= limit
-    assert queued(backup) <= limit + WRITES_MAX * 8192, "witnesses beside the entries"
+    assert backup.bytes_waiting <= limit + WRITES_MAX * 8192, "witnesses beside the entries"
     assert len(core.log.headers) <= core.log.durable + core.config.headers_ahead + WINDOW
     assert len(core.stash) <= core.config.pipeline_max
     snapshot = core.snapshot()
@@ -88,22 +65,22 @@ def test_a_backup_whose_disk_hangs_keeps_a_bounded_part_and_catches_up_later(clu
     seen = {peer.replica: peer.op for peer in cluster.primary.core.snapshot().peers}[backup.index]
     assert seen is not None
     assert cluster.primary.core.commit_max - seen >= 290, "the lag is seen"
-    go_on(cluster, backup)
+    backup.disk_on()
     cluster.run(5000, lambda: core.applied == cluster.primary.core.applied)
     assert held(backup) == core.log.held_bytes == 0
     assert sum(message.header.size for message in core.log.bodies.values()) <= BODIES_BYTES
 
 
 def test_a_backup_whose_disk_is_slow_stays_within_the_bound_too(cluster: Cluster) -> None:
-    backup = next(node for node in cluster.up if node is not cluster.primary)
+    backup = cluster.backups[0]
     random = Random(5)
-    disk(backup)._latency = lambda: random.randrange(200 * MS)
+    backup.slow_disk(lambda: random.randrange(200 * MS))
     most = 0
     for first in range(1, 400, 10):
         load(cluster, first, 10)
         most = max(most, held(backup))
     assert most <= BACKLOG + backup.core.config.repair_bytes + 2 * (SIZE + 1000 + ENTRY_BYTES)
-    go_on(cluster, backup)
+    backup.disk_on()
     cluster.run(5000, lambda: backup.core.applied == cluster.primary.core.applied)
 
 
@@ -112,7 +89,7 @@ def test_a_primary_prepares_no_more_than_its_disk_can_take(cluster: Cluster) -> 
     leading = cluster.primary
     cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
     leading.core.config = replace(leading.core.config, queue_max=20)
-    disk(leading)._latency = lambda: FOR_EVER
+    leading.disk_off()
     for client in range(2, 250):
         request = cluster.request(0, b"", client, Operation.REGISTER)
         leading.driver.on_input(requests=[request])
@@ -121,45 +98,38 @@ def test_a_primary_prepares_no_more_than_its_disk_can_take(cluster: Cluster) -> 
     assert len(leading.core.queue) == 20
     assert leading.answers[-1].header.reason == Reason.BUSY_QUEUE
     assert leading.answers[-1].header.count > 0, "and when to come back"
-    go_on(cluster, leading)
-    leading.driver.on_disk()
+    leading.disk_on()
     cluster.run(2000, lambda: not leading.core.queue and leading.core.applied == leading.core.log.op)
     assert held(leading) == leading.core.log.held_bytes == 0
 
 
 def test_a_backup_that_can_not_execute_goes_on_writing(cluster: Cluster) -> None:
     """As for an op that is damaged and not repaired: what is on the disk need not be in memory."""
-    backup = next(node for node in cluster.up if node is not cluster.primary)
+    backup = cluster.backups[0]
     core = backup.core
-    take = core._emit_applies
-    core._emit_applies = lambda: None  # type: ignore[method-assign]
+    core.hold_execution()
     assert load(cluster, 1, 200) == 200
     assert core.log.durable == cluster.primary.core.log.durable
     assert held(backup) <= BACKLOG + SIZE + 1000 + ENTRY_BYTES
-    core._emit_applies = take  # type: ignore[method-assign]
+    core.go_on_with_execution()
     cluster.run(5000, lambda: core.applied == cluster.primary.core.applied)
     assert backup.machine.applied == cluster.primary.machine.applied
 
 
 def test_no_more_views_are_entered_than_the_disk_follows(cluster: Cluster) -> None:
-    node = next(node for node in cluster.up if node is not cluster.primary)
-    disk(node)._latency = lambda: FOR_EVER
+    node = cluster.backups[0]
+    node.disk_off()
     other = next(one.index for one in cluster.up if one is not node)
     view = node.core.view
     for number in range(view + 1, view + 100):
-        header = make_header(b"", cluster=CLUSTER, command=Command.PING, replica=other, view=number)
-        node.driver.on_input(messages=[Message(header)])
+        node.driver.on_input(messages=[ping(other, number)])
     assert node.core.view == view + VIEWS_MAX
     for voter in {0, 1, 2} - {node.index}:
-        header = make_header(
-            b"", cluster=CLUSTER, command=Command.START_VIEW_CHANGE, replica=voter, view=node.core.view
-        )
-        node.driver.on_input(messages=[Message(header)])
+        node.driver.on_input(messages=[start_view_change(voter, node.core.view)])
     assert node.core.view == view + VIEWS_MAX, "by votes neither"
-    waiting = [persist for _, persist, _ in node.core._pending.values()]
+    waiting = node.core.pending
     assert len(waiting) <= VIEWS_MAX + WRITES_MAX
     assert sum(persist.kind is PersistKind.VIEW for persist in waiting) == VIEWS_MAX
-    assert queued(node) < 1 << 20
-    go_on(cluster, node)
-    node.driver.on_disk()
+    assert node.bytes_waiting < 1 << 20
+    node.disk_on()
     cluster.run(20_000, lambda: node.core.status == Status.NORMAL and node.core.view > view)

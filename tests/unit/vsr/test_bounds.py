@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from small_cluster import CLUSTER, Cluster, Node
+from lab import Cluster, Node, chain, frame, prepare
 
 from kimberlite import frames
 from kimberlite._fast import events
-from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
 from kimberlite.types import OP_MAX, VIEW_MAX, Command, Header, Message, Operation, Reason, Status
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
@@ -32,15 +31,10 @@ def cluster() -> Cluster:
     return cluster
 
 
-def frame(command: Command, replica: int, body: bytes = b"", **fields: Any) -> Message:
-    """A well-formed frame, as anybody can make it."""
-    return Message(make_header(body, cluster=CLUSTER, command=command, replica=replica, **fields), body)
-
-
 def roles(cluster: Cluster) -> tuple[Node, Node, Node]:
     """The primary and its two backups."""
     primary = cluster.primary
-    one, two = (node for node in cluster.up if node is not primary)
+    one, two = cluster.backups
     return primary, one, two
 
 
@@ -82,7 +76,7 @@ def changes_views(cluster: Cluster) -> None:
 def test_a_view_far_above_the_own_is_refused(cluster: Cluster, command: Command, view: int) -> None:
     _, backup, other = roles(cluster)
     before = backup.store.view_state
-    send(cluster, backup, frame(command, other.index, view=view, op=5, operation=Operation.NOOP))
+    send(cluster, backup, frame(command, replica=other.index, view=view, op=5, operation=Operation.NOOP))
     assert refused(backup) == 1
     assert backup.core.view == before.view and backup.store.view_state == before
     assert backup.core.refusal is not None and backup.core.refusal.field == "view"
@@ -92,7 +86,7 @@ def test_a_view_far_above_the_own_is_refused(cluster: Cluster, command: Command,
 def test_a_view_that_is_not_far_above_is_followed(cluster: Cluster) -> None:
     _, backup, other = roles(cluster)
     view = backup.core.view + frames.VIEW_AHEAD_MAX
-    send(cluster, backup, frame(Command.PING, other.index, view=view))
+    send(cluster, backup, frame(Command.PING, replica=other.index, view=view))
     assert (backup.core.view, backup.core.status) == (view, Status.VIEW_CHANGE)
     cluster.settle()
     assert cluster.primary.core.view >= view
@@ -105,8 +99,7 @@ def test_a_request_with_numbers_out_of_bounds_never_enters_the_log(cluster: Clus
     head = primary.core.log.op
     for session, request in ((0, U64_MAX), (U64_MAX, 0), (OP_MAX + 1, frames.REQUEST_MAX + 1)):
         fields = {"session": session, "request": request, "operation": Operation.REGISTER, "client": b"x" * 16}
-        send_request = Message(make_header(cluster=CLUSTER, command=Command.REQUEST, **fields))  # type: ignore[arg-type]
-        primary.driver.on_input(requests=[send_request])
+        primary.driver.on_input(requests=[frame(Command.REQUEST, **fields)])
         assert primary.answers.pop().header.reason == Reason.MALFORMED
     assert primary.core.log.op == head
     goes_on(cluster)
@@ -124,7 +117,7 @@ def test_no_heartbeat_makes_a_replica_believe_in_ops_that_nobody_has(
     log, so that the next view is chosen, and what it heard ends with the primary's next word."""
     primary, *backups = roles(cluster)
     view, op = primary.core.view, primary.core.log.op
-    forged = frame(Command.COMMIT, primary.index, view=view, op=commit if head is None else head, commit=commit)
+    forged = frame(Command.COMMIT, replica=primary.index, view=view, op=commit if head is None else head, commit=commit)
     for backup in backups:
         send(cluster, backup, forged)
         assert backup.core.commit_max <= op
@@ -180,7 +173,7 @@ def test_an_acknowledgement_of_what_the_primary_has_not_is_refused(cluster: Clus
     primary, backup, _ = roles(cluster)
     peer = primary.core.peers[backup.index]
     before = (peer.said.op, peer.checkpoint, peer.round_trip)
-    send(cluster, primary, frame(Command.PREPARE_OK, backup.index, view=primary.core.view, **fields))
+    send(cluster, primary, frame(Command.PREPARE_OK, replica=backup.index, view=primary.core.view, **fields))
     assert refused(primary) == 1
     assert (peer.said.op, peer.checkpoint, peer.round_trip) == before
     goes_on(cluster)
@@ -190,7 +183,11 @@ def test_an_acknowledgement_of_another_entry_says_nothing(cluster: Cluster) -> N
     primary, backup, _ = roles(cluster)
     peer = primary.core.peers[backup.index]
     peer.said.op = 0
-    send(cluster, primary, frame(Command.PREPARE_OK, backup.index, view=primary.core.view, op=4, context=b"\3" * 16))
+    send(
+        cluster,
+        primary,
+        frame(Command.PREPARE_OK, replica=backup.index, view=primary.core.view, op=4, context=b"\3" * 16),
+    )
     assert peer.said.op == 0
     goes_on(cluster)
 
@@ -201,19 +198,9 @@ def test_an_acknowledgement_of_another_entry_says_nothing(cluster: Cluster) -> N
 def next_prepare(node: Node, body: bytes | None = None, **fields: Any) -> Message:
     """What the primary of that node's view would send next."""
     core = node.core
-    before = core.log.headers[core.log.op]
     content = events.build([b"forged"]) if body is None else body
-    given = {
-        "view": core.view,
-        "op": before.op + 1,
-        "commit": core.commit_max,
-        "parent": before.checksum,
-        "operation": Operation.APPLY,
-        "count": 1,
-        "position": before.position + before.count,
-        "timestamp": before.timestamp + 1,
-    }
-    return frame(Command.PREPARE, core.primary, content, **{**given, **fields})
+    given = {"view": core.view, "commit": core.commit_max, "operation": Operation.APPLY, "count": 1}
+    return prepare(core.log.headers[core.log.op], content, **{**given, **fields})
 
 
 BATCH = events.pack_requests([events.SubRequest(b"x" * 16, 1, 1, Operation.APPLY, 1, events.build([b"forged"]))])
@@ -246,19 +233,11 @@ WRONG_PREPARES: dict[str, dict[str, Any]] = {
 def test_a_prepare_that_no_primary_makes_is_not_taken(cluster: Cluster, name: str) -> None:
     _, backup, other = roles(cluster)
     head = backup.core.log.op
-    fields = dict(WRONG_PREPARES[name])
-    forged = next_prepare(backup, **{key: value for key, value in fields.items() if key != "replica"})
-    if "replica" in fields:
-        forged = Message(make_header(forged.body, **{**described(forged.header), "replica": other.index}), forged.body)
-    send(cluster, backup, forged)
+    fields = {key: other.index if key == "replica" else value for key, value in WRONG_PREPARES[name].items()}
+    send(cluster, backup, next_prepare(backup, **fields))
     assert backup.core.log.op == head
     assert len(backup.kinds(EventKind.DROPPED)) == 1
     goes_on(cluster)
-
-
-def described(header: Header) -> dict[str, Any]:
-    names = ("cluster", "command", "view", "op", "commit", "parent", "operation", "count", "position", "timestamp")
-    return {name: getattr(header, name) for name in names}
 
 
 # Two identities of one op
@@ -268,7 +247,7 @@ def forged_beat(node: Node, op: int, **fields: Any) -> Message:
     """A heartbeat of the primary of that node's view that names another entry for `op`."""
     core = node.core
     given = {"view": core.view, "op": core.log.op, "commit": op, "position": op, "context": b"\6" * 16, "nonce": 5}
-    return frame(Command.COMMIT, core.primary, **{**given, **fields})
+    return frame(Command.COMMIT, replica=core.primary, **{**given, **fields})
 
 
 def test_a_heartbeat_that_names_another_entry_stops_execution_until_the_primary_has_spoken(cluster: Cluster) -> None:
@@ -302,14 +281,14 @@ def test_headers_that_nobody_asked_for_neither_confirm_nor_refute_it(cluster: Cl
     primary, backup, other = roles(cluster)
     cluster.lost = lambda source, target, message: True
     head = backup.core.log.headers[3]
-    forged = headers_above(backup, 1, backup.core.view, 4, head.checksum, **counted(head))
+    forged = chain(1, head, view=backup.core.view)[1:]
     send(cluster, backup, forged_beat(backup, 4, context=forged[0].checksum))
     conflict = backup.core.conflict
     assert conflict is not None
     given = {"view": backup.core.view, "op": 4, "position": 4, "count": 1}
     for replica in (primary.index, other.index):
         for nonce in (0, conflict.nonce - 1, conflict.nonce + 1):
-            send(cluster, backup, frame(Command.HEADERS, replica, encode_headers(forged), nonce=nonce, **given))
+            send(cluster, backup, frame(Command.HEADERS, encode_headers(forged), replica=replica, nonce=nonce, **given))
     assert backup.core.conflict is conflict
 
 
@@ -317,10 +296,10 @@ def test_headers_that_nobody_asked_for_are_not_taken(cluster: Cluster) -> None:
     primary, backup, other = roles(cluster)
     cluster.lost = lambda source, target, message: True
     head = backup.core.log.headers[4]
-    forged = headers_above(backup, 2, backup.core.view, 5, head.checksum, **counted(head))
+    forged = chain(2, head, view=backup.core.view)[1:]
     given = {"view": backup.core.view, "op": 5, "position": 6, "count": 2, "commit": 6}
     for replica, nonce in ((primary.index, 0), (other.index, 7)):
-        send(cluster, backup, frame(Command.HEADERS, replica, encode_headers(forged), nonce=nonce, **given))
+        send(cluster, backup, frame(Command.HEADERS, encode_headers(forged), replica=replica, nonce=nonce, **given))
     assert backup.core.log.op == 4
     cluster.lost = lambda source, target, message: False
     goes_on(cluster)
@@ -361,7 +340,7 @@ def test_a_trim_to_where_no_log_can_begin_changes_nothing(cluster: Cluster, firs
     _, backup, _ = roles(cluster)
     trim = next_prepare(backup, encode_trim(first_op, first_position), operation=Operation.TRIM, count=0)
     op = trim.header.op
-    beat = frame(Command.COMMIT, backup.core.primary, view=backup.core.view, op=op, commit=op)
+    beat = frame(Command.COMMIT, replica=backup.core.primary, view=backup.core.view, op=op, commit=op)
     before = backup.store.checkpoint
     send(cluster, backup, trim, beat)
     assert backup.core.applied == op
@@ -371,19 +350,9 @@ def test_a_trim_to_where_no_log_can_begin_changes_nothing(cluster: Cluster, firs
 # View changes
 
 
-def headers_above(node: Node, count: int, view: int, op: int, parent: bytes, **more: int) -> list[Header]:
-    """A chain that nobody has."""
-    chain: list[Header] = []
-    for step in range(count):
-        before = chain[-1].checksum if chain else parent
-        fields = {"view": view, "op": op + step, "parent": before, **more}
-        chain.append(frame(Command.PREPARE, view % 3, operation=Operation.NOOP, **fields).header)
-    return chain
-
-
-def counted(before: Header) -> dict[str, int]:
-    """What stands in a header behind that one."""
-    return {"position": before.position + before.count, "timestamp": before.timestamp + 1}
+def strangers(count: int, view: int, op: int) -> list[Header]:
+    """Headers from `op` on that nobody has, of which not even the parent is known."""
+    return chain(count, frame(Command.PREPARE, op=op - 1, parent=b"\7" * 16).header, view=view)[1:]
 
 
 def test_a_start_view_shorter_than_what_is_committed_is_refused(cluster: Cluster) -> None:
@@ -391,10 +360,10 @@ def test_a_start_view_shorter_than_what_is_committed_is_refused(cluster: Cluster
     view = next(view for view in range(backup.core.view + 1, backup.core.view + 4) if view % 3 == other.index)
     before = backup.store.view_state
     first = backup.store.headers(1, 1)
-    forged = headers_above(backup, 1, 0, 1, b"\7" * 16)
+    forged = strangers(1, 0, 1)
     for suffix in (first, forged):
         fields = {"view": view, "op": 1, "log_view": view, "count": 1, "commit": 1}
-        send(cluster, backup, frame(Command.START_VIEW, other.index, encode_headers(suffix), **fields))
+        send(cluster, backup, frame(Command.START_VIEW, encode_headers(suffix), replica=other.index, **fields))
     assert refused_chains(backup) == 2
     assert backup.core.view == before.view and backup.store.view_state == before
     goes_on(cluster)
@@ -411,9 +380,9 @@ def test_a_start_view_that_contradicts_what_is_committed_is_refused(cluster: Clu
     before = backup.store.view_state
     head = backup.core.log.op
     for op in (head - 1, head, head + 1):
-        suffix = headers_above(backup, 4, view, op, b"\7" * 16)
+        suffix = strangers(4, view, op)
         fields = {"view": view, "op": suffix[-1].op, "log_view": view, "count": 4, "commit": op}
-        send(cluster, backup, frame(Command.START_VIEW, other.index, encode_headers(suffix), **fields))
+        send(cluster, backup, frame(Command.START_VIEW, encode_headers(suffix), replica=other.index, **fields))
     assert refused_chains(backup) == 3
     assert backup.store.view_state == before
     goes_on(cluster)
@@ -428,9 +397,9 @@ def test_a_start_view_that_contradicts_itself_is_refused(cluster: Cluster, chang
     view = next(view for view in range(backup.core.view + 1, backup.core.view + 4) if view % 3 == other.index)
     before = backup.store.view_state
     head = backup.core.log.headers[backup.core.log.op]
-    suffix = headers_above(backup, count, view, head.op + 1, head.checksum, **counted(head))
+    suffix = chain(count, head, view=view)[1:]
     fields = {"view": view, "op": suffix[-1].op, "log_view": view, "count": count, "commit": head.op + 1, **change}
-    send(cluster, backup, frame(Command.START_VIEW, other.index, encode_headers(suffix), **fields))
+    send(cluster, backup, frame(Command.START_VIEW, encode_headers(suffix), replica=other.index, **fields))
     assert refused(backup) == 1
     assert backup.store.view_state == before
     goes_on(cluster)
@@ -443,10 +412,10 @@ def test_a_start_view_that_answers_no_evidence_only_tells_of_a_view(cluster: Clu
     view = next(view for view in range(backup.core.view + 1, backup.core.view + 4) if view % 3 == other.index)
     head = backup.core.log.headers[backup.core.log.op]
     for op in (head.op + 1, 1000):
-        suffix = headers_above(backup, 1, view, op, head.checksum, **counted(head))
+        suffix = chain(1, head, view=view, op=op)[1:]
         fields = {"view": view, "op": op, "log_view": view, "count": 1, "commit": op}
-        for nonce in (0, 0, 1, backup.core.scope.evidence_nonce + 1):
-            forged = frame(Command.START_VIEW, other.index, encode_headers(suffix), nonce=nonce, **fields)
+        for nonce in (0, 0, 1, backup.core.evidence_nonce + 1):
+            forged = frame(Command.START_VIEW, encode_headers(suffix), replica=other.index, nonce=nonce, **fields)
             send(cluster, backup, forged)
             send(cluster, primary, forged)
         assert backup.core.view == view and backup.core.log_view < view
@@ -460,9 +429,9 @@ def wrong_evidence(node: Node) -> dict[str, tuple[Evidence, dict[str, int]]]:
     """Evidence that no replica gives, with what its frame says."""
     head = node.core.log.headers[node.core.log.op]
     op = head.op
-    future = headers_above(node, 1, node.core.view + 5, op, b"\7" * 16)[0]
-    foreign = make_header(cluster=b"f" * 16, command=Command.PREPARE, replica=0, op=op)
-    loose = (head, *headers_above(node, 1, 0, op + 1, b"\7" * 16))
+    future = strangers(1, node.core.view + 5, op)[0]
+    foreign = frame(Command.PREPARE, cluster=b"f" * 16, op=op).header
+    loose = (head, *strangers(1, 0, op + 1))
     return {
         "of ops far below the head": (Evidence(op, 1, 1, 0, (head,)), {"op": op + 48}),
         "of ops above the head": (Evidence(op, 3, 3, 0, (head, loose[1])), {"op": op}),
@@ -482,9 +451,9 @@ def test_evidence_that_contradicts_itself_is_refused(cluster: Cluster, index: in
     view = next(view for view in range(primary.core.view + 1, primary.core.view + 4) if view % 3 == backup.index)
     evidence, fields = list(wrong_evidence(backup).values())[index]
     given = {"view": view, "log_view": primary.core.log_view, "commit": 4, "count": len(evidence.headers), **fields}
-    send(cluster, backup, frame(Command.DO_VIEW_CHANGE, other.index, encode_evidence(evidence), **given))
+    send(cluster, backup, frame(Command.DO_VIEW_CHANGE, encode_evidence(evidence), replica=other.index, **given))
     assert refused(backup) == 1
-    assert other.index not in backup.core.scope.evidence
+    assert other.index not in backup.core.evidence
     cluster.settle()
     goes_on(cluster)
 
@@ -494,12 +463,12 @@ def test_forged_evidence_against_the_own_committed_log_does_not_end_the_candidat
     primary, backup, other = roles(cluster)
     view = next(view for view in range(primary.core.view + 1, primary.core.view + 4) if view % 3 == backup.index)
     op = backup.core.log.op
-    forged = headers_above(backup, 3, 0, op, b"\7" * 16)
+    forged = strangers(3, 0, op)
     evidence = Evidence(op, 7, 7, 0, tuple(forged))
     given = {"view": view, "log_view": primary.core.log_view, "op": op + 2, "commit": op, "count": 3}
     lost = cluster.lost
     cluster.lost = lambda source, target, message: True
-    send(cluster, backup, frame(Command.DO_VIEW_CHANGE, other.index, encode_evidence(evidence), **given))
+    send(cluster, backup, frame(Command.DO_VIEW_CHANGE, encode_evidence(evidence), replica=other.index, **given))
     assert backup.core.view == view and backup.core.log.headers[op].checksum != forged[0].checksum
     cluster.lost = lost
     cluster.settle()

@@ -7,28 +7,15 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import chain, prepare
 
-from kimberlite._fast.framing import make_header
 from kimberlite.errors import FrameError
 from kimberlite.node.driver import FastCodec
-from kimberlite.types import Command, Header, root_header
+from kimberlite.types import Header
 from kimberlite.vsr.codec import Evidence, decode_chain, decode_evidence, encode_evidence, encode_headers
 
-CLUSTER = b"d" * 16
 CODEC = FastCodec()
-
-
-def chain(length: int) -> list[Header]:
-    headers = [root_header(make_header, CLUSTER)]
-    while len(headers) < length:
-        before = headers[-1]
-        headers.append(
-            make_header(cluster=CLUSTER, command=Command.PREPARE, op=before.op + 1, parent=before.checksum, replica=0)
-        )
-    return headers
-
-
-HEADERS = chain(64)
+HEADERS = chain(63)
 
 
 @given(first=st.integers(0, 20), known=st.integers(0, (1 << 40) - 1), present=st.integers(0, 1 << 40))
@@ -79,7 +66,7 @@ def test_what_is_no_chain_is_refused(headers: list[Header]) -> None:
 
 
 def test_an_op_of_another_history_does_not_continue_a_chain() -> None:
-    other = make_header(cluster=CLUSTER, command=Command.PREPARE, op=3, parent=bytes(16), replica=0)
+    other = prepare(op=3, parent=bytes(16)).header
     with pytest.raises(FrameError, match="not chained"):
         decode_chain(CODEC, encode_headers([HEADERS[1], HEADERS[2], other]))
 

@@ -4,102 +4,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from views import start_view
+from lab import MS, ROOT, Core, chain, headers_of, messages_sent, ping, prepare, restarted, sent
 
-from kimberlite._fast.framing import make_header
-from kimberlite.node.driver import FastCodec
-from kimberlite.types import (
-    Command,
-    EntryState,
-    Header,
-    Message,
-    Operation,
-    Recovered,
-    RecoveredEntry,
-    Status,
-    ViewState,
-    root_header,
-)
-from kimberlite.vsr.codec import encode_headers
-from kimberlite.vsr.config import CoreConfig
-from kimberlite.vsr.replica import Replica
+from kimberlite.types import Command, EntryState, Header, Message, Recovered, RecoveredEntry, Status, ViewState
 from kimberlite.vsr.state import HeadersRequest
-from kimberlite.vsr.work import PersistKind, ServeHeaders, ToReplica, Work
-
-CLUSTER = b"d" * 16
-ROOT = root_header(make_header, CLUSTER)
-MS = 1_000_000
-
-
-def chain(length: int, view: int = 0) -> list[Header]:
-    headers = [ROOT]
-    for _ in range(length):
-        before = headers[-1]
-        headers.append(
-            make_header(
-                cluster=CLUSTER,
-                command=Command.PREPARE,
-                replica=view % 3,
-                view=view,
-                op=before.op + 1,
-                parent=before.checksum,
-                operation=Operation.NOOP,
-            )
-        )
-    return headers
-
-
-def restart(recovered: Recovered, headers: list[Header], index: int = 1) -> Replica:
-    return Replica(
-        config=CoreConfig(CLUSTER, index, 3),
-        codec=FastCodec(),
-        recovered=recovered,
-        headers=headers,
-        seed=3,
-        now=10,
-    )
-
-
-def make_durable(core: Replica, now: int) -> Work:
-    """Complete what is asked for; the work that follows."""
-    for persist in core.take_work().persist:
-        core.durable(persist.token, now)
-    return core.take_work()
+from kimberlite.vsr.work import PersistKind, ServeHeaders, Work
 
 
 def acknowledged(work: Work) -> list[int]:
-    return [
-        send.message.header.op
-        for send in work.send
-        if isinstance(send, ToReplica) and send.message.header.command == Command.PREPARE_OK
-    ]
+    return [header.op for _, header in sent(work, Command.PREPARE_OK)]
 
 
 def test_a_damaged_uncommitted_entry_is_not_acknowledged_until_it_is_repaired() -> None:
     log = chain(3)
-    core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
+    core = restarted(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
     assert acknowledged(core.take_work()) == [3]
     core.entry_faulty(3, log[3], 20)
-    core.scope.ack_due = True
+    core.ack_due = True
     assert acknowledged(core.take_work()) == [2]
     core.log.keep(Message(log[3]))
-    assert acknowledged(make_durable(core, 30)) == [3]
+    assert acknowledged(core.make_durable(30)) == [3]
 
 
 def test_damage_to_what_is_committed_holds_nothing_back() -> None:
     log = chain(3)
-    core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=2), log[2:3])
+    core = restarted(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=2), log[2:3])
     core.take_work()
     core.entry_faulty(2, log[2], 20)
-    core.scope.ack_due = True
+    core.ack_due = True
     assert acknowledged(core.take_work()) == [3]
 
 
 def test_a_journal_header_above_the_linked_log_is_not_believed() -> None:
     """Where headers are missing the journal may still hold the entry of an older log."""
     log = chain(1)
-    stranger = make_header(cluster=CLUSTER, command=Command.PREPARE, op=3, parent=bytes(16))
-    core = restart(Recovered(ViewState(suffix=(ROOT,)), 1, log[1], 1, 1), [])
+    stranger = prepare(op=3, parent=bytes(16)).header
+    core = restarted(Recovered(ViewState(suffix=(ROOT,)), 1, log[1], 1, 1), [])
     core.log.op = core.log.journal_head = 5
     core.entry_faulty(3, stranger, 20)
     assert 3 not in core.log.headers
@@ -109,8 +49,8 @@ def test_a_journal_header_above_the_linked_log_is_not_believed() -> None:
 def test_damage_in_what_is_about_to_be_cut_off_is_not_repaired() -> None:
     """The superblock that says so is under way: until it is written the journal still has those entries."""
     log = chain(3)
-    core = restart(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
-    start_view(core, log[1:3], 20, view=2, commit=1)
+    core = restarted(Recovered(ViewState(suffix=(ROOT,)), 3, log[3], 3, 3, commit=1), log[1:3])
+    core.begin_view(2, log[1:3], 20, commit=1)
     core.entry_faulty(3, None, 21)
     assert core.log.faulty == set()
     core.entry_faulty(2, None, 21)
@@ -126,7 +66,7 @@ def lost_tail(log: list[Header], feared: int) -> Recovered:
 
 def test_doubt_is_durable_before_the_journal_grows_over_what_is_doubted() -> None:
     log = chain(4)
-    core = restart(lost_tail(log[:3], 2), [])
+    core = restarted(lost_tail(log[:3], 2), [])
     core.log.extend(log[3])
     core.log.keep(Message(log[3]))
     (persist,) = core.take_work().persist
@@ -138,17 +78,13 @@ def test_doubt_is_durable_before_the_journal_grows_over_what_is_doubted() -> Non
 
 def test_the_primary_says_what_never_existed() -> None:
     log = chain(2)
-    backup = restart(lost_tail(log, 3), [])
-    primary = restart(Recovered(ViewState(suffix=(ROOT,)), 2, log[2], 2, 2, commit=2), [], index=0)
+    backup = restarted(lost_tail(log, 3), [])
+    primary = restarted(Recovered(ViewState(suffix=(ROOT,)), 2, log[2], 2, 2, commit=2), [], index=0)
     primary.status = Status.NORMAL
-    make_durable(backup, 20)
-    backup.step(Message(make_header(cluster=CLUSTER, command=Command.PING, replica=0, op=2)), 90 * MS)
+    backup.make_durable(20)
+    backup.step(ping(0, op=2), 90 * MS)
     backup.tick(100 * MS)
-    (request,) = [
-        send.message
-        for send in backup.take_work().send
-        if isinstance(send, ToReplica) and send.message.header.command == Command.REQUEST_HEADERS
-    ]
+    (request,) = messages_sent(backup.take_work(), Command.REQUEST_HEADERS)
     primary.step(request, 110 * MS)
     (serve,) = primary.take_work().serve
     assert isinstance(serve, ServeHeaders)
@@ -162,20 +98,16 @@ def test_the_primary_says_what_never_existed() -> None:
 
 def test_an_answer_to_a_question_of_an_earlier_life_settles_nothing() -> None:
     log = chain(2)
-    backup = restart(lost_tail(log, 3), [])
-    make_durable(backup, 20)
-    body = encode_headers([log[2]])
-    late = make_header(
-        body, cluster=CLUSTER, command=Command.HEADERS, replica=0, op=2, count=1, position=2, commit=2, nonce=9
-    )
-    backup.step(Message(late, body), 30)
+    backup = restarted(lost_tail(log, 3), [])
+    backup.make_durable(20)
+    backup.step(headers_of(0, [log[2]], 9, commit=2), 30)
     assert backup.log.op == 5
 
 
-def base_after_start_view(core: Replica, log: list[Header]) -> int:
+def base_after_start_view(core: Core, log: list[Header]) -> int:
     """What becomes of the base when view 2 begins with log[5], committed."""
     core.take_work()
-    start_view(core, log[5:6], 20, view=2, commit=5)
+    core.begin_view(2, log[5:6], 20, commit=5)
     persist = core.take_work().persist[-1]
     assert persist.log_view == 2
     return persist.base
@@ -190,7 +122,7 @@ def test_the_base_ends_below_what_is_missing() -> None:
         RecoveredEntry(5, EntryState.PRESENT, log[5]),
     )
     state = ViewState(base=2, suffix_head=5, suffix=tuple(log[3:6]))
-    core = restart(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5), [])
+    core = restarted(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5), [])
     assert base_after_start_view(core, log) == 2
 
 
@@ -202,7 +134,7 @@ def test_the_base_reaches_over_what_is_damaged_in_its_place() -> None:
         RecoveredEntry(5, EntryState.PRESENT, log[5]),
     )
     state = ViewState(suffix=(ROOT,))
-    core = restart(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5, rooted=4), [])
+    core = restarted(Recovered(state, 2, log[2], 5, 5, entries=entries, commit=5, rooted=4), [])
     assert base_after_start_view(core, log) == 4
 
 
@@ -217,20 +149,16 @@ def late(log: list[Header], own: list[Header], state: EntryState = EntryState.PR
     return Recovered(suffix, 1, log[1], 5, own[-1].op, entries=(*entries, missing, head), commit=5, rooted=1)
 
 
-def learn(core: Replica, log: list[Header]) -> None:
+def learn(core: Core, log: list[Header]) -> None:
     """The primary of view 1 tells the headers of ops 2 to 5."""
-    make_durable(core, 20)
-    core.scope.headers_requests[9] = HeadersRequest(1, 2, 5, 20)
-    body = encode_headers(log[2:6])
-    told = make_header(
-        body, cluster=CLUSTER, command=Command.HEADERS, replica=1, view=1, op=2, count=4, position=5, commit=5, nonce=9
-    )
-    core.step(Message(told, body), 30)
+    core.make_durable(20)
+    core.headers_requests[9] = HeadersRequest(1, 2, 5, 20)
+    core.step(headers_of(1, log[2:6], 9, view=1, commit=5), 30)
 
 
 def test_what_a_replica_has_below_an_op_that_it_misses_is_still_there_after_a_restart() -> None:
     log = chain(5)
-    core = restart(late(log, log[2:4]), [], index=2)
+    core = restarted(late(log, log[2:4]), [], index=2)
     assert core.log.durable == 1
     learn(core, log)
     assert (core.log.durable, core.log.linked, core.log.journal_head) == (3, 5, 3)
@@ -239,7 +167,7 @@ def test_what_a_replica_has_below_an_op_that_it_misses_is_still_there_after_a_re
 
 def test_unless_it_is_that_of_another_log() -> None:
     log, other = chain(5), chain(3, view=9)
-    core = restart(late(log, [log[2], other[3]]), [], index=2)
+    core = restarted(late(log, [log[2], other[3]]), [], index=2)
     learn(core, log)
     (persist,) = core.take_work().persist
     assert (persist.kind, persist.truncate_to) == (PersistKind.VIEW, 2)
@@ -249,7 +177,7 @@ def test_unless_it_is_that_of_another_log() -> None:
 
 def test_what_is_damaged_of_it_is_asked_for_by_the_identity_that_is_learned() -> None:
     log = chain(5)
-    core = restart(late(log, log[2:4], EntryState.FAULTY), [], index=2)
+    core = restarted(late(log, log[2:4], EntryState.FAULTY), [], index=2)
     learn(core, log)
     assert core.log.durable == 1
     assert [header.op for header in core.log.missing(9)] == [2, 4, 5]

@@ -6,10 +6,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from small_cluster import CLUSTER, Cluster, Node
+from lab import Cluster, Node, frame
 
 from kimberlite._fast import events
-from kimberlite._fast.framing import make_header
 from kimberlite.types import ZERO16, Command, Message, Operation
 from kimberlite.vopr import hostile
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
@@ -38,7 +37,7 @@ def test_the_cluster_goes_on_under_frames_that_no_replica_sends(seed: int) -> No
     for _ in range(30):
         node = random.choice(cluster.up)
         sender = random.choice([index for index in range(3) if index != node.index])
-        node.driver.on_input(messages=hostile.frames(random, hostile.known_of(node.core, sender)))
+        node.driver.on_input(messages=hostile.frames(random, hostile.known_of(node.core.replica, sender)))
         cluster.run(random.choice((0, 5, 50)))
     cluster.settle()
     applied = len(cluster.primary.machine.applied)
@@ -66,12 +65,12 @@ def anything(random: Random, node: Node) -> Message:
         "flags": random.randrange(2),
     }
     body = random.choice(bodies(random, node))
-    return Message(make_header(body, cluster=CLUSTER, command=command, **fields), body)
+    return frame(command, body, **fields)
 
 
 def bodies(random: Random, node: Node) -> list[bytes]:
     core = node.core
-    known = hostile.known_of(core, (node.index + 1) % 3)
+    known = hostile.known_of(core.replica, (node.index + 1) % 3)
     first = random.choice((core.log.op, core.log.op + 1, core.commit_max, 1))
     before = core.log.headers.get(first - 1)
     view = random.choice((core.view, core.view + 1))

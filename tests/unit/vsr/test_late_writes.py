@@ -3,37 +3,14 @@ cut it off since."""
 
 from __future__ import annotations
 
-from small_cluster import CLUSTER, MS, Cluster
-from views import start_view
+from lab import MS, ROOT, Cluster, appended
 
-from kimberlite._fast import events as event_batches
-from kimberlite._fast.framing import make_header
-from kimberlite.types import Command, Header, Message, Operation, Status, root_header
+from kimberlite.types import Command, Header, Message, Status
 from kimberlite.vsr.work import PersistKind
-
-ROOT = root_header(make_header, CLUSTER)
 
 
 def prepare(before: Header, view: int, commit: int) -> Message:
-    body = event_batches.build([b"x"])
-    header = make_header(
-        body,
-        cluster=CLUSTER,
-        command=Command.PREPARE,
-        replica=view % 5,
-        view=view,
-        op=before.op + 1,
-        commit=commit,
-        parent=before.checksum,
-        operation=Operation.APPLY,
-        client=b"c" * 16,
-        session=1,
-        request=before.op + 1,
-        position=before.position + before.count,
-        count=1,
-        timestamp=before.timestamp + 1,
-    )
-    return Message(header, body)
+    return appended(before, b"x", view=view, commit=commit, replicas=5)
 
 
 class Late:
@@ -46,7 +23,7 @@ class Late:
         for number in range(4):
             self.give(prepare(self.log[-1], 0, number))
         self.node.driver.on_disk()
-        self.node.store._disk._latency = lambda: 1000 * MS  # type: ignore[attr-defined]
+        self.node.slow_disk(1000 * MS)
         self.late = prepare(self.log[4], 0, 4)
         self.give(self.late)
         assert set(self.node.core.log.writing) == {5}
@@ -56,14 +33,14 @@ class Late:
         self.node.driver.on_input(messages=[message])
 
     def view(self, number: int, suffix: list[Header]) -> None:
-        start_view(self.node.core, suffix, self.cluster.now, view=number, commit=4)
+        self.node.core.begin_view(number, suffix, self.cluster.now, commit=4)
         self.node.driver.on_tick()
 
     def wait(self) -> None:
         for _ in range(60):
             self.cluster.now += 1000 * MS
             self.node.driver.on_disk()
-        self.node.store._disk._latency = lambda: 0  # type: ignore[attr-defined]
+        self.node.slow_disk(0)
 
 
 def test_what_was_cut_off_and_is_named_again_is_written_anew() -> None:
@@ -100,7 +77,7 @@ def test_only_what_is_above_the_cut_is_void() -> None:
     sixth = prepare(late.late.header, 0, 4)
     seventh = prepare(sixth.header, 0, 4)
     late.node.driver.on_input(messages=[sixth, seventh])
-    groups = [persist for _, persist, _ in late.node.core._pending.values() if persist.kind is PersistKind.WRITE]
+    groups = [persist for persist in late.node.core.pending if persist.kind is PersistKind.WRITE]
     assert [[entry.header.op for entry in persist.entries] for persist in groups] == [[5], [6, 7]]
     late.view(1, [late.log[4], late.late.header, sixth.header])
     late.view(2, [late.log[4], late.late.header, sixth.header, seventh.header])

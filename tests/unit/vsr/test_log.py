@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from lab import chain, prepare
 
-from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
-from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Operation, Room, root_header
+from kimberlite.types import ROOM_UNBOUNDED, Header, Message, Room
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW, Log
-
-CLUSTER = b"c" * 16
-
-
-def chain(length: int, view: int = 0, parent: Header | None = None, body: bytes = b"") -> list[Header]:
-    headers = [parent or root_header(make_header, CLUSTER)]
-    for _ in range(length):
-        before = headers[-1]
-        headers.append(
-            make_header(
-                body,
-                cluster=CLUSTER,
-                command=Command.PREPARE,
-                replica=0,
-                view=view,
-                op=before.op + 1,
-                parent=before.checksum,
-                operation=Operation.APPLY,
-            )
-        )
-    return headers
 
 
 def filled(headers: list[Header], durable: int | None = None) -> Log:
@@ -56,7 +35,7 @@ def test_a_broken_chain_is_an_invariant() -> None:
     headers = chain(2)
     other = chain(1, view=9)
     log = filled(headers[:2])
-    stranger = make_header(cluster=CLUSTER, command=Command.PREPARE, op=2, parent=other[1].checksum)
+    stranger = prepare(other[1], op=2).header
     with pytest.raises(InvariantError, match="one hash chain"):
         log.append(Message(stranger))
 
@@ -127,7 +106,7 @@ def test_installing_the_same_suffix_keeps_everything() -> None:
 
 def test_installing_a_divergent_suffix_cuts_at_the_last_common_entry() -> None:
     old = chain(5)
-    new = chain(3, view=2, parent=old[2])
+    new = chain(3, view=2, after=old[2])
     log = filled(old)
     assert log.install([old[1], old[2], *new[1:]], 1) == 2
     assert (log.op, log.linked, log.durable, log.journal_head) == (5, 5, 2, 2)
@@ -150,7 +129,7 @@ def test_a_hole_keeps_own_entries_until_headers_tell() -> None:
 
 def test_a_divergent_candidate_is_found_before_it_is_believed() -> None:
     old = chain(5)
-    new = chain(6, view=2, parent=old[3])
+    new = chain(6, view=2, after=old[3])
     log = filled(old)
     canonical = [*old[:4], *new[1:]]
     assert log.install(canonical[8:], 2) == 5
@@ -212,7 +191,7 @@ def test_damage_beyond_recognition_is_no_nack_when_its_identity_is_learned() -> 
 
 def test_damage_of_another_entry_is_forgotten_with_it() -> None:
     old = chain(5)
-    new = chain(3, view=2, parent=old[2])
+    new = chain(3, view=2, after=old[2])
     log = filled(old)
     log.mark_faulty(4)
     log.install([old[2], *new[1:]], 2)
@@ -268,7 +247,7 @@ def test_an_installed_log_holds_what_it_names() -> None:
     log = Log(headers[0])
     for header in headers[1:]:
         log.append(Message(header, b"x" * 100))
-    log.install([*headers[:3], *chain(1, view=1, parent=headers[2])[1:]], 0)
+    log.install([*headers[:3], *chain(1, view=1, after=headers[2])[1:]], 0)
     assert set(log.bodies) == {1, 2}
     assert log.held_bytes == counted(log)
     log.install([others[0], others[1]], 0)
@@ -286,7 +265,7 @@ def test_what_is_written_is_let_go_and_what_is_damaged_is_held() -> None:
         log.mark_durable(header)
     log.let_go_of_written(1)
     assert set(log.bodies) == {1, 3}
-    log.install([*headers[:3], *chain(3, view=1, parent=headers[2])[1:]], 2)
+    log.install([*headers[:3], *chain(3, view=1, after=headers[2])[1:]], 2)
     for op in (3, 4, 5):
         log.keep(Message(log.headers[op]))
     for message in log.take_writes(ROOM_UNBOUNDED):

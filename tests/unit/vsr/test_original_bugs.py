@@ -1,14 +1,12 @@
 """Bugs that a project of this kind once had, each as a test by its name.
 
-The cluster is the one of tests/helpers/small_cluster.py.
+The cluster is the one of tests/lab.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from small_cluster import MS, Cluster
+from lab import MS, Cluster, between
 
 from kimberlite.errors import WriteFailedError
 from kimberlite.node.driver import FastCodec
@@ -23,11 +21,6 @@ def cluster() -> Cluster:
     cluster = Cluster()
     cluster.register()
     return cluster
-
-
-def between(*groups: set[int]) -> Callable[[int, int, Message], bool]:
-    """Only replicas of one group hear each other."""
-    return lambda source, target, message: not any(source in group and target in group for group in groups)
 
 
 def test_heartbeat_timer_is_reset(cluster: Cluster) -> None:
@@ -53,7 +46,7 @@ def test_view_change_timer_is_armed(cluster: Cluster) -> None:
         )
     )
     cluster.run(8000)
-    assert not any(node.core.status == Status.NORMAL and node.core.is_primary for node in cluster.up)
+    assert not any(node.leads for node in cluster.up)
     cluster.lost = lambda source, target, message: False
     assert cluster.settle().core.view > old.core.view
 
@@ -61,11 +54,7 @@ def test_view_change_timer_is_armed(cluster: Cluster) -> None:
 def test_recovery_timer_is_armed(cluster: Cluster) -> None:
     """A cluster that restarts as a whole without hearing anything at first leads again later."""
     cluster.append(1, b"before")
-    for index in range(3):
-        cluster.crash(index)
-    cluster.queue.clear()
-    for index in range(3):
-        cluster.start(index)
+    cluster.restart()
     cluster.lost = lambda source, target, message: True
     cluster.run(5000)
     cluster.lost = lambda source, target, message: False
@@ -84,7 +73,7 @@ def test_the_new_primary_counts_its_own_do_view_change(cluster: Cluster) -> None
 def test_an_uncommitted_tail_is_not_taken_as_committed(cluster: Cluster) -> None:
     """What a view change brings along is committed by acknowledgements of the new view, not by being there."""
     old = cluster.primary
-    backups = [node for node in cluster.up if node is not old]
+    backups = cluster.backups
     committed = old.core.commit_max
     holder = backups[0].index
     # The request reaches one backup; no acknowledgement gets anywhere.
@@ -96,7 +85,7 @@ def test_an_uncommitted_tail_is_not_taken_as_committed(cluster: Cluster) -> None
     assert backups[0].store.head == old.store.head == committed + 1
     cluster.crash(old.index)
     keep = cluster.lost
-    cluster.run(20_000, lambda: any(node.core.is_primary and node.core.status == Status.NORMAL for node in cluster.up))
+    cluster.run(20_000, lambda: any(node.leads for node in cluster.up))
     assert {node.core.commit_max for node in cluster.up} == {committed}
     cluster.lost = lambda source, target, message: (
         keep(source, target, message) if message.header.command == Command.PREPARE_OK else False
@@ -168,11 +157,7 @@ def test_recovery_applies_what_it_commits(cluster: Cluster) -> None:
     payloads = [b"%d" % number for number in range(20)]
     for number, payload in enumerate(payloads):
         cluster.append(number + 1, payload)
-    for index in range(3):
-        cluster.crash(index)
-    cluster.queue.clear()
-    for index in range(3):
-        cluster.start(index)
+    cluster.restart()
     cluster.settle()
     cluster.run(10_000, lambda: all(node.machine.applied == payloads for node in cluster.up))
     for node in cluster.up:

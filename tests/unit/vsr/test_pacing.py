@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_cluster import MS, Cluster, Node
+from lab import MS, Cluster, Node
 
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.types import Command, Message, Status
@@ -51,10 +51,8 @@ def test_a_bounded_number_of_questions_is_remembered() -> None:
 
 def trimmed_cluster() -> Cluster:
     """Three replicas whose log begins behind its first segments."""
-    cluster = Cluster()
+    cluster = Cluster(checkpoints=CheckpointPolicy(ops=8))
     cluster.register()
-    for node in cluster.up:
-        node.driver._checkpoints = CheckpointPolicy(ops=8)
     for number in range(1, 61):
         cluster.append(number, b"y" * 3000)
     settled(cluster)
@@ -92,7 +90,7 @@ ASKING = (Command.REQUEST_HEADERS, Command.REQUEST_PREPARE)
 def test_a_replica_formatted_anew_asks_little_for_a_log_that_was_trimmed() -> None:
     cluster = trimmed_cluster()
     trim(cluster)
-    node = next(each for each in cluster.up if not each.core.is_primary)
+    node = cluster.backups[0]
     cluster.crash(node.index)
     cluster.run(100)
     cluster.format(node.index)
@@ -107,7 +105,7 @@ def test_a_replica_formatted_anew_asks_little_for_a_log_that_was_trimmed() -> No
 @pytest.mark.parametrize("answered", ["not at all", "without what is wanted"])
 def test_an_op_that_nobody_has_is_asked_for_less_and_less_and_soon_when_somebody_returns(answered: str) -> None:
     cluster = trimmed_cluster()
-    node = next(each for each in cluster.up if not each.core.is_primary)
+    node = cluster.backups[0]
     bad = {20, 21, 22}
 
     def lost(source: int, target: int, message: Message) -> bool:
@@ -139,7 +137,7 @@ def test_an_op_that_nobody_has_is_asked_for_less_and_less_and_soon_when_somebody
 
 def test_damage_below_a_trim_that_comes_while_it_is_repaired_concerns_nobody_any_more() -> None:
     cluster = trimmed_cluster()
-    node = next(each for each in cluster.up if not each.core.is_primary)
+    node = cluster.backups[0]
     primary = cluster.primary
     bad = {20, 21, 22}
     cluster.lost = lambda source, target, message: (
@@ -182,7 +180,7 @@ def test_a_repair_that_has_no_certain_place_ends_nobody_and_is_tried_less_and_le
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster = trimmed_cluster()
-    node = next(each for each in cluster.up if not each.core.is_primary)
+    node = cluster.backups[0]
     bad = {20, 21, 22}
     for op in bad:
         node.store._mark_faulty(op)
@@ -200,7 +198,7 @@ def test_a_repair_that_has_no_certain_place_ends_nobody_and_is_tried_less_and_le
 
 def test_an_identity_that_nobody_tells_does_not_keep_the_rest_of_the_log_away() -> None:
     cluster = trimmed_cluster()
-    node = next(each for each in cluster.up if not each.core.is_primary)
+    node = cluster.backups[0]
     trim(cluster)
     op = node.core.first_op
     node.core.log.faulty.add(op)
@@ -231,7 +229,7 @@ def test_an_identity_that_nobody_tells_does_not_keep_the_rest_of_the_log_away() 
 def test_what_is_held_of_damage_does_not_keep_the_entry_away_that_it_waits_for() -> None:
     """The lowest of a run of damaged entries, whose answer was lost, is asked for whatever is held of those above."""
     cluster = trimmed_cluster()
-    node = next(each for each in cluster.up if not each.core.is_primary)
+    node = cluster.backups[0]
     node.core.config = replace(node.core.config, backlog_bytes=20_000)
     bad = set(range(20, 32))
     answers = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from small_cluster import MS, Cluster, Node
+from lab import MS, Cluster, Node
 
 from kimberlite.types import Command
 from kimberlite.vsr.events import EventKind
@@ -20,7 +20,7 @@ def test_prepares_that_leave_no_time_for_heartbeats_are_timed() -> None:
     cluster = Cluster()
     cluster.register()
     primary = cluster.settle()
-    others = {node.index for node in cluster.up} - {primary.index}
+    others = {node.index for node in cluster.backups}
     cluster.lost = lambda source, target, message: message.header.command == Command.COMMIT
     primary.events.clear()
     began, number = cluster.now, 0
@@ -38,7 +38,7 @@ def test_a_silent_peer_does_not_end_the_measuring_of_the_others() -> None:
     cluster = Cluster()
     cluster.register()
     primary = cluster.settle()
-    silent, other = (node.index for node in cluster.up if node is not primary)
+    silent, other = (node.index for node in cluster.backups)
     cluster.crash(silent)
     primary.events.clear()
     began, number = cluster.now, 0

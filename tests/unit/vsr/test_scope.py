@@ -6,10 +6,9 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import pytest
-from small_cluster import CLUSTER, MS, Cluster, Node
+from lab import MS, Cluster, Node, ping
 
-from kimberlite._fast.framing import make_header
-from kimberlite.types import Command, Message, Status
+from kimberlite.types import Status
 from kimberlite.vsr.state import Said, ViewScope
 
 ELSEWHERE = 12345  # no value that a new object has
@@ -44,13 +43,9 @@ def new_value(field: Field[Any]) -> Any:
     return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
 
 
-def ping(sender: int, view: int, op: int = 0) -> Message:
-    return Message(make_header(b"", cluster=CLUSTER, command=Command.PING, replica=sender, view=view, op=op))
-
-
 def backup(cluster: Cluster) -> tuple[Node, int]:
     """A backup, and the other one."""
-    first, second = (node for node in cluster.up if node is not cluster.primary)
+    first, second = cluster.backups
     return first, second.index
 
 
@@ -90,14 +85,14 @@ def test_how_far_a_replica_came_in_an_old_view_is_no_word_of_the_new_one(cluster
 
 def test_a_full_disk_of_an_old_view_refuses_nothing_in_the_next(cluster: Cluster) -> None:
     old = cluster.primary
-    old.core.scope.full_peers = {node.index for node in cluster.up if node is not old}
+    old.core.full_peers = {node.index for node in cluster.backups}
     assert not old.core.can_journal
     cluster.lost = lambda source, target, message: old.index in (source, target)
     view = old.core.view
     cluster.run(20_000, lambda: any(node.core.view > view and node.core.ready for node in cluster.up))
     cluster.lost = lambda source, target, message: False
     cluster.run(20_000, lambda: old.core.view > view and old.core.status == Status.NORMAL)
-    assert old.core.scope.full_peers == set()
+    assert old.core.full_peers == set()
 
 
 def test_who_returned_in_an_old_view_gets_its_time_in_the_next(cluster: Cluster) -> None:

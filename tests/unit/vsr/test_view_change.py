@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from small_cluster import MS, Cluster
+from lab import MS, Cluster, chain
 
-from kimberlite._fast.framing import make_header
-from kimberlite.types import Command, Header, Operation, root_header
+from kimberlite.types import Header
 from kimberlite.vsr.codec import Evidence
 from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.quorum import quorums
 from kimberlite.vsr.view_change import DoViewChange, choose
-
-CLUSTER = b"c" * 16
-
-
-def chain(length: int, view: int = 0, parent: Header | None = None, salt: int = 0) -> list[Header]:
-    """Headers of `length` ops after `parent` (the root when None), which comes first."""
-    headers = [parent or root_header(make_header, CLUSTER)]
-    for _ in range(length):
-        before = headers[-1]
-        headers.append(
-            make_header(
-                cluster=CLUSTER,
-                command=Command.PREPARE,
-                replica=0,
-                view=view,
-                op=before.op + 1,
-                parent=before.checksum,
-                operation=Operation.APPLY,
-                timestamp=salt,
-            )
-        )
-    return headers
 
 
 def says(
@@ -73,7 +50,7 @@ def test_the_longest_log_of_the_newest_view_wins() -> None:
 def test_a_longer_log_of_an_older_view_loses() -> None:
     """Choice by op alone would resurrect ops 3 to 5, which view 2 had dropped."""
     old = chain(5)
-    new = chain(1, view=2, parent=old[2])
+    new = chain(1, view=2, after=old[2])
     choice = choose([says(0, old, log_view=1), says(1, old[:2] + new, log_view=2)], quorums(3))
     assert choice.suffix[-1].op == 3
     assert choice.suffix[-1].checksum == new[-1].checksum
@@ -117,7 +94,7 @@ def test_an_op_whose_identity_nobody_knows_waits() -> None:
 def test_another_identity_is_a_nack() -> None:
     """Replica 0 holds op 3 of view 1; the canonical op 3 of view 2 has no copy left but can be dropped."""
     old = chain(3)
-    new = chain(1, view=2, parent=old[2])
+    new = chain(1, view=2, after=old[2])
     choice = choose([says(0, old, log_view=1), says(1, old[:2] + new, log_view=2, absent=(3,))], quorums(3))
     assert choice.suffix[-1].op == 2
 

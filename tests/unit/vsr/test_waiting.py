@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_cluster import Cluster, Node
+from lab import Cluster, Node
 
-from kimberlite.types import Command, Message, Operation, Reason, Status
+from kimberlite.types import Command, Message, Operation, Reason
 from kimberlite.vsr.work import Admission
 
 
@@ -21,13 +21,9 @@ def cluster() -> Cluster:
     old.driver.on_input(requests=[cluster.request(1, b"left behind")])
     cluster.run(50)
     cluster.crash(old.index)
-    cluster.run(20_000, lambda: any(leads(node) for node in cluster.up))
+    cluster.run(20_000, lambda: any(node.leads for node in cluster.up))
     assert not cluster.primary.core.ready
     return cluster
-
-
-def leads(node: Node) -> bool:
-    return node.core.is_primary and node.core.status == Status.NORMAL
 
 
 def refusals(node: Node) -> list[tuple[int, int]]:
