@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,7 +19,8 @@ from kimberlite import cli, config, errors, frames
 from kimberlite.cli import fields as status_fields
 from kimberlite.errors import KimberliteError
 from kimberlite.storage import layout
-from kimberlite.telemetry import catalogue, health
+from kimberlite.telemetry import catalogue, health, log
+from kimberlite.vsr.events import TABLE, EventKind, Level, Row
 from kimberlite.vsr.work import CannotCommit
 
 HERE = Path(__file__).parent
@@ -295,6 +297,53 @@ def status() -> str:
     return "\n".join(lines) + "\n"
 
 
+EVENTS_INTRODUCTION = """\
+What the core of a replica reports. Every event moves a metric ([all of them](metrics.md)), or is a line of the log, or
+both. The log is standard error, where a line is `kimberlite: TIME LEVEL: replica N SENTENCE`, the time in UTC:
+
+```text
+kimberlite: 2026-11-30T16:31:35.168Z warning: replica 1 left its view for view 2: newer_view
+```
+
+| level | meaning | events |
+| --- | --- | ---: |
+{levels}
+
+Of one kind there are at most {lines} lines in {seconds} s; then a line says how many were left out. The replica never
+waits for its log: lines that standard error does not take are counted, and their number is said when it does.
+"""
+LEVELS = {
+    Level.ERROR: ("error", "A person has to look."),
+    Level.WARNING: ("warning", "The cluster goes on by itself; often, it says that something is sick."),
+    Level.INFO: ("info", "The ordinary life of a cluster."),
+    Level.COUNTED: ("none", "In no log: it may come with every op, request or frame. Metrics have it."),
+}
+
+
+def event_pages() -> str:
+    counts = Counter(row.level for row in TABLE.values())
+    levels = "\n".join(f"| {name} | {meaning} | {counts[level]} |" for level, (name, meaning) in LEVELS.items())
+    text = EVENTS_INTRODUCTION.format(levels=levels, lines=log.LINES_MAX, seconds=log.PERIOD_S)
+    lines = [GENERATED, "", "# Events and the log", "", *text.splitlines()]
+    for level in LEVELS:
+        for kind, row in TABLE.items():
+            if row.level is level:
+                lines += event_section(kind, row)
+    return "\n".join(lines) + "\n"
+
+
+def event_section(kind: EventKind, row: Row) -> list[str]:
+    name, _ = LEVELS[row.level]
+    lines = ["", f"## {kind.name}", "", f"Replica N {row.sentence.replace('{', '`').replace('}', '`')}.", ""]
+    lines.append(f"- level: {name}")
+    exposed = (catalogue.BY_NAME[metric].exposed_name("ms") for metric in row.metrics)
+    lines.append("- metrics: " + (", ".join(f"`{metric}`" for metric in exposed) or "none"))
+    for field in row.fields:
+        words = f": {', '.join(f'`{word}`' for word in field.words.values())}" if len(field.words) > 2 else ""
+        lines.append(f"- `{field.name}`: {field.meaning}{words}")
+    return lines
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "exit-codes.md": exit_codes,
@@ -303,6 +352,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "disk-layout.md": disk_layout,
     "wire.md": wire,
     "status.md": status,
+    "events.md": event_pages,
 }
 
 

@@ -55,30 +55,33 @@ def ignore_stray_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def say(text: str, patience_s: float = 0.0) -> None:
-    """Write to standard error what it takes within that time, which may be nothing. Never raises."""
+def say(text: str, patience_s: float = 0.0) -> bool:
+    """Write to standard error what it takes within that time, which may be nothing. Whether it took all; never
+    raises."""
     stream = sys.stderr
     if stream is None:
-        return
+        return False
     with contextlib.suppress(Exception):  # of whatever a host program has put there
         try:
             descriptor = stream.fileno()
         except (AttributeError, OSError, ValueError):
             stream.write(text)
             stream.flush()
-        else:
-            _write(descriptor, text.encode(errors="backslashreplace"), time.monotonic() + patience_s)
+            return True
+        return _write(descriptor, text.encode(errors="backslashreplace"), time.monotonic() + patience_s)
+    return False
 
 
-def _write(descriptor: int, data: bytes, deadline: float) -> None:
+def _write(descriptor: int, data: bytes, deadline: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     while data:
         ready = poll.poll(max(deadline - time.monotonic(), 0) * 1000)
         if not ready or ready[0][1] != select.POLLOUT:  # nobody reads, or it is gone
-            return
+            return False
         # So much a pipe takes at once when it is ready.
         data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
+    return True
 
 
 def end(error: KimberliteError) -> NoReturn:

@@ -57,6 +57,7 @@ from kimberlite.storage import superblock
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
+from kimberlite.telemetry.log import EventLines
 from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
 from kimberlite.types import RELEASE, VIEW_MAX, Access, ClientId, Command, Message, Reason, Status
 from kimberlite.vsr import verdict
@@ -67,6 +68,7 @@ TICK_S = 0.01
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
 RETENTION_EVERY = 100  # ticks
+LAST_LINES_S = 0.1  # for what the log was told before the error that ends this replica: the error is the last line
 NO_THREAD_S = 1.0  # until a thread is asked for again that the system did not give
 
 
@@ -232,7 +234,8 @@ class Node:
         except (OSError, KimberliteError) as error:
             self._telemetry_problem = f"metrics are not shared: {error}"
             memory = Region.create(None, catalogue.layout(config.replica_count))
-        self.recorder = Recorder(memory, config.cluster.replica, config.replica_count)
+        replica = config.cluster.replica
+        self.recorder = Recorder(memory, replica, config.replica_count, EventLines(replica))
         self.recorder.opened(opened_at)
         self.recorder.superblock_damaged(self._store.superblock_damaged)
         self._disk.switch = self.recorder.switch
@@ -591,6 +594,7 @@ class Node:
         self._failure = error
         try:
             self._fall_silent()
+            self.recorder.end_log(LAST_LINES_S)
             if isinstance(error, WriteFailedError):
                 self.recorder.journal_failed(Access.WRITE)
             self._on_fatal(error)

@@ -3,11 +3,12 @@
     catalogue    every metric, declared once
     region       where the shared memory of a replica is
     recorder     in the replica: events into cells
+    log          in the replica: events into lines on standard error
     supervisor   in the replica: start and watch the telemetry process
     reading      everywhere else: cells and /proc into values; `snapshot` for offline inspection
     prometheus, health, server, __main__   the telemetry process
 
-The replica imports catalogue, region, recorder and supervisor only; prometheus-client and the HTTP
+The replica imports catalogue, region, recorder, log and supervisor only; prometheus-client and the HTTP
 server are the telemetry process's.
 """
 

@@ -5,6 +5,8 @@ call into C, without a lock and without allocation. Events of the core carry dur
 are differences of the `now` values handed in; this module reads a clock for what the core
 cannot see: stages of the event loop, the state machine, garbage collection.
 
+What an event moves is in its row of vsr.events.TABLE; those of a level go to the log as well.
+
 What has a reason, a type or a cause is counted by the member of an enum, and each table has a cell for every member
 of its enum: a Recorder without one can not be made (see `_by_member`), and nothing is counted as "other".
 
@@ -24,8 +26,9 @@ from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, St
 from kimberlite.errors import InvariantError
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import BY_NAME, cell_name, label_value
+from kimberlite.telemetry.log import PATIENCE_S, EventLines
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Header, Reason
-from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp, ViewChangeCause
+from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
 from kimberlite.vsr.work import CannotCommit, Snapshot
 
 # Positions in catalogue.LOOP_PARTS.
@@ -34,11 +37,7 @@ CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKS
 NAN = math.nan
 Member = TypeVar("Member", bound=Enum)
 HISTORY = 1024  # commit numbers remembered, to say for how long a replica has been behind
-# Events that no handler is bound to, and where what they say is seen instead.
-UNCOUNTED = {
-    EventKind.PREPARED: "op_number and pipeline_depth, from the snapshot: a prepare is the most frequent event",
-    EventKind.TRIMMED: "log_first_event, from the store; a replay trims again",
-}
+Handler = Callable[[Event], None]
 
 
 class StorageSample(NamedTuple):
@@ -68,8 +67,10 @@ class Recorder:
     turn is not over yet.
     """
 
-    def __init__(self, region: Region, replica: int, replica_count: int) -> None:
+    def __init__(self, region: Region, replica: int, replica_count: int, lines: EventLines | None = None) -> None:
+        """lines: the log of events, None for none; the recorder closes it."""
         self.region = region
+        self._lines = lines
         self.turn_pending = False
         self._replica = replica
         self._replica_count = replica_count
@@ -87,7 +88,7 @@ class Recorder:
         """switch(part): charge the loop's time to another part; returns the part left."""
         self._bind_network()
         self._bind_gauges()
-        self._handlers = self._bind_events()
+        self._handlers: list[Handler] = self._bind_events()
 
     # Handles
 
@@ -173,17 +174,19 @@ class Recorder:
         """Count what the core reports."""
         handlers = self._handlers
         for event in events:
-            handlers[event.kind](event)
+            handlers[event[0]](event)
 
-    def _bind_events(self) -> list[Callable[[Event], None]]:
+    def _bind_events(self) -> list[Handler]:
         """A handler for each kind of event, by its number."""
-        table: list[Callable[[Event], None]] = [_nothing] * (max(EventKind) + 1)
-        for kinds in (self._commit_handlers(), self._request_handlers(), self._rare_handlers()):
-            for kind, handler in kinds.items():
-                table[kind] = handler
+        moves = {**self._commit_handlers(), **self._request_handlers(), **self._rare_handlers()}
+        table: list[Handler] = [_nothing] * (max(EventKind) + 1)
+        for kind, row in TABLE.items():
+            note = self._lines.note if self._lines is not None and row.level is not Level.COUNTED else None
+            table[kind] = _both(moves.get(kind), note)
         return table
 
-    def _commit_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
+    def _commit_handlers(self) -> dict[EventKind, Handler]:
+        op_number = self._gauge("op_number").set
         prepare = self._histogram("prepare_latency").record
         commit = self._histogram("commit_latency").record
         queue = self._histogram("commit_stage_latency", "queue").record
@@ -220,6 +223,7 @@ class Recorder:
                 commit(event.c)
 
         return {
+            EventKind.PREPARED: lambda event: op_number(event[1]),
             EventKind.QUEUED: on_queued,
             EventKind.PREPARE_ACKED: on_acked,
             EventKind.JOURNALED: on_journaled,
@@ -227,7 +231,7 @@ class Recorder:
             EventKind.REPLAYED: lambda event: replayed(),
         }
 
-    def _request_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
+    def _request_handlers(self) -> dict[EventKind, Handler]:
         request = self._histogram("request_latency").record
         client = self._histogram("client_latency").record
         duplicate = self._counter("duplicate_requests").add
@@ -250,7 +254,7 @@ class Recorder:
             EventKind.DROPPED: lambda event: dropped[event.b](),
         }
 
-    def _rare_handlers(self) -> dict[EventKind, Callable[[Event], None]]:
+    def _rare_handlers(self) -> dict[EventKind, Handler]:
         view_change = self._histogram("view_change_latency").record
         repair = self._histogram("repair_latency").record
         recovery = self._histogram("recovery_latency").record
@@ -423,6 +427,8 @@ class Recorder:
         for reason, gauge in self._cannot_commit.items():
             gauge.set(reason in snapshot.cannot_commit)
         self._update_peers(snapshot, now)
+        if self._lines is not None:
+            self._lines.look(now)
 
     def _update_peers(self, snapshot: Snapshot, now: int) -> None:
         lags: dict[int, float] = {self._replica: max(snapshot.known_commit - snapshot.applied, 0)}
@@ -488,13 +494,31 @@ class Recorder:
         for what, count in damage:
             self._scrub_damage[what](count)
 
+    def end_log(self, patience_s: float = PATIENCE_S) -> None:
+        """No event goes to the log any more; those that did are written, in so many seconds at most."""
+        if self._lines is not None:
+            self._lines.close(patience_s)
+
     def close(self, in_order: bool = True) -> None:
         """The replica ends; when in order, say so to the readers. Nothing may be recorded afterwards."""
         if self._on_gc in gc.callbacks:
             gc.callbacks.remove(self._on_gc)
+        self.end_log()
         if in_order:
             self.region.end()
 
 
 def _nothing(event: Event) -> None:
-    """An event that no metric counts."""
+    """An event that goes to the log only, where there is none."""
+
+
+def _both(first: Handler | None, second: Handler | None) -> Handler:
+    """What does what both do; None does nothing."""
+    if first is None or second is None:
+        return first or second or _nothing
+
+    def handle(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return handle

@@ -140,7 +140,7 @@ VIEW = Field("view", "the view")
 PEER = Field("peer", "index of the other replica")
 EVENTS = Field("event_count", "events in it")
 ENTERED = Field("since_entered_ns", "since it entered this replica's log")
-WHY = Field("why", "GaveUp", _named(GaveUp))
+WHY = Field("why", "why another one is to lead", _named(GaveUp))
 
 TABLE: dict[EventKind, Row] = {
     EventKind.PREPARED: Row(
@@ -199,7 +199,7 @@ TABLE: dict[EventKind, Row] = {
         ("request_latency", "client_latency"),
     ),
     EventKind.REJECTED: Row(
-        (Field("reason", "types.Reason", _named(Reason)),),
+        (Field("reason", "why", _named(Reason)),),
         "refused a request: {reason}",
         Level.COUNTED,
         ("requests_rejected",),
@@ -211,7 +211,7 @@ TABLE: dict[EventKind, Row] = {
         ("duplicate_requests",),
     ),
     EventKind.DROPPED: Row(
-        (Field("command", "types.Command", _named(Command)), Field("reason", "DropReason", _named(DropReason))),
+        (Field("command", "type of the frame", _named(Command)), Field("reason", "why", _named(DropReason))),
         "did not act upon a frame ({command}): {reason}",
         Level.COUNTED,
         ("messages_dropped",),
@@ -224,13 +224,13 @@ TABLE: dict[EventKind, Row] = {
         ("operations", "operations_failed"),
     ),
     EventKind.STATUS: Row(
-        (Field("status", "types.Status", _named(Status)), VIEW),
+        (Field("status", "what it does now", _named(Status)), VIEW),
         "has status {status}, in view {view}",
         Level.COUNTED,
         ("replica_status", "view_number"),
     ),
     EventKind.VIEW_CHANGE_STARTED: Row(
-        (Field("view", "the view that it goes to"), Field("cause", "ViewChangeCause", _named(ViewChangeCause))),
+        (Field("view", "the view that it goes to"), Field("cause", "why it left", _named(ViewChangeCause))),
         "left its view for view {view}: {cause}",
         Level.WARNING,
         ("view_changes",),

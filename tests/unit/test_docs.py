@@ -38,6 +38,7 @@ REFERENCES = [
     "disk-layout.md",
     "wire.md",
     "status.md",
+    "events.md",
 ]
 
 

@@ -23,6 +23,7 @@ from kimberlite.errors import InvariantError, KimberliteError, WriteFailedError
 from kimberlite.node import retention
 from kimberlite.node.format import format_replica
 from kimberlite.node.node import Node
+from kimberlite.vsr.events import Event, EventKind
 
 LIMIT_S = 30.0
 CLUSTER = "6c" * 16
@@ -140,6 +141,25 @@ def test_a_failed_write_has_its_own_error(tmp_path: Path) -> None:
             assert str(ends.errors[0]) == "no more"
 
     asyncio.run(story())
+
+
+def test_the_log_of_events(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """On standard error; what happened before a fatal error stands before it."""
+
+    async def story() -> None:
+        async with running(tmp_path / "0") as (node, ends, _):
+            await until(lambda: node.driver.core.recover_to is None)
+            node.recorder.record([Event(EventKind.FAULTY, 7)])
+            node.driver.on_tick = broken  # type: ignore[method-assign]
+            await until(lambda: ends.errors)
+            print("the end", file=sys.stderr, flush=True)
+            node.recorder.record([Event(EventKind.FAULTY, 8)])
+
+    asyncio.run(story())
+    said = capfd.readouterr().err.splitlines()
+    (damaged,) = [number for number, line in enumerate(said) if "its own entry of op" in line]
+    assert damaged < said.index("the end")
+    assert sum("info: replica 0 has recovered, " in line for line in said) == 1
 
 
 def test_a_start_that_fails_in_its_first_step_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

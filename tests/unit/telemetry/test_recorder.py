@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, IntEnum
@@ -16,9 +17,10 @@ from kimberlite._fast.metrics import HistogramValue, Region, now_ns
 from kimberlite.errors import InvariantError
 from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
-from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, UNCOUNTED, Recorder, StorageSample, _nothing
+from kimberlite.telemetry.log import EventLines
+from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, Recorder, StorageSample
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
-from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp, ViewChangeCause
+from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
 from kimberlite.vsr.work import CannotCommit, PeerSnapshot, Snapshot
 
 REPLICAS = 3
@@ -48,77 +50,112 @@ def gauge(recorder: Recorder, name: str) -> float:
     return value
 
 
+# Events, at least one of each kind, and what they move: of counters the sum, of histograms the count.
+EVENTS: list[tuple[Event, dict[str, float]]] = [
+    (Event(EventKind.QUEUED, 5000), {'commit_stage_latency{stage="queue"}': 1}),
+    (
+        Event(EventKind.PREPARE_ACKED, 7, 2000, OWN),
+        {
+            "prepare_latency": 1,
+            'commit_stage_latency{stage="replicate"}': 1,
+            'commit_critical_path{replica="1",stage="journal"}': 1,
+        },
+    ),
+    (
+        Event(EventKind.PREPARE_ACKED, 7, 2000, 2),
+        {
+            "prepare_latency": 1,
+            'commit_stage_latency{stage="replicate"}': 1,
+            'commit_critical_path{replica="2",stage="replicate"}': 1,
+        },
+    ),
+    (Event(EventKind.JOURNALED, 7, 2000, 1), {'commit_stage_latency{stage="journal"}': 1}),
+    (Event(EventKind.JOURNALED, 7, 2000, 0), {'commit_stage_latency{stage="journal"}': 1, "prepare_latency": 1}),
+    (
+        Event(EventKind.COMMITTED, 7, 12, 900),
+        {'operations{outcome="committed"}': 1, "events": 12, "commit_latency": 1},
+    ),
+    (Event(EventKind.COMMITTED, 7, 12, -1), {'operations{outcome="committed"}': 1, "events": 12}),
+    (Event(EventKind.REPLAYED, 7, 12), {"operations_replayed": 1}),
+    (Event(EventKind.REPLIED, 7, 900, 1500), {"request_latency": 1, "client_latency": 1}),
+    (Event(EventKind.REPLIED, 7, 900, 0), {"request_latency": 1}),
+    (Event(EventKind.REJECTED, Reason.BUSY_QUEUE), {'requests_rejected{reason="busy_queue"}': 1}),
+    (Event(EventKind.DUPLICATE, 3), {"duplicate_requests": 1}),
+    (Event(EventKind.DROPPED, Command.PREPARE, DropReason.OLD_VIEW), {'messages_dropped{reason="old_view"}': 1}),
+    (Event(EventKind.VIEW_CHANGE_STARTED, 4, 1), {'view_changes{reason="abdicated"}': 1}),
+    (Event(EventKind.VIEW_CHANGED, 4, SECOND), {"view_change_latency": 1}),
+    (Event(EventKind.REPAIRED, 4, 1000), {'repairs{outcome="repaired"}': 1, "repair_latency": 1}),
+    (Event(EventKind.REPAIR_EXPIRED, 4, 2), {'repairs{outcome="expired"}': 1}),
+    (Event(EventKind.IDENTITY_CONFLICT, 4, 1), {"identity_conflicts": 1}),
+    (Event(EventKind.FAULTY, 4), {'checksum_failures{component="journal"}': 1}),
+    (
+        Event(EventKind.ABANDONED, 4, 2),
+        {'operations{outcome="failed"}': 2, 'operations_failed{reason="view_change"}': 2},
+    ),
+    (
+        Event(EventKind.SUFFIX_DROPPED, 4, 3),
+        {'operations{outcome="failed"}': 3, 'operations_failed{reason="suffix_dropped"}': 3},
+    ),
+    (Event(EventKind.SESSION_REGISTERED, 4), {"client_sessions_registered": 1}),
+    (Event(EventKind.SESSION_EVICTED, 4), {"client_sessions_evicted": 1}),
+    (Event(EventKind.RECOVERED, SECOND), {"recovery_latency": 1}),
+    (Event(EventKind.PEER_ROUND_TRIP, 2, 1000), {'peer_round_trip_latency{peer="2"}': 1}),
+    (Event(EventKind.STATUS, Status.RECOVERING, 9), {"replica_status": 2, "view_number": 9}),
+    (Event(EventKind.STUCK, 4, 3), {"stuck_op": 4}),
+    (Event(EventKind.PRIMARY, 1), {"is_primary": 1}),
+    (Event(EventKind.ABDICATED, 4, GaveUp.DRAINED), {'leadership_given_up{reason="drained"}': 1}),
+    (Event(EventKind.FORFEITED, 40, 30, GaveUp.BEHIND), {'leadership_given_up{reason="behind"}': 1}),
+    (Event(EventKind.CHECKPOINTED, 40), {"checkpoints": 1}),
+    (Event(EventKind.REPAIR_REQUESTED, 4, 2), {'repairs{outcome="requested"}': 1}),
+    (Event(EventKind.PREPARED, 4, 3, 200), {"op_number": 4}),
+    (Event(EventKind.TRIMMED, 4), {}),
+]
+
+
 @pytest.mark.parametrize(
-    ("event", "expected"),
-    [
-        (Event(EventKind.QUEUED, 5000), {'commit_stage_latency{stage="queue"}': 1}),
-        (
-            Event(EventKind.PREPARE_ACKED, 7, 2000, OWN),
-            {
-                "prepare_latency": 1,
-                'commit_stage_latency{stage="replicate"}': 1,
-                'commit_critical_path{replica="1",stage="journal"}': 1,
-            },
-        ),
-        (
-            Event(EventKind.PREPARE_ACKED, 7, 2000, 2),
-            {
-                "prepare_latency": 1,
-                'commit_stage_latency{stage="replicate"}': 1,
-                'commit_critical_path{replica="2",stage="replicate"}': 1,
-            },
-        ),
-        (Event(EventKind.JOURNALED, 7, 2000, 1), {'commit_stage_latency{stage="journal"}': 1}),
-        (Event(EventKind.JOURNALED, 7, 2000, 0), {'commit_stage_latency{stage="journal"}': 1, "prepare_latency": 1}),
-        (
-            Event(EventKind.COMMITTED, 7, 12, 900),
-            {'operations{outcome="committed"}': 1, "events": 12, "commit_latency": 1},
-        ),
-        (Event(EventKind.COMMITTED, 7, 12, -1), {'operations{outcome="committed"}': 1, "events": 12}),
-        (Event(EventKind.REPLIED, 7, 900, 1500), {"request_latency": 1, "client_latency": 1}),
-        (Event(EventKind.REPLIED, 7, 900, 0), {"request_latency": 1}),
-        (Event(EventKind.REJECTED, Reason.BUSY_QUEUE), {'requests_rejected{reason="busy_queue"}': 1}),
-        (Event(EventKind.DUPLICATE, 3), {"duplicate_requests": 1}),
-        (Event(EventKind.DROPPED, Command.PREPARE, DropReason.OLD_VIEW), {'messages_dropped{reason="old_view"}': 1}),
-        (Event(EventKind.VIEW_CHANGE_STARTED, 4, 1), {'view_changes{reason="abdicated"}': 1}),
-        (Event(EventKind.VIEW_CHANGED, 4, SECOND), {"view_change_latency": 1}),
-        (Event(EventKind.REPAIRED, 4, 1000), {'repairs{outcome="repaired"}': 1, "repair_latency": 1}),
-        (Event(EventKind.REPAIR_EXPIRED, 4, 2), {'repairs{outcome="expired"}': 1}),
-        (Event(EventKind.IDENTITY_CONFLICT, 4, 1), {"identity_conflicts": 1}),
-        (Event(EventKind.FAULTY, 4), {'checksum_failures{component="journal"}': 1}),
-        (
-            Event(EventKind.ABANDONED, 4, 2),
-            {'operations{outcome="failed"}': 2, 'operations_failed{reason="view_change"}': 2},
-        ),
-        (
-            Event(EventKind.SUFFIX_DROPPED, 4, 3),
-            {'operations{outcome="failed"}': 3, 'operations_failed{reason="suffix_dropped"}': 3},
-        ),
-        (Event(EventKind.SESSION_REGISTERED, 4), {"client_sessions_registered": 1}),
-        (Event(EventKind.SESSION_EVICTED, 4), {"client_sessions_evicted": 1}),
-        (Event(EventKind.RECOVERED, SECOND), {"recovery_latency": 1}),
-        (Event(EventKind.PEER_ROUND_TRIP, 2, 1000), {'peer_round_trip_latency{peer="2"}': 1}),
-        (Event(EventKind.STATUS, Status.RECOVERING, 9), {"replica_status": 2, "view_number": 9}),
-        (Event(EventKind.STUCK, 4, 3), {"stuck_op": 4}),
-        (Event(EventKind.PRIMARY, 1), {"is_primary": 1}),
-        (Event(EventKind.ABDICATED, 4, GaveUp.DRAINED), {'leadership_given_up{reason="drained"}': 1}),
-        (Event(EventKind.FORFEITED, 40, 30, GaveUp.BEHIND), {'leadership_given_up{reason="behind"}': 1}),
-        (Event(EventKind.CHECKPOINTED, 40), {"checkpoints": 1}),
-        (Event(EventKind.REPAIR_REQUESTED, 4, 2), {'repairs{outcome="requested"}': 1}),
-        (Event(EventKind.PREPARED, 4, 3, 200), {}),
-        (Event(EventKind.TRIMMED, 4), {}),
-    ],
-    ids=lambda value: value.kind.name if isinstance(value, Event) else "",
+    ("event", "expected"), EVENTS, ids=lambda value: value.kind.name if isinstance(value, Event) else ""
 )
 def test_an_event(event: Event, expected: dict[str, float], recorder: Recorder) -> None:
     recorder.record([event])
     assert moved(recorder) == expected
 
 
-def test_every_event_of_the_core_has_a_consumer(recorder: Recorder) -> None:
-    """Or stands in the list of those that have none, with the reason."""
-    idle = {kind for kind in EventKind if recorder._handlers[kind] is _nothing}
-    assert idle == set(UNCOUNTED)
+@pytest.mark.parametrize("kind", EventKind, ids=lambda kind: kind.name)
+def test_the_table_of_events_is_true(kind: EventKind) -> None:
+    """An event moves the metrics of its row and no other, and is in the log exactly when its row has a level."""
+    found: set[str] = set()
+    samples = [(event, expected) for event, expected in EVENTS if event.kind is kind]
+    for event, _ in samples:
+        lines = _Lines()
+        one = Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS, lines)
+        one.record([event])
+        found |= {cell.partition("{")[0] for cell in moved(one)}
+        one.close()
+        assert lines.noted == ([event] if TABLE[kind].level is not Level.COUNTED else [])
+    assert samples
+    assert found == set(TABLE[kind].metrics)
+
+
+class _Lines(EventLines):
+    def __init__(self) -> None:
+        super().__init__(OWN)
+        self.noted: list[Event] = []
+        self.looks: list[int] = []
+
+    def note(self, event: Event) -> None:
+        self.noted.append(event)
+
+    def look(self, now: int) -> None:
+        self.looks.append(now)
+
+
+def test_the_log_of_events_is_looked_after() -> None:
+    lines = _Lines()
+    recorder = Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS, lines)
+    recorder.update(SNAPSHOT, 100 * SECOND, 0, 10)
+    recorder.close()
+    assert lines.looks == [100 * SECOND]
+    assert not any(thread.name == "kimberlite-log" for thread in threading.enumerate())
 
 
 TABLES: dict[str, tuple[type[Enum], Callable[[Recorder, Any], object]]] = {
