@@ -15,8 +15,8 @@ The contract of each is its docstring. What holds for all of them:
 Imports kimberlite only; pytest puts the directory above this one on the path (pyproject.toml).
 """
 
-from lab.cluster import FOR_EVER, Cluster, Machine, Node, between
-from lab.cores import Core, answers, leading, messages_sent, refusals, restarted, sent, started
+from lab.cluster import FOR_EVER, Cluster, Machine, Node, alone, between
+from lab.cores import Core, answers, core_of, leading, messages_sent, refusals, restarted, sent, started
 from lab.entries import (
     CLUSTER,
     MS,
@@ -54,6 +54,7 @@ __all__ = [
     "do_view_change",
     "start_view",
     "Core",
+    "core_of",
     "started",
     "restarted",
     "leading",
@@ -64,6 +65,7 @@ __all__ = [
     "Cluster",
     "Machine",
     "Node",
+    "alone",
     "FOR_EVER",
     "between",
 ]

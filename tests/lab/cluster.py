@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kimberlite._fast import events as event_batches
 from kimberlite._fast.framing import make_header
@@ -20,7 +21,7 @@ from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.driver import Background, Driver, FastCodec, at_once, known_headers
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Message, Operation, Status
+from kimberlite.types import Command, Message, Status
 from kimberlite.vopr.disk import Files, SimDisk
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.events import Event, EventKind
@@ -134,7 +135,24 @@ class Node:
         queue = self.disk._queue
         return sum(len(write.buffer) for submission in queue for phase in submission.phases for write in phase)
 
+    def restart(self, after_recovery: Callable[[], None] = lambda: None) -> Node:
+        """The next life of this replica. after_recovery: what happens when its disk has been read, before it begins."""
+        self.cluster.crash(self.index)
+        return self.cluster.start(self.index, after_recovery)
+
     # What tests look at
+
+    def replies(self) -> list[Message]:
+        """To clients, since that or `refusals` was called last."""
+        found = [answer for answer in self.answers if answer.header.command == Command.REPLY]
+        self.answers.clear()
+        return found
+
+    def refusals(self) -> list[int]:
+        """The same of the reasons for which clients were refused."""
+        found = [answer.header.reason for answer in self.answers if answer.header.command == Command.REJECT]
+        self.answers.clear()
+        return found
 
     def entries(self) -> list[bytes]:
         """Identities of the log on the disk, from its first op on."""
@@ -146,6 +164,11 @@ class Node:
     @property
     def leads(self) -> bool:
         return self.core.is_primary and self.core.status == Status.NORMAL
+
+
+def alone(**options: Any) -> Node:
+    """The only replica of a cluster of one. options: those of Cluster."""
+    return Cluster(1, **options).node(0)
 
 
 @dataclass
@@ -188,8 +211,9 @@ class Cluster:
             segment_bytes=self.segment_bytes,
         )
 
-    def start(self, index: int) -> Node:
+    def start(self, index: int, after_recovery: Callable[[], None] = lambda: None) -> Node:
         node = self.nodes[index] = Node(self, index)
+        after_recovery()
         node.driver.start()
         return node
 
@@ -274,17 +298,19 @@ class Cluster:
 
     # A client
 
-    def request(self, number: int, payload: bytes, client: int = 1, operation: int = Operation.APPLY) -> Message:
-        if operation != Operation.APPLY:
-            return entries.request(number, client=client, operation=operation)
-        return entries.request(number, payload, client=client, session=self.session)
+    def request(self, number: int, *payloads: bytes, client: int = 1, session: int | None = None) -> Message:
+        """To append these events in the session opened last, when none is given; to open one when there are none."""
+        if session is None:
+            session = self.session if payloads else 0
+        return entries.request(number, *payloads, client=client, session=session)
 
-    def register(self, client: int = 1) -> None:
+    def register(self, client: int = 1) -> int:
+        """Open the session that is used from now on: its number."""
         primary = self.settle()
-        primary.driver.on_input(requests=[self.request(0, b"", client, Operation.REGISTER)])
+        primary.driver.on_input(requests=[self.request(0, client=client)])
         self.run(2000, lambda: any(answer.header.command == Command.REPLY for answer in primary.answers))
-        self.session = primary.answers[-1].header.session
-        primary.answers.clear()
+        self.session = primary.replies()[-1].header.session
+        return self.session
 
     def append(self, number: int, payload: bytes) -> Message:
         """One request, answered."""

@@ -71,8 +71,6 @@ class Core:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        for name in INPUTS_AND_OUTPUTS:
-            getattr(replica, name)
 
     def __getattr__(self, name: str) -> Any:
         """Inputs and outputs, as the driver uses them."""
@@ -276,6 +274,11 @@ def leading(log: Sequence[Header] = (entries.ROOT,), now: int = 30, **options: A
     made.settle()
     assert (made.status, made.is_primary, made.ready, made.applied) == (Status.NORMAL, True, True, log[-1].op)
     return made
+
+
+def core_of(node: Any) -> Core:
+    """That of a node of the simulator or of production: of what has a driver."""
+    return Core(node.driver.core)
 
 
 # What a core has said

@@ -7,33 +7,19 @@ from random import Random
 from typing import Any
 
 import pytest
+from lab import Node, alone, ping, prepare, request
 
 from kimberlite._fast import events as event_batches
-from kimberlite._fast.framing import make_header
 from kimberlite.errors import FormatVersionError, InvariantError, UnrecoverableError
 from kimberlite.node.checkpoints import CheckpointPolicy
-from kimberlite.node.driver import (
-    ROUNDS_MAX,
-    Background,
-    Driver,
-    FastCodec,
-    at_once,
-    known_headers,
-)
+from kimberlite.node.driver import ROUNDS_MAX
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.interface import RETRY_NS
-from kimberlite.storage.store import Store, format_store
-from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Operation, Reason, Status
-from kimberlite.vopr.disk import Files, SimDisk, corrupt, empty, fill, make_unreadable
-from kimberlite.vsr.config import CoreConfig
-from kimberlite.vsr.events import Event, EventKind
-from kimberlite.vsr.replica import Replica
+from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Reason
+from kimberlite.vopr.disk import corrupt, empty, fill, make_unreadable
+from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.work import Apply, ServeHeaders, ToReplica, Work
-
-CLUSTER = b"n" * 16
-CLIENT = b"c" * 16
-RARELY = CheckpointPolicy()
 
 
 class Machine(EventLog):
@@ -48,101 +34,15 @@ class Machine(EventLog):
         return [b"reply"] * (len(batches) + self.extra)
 
 
-class Alone:
-    """A cluster of one, on a disk of this test."""
-
-    def __init__(
-        self,
-        files: Files | None = None,
-        machine: Machine | None = None,
-        latency: int = 0,
-        damage: int = 0,
-        checkpoints: CheckpointPolicy = RARELY,
-        background: Background = at_once,
-    ) -> None:
-        """damage: an op that can not be read any more once recovery is over."""
-        self.now = 1
-        self.files = files or Files()
-        if files is None:
-            format_store(
-                SimDisk(self.files, lambda: self.now, lambda: 0),
-                make_header,
-                cluster=CLUSTER,
-                replica=0,
-                replica_count=1,
-                segment_bytes=64 << 10,
-            )
-        self.disk = SimDisk(self.files, lambda: self.now, lambda: latency)
-        self.store = Store(self.disk, make_header)
-        recovered = self.store.recover()
-        self.machine = machine or Machine()
-        self.trace: list[Any] = []
-        self.events: list[Event] = []
-        core = Replica(
-            config=CoreConfig(CLUSTER, 0, 1),
-            codec=FastCodec(),
-            recovered=recovered,
-            headers=known_headers(self.store, recovered),
-            seed=1,
-            now=self.now,
-        )
-        self.driver = Driver(core, self.store, self.machine, self, self, lambda: self.now, checkpoints, background)
-        if damage:
-            make_unreadable(self.files, "journal-00000000", damage - 1)
-        self.driver.start()
-
-    def send(self, replica: int, message: Message) -> None:
-        self.trace.append(("send", replica))
-
-    def send_client(self, client: bytes, message: Message) -> None:
-        self.trace.append(message)
-
-    def refuse(self, message: Message) -> None:
-        """Here there are no connections."""
-
-    def record(self, events: list[Event]) -> None:
-        self.events += events
-
-    def settle(self) -> Alone:
-        for _ in range(10_000):
-            core = self.driver.core
-            if core.status == Status.NORMAL and core.ready and not self.driver.behind:
-                return self
-            self.now += 1_000_000
-            self.driver.on_tick()
-        raise AssertionError("a lone replica leads")
-
-    def request(self, number: int, *payloads: bytes, session: int = 0, client: bytes = CLIENT) -> Message:
-        body = event_batches.build(payloads) if payloads else b""
-        return Message(
-            make_header(
-                body,
-                cluster=CLUSTER,
-                command=Command.REQUEST,
-                client=client,
-                session=session,
-                request=number,
-                operation=Operation.APPLY if payloads else Operation.REGISTER,
-                count=len(payloads),
-            ),
-            body,
-        )
-
-    def replies(self) -> list[Message]:
-        found = [item for item in self.trace if isinstance(item, Message) and item.header.command == Command.REPLY]
-        self.trace.clear()
-        return found
-
-    def register(self) -> int:
-        self.settle().driver.on_input(requests=[self.request(0)])
-        (reply,) = self.replies()
-        return int(reply.header.session)
+def replica(**options: Any) -> Node:
+    """The only one of its cluster."""
+    return alone(**{"make_machine": Machine, **options})
 
 
 def test_a_request_is_journaled_applied_and_answered_in_one_call_when_the_disk_is_quick() -> None:
-    node = Alone()
-    session = node.register()
-    node.driver.on_input(requests=[node.request(1, b"a", b"b", session=session)])
+    node = replica()
+    node.cluster.register()
+    node.driver.on_input(requests=[node.cluster.request(1, b"a", b"b")])
     (reply,) = node.replies()
     assert (reply.header.position, reply.header.count, reply.body) == (0, 2, b"reply")
     (batch,) = node.machine.batches
@@ -151,88 +51,89 @@ def test_a_request_is_journaled_applied_and_answered_in_one_call_when_the_disk_i
 
 
 def test_nothing_is_answered_before_it_is_durable() -> None:
-    node = Alone(latency=1000)
-    node.settle().driver.on_input(requests=[node.request(0)])
+    node = replica().cluster.settle()
+    node.slow_disk(1000)
+    node.driver.on_input(requests=[node.cluster.request(0)])
     assert node.replies() == []
-    node.now += 1000
+    node.cluster.now += 1000
     node.driver.on_disk()
     assert node.replies() == [], "the entry is durable, its witness is not"
-    node.now += 1000
+    node.cluster.now += 1000
     node.driver.on_disk()
     assert len(node.replies()) == 1
 
 
 def test_after_a_restart_everything_is_applied_again_in_order() -> None:
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     for number in range(1, 40):
-        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+        node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     node.replies()
-    again = Alone(node.files).settle()
+    again = node.restart().cluster.settle()
     assert [event_batches.slice(batch.body, 0, 1)[0] for batch in again.machine.batches] == [
         b"%d" % number for number in range(1, 40)
     ]
     # The reply to the last request is remembered.
-    again.driver.on_input(requests=[node.request(39, b"39", session=session)])
+    again.driver.on_input(requests=[node.cluster.request(39, b"39")])
     (reply,) = again.replies()
     assert (reply.header.position, reply.body) == (38, b"reply")
 
 
 def test_a_replay_is_no_new_work() -> None:
     """What the disk knows to be committed is executed again as REPLAYED; at most a pipeline counts twice."""
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     for number in range(1, 40):
-        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+        node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     committed = [event.a for event in node.events if event.kind is EventKind.COMMITTED]
     assert committed == list(range(1, 41))
-    again = Alone(node.files).settle()
+    again = node.restart().cluster.settle()
     replayed = [event.a for event in again.events if event.kind is EventKind.REPLAYED]
     twice = [event.a for event in again.events if event.kind is EventKind.COMMITTED]
     assert [*replayed, *twice] == committed
-    assert len(twice) <= again.driver.core.config.pipeline_max
+    assert len(twice) <= again.core.config.pipeline_max
     assert not any(event.kind is EventKind.SESSION_REGISTERED for event in again.events)
-    again.driver.on_input(requests=[node.request(40, b"new", session=session)])
+    again.driver.on_input(requests=[node.cluster.request(40, b"new")])
     assert [event.b for event in again.events if event.kind is EventKind.COMMITTED and event.a == 41] == [1]
 
 
 def test_applying_stops_at_a_damaged_entry() -> None:
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     for number in range(1, 6):
-        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+        node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     damaged = 4
-    again = Alone(node.files, damage=damaged)
+    again = node.restart(lambda: make_unreadable(node.disk.files, "journal-00000000", damaged - 1))
     with pytest.raises(UnrecoverableError, match="op 4 is damaged on the only replica") as raised:
         for _ in range(50):
-            again.now += 5_000_000
+            again.cluster.now += 5_000_000
             again.driver.on_tick()
     assert (raised.value.op, raised.value.exit_code) == (damaged, 19)
     assert [batch.op for batch in again.machine.batches] == [2, 3]  # op 1 registers the session
-    assert again.driver.core.applied == damaged - 1
-    assert damaged in again.driver.core.log.faulty
+    assert again.core.applied == damaged - 1
+    assert damaged in again.core.log.faulty
     assert any(event.kind == EventKind.FAULTY and event.a == damaged for event in again.events)
 
 
 def test_the_only_replica_stops_when_it_can_not_tell_what_it_acknowledged() -> None:
     """The last op is damaged: nothing on the disk says whether it was committed."""
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     for number in range(1, 6):
-        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
-    again = Alone(node.files, damage=node.store.head)
+        node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
+    again = node.restart(lambda: make_unreadable(node.disk.files, "journal-00000000", node.store.head - 1))
     with pytest.raises(UnrecoverableError, match=f"op {node.store.head} is damaged"):
         for _ in range(1000):
-            again.now += 5_000_000
+            again.cluster.now += 5_000_000
             again.driver.on_tick()
 
 
 @pytest.mark.parametrize("extra", [-1, 1])
 def test_a_state_machine_that_does_not_answer_each_batch_is_named(extra: int) -> None:
-    node = Alone(machine=Machine(extra))
-    session = node.register()
+    node = replica(make_machine=lambda: Machine(extra))
+    node.cluster.register()
     with pytest.raises(InvariantError, match="one reply for each batch"):
-        node.driver.on_input(requests=[node.request(1, b"a", session=session)])
+        node.driver.on_input(requests=[node.cluster.request(1, b"a")])
 
 
 class Endless:
@@ -245,7 +146,7 @@ class Endless:
     def take_work(self) -> Work:
         self.rounds += 1
         work = Work()
-        work.send.append(ToReplica(0, Message(make_header(cluster=CLUSTER, command=Command.PING))))
+        work.send.append(ToReplica(0, ping(0)))
         work.serve.append(ServeHeaders(0, 1, 0, 0))  # what the disk says may be news to it
         return work
 
@@ -254,13 +155,13 @@ class Endless:
 
 
 def test_a_call_does_a_bounded_amount_and_says_when_there_is_more() -> None:
-    node = Alone().settle()
+    node = replica().cluster.settle()
     assert not node.driver.behind
     core = node.driver.core = Endless()  # type: ignore[assignment]
-    node.trace.clear()
+    node.cluster.sent.clear()
     node.driver._run()
     assert node.driver.behind
-    assert core.rounds == len(node.trace) == ROUNDS_MAX
+    assert core.rounds == len(node.cluster.sent) == ROUNDS_MAX
 
 
 def test_a_round_that_tells_the_core_nothing_is_the_last() -> None:
@@ -270,7 +171,7 @@ def test_a_round_that_tells_the_core_nothing_is_the_last() -> None:
             work.serve.clear()
             return work
 
-    node = Alone().settle()
+    node = replica().cluster.settle()
     core = node.driver.core = Sending()  # type: ignore[assignment]
     node.driver._run()
     assert core.rounds == 1 and not node.driver.behind
@@ -284,32 +185,32 @@ class Freezing(Machine):
         return self
 
 
-def appended(node: Alone, session: int, numbers: range, size: int = 1) -> None:
+def appended(node: Node, numbers: range, size: int = 1) -> None:
     for number in numbers:
-        node.driver.on_input(requests=[node.request(number, b"a" * size, session=session)])
+        node.driver.on_input(requests=[node.cluster.request(number, b"a" * size)])
         for _ in range(3):
             node.driver.on_tick()
 
 
 def test_a_checkpoint_that_comes_due_while_one_is_written_is_left_out_and_shifts_nothing() -> None:
     under_way: list[tuple[Callable[[], bytes], Callable[[bytes], None]]] = []
-    node = Alone(
-        machine=Freezing(),
+    node = replica(
+        make_machine=Freezing,
         checkpoints=CheckpointPolicy(ops=3, bytes=1 << 30),
         background=lambda work, done: under_way.append((work, done)),
     )
-    session = node.register()
-    appended(node, session, range(1, 7))
-    assert (node.driver.core.applied, len(under_way)) == (7, 1), "that of op 3 is being written, that of 6 left out"
+    node.cluster.register()
+    appended(node, range(1, 7))
+    assert (node.core.applied, len(under_way)) == (7, 1), "that of op 3 is being written, that of 6 left out"
     work, done = under_way.pop()
     done(work())
     for _ in range(10):
         node.driver.on_tick()
     assert node.store.checkpoint_op == 3
-    appended(node, session, range(7, 8))
+    appended(node, range(7, 8))
     assert not under_way, "nor is one made of another op in its place"
-    appended(node, session, range(8, 9))
-    assert node.driver.core.applied == 9
+    appended(node, range(8, 9))
+    assert node.core.applied == 9
     work, done = under_way.pop()
     done(work())
     for _ in range(10):
@@ -321,18 +222,18 @@ def checkpoints_made(
     policy: CheckpointPolicy, sizes: Sequence[int], restart_at: Sequence[int] = (), lost_at: int = 0
 ) -> list[int]:
     """Ops of the checkpoints of a replica that executes requests of these sizes."""
-    node = Alone(checkpoints=policy)
-    session = node.register()
+    node = replica(checkpoints=policy)
+    node.cluster.register()
     made = []
     for number, size in enumerate(sizes, 1):
-        appended(node, session, range(number, number + 1), size)
+        appended(node, range(number, number + 1), size)
         if number in restart_at:
-            node = Alone(node.files, checkpoints=policy).settle()
+            node = node.restart().cluster.settle()
         if number == lost_at:
             node.store.lose_checkpoint(node.store.checkpoint.op)
             for _ in range(5):
                 node.driver.on_tick()
-            assert node.store.checkpoint_op == node.driver.core.applied, "at once"
+            assert node.store.checkpoint_op == node.core.applied, "at once"
         if node.store.checkpoint_op and node.store.checkpoint_op not in made:
             made.append(node.store.checkpoint_op)
     return made
@@ -363,22 +264,22 @@ def test_a_lost_checkpoint_that_is_made_anew_shifts_nothing(lost_at: int) -> Non
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_checkpoint_of_which_no_copy_is_left_is_made_again_at_once(more: int) -> None:
     """more: ops executed since."""
-    node = Alone(checkpoints=CheckpointPolicy(ops=3, bytes=1 << 30))
-    session = node.register()
+    node = replica(checkpoints=CheckpointPolicy(ops=3, bytes=1 << 30))
+    node.cluster.register()
     for number in range(1, 3 + more):
-        node.driver.on_input(requests=[node.request(number, b"a", session=session)])
+        node.driver.on_input(requests=[node.cluster.request(number, b"a")])
     for _ in range(10):
         node.driver.on_tick()
     op = node.store.checkpoint.op
-    assert (op, node.store.checkpoint_op, node.driver.core.applied) == (3, 3, 3 + more)
+    assert (op, node.store.checkpoint_op, node.core.applied) == (3, 3, 3 + more)
     for copy in checkpoints.COPIES:
-        corrupt(node.files, checkpoints.file_name(op, copy), 0, 16, Random(0))
+        corrupt(node.disk.files, checkpoints.file_name(op, copy), 0, 16, Random(0))
     node.store.lose_checkpoint(op)
     for _ in range(10):
-        node.now += 1_000_000
+        node.cluster.now += 1_000_000
         node.driver.on_tick()
     assert node.store.checkpoint_op == 3 + more
-    again = Alone(node.files)
+    again = node.restart()
     assert again.store.checkpoint_op == 3 + more
     assert all(not checkpoints.check_copy(again.disk, again.store.checkpoint, copy) for copy in checkpoints.COPIES)
 
@@ -387,74 +288,62 @@ def test_a_checkpoint_of_which_no_copy_is_left_is_made_again_at_once(more: int) 
 def test_a_restart_behind_a_trim_asks_for_nothing_that_is_gone(last: int) -> None:
     """What is due behind its checkpoint follows from ops that were trimmed with their segments."""
     policy = CheckpointPolicy(bytes=40_000)
-    node = Alone(checkpoints=policy)
-    session = node.register()
-    appended(node, session, range(1, last), 9000)
+    node = replica(checkpoints=policy)
+    node.cluster.register()
+    appended(node, range(1, last), 9000)
     assert node.store.checkpoint_op % policy.ops
-    extent = [each for each in node.store.extents() if each.first_op <= node.driver.core.trimmable_op][-1]
+    extent = [each for each in node.store.extents() if each.first_op <= node.core.trimmable_op][-1]
     node.driver.trim(extent.first_op, extent.first_position)
     for _ in range(20):
-        node.now += 1_000_000
+        node.cluster.now += 1_000_000
         node.driver.on_tick()
     assert node.store.first_op == extent.first_op
-    again = Alone(node.files, checkpoints=policy).settle()
-    assert again.driver.core.applied == node.driver.core.applied
+    again = node.restart().cluster.settle()
+    assert again.core.applied == node.core.applied
     assert again.store.headers(1, again.store.head)[0].op <= extent.first_op
 
 
 # Operations that this release does not know
 
 
-def foreign(node: Alone, operation: int, op: int) -> Message:
+def foreign(node: Node, operation: int, op: int) -> Message:
     """An entry that another release has written, behind op - 1."""
     before = node.store.header(op - 1)
     assert before is not None
-    header = make_header(
-        b"",
-        cluster=CLUSTER,
-        command=Command.PREPARE,
-        replica=0,
-        operation=operation,
-        op=op,
-        view=before.view,
-        parent=before.checksum,
-        position=before.position + before.count,
-        timestamp=before.timestamp + 1,
-    )
-    return Message(header)
+    return prepare(before, operation=operation, view=before.view, replicas=1)
 
 
 @pytest.mark.parametrize("operation", [6, 127, 129, 255])
 def test_an_operation_in_the_log_that_is_not_known_ends_the_start_and_nothing_is_written(operation: int) -> None:
-    node = Alone()
-    session = node.register()
-    appended(node, session, range(1, 4))
+    node = replica()
+    node.cluster.register()
+    appended(node, range(1, 4))
     node.store.append(1000, [foreign(node, operation, node.store.head + 1)])
     node.store.completions()
-    before = {name: bytes(data) for name, data in node.files.durable.items()}
+    before = {name: bytes(data) for name, data in node.disk.files.durable.items()}
     with pytest.raises(
         FormatVersionError, match=f"op 5 of the log is of operation {operation}, .* start that release"
     ) as found:
-        Alone(node.files)
+        node.restart()
     assert (found.value.exit_code, found.value.op, found.value.operation) == (15, 5, operation)
-    assert {name: bytes(data) for name, data in node.files.durable.items()} == before
+    assert {name: bytes(data) for name, data in node.disk.files.durable.items()} == before
 
 
 def test_an_operation_that_is_not_known_is_never_executed_as_nothing() -> None:
-    node = Alone()
-    session = node.register()
-    appended(node, session, range(1, 4))
+    node = replica()
+    node.cluster.register()
+    appended(node, range(1, 4))
     with pytest.raises(FormatVersionError, match="op 5 of the log is of operation 6"):
         node.driver._apply(Apply(5, foreign(node, 6, 5).header, None))
-    assert node.driver.core.applied == 4
+    assert node.core.applied == 4
 
 
 def test_a_committed_entry_of_an_operation_that_is_not_known_ends_the_replica_that_asked_for_it() -> None:
     """The same frame is refused as long as nothing says that it is part of the log."""
-    node = Alone()
-    session = node.register()
-    appended(node, session, range(1, 4))
-    core = node.driver.core
+    node = replica()
+    node.cluster.register()
+    appended(node, range(1, 4))
+    core = node.core
     entry = foreign(node, 6, 5)
     node.driver.on_input(messages=[entry])
     assert (core.log.op, core.applied) == (4, 4)
@@ -467,49 +356,38 @@ def test_a_committed_entry_of_an_operation_that_is_not_known_ends_the_replica_th
 
 @pytest.mark.parametrize("operation", [0, 1, 3, 4, 5, 6, 127, 129])
 def test_a_client_that_asks_for_an_operation_that_is_not_for_clients_is_refused(operation: int) -> None:
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     head = node.store.head
-    header = make_header(
-        cluster=CLUSTER, command=Command.REQUEST, client=CLIENT, session=session, request=1, operation=operation
-    )
-    node.driver.on_input(requests=[Message(header)])
-    assert refusals(node) == [Reason.MALFORMED]
-    assert (node.store.head, node.driver.core.log.op) == (head, head)
-
-
-def refusals(node: Alone) -> list[int]:
-    found = [
-        item.header.reason for item in node.trace if isinstance(item, Message) and item.header.command == Command.REJECT
-    ]
-    node.trace.clear()
-    return found
+    node.driver.on_input(requests=[request(1, session=node.cluster.session, operation=operation)])
+    assert node.refusals() == [Reason.MALFORMED]
+    assert (node.store.head, node.core.log.op) == (head, head)
 
 
 def test_a_full_disk_refuses_appends_before_anything_fails_and_takes_them_again_when_there_is_space() -> None:
-    node = Alone()
-    session = node.register()
-    fill(node.files)
+    node = replica()
+    node.cluster.register()
+    fill(node.disk.files)
     number = 0
-    while not (refused := refusals(node)):
+    while not (refused := node.refusals()):
         number += 1
-        node.now += 1000
-        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+        node.cluster.now += 1000
+        node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     assert refused == [Reason.DISK_FULL]
     assert node.store.room.rest >= 32 << 10, "before it is full"
-    assert node.driver.core.snapshot().is_disk_full
-    assert "disk full on replica 0: appends are refused" in node.driver.core.snapshot().unhealthy
+    assert node.core.snapshot().is_disk_full
+    assert "disk full on replica 0: appends are refused" in node.core.snapshot().unhealthy
     assert not node.disk.has_failed
     # What it has done already it answers; who is new is refused.
-    node.driver.on_input(requests=[node.request(number - 1, b"again", session=session)])
+    node.driver.on_input(requests=[node.cluster.request(number - 1, b"again")])
     (reply,) = node.replies()
     assert reply.header.position == number - 2
     assert node.store.read(node.store.head) is not None
-    empty(node.files)
-    node.now += RETRY_NS
+    empty(node.disk.files)
+    node.cluster.now += RETRY_NS
     node.driver.on_tick()
-    assert not node.driver.core.snapshot().is_disk_full
-    node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+    assert not node.core.snapshot().is_disk_full
+    node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     (reply,) = node.replies()
     assert reply.header.position == number - 1
     batches = [event_batches.slice(batch.body, 0, 1)[0] for batch in node.machine.batches]
@@ -517,21 +395,21 @@ def test_a_full_disk_refuses_appends_before_anything_fails_and_takes_them_again_
 
 
 def test_what_is_accepted_and_finds_no_room_is_refused_and_not_appended() -> None:
-    node = Alone().settle()
-    clients = [bytes([number]) * 16 for number in range(1, 4)]
-    node.driver.on_input(requests=[node.request(0, client=client) for client in clients])
+    node = replica().cluster.settle()
+    clients = range(1, 4)
+    node.driver.on_input(requests=[node.cluster.request(0, client=client) for client in clients])
     sessions = [reply.header.session for reply in node.replies()]
     requests = [
-        node.request(1, b"x" * (20 << 10), session=session, client=client)
+        node.cluster.request(1, b"x" * (20 << 10), session=session, client=client)
         for session, client in zip(sessions, clients, strict=True)
     ]
-    fill(node.files)
+    fill(node.disk.files)
     head = node.store.head
     node.driver.on_input(requests=requests)
-    assert refusals(node) == [Reason.DISK_FULL] * 3
-    assert (node.store.head, node.driver.core.log.op, node.driver.core.in_flight) == (head, head, {})
-    empty(node.files)
-    node.now += RETRY_NS
+    assert node.refusals() == [Reason.DISK_FULL] * 3
+    assert (node.store.head, node.core.log.op, node.core.in_flight) == (head, head, {})
+    empty(node.disk.files)
+    node.cluster.now += RETRY_NS
     node.driver.on_tick()
     node.driver.on_input(requests=requests)
     assert [reply.header.position for reply in node.replies()] == [0, 1, 2]
@@ -549,57 +427,57 @@ def test_what_is_accepted_and_finds_no_room_is_refused_and_not_appended() -> Non
     ],
 )
 def test_a_request_that_is_refused_is_not_journaled(fields: dict[str, Any], reason: Reason) -> None:
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     head = node.store.head
-    options = {"number": 1, "payloads": (b"a",), "session": session, **fields}
-    request = node.request(options["number"], *options["payloads"], session=options["session"])
+    options = {"number": 1, "payloads": (b"a",), "session": None, **fields}
+    request = node.cluster.request(options["number"], *options["payloads"], session=options["session"])
     node.driver.on_input(requests=[request])
-    (answer,) = node.trace
+    (answer,) = node.answers
     assert (answer.header.command, answer.header.reason) == (Command.REJECT, reason)
     assert answer.header.context == request.header.checksum
     assert node.store.head == head
 
 
 def test_a_draining_replica_answers_what_it_has_and_takes_nothing_new() -> None:
-    node = Alone()
-    session = node.register()
-    node.driver.core.drain()
-    node.driver.on_input(requests=[node.request(1, b"a", session=session)])
-    (answer,) = node.trace
+    node = replica()
+    node.cluster.register()
+    node.core.drain()
+    node.driver.on_input(requests=[node.cluster.request(1, b"a")])
+    (answer,) = node.answers
     assert answer.header.reason == Reason.DRAINING
 
 
 def test_an_old_request_is_ignored_and_the_last_one_answered_again() -> None:
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     for number in (1, 2):
-        node.driver.on_input(requests=[node.request(number, b"%d" % number, session=session)])
+        node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     first = node.replies()
-    node.driver.on_input(requests=[node.request(1, b"1", session=session)])
+    node.driver.on_input(requests=[node.cluster.request(1, b"1")])
     assert node.replies() == []
-    node.driver.on_input(requests=[node.request(2, b"2", session=session)])
+    node.driver.on_input(requests=[node.cluster.request(2, b"2")])
     assert [reply.header.position for reply in node.replies()] == [first[-1].header.position]
     assert len(node.machine.batches) == 2
 
 
 def test_what_an_inline_write_and_the_state_machine_take_is_in_the_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Alone()
-    session = node.register()
+    node = replica()
+    node.cluster.register()
     append, apply = node.store.append, node.machine.apply
 
     def slow_append(token: int, entries: Sequence[Message]) -> None:
         append(token, entries)
-        node.now += 300
+        node.cluster.now += 300
 
     def slow_apply(batches: Sequence[Batch]) -> Sequence[bytes]:
-        node.now += 20
+        node.cluster.now += 20
         return apply(batches)
 
     monkeypatch.setattr(node.store, "append", slow_append)
     monkeypatch.setattr(node.machine, "apply", slow_apply)
     node.events.clear()
-    node.driver.on_input(requests=[node.request(1, b"a", session=session)])
+    node.driver.on_input(requests=[node.cluster.request(1, b"a")])
     took = {event.kind: event for event in node.events}
     assert took[EventKind.JOURNALED].b == 300
     assert took[EventKind.COMMITTED].c == took[EventKind.REPLIED].b == 320

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import core_of
 
 import kimberlite
 from kimberlite.cli.local import free_port
@@ -315,7 +316,7 @@ def hang(node: Node) -> None:
     for name in ("on_tick", "on_disk"):
         setattr(node.driver, name, lambda: None)
     node._update_gauges = lambda: None  # type: ignore[method-assign]
-    node.driver.core.pipeline.append(None)  # type: ignore[arg-type]
+    core_of(node).pipeline.append(None)  # type: ignore[arg-type]
 
 
 def test_waiting_for_the_pipeline_ends(tmp_path: Path) -> None:
@@ -328,7 +329,7 @@ def test_waiting_for_the_pipeline_ends(tmp_path: Path) -> None:
             async with asyncio.timeout(LIMIT_S):
                 await node.drain()
             assert time.monotonic() - began >= 0.2
-            node.driver.core.pipeline.clear()
+            core_of(node).pipeline.clear()
 
     asyncio.run(story())
 
@@ -343,6 +344,6 @@ def test_an_end_does_not_wait_for_what_can_not_happen(tmp_path: Path) -> None:
             assert len(node._peers.connected) == 2
             async with asyncio.timeout(LIMIT_S):
                 await node.drain()
-            node.driver.core.pipeline.clear()
+            core_of(node).pipeline.clear()
 
     asyncio.run(story())

@@ -8,6 +8,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from lab import core_of
 
 from kimberlite._fast import framing
 from kimberlite.types import Command, Message
@@ -157,7 +158,7 @@ def world() -> World:
 
 
 def head(world: World) -> int:
-    return world.nodes[0].driver.core.log.op
+    return core_of(world.nodes[0]).log.op
 
 
 def wipe_journal(world: World, replica: int) -> None:
@@ -182,7 +183,7 @@ def case_quorum_audit(world: World) -> None:
 
 
 def case_quorum_of_an_older_log_view(world: World) -> None:
-    world.nodes[0].driver.core.view += 3
+    core_of(world.nodes[0]).view += 3
     world.checkers.on_commit(world, 0, head(world))
 
 
@@ -192,7 +193,7 @@ def case_two_primaries(world: World) -> None:
 
 
 def case_unfounded_commit(world: World) -> None:
-    world.nodes[1].driver.core.commit_max += 1
+    core_of(world.nodes[1]).commit_max += 1
     world.checkers.on_step(world, 1)
 
 
@@ -202,12 +203,12 @@ def case_commit_goes_back(world: World) -> None:
 
 
 def case_applied_above_commit(world: World) -> None:
-    world.nodes[1].driver.core.applied += 1
+    core_of(world.nodes[1]).applied += 1
     world.checkers.on_step(world, 1)
 
 
 def case_log_view_above_view(world: World) -> None:
-    world.nodes[1].driver.core.log_view = world.nodes[1].driver.core.view + 1
+    core_of(world.nodes[1]).log_view = core_of(world.nodes[1]).view + 1
     world.checkers.on_step(world, 1)
 
 
@@ -234,7 +235,7 @@ def case_acknowledged_before_durable(world: World) -> None:
 def case_acknowledged_with_a_gap(world: World) -> None:
     """Its own entry is there, one below it is not."""
     world.checkers.acknowledged[2].clear()
-    header = world.nodes[2].driver.core.log.headers[3]
+    header = core_of(world.nodes[2]).log.headers[3]
     for name, content in world.files[2].durable.items():
         at = content.find(header.raw)
         if name.startswith("journal") and at >= 0:
@@ -243,7 +244,7 @@ def case_acknowledged_with_a_gap(world: World) -> None:
 
 
 def case_nack_of_what_was_acknowledged(world: World) -> None:
-    core = world.nodes[1].driver.core
+    core = core_of(world.nodes[1])
     header = core.log.headers[core.log.op]
     evidence = Evidence(header.op, known=1, present=0, nack=1, headers=(header,))
     world.checkers.acknowledged[1] = {header.op: header.checksum}
@@ -251,14 +252,14 @@ def case_nack_of_what_was_acknowledged(world: World) -> None:
 
 
 def case_shorter_log_in_evidence(world: World) -> None:
-    core = world.nodes[1].driver.core
+    core = core_of(world.nodes[1])
     header = core.log.headers[core.log.op]
     world.checkers.acknowledged[1] = {header.op: header.checksum}
     world.checkers.on_send(world, 1, message(Command.DO_VIEW_CHANGE, op=header.op - 1))
 
 
 def case_forgotten_at_restart(world: World) -> None:
-    world.checkers.acknowledged[1] = {world.nodes[1].driver.core.log.op + 1: bytes(16)}
+    world.checkers.acknowledged[1] = {core_of(world.nodes[1]).log.op + 1: bytes(16)}
     world.checkers.on_restart(world, 1)
 
 
@@ -268,7 +269,7 @@ def case_views_go_back_at_restart(world: World) -> None:
 
 
 def case_starts_below_its_disk(world: World) -> None:
-    promise(world, 1, Promises(view=world.nodes[1].driver.core.view + 1))
+    promise(world, 1, Promises(view=core_of(world.nodes[1]).view + 1))
     world.checkers.on_restart(world, 1)
 
 
@@ -278,7 +279,7 @@ def case_not_converged(world: World) -> None:
 
 
 def case_logs_differ(world: World) -> None:
-    world.nodes[2].driver.core.applied -= 1
+    core_of(world.nodes[2]).applied -= 1
     world.read_log()
 
 
@@ -312,12 +313,12 @@ def case_store_ends_elsewhere(world: World) -> None:
 
 def case_queue_above_its_bound(world: World) -> None:
     node = world.nodes[1]
-    node.driver.core.queue_bytes = 1 << 40
+    core_of(node).queue_bytes = 1 << 40
     node.watch.look(world, node)
 
 
 def case_requests_counted_wrongly(world: World) -> None:
-    core = world.nodes[1].driver.core
+    core = core_of(world.nodes[1])
     core.queue.append((Message(world.checkers.committed[3], b"body"), 0))
     limits.weigh(core)
 
@@ -329,7 +330,7 @@ def case_damage_left_at_rest(world: World) -> None:
 
 
 def case_left_at_rest(world: World) -> None:
-    world.nodes[1].driver.core.in_flight[bytes(16)] = 1
+    core_of(world.nodes[1]).in_flight[bytes(16)] = 1
     check_rest(world)
 
 
@@ -375,7 +376,7 @@ def test_the_same_inputs_unharmed_raise_nothing(finished: World) -> None:
     checkers = finished.checkers
     for replica in range(3):
         checkers.on_step(finished, replica)
-        core = finished.nodes[replica].driver.core
+        core = core_of(finished.nodes[replica])
         checkers.acknowledged[replica].clear()
         if not core.is_primary:
             checkers.on_send(finished, replica, message(Command.PREPARE_OK, op=core.log.op, view=core.view))
@@ -399,7 +400,7 @@ def test_promises_need_two_copies_that_agree(world: World) -> None:
 
 
 def test_entries_that_a_view_change_made_void_do_not_count(finished: World) -> None:
-    core = finished.nodes[0].driver.core
+    core = core_of(finished.nodes[0])
     entry, other = core.log.headers[5], core.log.headers[6]
     assert not Promises(log_view=entry.view).is_void(entry)
     assert Promises(log_view=entry.view + 1).is_void(entry)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 from calm import calm
+from lab import core_of
 
 from kimberlite.vopr.disk import OPERATIONS, READ, WRITE
 from kimberlite.vopr.faults import KINDS, STRIKES
@@ -105,29 +106,27 @@ def test_no_fault_is_carried_out_after_the_faults_have_ended() -> None:
 
 
 def backup_of(world: World) -> SimNode:
-    return next(node for node in world.nodes if not node.driver.core.is_primary)
+    return next(node for node in world.nodes if not core_of(node).is_primary)
 
 
 def test_a_disk_that_hangs_hangs_through_restarts_and_its_replica_does_not_start_before_it_goes_on() -> None:
     world = busy()
     index = backup_of(world).index
     world.hang(index, (WRITE,))
-    head = world.nodes[index].driver.core.log.durable
+    head = core_of(world.nodes[index]).log.durable
     decided = world.checkers.decided
     assert world.run_until(world.now + 5000 * MS, lambda: world.checkers.decided > decided + 10)
-    assert world.nodes[index].driver.core.log.durable == head
+    assert core_of(world.nodes[index]).log.durable == head
     world.crash(index)
     assert not counted(world, "restart", 0)
     world.cure()
     assert counted(world, "restart", 0)
-    assert world.run_until(
-        world.now + 5000 * MS, lambda: world.nodes[index].driver.core.applied == world.checkers.decided
-    )
+    assert world.run_until(world.now + 5000 * MS, lambda: core_of(world.nodes[index]).applied == world.checkers.decided)
 
 
 def test_a_stall_ends_by_itself() -> None:
     world = busy()
-    log = backup_of(world).driver.core.log
+    log = core_of(backup_of(world)).log
     world.hang(backup_of(world).index, OPERATIONS, world.now + 500 * MS)
     world.run_until(world.now + 499 * MS, lambda: False)
     behind = log.durable
@@ -140,11 +139,11 @@ def test_who_reads_from_a_disk_that_hangs_does_nothing_else() -> None:
     backup = backup_of(world)
     world.hang(backup.index, (READ,))
     world.act(backup.index, backup.life, lambda: backup.store.read(1) and None)
-    durable = backup.driver.core.log.durable
+    durable = core_of(backup).log.durable
     world.run_until(world.now + 500 * MS, lambda: False)
-    assert backup.driver.core.log.durable == durable
+    assert core_of(backup).log.durable == durable
     world.cure()
-    assert world.run_until(world.now + 500 * MS, lambda: backup.driver.core.log.durable > durable)
+    assert world.run_until(world.now + 500 * MS, lambda: core_of(backup).log.durable > durable)
 
 
 def test_a_slow_replica_takes_its_inputs_in_order_one_after_another() -> None:
@@ -168,7 +167,7 @@ def test_the_primary_is_struck_while_it_has_prepares_under_way_and_its_successor
     struck: dict[str, int] = {}
     for argument in range(20):
         world = busy(count=5)
-        view = max(node.driver.core.view for node in world.nodes)
+        view = max(core_of(node).view for node in world.nodes)
         assert counted(world, "strike_primary", argument)
         assert not counted(world, "strike_primary", argument), "one at a time"
         world.run_until(world.now + 2500 * MS, lambda world=world: len(struck_now(world)) == 2)  # type: ignore[misc]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from calm import calm
+from lab import core_of
 
 from kimberlite.vopr.canaries import planted
 from kimberlite.vopr.checkers import Violation
@@ -51,7 +52,7 @@ def test_the_log_is_trimmed_by_the_age_of_its_events_and_not_before() -> None:
 def test_a_clock_that_steps_hours_ahead_trims_nothing() -> None:
     plan = replace(CALM, requests=3000, retention_age_s=5)
     world = at_work(plan, 500)
-    primary = next(node.index for node in world.nodes if node.driver.core.is_primary)
+    primary = next(node.index for node in world.nodes if core_of(node).is_primary)
     world.set_clock(primary, 5 * HOUR_NS)
     assert world.clock_error_ns == 0
     world.run_until(world.now + 3000 * MS, lambda: False)
@@ -63,11 +64,11 @@ def test_a_clock_that_steps_hours_ahead_trims_nothing() -> None:
 def test_a_snapshot_takes_time_and_the_checkpoint_is_of_its_beginning() -> None:
     at_once, later = (at_work(replace(CALM, snapshot_ns=ns), 3000) for ns in (0, 1000 * MS))
     assert 0 < later.counts["CHECKPOINTED"] < at_once.counts["CHECKPOINTED"]
-    index = next(node.index for node in later.nodes if not node.driver.core.is_primary)
+    index = next(node.index for node in later.nodes if not core_of(node).is_primary)
     later.crash(index)
     later.restart(index)
     later.run_until(later.now + 3000 * MS, lambda: False)
-    assert later.nodes[index].driver.core.applied == later.checkers.decided
+    assert core_of(later.nodes[index]).applied == later.checkers.decided
 
 
 def test_the_plan_of_lost_disks_shows_that_acknowledged_data_goes_with_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lab import MS, Cluster, ping
 
-from kimberlite.types import Command, Operation, Status
+from kimberlite.types import Command, Status
 from kimberlite.vsr import abdication
 from kimberlite.vsr.events import EventKind, GaveUp
 from kimberlite.vsr.work import CannotCommit
@@ -188,7 +188,7 @@ def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     cluster.run(2600)
     assert old.core.abdicated
     commit = old.core.commit_max
-    old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
+    old.driver.on_input(requests=[cluster.request(0, client=9)])
     cluster.run(50)
     assert old.core.commit_max > commit
     assert old.core.abdicated
@@ -204,7 +204,7 @@ def test_who_returns_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     cluster.run(2600)
     assert old.core.abdicated
     cluster.lost = lambda source, target, message: True
-    old.driver.on_input(requests=[cluster.request(0, b"", 9, Operation.REGISTER)])
+    old.driver.on_input(requests=[cluster.request(0, client=9)])
     assert old.core.pipeline
     for index in (first, second):
         old.core.peers[index].last_heard = cluster.now - 5000 * MS
@@ -222,7 +222,7 @@ def test_progress_does_not_excuse_who_is_far_behind(cluster: Cluster) -> None:
         nonlocal client
         client += 1
         if client < 250 and old.core.is_primary:
-            old.driver.on_input(requests=[cluster.request(0, b"", client, Operation.REGISTER)])
+            old.driver.on_input(requests=[cluster.request(0, client=client)])
 
     cluster.run(6000, each=load)
     assert [event.b for event in old.kinds(EventKind.ABDICATED)] == [GaveUp.LAGGING]

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from lab import MS, Cluster, Node, ping, start_view_change
 
-from kimberlite.types import Command, Operation, Reason, Status
+from kimberlite.types import Command, Reason, Status
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
 from kimberlite.vsr.replica import VIEWS_MAX, WRITES_MAX
 from kimberlite.vsr.work import PersistKind
@@ -91,7 +91,7 @@ def test_a_primary_prepares_no_more_than_its_disk_can_take(cluster: Cluster) -> 
     leading.core.config = replace(leading.core.config, queue_max=20)
     leading.disk_off()
     for client in range(2, 250):
-        request = cluster.request(0, b"", client, Operation.REGISTER)
+        request = cluster.request(0, client=client)
         leading.driver.on_input(requests=[request])
         cluster.run(5)
     assert held(leading) <= BACKLOG + 2 * (SIZE + ENTRY_BYTES)

@@ -289,7 +289,7 @@ def test_waiting_clients_are_answered_when_the_view_changes(cluster: Cluster) ->
     old = cluster.primary
     cluster.lost = between({old.index}, {0, 1, 2} - {old.index})
     for client in range(1, 4):
-        old.driver.on_input(requests=[cluster.request(1, b"%d" % client, client)])
+        old.driver.on_input(requests=[cluster.request(1, b"%d" % client, client=client)])
     assert not [answer for answer in old.answers if answer.header.client == b"\x01" * 16]
     cluster.run(20_000, lambda: any(node.core.is_primary and node.core.ready for node in cluster.up if node is not old))
     cluster.lost = lambda source, target, message: False
@@ -309,7 +309,7 @@ def test_what_a_dropped_op_was_measured_by_is_forgotten(cluster: Cluster) -> Non
     old = cluster.primary
     cluster.lost = between({old.index}, {0, 1, 2} - {old.index})
     for client in range(1, 9):
-        old.driver.on_input(requests=[cluster.request(1, b"%d" % client, client)])
+        old.driver.on_input(requests=[cluster.request(1, b"%d" % client, client=client)])
         cluster.run(5)
     assert old.core.entered
     cluster.run(20_000, lambda: any(node.core.is_primary and node.core.ready for node in cluster.up if node is not old))

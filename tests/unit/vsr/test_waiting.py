@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from lab import Cluster, Node
 
-from kimberlite.types import Command, Message, Operation, Reason
+from kimberlite.types import Command, Message, Reason
 from kimberlite.vsr.work import Admission
 
 
@@ -60,24 +60,24 @@ def test_what_waits_has_the_bounds_of_the_queue(cluster: Cluster) -> None:
     core = node.core
     core.config = replace(core.config, queue_max=5, queue_bytes_max=3000)
     for client in range(1, 6):
-        request = cluster.request(0, b"", client, Operation.REGISTER)
+        request = cluster.request(0, client=client)
         assert core.propose(request, cluster.now) is Admission.ACCEPTED
-    assert core.propose(cluster.request(0, b"", 6, Operation.REGISTER), cluster.now) is Admission.REJECTED
+    assert core.propose(cluster.request(0, client=6), cluster.now) is Admission.REJECTED
     wait_ms = core.config.heartbeat_ns // 1_000_000
     assert refusals(node) == [(Reason.BUSY_QUEUE, wait_ms)], "and when to come back"
     core.waiting.clear()
     body = cluster.request(1, b"x" * 1400).body
-    assert core.propose(cluster.request(1, b"x" * 1400, 1), cluster.now) is Admission.ACCEPTED
-    assert core.propose(cluster.request(1, b"x" * 1400, 2), cluster.now) is Admission.ACCEPTED
-    assert core.propose(cluster.request(1, b"x" * 1400, 3), cluster.now) is Admission.REJECTED
+    assert core.propose(cluster.request(1, b"x" * 1400, client=1), cluster.now) is Admission.ACCEPTED
+    assert core.propose(cluster.request(1, b"x" * 1400, client=2), cluster.now) is Admission.ACCEPTED
+    assert core.propose(cluster.request(1, b"x" * 1400, client=3), cluster.now) is Admission.REJECTED
     assert core.queue_bytes == 2 * len(body)
 
 
 def test_what_waited_is_prepared_and_leaves_no_bytes_behind(cluster: Cluster) -> None:
     node = cluster.primary
     for client in range(2, 6):
-        node.driver.on_input(requests=[cluster.request(0, b"", client, Operation.REGISTER)])
-    node.driver.on_input(requests=[cluster.request(0, b"", 2, Operation.REGISTER), cluster.request(2, b"x" * 100)])
+        node.driver.on_input(requests=[cluster.request(0, client=client)])
+    node.driver.on_input(requests=[cluster.request(0, client=2), cluster.request(2, b"x" * 100)])
     cluster.lost = lambda source, target, message: False
     cluster.run(5000, lambda: len([answer for answer in node.answers if answer.header.command == Command.REPLY]) == 5)
     assert (node.core.waiting, node.core.queue_bytes, len(node.core.queue), node.core.in_flight) == ({}, 0, 0, {})
