@@ -152,9 +152,9 @@ def tick(r: Replica) -> None:
     if r.vote_timer.due(r.now) and r.scope.suspecting:
         _vote(r)
     if r.do_view_change_timer.due(r.now) and r.status == Status.VIEW_CHANGE:
+        r.do_view_change_timer.start(r.now + r.prng.jitter(r.config.do_view_change_resend_ns))
         if r.view_token is None:
             _send_evidence(r)
-        r.do_view_change_timer.start(r.now + r.prng.jitter(r.config.do_view_change_resend_ns))
 
 
 def suspect(r: Replica) -> None:
@@ -566,7 +566,6 @@ def _follow(r: Replica) -> None:
     """This replica is a backup of its view now; it acknowledges anew what it has."""
     _become_normal(r)
     r.scope.ack_due = True
-    repair.wake(r)
 
 
 def _become_normal(r: Replica) -> None:
