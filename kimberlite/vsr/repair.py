@@ -369,10 +369,9 @@ def _learn_headers(r: Replica, headers: Sequence[Header]) -> bool:
         if learned.op <= log.linked or (head is not None and learned.op > head):
             continue
         if not log.extend(learned):
-            if log.divergence() is not None:
-                _truncate_divergent(r)
             break
         is_news = True
+    _truncate_divergent(r)  # the next answer would say again what can not be linked before that
     return is_news
 
 

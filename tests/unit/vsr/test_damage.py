@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from lab import MS, ROOT, Core, chain, headers_of, messages_sent, ping, prepare, restarted, sent
 
 from kimberlite.types import Command, EntryState, Header, Message, Recovered, RecoveredEntry, Status, ViewState
@@ -149,11 +150,11 @@ def late(log: list[Header], own: list[Header], state: EntryState = EntryState.PR
     return Recovered(suffix, 1, log[1], 5, own[-1].op, entries=(*entries, missing, head), commit=5, rooted=1)
 
 
-def learn(core: Core, log: list[Header]) -> None:
-    """The primary of view 1 tells the headers of ops 2 to 5."""
+def learn(core: Core, log: list[Header], last: int = 5) -> None:
+    """The primary of view 1 tells the headers of ops 2 to `last`."""
     core.make_durable(20)
     core.headers_requests[9] = HeadersRequest(1, 2, 5, 20)
-    core.step(headers_of(1, log[2:6], 9, view=1, commit=5), 30)
+    core.step(headers_of(1, log[2 : last + 1], 9, view=1, commit=5), 30)
 
 
 def test_what_a_replica_has_below_an_op_that_it_misses_is_still_there_after_a_restart() -> None:
@@ -165,11 +166,15 @@ def test_what_a_replica_has_below_an_op_that_it_misses_is_still_there_after_a_re
     assert [header.op for header in core.log.missing(9)] == [4, 5]
 
 
-def test_unless_it_is_that_of_another_log() -> None:
+@pytest.mark.parametrize("last", [3, 4, 5])
+def test_unless_it_is_that_of_another_log(last: int) -> None:
+    """The header that says so may be the last of an answer: to ask for it again would bring the same again."""
     log, other = chain(5), chain(3, view=9)
     core = restarted(late(log, [log[2], other[3]]), [], index=2)
-    learn(core, log)
-    (persist,) = core.take_work().persist
+    learn(core, log, last)
+    work = core.take_work()
+    assert not sent(work, Command.REQUEST_HEADERS)
+    (persist,) = work.persist
     assert (persist.kind, persist.truncate_to) == (PersistKind.VIEW, 2)
     core.durable(persist.token, 40)
     assert (core.log.durable, core.log.journal_head) == (2, 2)
