@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No test depends on how fast the machine is: the suite also runs under sanitizers and
@@ -13,3 +14,9 @@ settings.load_profile("kimberlite")
 
 # A test's own interpreters see the installed package, as the tests do: not the checkout they are started in.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-transcripts", action="store_true", help="write what the stories of tests/lab/transcripts.py say now"
+    )
