@@ -203,24 +203,24 @@ class Recorder:
         ]
 
         def on_queued(event: Event) -> None:
-            queue(event.a)
+            queue(event[1])
 
         def on_acked(event: Event) -> None:
-            prepare(event.b)
-            replicate(event.b)
-            decided[event.c]()
+            prepare(event[2])
+            replicate(event[2])
+            decided[event[3]]()
 
         def on_journaled(event: Event) -> None:
-            journal(event.b)
-            if not event.c:
-                prepare(event.b)
+            journal(event[2])
+            if not event[3]:
+                prepare(event[2])
 
         def on_committed(event: Event) -> None:
             committed()
-            events(event.b)
-            self._applied_at.pop(event.a, None)
-            if event.c >= 0:
-                commit(event.c)
+            events(event[2])
+            self._applied_at.pop(event[1], None)
+            if event[3] >= 0:
+                commit(event[3])
 
         return {
             EventKind.PREPARED: lambda event: op_number(event[1]),
@@ -241,17 +241,17 @@ class Recorder:
         rejected = self._by_number("requests_rejected", self._rejected)
 
         def on_replied(event: Event) -> None:
-            request(event.b)
-            if event.c:
-                client(event.c)
+            request(event[2])
+            if event[3]:
+                client(event[3])
 
         return {
             EventKind.REPLIED: on_replied,
-            EventKind.REJECTED: lambda event: rejected[event.a](),
+            EventKind.REJECTED: lambda event: rejected[event[1]](),
             EventKind.DUPLICATE: lambda event: duplicate(),
             EventKind.SESSION_REGISTERED: lambda event: registered(),
             EventKind.SESSION_EVICTED: lambda event: evicted(),
-            EventKind.DROPPED: lambda event: dropped[event.b](),
+            EventKind.DROPPED: lambda event: dropped[event[2]](),
         }
 
     def _rare_handlers(self) -> dict[EventKind, Handler]:
