@@ -57,12 +57,14 @@ def is_confirmed(own_ns: int, stamp: Stamp, own: int) -> bool:
 
 
 class Clock:
-    """Watches this machine's clock. jump: nanoseconds by which it is away from what is believed; 0 while it is
-    believed. ahead: nanoseconds by which the log's last timestamp is ahead of it, 0 when it is not."""
+    """Watches this machine's clock. offset: nanoseconds by which it has moved against the time that passed, since it
+    was believed last. jump: the same while it is not believed because of that, otherwise 0. ahead: nanoseconds by which
+    the log's last timestamp is ahead of it, 0 when it is not."""
 
     def __init__(self, wall_ns: int, steady_ns: int, own: int) -> None:
         """wall_ns: the clock, since 1970; steady_ns: a time that nobody sets. own: index of this replica. The clock is
         believed at the start: there is nothing to hold it against."""
+        self.offset = 0
         self.jump = 0
         self.ahead = 0
         self._believed = wall_ns - steady_ns
@@ -73,7 +75,8 @@ class Clock:
         offset = wall_ns - steady_ns
         if has_jumped(offset, self._believed) and is_confirmed(wall_ns, stamp, self._own):
             self._believed = offset
-        self.jump = offset - self._believed if has_jumped(offset, self._believed) else 0
+        self.offset = offset - self._believed
+        self.jump = self.offset if has_jumped(offset, self._believed) else 0
         self.ahead = max(stamp.timestamp - wall_ns, 0)
         return not self.jump
 

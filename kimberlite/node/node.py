@@ -316,7 +316,8 @@ class Node:
                 free_bytes=self._look_at_space() if self._ticks % FREE_SPACE_EVERY == 0 else None,
             )
         )
-
+        kept = self._retention
+        self.recorder.update_clock(kept.clock.offset, kept.clock.ahead, kept.is_suspended)
         scrub = self.scrubber
         self.recorder.update_scrub(scrub.tours, scrub.ended_at, scrub.bytes, scrub.fraction, scrub.damage.items())
 

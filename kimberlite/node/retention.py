@@ -140,6 +140,11 @@ class Retention:
         return choice.trim
 
     @property
+    def is_suspended(self) -> bool:
+        """Whether nothing goes by age, though a limit of age is set, because the clock is not believed."""
+        return bool(self._age_max_ns and self.clock.jump)
+
+    @property
     def waits_since(self) -> int:
         """When a trim that is due began to wait for a replica, by the core's time; 0 while none waits."""
         return self._wait.since

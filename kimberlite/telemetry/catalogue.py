@@ -216,6 +216,7 @@ RETENTION = "retention"  # more is appended than is kept
 DAMAGE = "damage"  # a flipped byte in a journal and in a superblock
 STALL = "stall"  # a primary whose backups are stopped
 RECOVERING = "recovering"  # a primary that starts again while its peers are stopped
+CLOCK = "clock"  # a replica whose clock is set back by a day
 KILL = "kill"  # a killed primary, started again with a disk that counts as slow
 DRAIN = "drain"  # SIGTERM
 HANG = "hang"  # SIGSTOP
@@ -231,6 +232,7 @@ SCENARIOS = (
     RETENTION,
     STALL,
     RECOVERING,
+    CLOCK,
     KILL,
     DRAIN,
     HANG,
@@ -757,6 +759,36 @@ HEALTH = (
         Unit.SECONDS,
         source=Source.INSTANT,
         role=Role.PRIMARY,
+    ),
+    _gauge(
+        "clock_offset",
+        "By how much this machine's clock has moved against the time that passed, since it was believed last; at first "
+        "since the start. Above 0 it was set forward.",
+        "Below a second with a machine that keeps its time. Beyond 600 either way the clock is not believed: see "
+        "retention_suspended. A clock that was wrong at the start already shows nothing here: compare timestamp() of "
+        "the machines.",
+        "a step of the clock",
+        CLOCK,
+        Unit.SECONDS,
+    ),
+    _gauge(
+        "clock_log_ahead",
+        "By how much the log's last timestamp is ahead of this machine's clock; 0 while it is not.",
+        "Minutes: this clock is behind, or a primary stamped events by a clock that was ahead; then they are kept "
+        "until this clock has caught up with retention.age_max_s.",
+        "a step of the clock",
+        CLOCK,
+        Unit.SECONDS,
+    ),
+    _gauge(
+        "retention_suspended",
+        "1 while nothing is trimmed by age, though retention.age_max_s is set, because this machine's clock is not "
+        "believed: it has moved by more than 600 s.",
+        "Alert on 1 for minutes: the log grows while such a replica is primary. Set the clock right, or restart the "
+        "replica when it is.",
+        "a step of the clock",
+        CLOCK,
+        essential=True,
     ),
     _gauge(
         "log_event_count",

@@ -482,6 +482,13 @@ class Recorder:
         if sample.free_bytes is not None:
             self._set["disk_free"](sample.free_bytes)
 
+    def update_clock(self, offset_ns: int, ahead_ns: int, is_suspended: bool) -> None:
+        """Set the gauges of this machine's clock: by how much it has moved against the time that passed, by how much
+        the log is ahead of it, and whether retention by age waits because of it."""
+        self._set["clock_offset"](offset_ns)
+        self._set["clock_log_ahead"](ahead_ns)
+        self._set["retention_suspended"](is_suspended)
+
     def update_scrub(
         self, tours: int, ended_at: int, read: int, fraction: float, damage: Iterable[tuple[str, int]]
     ) -> None:

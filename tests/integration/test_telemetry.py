@@ -55,6 +55,8 @@ EVENTS_PER_APPEND = 5
 RETENTION_BYTES = 24 << 20
 WATCH_S = 0.005
 CHECKPOINT_OPS = 100
+DAY_S = 86_400
+SHIFT = Path(__file__).parents[1] / "cases" / "shift.c"
 GAUGES_S = 0.25  # gauges are set every 0.1 s
 TURN_S = 0.25  # the longest turn of a loop on a busy machine
 
@@ -498,6 +500,31 @@ class Player:
             for replica in step.backups:
                 self.signal(replica, signal.SIGCONT)
 
+    def clock(self, step: Step) -> None:
+        """A backup is started under a clock of its own, which is set back by a day while it runs, and right again."""
+        victim = step.facts["victim"] = step.backups[0]
+        directory = self.cluster.directory
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", directory / "shift.so", SHIFT, "-ldl"], check=True)
+
+        def shift(seconds: int) -> None:
+            (directory / "fresh").write_text(str(seconds))
+            (directory / "fresh").replace(directory / "shift")
+
+        shift(0)
+        self.cluster.kill(victim)
+        self.cluster.start(victim, ("env", f"LD_PRELOAD={directory}/shift.so", f"CLOCK_SHIFT={directory}/shift"))
+        step.restarted.add(victim)
+        self.primary()
+        shift(-DAY_S)
+        self.until(lambda: step.high[victim].get("retention_suspended", 0) == 1, "the clock is not believed")
+        time.sleep(GAUGES_S)
+        step.facts["scrape"] = self.scrape(victim)
+        shift(0)
+        self.until(lambda: (self.scrape(victim) or {})["vsr_retention_suspended"] == 0, "it is believed again")
+        self.cluster.kill(victim)
+        self.cluster.start(victim)
+        self.primary()
+
     def contradict(self, replica: int, of: int, known: dict[str, Any]) -> None:
         """A heartbeat in the name of another replica, which is down, that names another entry than `replica` has."""
         host, _, port = self.cluster.addresses[replica].rpartition(":")
@@ -658,6 +685,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, settings: tuple[str, ...]) -
         "limits.pipeline_max=1",
         f"checkpoint.ops={CHECKPOINT_OPS}",
         f"retention.bytes_max={RETENTION_BYTES}",
+        f"retention.age_max_s={30 * DAY_S}",
         "scrub.bytes_per_s=8388608",
         "scrub.tour_interval_s=0",
         "storage.inline_threshold_us=1000000",  # any disk counts as quick; where a scenario wants it slow, it says so
@@ -920,6 +948,9 @@ PROOFS: dict[str, Proof] = {
     "log_first_event": rises(),
     "checkpoint_number": rises(),
     "trim_wait": both(shown(positive), passes(math.isnan)),
+    "clock_offset": both(shown(lambda s: s == pytest.approx(-DAY_S, abs=60)), passes(lambda s: abs(s) < 60, on=victim)),
+    "clock_log_ahead": shown(lambda s: 0 < s <= DAY_S),
+    "retention_suspended": both(shown(lambda value: value == 1), passes(lambda value: value == 0)),
     "last_commit": passes(lambda age: 0 <= age < 5),
     "disk_free": free_space,
     "client_sessions_active": rises(),

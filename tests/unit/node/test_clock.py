@@ -33,6 +33,7 @@ def test_a_clock_that_goes_on_is_believed(watched: Clock) -> None:
 @pytest.mark.parametrize("shift", [JUMP_NS, -JUMP_NS, S])
 def test_small_corrections_are_none_to_speak_of(shift: int, watched: Clock) -> None:
     assert watched.look(*at(60, shift), IDLE)
+    assert (watched.offset, watched.jump) == (shift, 0)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_small_corrections_are_none_to_speak_of(shift: int, watched: Clock) -> N
 )
 def test_a_jump_ends_the_belief_and_says_so(shift: int, way: str, watched: Clock) -> None:
     assert not watched.look(*at(60, shift), IDLE)
-    assert watched.jump == shift
+    assert (watched.offset, watched.jump) == (shift, shift)
     assert way in watched.reason() and "restart this replica" in watched.reason()
 
 

@@ -507,6 +507,14 @@ def test_storage(recorder: Recorder) -> None:
     }
 
 
+def test_the_clock(recorder: Recorder) -> None:
+    recorder.update_clock(-700 * SECOND, 90 * SECOND, True)
+    names = ("clock_offset", "clock_log_ahead", "retention_suspended")
+    assert [gauge(recorder, name) for name in names] == [-700 * SECOND, 90 * SECOND, 1]
+    recorder.update_clock(5, 0, False)
+    assert [gauge(recorder, name) for name in names] == [5, 0, 0]
+
+
 def test_the_scrubber(recorder: Recorder) -> None:
     recorder.update_scrub(
         2, 7 * SECOND, 9000, 0.25, [("entry", 1), ("witness", 0), ("superblock", 3), ("checkpoint", 0)]
