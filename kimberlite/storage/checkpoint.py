@@ -114,6 +114,18 @@ def chunks(disk: Disk, name: str) -> Iterator[bytes]:
         disk.release(file)
 
 
+def read_part(disk: Disk, op: int, copy: str, offset: int, length: int) -> bytes | None:
+    """A part of a copy of the checkpoint of that op; None when it can not be read."""
+    try:
+        file = disk.open(file_name(op, copy))
+        try:
+            return bytes(disk.read(file, offset, length))
+        finally:
+            disk.release(file)
+    except OSError:
+        return None
+
+
 def check_copy(disk: Disk, checkpoint: Checkpoint, copy: str) -> str:
     """Why a copy is not what the superblock says; the empty string when it is. Bounded memory."""
     name = file_name(checkpoint.op, copy)

@@ -13,7 +13,7 @@ May import: errors, types, storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import xxhash
@@ -22,6 +22,7 @@ from kimberlite.errors import CheckpointError, DiskFullError
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.interface import RETRY_NS, Disk, Write
 from kimberlite.storage.journal import segment_number
+from kimberlite.storage.submissions import Submissions
 from kimberlite.storage.superblock import SuperblockFile
 from kimberlite.types import Checkpoint
 
@@ -45,21 +46,20 @@ class _Copying:
 class CheckpointWriter:
     """The checkpoint of one store and the beginning of its log. One thread uses it.
 
-    submit: writes phases in the order of all submissions of the store, then calls what it is given. segment_of:
-    number of the segment that holds an op of the log, or would hold the next one; of one before it where that is
-    not certain.
+    segment_of: number of the segment that holds an op of the log, or would hold the next one; of one before it where
+    that is not certain.
     """
 
     def __init__(
         self,
         disk: Disk,
         superblock: SuperblockFile,
-        submit: Callable[[Sequence[Sequence[Write]], Callable[[], None]], object],
+        submissions: Submissions,
         segment_of: Callable[[int], int],
     ) -> None:
         self._disk = disk
         self._superblock = superblock
-        self._submit = submit
+        self._submissions = submissions
         self._segment_of = segment_of
         self._copying: _Copying | None = None
         self._next: _Copying | None = None  # to be written when that is done
@@ -75,11 +75,6 @@ class CheckpointWriter:
     def is_idle(self) -> bool:
         """Whether nothing is being written, and no file is left to be removed."""
         return self._copying is None and not self._leftovers
-
-    @property
-    def floor_op(self) -> int:
-        """The op that the log begins with, as last trimmed."""
-        return self._floor[0]
 
     @property
     def is_stalled(self) -> bool:
@@ -181,7 +176,8 @@ class CheckpointWriter:
         buffer = self._disk.aligned(len(part))
         buffer[:] = part
         self.bytes_written += len(part)
-        self._submit([[Write(copying.file, copying.offset, buffer)]], lambda: self._chunk_written(copying))
+        writes = [Write(copying.file, copying.offset, buffer)]
+        self._submissions.submit([writes], done=lambda: self._chunk_written(copying))
         copying.offset += len(part)
 
     def _open_next(self, copying: _Copying) -> bool:
@@ -265,7 +261,7 @@ class CheckpointWriter:
             then()
 
         block, phases = self._superblock.update(checkpoint=checkpoint)
-        self._submit(phases, done)
+        self._submissions.submit(phases, done=done)
 
     # Files that nothing refers to any more
 

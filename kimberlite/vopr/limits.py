@@ -84,11 +84,11 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
         len(core.committing),
         len(core._pending),
         # Without what is found damaged and made good: a start, or a tour, may find any number.
-        disk.submissions - sum(token is None for token, _, _ in store._pending.values()),
-        len(store._in_flight),
+        disk.submissions - store._submissions.unasked,
+        len(store._writer.in_flight),
         len(log.faulty) + len(store.faulty),
-        len(store._spare),
-        len(store._open),
+        len(store._segments.spare),
+        len(store._segments.open),
     )
 
 

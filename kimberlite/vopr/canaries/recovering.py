@@ -5,6 +5,7 @@ from __future__ import annotations
 from kimberlite.storage import handles, journal, scan, scrub, store
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
+from kimberlite.storage.submissions import Submissions
 from kimberlite.types import Header
 from kimberlite.vopr.canaries.registry import Patch, Unverified, canary
 from kimberlite.vsr import view_change
@@ -65,7 +66,7 @@ def _entry_body_unverified() -> list[Patch]:
 @canary("a segment is let go while it is written")
 def _segment_let_go_while_written() -> list[Patch]:
     # Few segments are written at once in a run of the simulator: keep fewer files open than these.
-    return [(store.Store, "_hold", lambda self, number, held: None), (handles, "HANDLES_MAX", 2)]
+    return [(Submissions, "hold", lambda self, number, held: None), (handles, "HANDLES_MAX", 2)]
 
 
 @canary("a tour of the scrubber ends at the head of the log instead of wrapping")

@@ -9,6 +9,7 @@ from typing import Any
 from kimberlite.errors import WriteFailedError
 from kimberlite.storage import store, superblock
 from kimberlite.storage.interface import ViewState, Write
+from kimberlite.storage.submissions import Submissions
 from kimberlite.types import ROOM_UNBOUNDED, Checkpoint, Message, Reason, Room
 from kimberlite.vopr.canaries.registry import Patch, canary
 from kimberlite.vsr import normal, view_change
@@ -19,9 +20,9 @@ from kimberlite.vsr.work import Admission
 
 @canary("a failed write counts as done")
 def _sync_error_ignored() -> list[Patch]:
-    original = store.Store.completions
+    original = Submissions.completions
 
-    def completions(self: store.Store) -> list[int]:
+    def completions(self: Submissions) -> list[int]:
         try:
             return original(self)
         except WriteFailedError:
@@ -34,7 +35,7 @@ def _sync_error_ignored() -> list[Patch]:
             self._pending.clear()
             return tokens
 
-    return [(store.Store, "completions", completions)]
+    return [(Submissions, "completions", completions)]
 
 
 @canary("do_view_change is sent before the view is on the disk")
@@ -88,14 +89,14 @@ def _superblock_copies_at_once() -> list[Patch]:
 
 @canary("an entry and its witness are written at once")
 def _witness_with_its_entry() -> list[Patch]:
-    original = store.Store._submit
+    original = Submissions.submit
 
-    def submit(self: store.Store, phases: Sequence[Sequence[Write]], *arguments: Any) -> int:
+    def submit(self: Submissions, phases: Sequence[Sequence[Write]], *arguments: Any, **named: Any) -> int:
         if len(phases) == 2:
             phases = [[*phases[0], *phases[1]]]
-        return original(self, phases, *arguments)
+        return original(self, phases, *arguments, **named)
 
-    return [(store.Store, "_submit", submit)]
+    return [(Submissions, "submit", submit)]
 
 
 @canary("entries that a full disk has no room for are acknowledged with those before them")

@@ -304,7 +304,7 @@ def test_a_sector_under_way_is_not_read_back_from_the_disk(log: Log, monkeypatch
     store, disk, clock = damage_store(log, {ops[0], ops[1]})
     damage_record(log, disk.files, ops[0])
     damage_record(log, disk.files, ops[1])
-    store._cold._sectors.clear()
+    store._segments.cold._sectors.clear()
     store.repair(1, [log.entries[ops[0] - 1]])
     for number in range(SEGMENTS - 2):  # what was used last pushes out what is not under way
         store.header(log.bases[number])
@@ -314,7 +314,7 @@ def test_a_sector_under_way_is_not_read_back_from_the_disk(log: Log, monkeypatch
     assert disk.files.durable == log.files.durable
     for number in range(SEGMENTS - 2):
         store.header(log.bases[number])
-    assert len(store._cold._sectors) == 1
+    assert len(store._segments.cold._sectors) == 1
 
 
 def test_a_damaged_neighbour_survives_a_repair_as_it_is(log: Log) -> None:
@@ -323,7 +323,7 @@ def test_a_damaged_neighbour_survives_a_repair_as_it_is(log: Log) -> None:
     for op in (first, third):
         damage_record(log, disk.files, op)
     before = log.kit.copied(disk.files).durable
-    store._cold._sectors.clear()
+    store._segments.cold._sectors.clear()
     store.repair(1, [log.entries[second - 1]])
     clock[0] = 1000
     assert store.completions() == [1]
@@ -340,7 +340,7 @@ def test_an_unreadable_sector_is_made_again_from_the_entries_that_the_chain_prov
     number = log.places[victim - 1][0]
     damage_entry(log, disk.files, lost)
     make_unreadable(disk.files, witness_name(number), 0)
-    store._cold._sectors.clear()
+    store._segments.cold._sectors.clear()
     store.repair(1, [log.entries[victim - 1]])
     clock[0] = 1000
     assert store.completions() == [1]
@@ -584,7 +584,7 @@ def test_a_witness_that_an_older_log_has_left_does_not_say_which_entry_is_missin
     number, at, offset = log.places[op - 1]
     record = encode_record(stale, offset, number, at)
     disk.files.durable[witness_name(number)][at * RECORD_BYTES : (at + 1) * RECORD_BYTES] = record
-    store._cold._sectors.clear()
+    store._segments.cold._sectors.clear()
     assert store.read(op) is None
     assert op in store.faulty
     assert store.proven_header(op) is None
@@ -596,7 +596,7 @@ def test_a_repair_without_a_certain_place_changes_nothing_and_is_said(log: Log) 
     store, disk, clock = damage_store(log, {first, second, third, fourth})
     for op in (first, second, third, fourth):
         damage_record(log, disk.files, op)
-    store._cold._sectors.clear()
+    store._segments.cold._sectors.clear()
     before = {name: bytes(data) for name, data in disk.files.durable.items()}
     assert store.repair(1, [log.entries[third - 1]]) == [third]
     clock[0] = 1000

@@ -314,7 +314,7 @@ def test_what_was_written_while_it_grew_cold_is_let_go_later(kit: Any, bench: An
     for message in log:
         bench.store.header(message.header.op)
     bench.store.completions()
-    assert [segment.number for segment in bench.store._open] == [13]
+    assert [segment.number for segment in bench.store._segments.open] == [13]
 
 
 def test_a_witness_sector_that_was_written_over_proves_of_no_entry_that_it_was_never_written(

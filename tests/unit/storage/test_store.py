@@ -220,7 +220,7 @@ def test_memory_does_not_grow_with_the_log(bench: Any, kit: Any) -> None:
     for store in (bench.store, bench.reopen().store):
         assert contents(store)
         store.completions()
-        assert [segment.number for segment in store._open] == [11]
+        assert [segment.number for segment in store._segments.open] == [11]
         assert store.segment_count == 12
 
 

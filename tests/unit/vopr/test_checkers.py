@@ -294,7 +294,7 @@ def case_other_reply(world: World) -> None:
 def case_store_hands_out_another_entry(world: World) -> None:
     """The journal holds under one op the entry of another: as after a late write in a later view."""
     store = world.nodes[1].store
-    segment = store._active
+    segment = store._segments.active
     index = segment.count - 1
     segment.apart[index] = segment.header(index - 1), segment.place(index - 1)
     store.read(segment.last)
@@ -307,7 +307,7 @@ def case_store_hands_out_what_was_not_committed(world: World) -> None:
 
 
 def case_store_ends_elsewhere(world: World) -> None:
-    world.nodes[1].store._head -= 1
+    world.nodes[1].store._segments.head -= 1
     world.checkers.on_step(world, 1)
 
 
@@ -325,7 +325,7 @@ def case_requests_counted_wrongly(world: World) -> None:
 
 def case_damage_left_at_rest(world: World) -> None:
     node = world.nodes[1]
-    node.store._faulty.add(1)
+    node.store._faulty.ops.add(1)
     limits.check_rest(1, limits.held(node.driver.core, node.store, node.disk))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from kimberlite.storage import superblock
 from kimberlite.storage.journal import examine_entry, journal_name
+from kimberlite.storage.journal_writer import JournalWriter
 from kimberlite.storage.scan import Decision
 from kimberlite.storage.store import Store
 from kimberlite.types import Message
@@ -112,7 +113,7 @@ def test_damage_that_is_called_absent_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_repair_that_does_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def lazy(self: Store, token: int, entries: object) -> None:
-        self._submit([], token, None)
+        self._submissions.submit([], token)
 
     monkeypatch.setattr(Store, "repair", lazy)
     with pytest.raises(Wrong, match="repaired"):
@@ -126,7 +127,7 @@ def test_a_start_that_is_refused_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_witness_that_is_not_written_again_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "_fix_witnesses", lambda self, ops: None)
+    monkeypatch.setattr(JournalWriter, "fix_witnesses", lambda self, ops: None)
     with pytest.raises(Wrong, match="witness-damaged"):
         judge(small(), first("bits of a witness", 0))
 

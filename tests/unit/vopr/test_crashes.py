@@ -9,7 +9,7 @@ import pytest
 
 from kimberlite.storage import superblock
 from kimberlite.storage.journal import journal_name, witness_bytes, witness_name
-from kimberlite.storage.store import Store
+from kimberlite.storage.segments import Segments
 from kimberlite.types import Operation
 from kimberlite.vopr import crashes
 from kimberlite.vopr.canaries import planted
@@ -166,13 +166,13 @@ def test_a_planted_bug_is_found(name: str) -> None:
 
 
 def test_a_journal_made_before_its_witness_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(self: Store, number: int) -> None:
+    def create(self: Segments, number: int) -> None:
         self._handles.adopt(number, self._disk.create(journal_name(number), self.segment_bytes), None)
         size = witness_bytes(self.segment_bytes)
         self._handles.adopt(number, None, self._disk.create(witness_name(number), size))
-        self._spare.append((number, bytearray()))
+        self.spare.append((number, bytearray()))
 
-    monkeypatch.setattr(Store, "_create_segment", create)
+    monkeypatch.setattr(Segments, "create", create)
     world = record()
     created = (image for image in images(world) if image.source.name.startswith("witness-"))
     assert "is missing" in crashes.try_one(world, next(created))

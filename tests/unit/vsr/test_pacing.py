@@ -144,7 +144,7 @@ def test_damage_below_a_trim_that_comes_while_it_is_repaired_concerns_nobody_any
         target == node.index and message.header.command == Command.PREPARE and message.header.op in bad
     )
     for op in bad:
-        node.store._mark_faulty(op)
+        node.store._faulty.mark(op)
         node.core.log.bodies.pop(op, None)
     node.driver.on_damage()
     cluster.run(30)
@@ -183,10 +183,10 @@ def test_a_repair_that_has_no_certain_place_ends_nobody_and_is_tried_less_and_le
     node = cluster.backups[0]
     bad = {20, 21, 22}
     for op in bad:
-        node.store._mark_faulty(op)
+        node.store._faulty.mark(op)
         node.core.log.bodies.pop(op, None)
     with monkeypatch.context() as context:
-        context.setattr(node.store._cold, "prove", lambda header: None)
+        context.setattr(node.store._segments.cold, "prove", lambda header: None)
         node.driver.on_damage()
         cluster.run(5000)
         assert node.core.log.faulty == node.store.faulty == bad
@@ -242,7 +242,7 @@ def test_what_is_held_of_damage_does_not_keep_the_entry_away_that_it_waits_for()
 
     cluster.lost = lost
     for op in bad:
-        node.store._mark_faulty(op)
+        node.store._faulty.mark(op)
         node.core.log.bodies.pop(op, None)
     node.driver.on_damage()
     cluster.run(20_000)

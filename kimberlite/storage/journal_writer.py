@@ -1,0 +1,233 @@
+"""Writing entries and their witnesses: appended, repaired in place, or the witness alone.
+
+An entry is written in two phases: the entry itself, then its witness; only when both are durable is the submission
+done. What an older log has left is taken away where it could be believed: witnesses in a segment that is begun,
+whatever stands behind the last entry of a segment that is left, damaged witnesses behind the end of the log.
+
+May import: errors, types, storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from kimberlite.errors import invariant
+from kimberlite.storage.faulty import FaultyOps
+from kimberlite.storage.handles import Handles
+from kimberlite.storage.index import Spot
+from kimberlite.storage.interface import SECTOR, Disk, Write
+from kimberlite.storage.journal import round_up
+from kimberlite.storage.open_segment import OpenSegment
+from kimberlite.storage.segments import Segments
+from kimberlite.storage.submissions import Submissions
+from kimberlite.types import HEADER_SIZE, Header, Message
+
+
+class JournalWriter:
+    """Of one store. One thread uses it."""
+
+    def __init__(
+        self, disk: Disk, handles: Handles, segments: Segments, submissions: Submissions, faulty: FaultyOps
+    ) -> None:
+        self._disk = disk
+        self._handles = handles
+        self._segments = segments
+        self._submissions = submissions
+        self._faulty = faulty
+        self.in_flight: dict[int, int] = {}  # op -> what the disk knows the write of it by
+        self.bytes_written = 0  # of entries and their witnesses, handed to the disk
+
+    # Entries
+
+    def append(self, token: int, entries: Sequence[Message]) -> None:
+        """See LogStore."""
+        segments, segment_bytes = self._segments, self._segments.segment_bytes
+        first = segments.head + 1
+        held: set[int] = set()
+        wipes: list[Write] = []
+        runs: list[tuple[OpenSegment, list[Message], int]] = []  # segment, entries, offset of the first
+        for message in entries:
+            op, size = message.header.op, round_up(message.header.size)
+            if op != segments.head + 1:
+                invariant(False, "the journal grows by the next op", op=op, head=segments.head)
+            invariant(
+                size <= segment_bytes,
+                "an entry fits a segment: segments must be larger than the largest frame",
+                entry=size,
+                segment=segment_bytes,
+            )
+            segment = segments.active
+            self._submissions.hold(segment.number, held)
+            invariant(segment.end is not None, "the place of the next entry is known", op=op)
+            offset = segment.end or 0
+            if offset + size > segment_bytes:
+                wipes += self._wipe(segment, offset)
+                self._submissions.hold(segment.number + 1, held)
+                segment = segments.begin_next(message.header)
+                wipes += self._wipe_witness(segment)  # so that all it holds agree on which op is its first
+                offset = 0
+            segment.add(message.header, offset)
+            segments.head += 1
+            if runs and runs[-1][0] is segment:
+                runs[-1][1].append(message)
+            else:
+                runs.append((segment, [message], offset))
+        entry_writes, witness_writes = wipes, []
+        for segment, messages, offset in runs:
+            entry_writes.append(self._entries_write(segment.number, messages, offset))
+            low = messages[0].header.op - segment.base
+            high = messages[-1].header.op - segment.base
+            witness_writes.append(self._witness_write(segment, low, high))
+        self._write(token, range(first, segments.head + 1), entry_writes, witness_writes, held)
+
+    def repair(self, token: int, entries: Sequence[Message]) -> list[int]:
+        """See LogStore."""
+        held: set[int] = set()
+        entry_writes, witness_writes, cold = [], [], []
+        ops, unplaced = [], []
+        for message in entries:
+            header = message.header
+            segment = self._segments.open_at(header.op)
+            spot = self._segments.cold.prove(header) if segment is None else self._place_of_repair(segment, header)
+            if spot is None:
+                unplaced.append(header.op)
+                continue
+            self._submissions.hold(spot.number, held)
+            if segment is None:
+                write = self._segments.cold.rewrite(header, spot)
+                witness_writes.append(write)
+                cold.append((spot.number, write))
+            else:
+                segment.put(spot.at, header, spot.offset)
+                witness_writes.append(self._witness_write(segment, spot.at, spot.at))
+            entry_writes.append(self._entries_write(spot.number, [message], spot.offset))
+            ops.append(header.op)
+        if ops:
+            self._write(token, ops, entry_writes, witness_writes, held, cold)
+        return unplaced
+
+    def _place_of_repair(self, segment: OpenSegment, header: Header) -> Spot | None:
+        at = header.op - segment.base
+        offset = segment.place(at)
+        is_known = offset is not None and offset + round_up(header.size) <= self._segments.segment_bytes
+        return Spot(segment.number, at, offset or 0) if is_known else None
+
+    def _write(
+        self,
+        token: int,
+        ops: Sequence[int],
+        entry_writes: list[Write],
+        witness_writes: list[Write],
+        held: set[int],
+        cold: Sequence[tuple[int, Write]] = (),
+    ) -> None:
+        """held: the segments written to. cold: those of the witness writes that ColdSegments waits for."""
+
+        def done() -> None:
+            for op in ops:
+                if self.in_flight.get(op) == disk_token:
+                    del self.in_flight[op]
+                    self._faulty.ops.discard(op)
+            for number, write in cold:
+                self._segments.cold.written(number, write)
+
+        disk_token = self._submissions.submit([entry_writes, witness_writes], token, done, held)
+        for op in ops:
+            self.in_flight[op] = disk_token
+
+    def _entries_write(self, number: int, messages: Sequence[Message], offset: int) -> Write:
+        """One write of consecutive entries: each copied once, into aligned zeroed memory."""
+        buffer = self._disk.aligned(sum(round_up(message.header.size) for message in messages))
+        at = 0
+        for message in messages:
+            header = message.header
+            buffer[at : at + HEADER_SIZE] = header.raw
+            if header.size > HEADER_SIZE:
+                buffer[at + HEADER_SIZE : at + header.size] = message.body
+            at += round_up(header.size)
+        self.bytes_written += len(buffer)
+        return Write(self._handles.journal(number), offset, buffer)
+
+    def _witness_write(self, segment: OpenSegment, first: int, last: int) -> Write:
+        """The witness sectors that hold the records first..last."""
+        start, content = segment.sectors(first, last)
+        buffer = self._disk.aligned(len(content))
+        buffer[:] = content
+        self.bytes_written += len(content)
+        return Write(self._handles.witness(segment.number), start, buffer)
+
+    # What an older log has left
+
+    def _wipe(self, segment: OpenSegment, end: int) -> list[Write]:
+        """Writes that leave nothing of an older log behind the last entry of a segment, which goes on
+        in the next: what stood there would be taken for what follows, for it too has its parent before it.
+        """
+        writes = self._wipe_witness(segment)
+        if end + SECTOR <= self._segments.segment_bytes:
+            writes.append(Write(self._handles.journal(segment.number), end, self._disk.aligned(SECTOR)))
+        return writes
+
+    def _wipe_witness(self, segment: OpenSegment) -> list[Write]:
+        wiped = segment.wipe()
+        if wiped is None:
+            return []
+        start, content = wiped
+        buffer = self._disk.aligned(len(content))
+        buffer[:] = content
+        return [Write(self._handles.witness(segment.number), start, buffer)]
+
+    def clear_damage_behind(self) -> None:
+        """Witness records behind the end of the log that a crash has torn, or that were in doubt: left there they
+        would make a torn entry look like a damaged one, later."""
+        self._clear_damage(self._segments.active)
+
+    def clear_damage_in_spare(self) -> None:
+        """The same in the segments that follow: at the end of a segment they hold what is behind the log."""
+        segments = self._segments
+        for at, (number, image) in enumerate(segments.spare):
+            image = image if image is not None else segments.cold.image(number)
+            segment = OpenSegment(number, segments.head + 1, 0, image)
+            if self._clear_damage(segment):
+                segments.spare[at] = number, segment.image
+
+    def _clear_damage(self, segment: OpenSegment) -> bool:
+        damaged = segment.clear_damage_behind()
+        if damaged is None:
+            return False
+        held: set[int] = set()
+        self._submissions.hold(segment.number, held)
+        self._submissions.submit([[self._witness_write(segment, *damaged)]], held=held)
+        return True
+
+    # Witnesses alone
+
+    def fix_witnesses(self, ops: Sequence[int], done: Callable[[], None] = lambda: None) -> None:
+        """Write the witnesses of these intact entries again; `done` for each of those that it can be done for."""
+        for op in ops:
+            held: set[int] = set()
+            segment = self._segments.open_at(op)
+            if segment is None:
+                self._fix_cold_witness(op, held, done)
+                continue
+            index = op - segment.base
+            header, offset = segment.header(index), segment.place(index)
+            if header is not None and offset is not None:
+                segment.put(index, header, offset)
+                self._submissions.hold(segment.number, held)
+                self._submissions.submit([[self._witness_write(segment, index, index)]], done=done, held=held)
+
+    def _fix_cold_witness(self, op: int, held: set[int], done: Callable[[], None]) -> None:
+        cold = self._segments.cold
+        number = cold.segment_of(op)
+        self._submissions.hold(number, held)
+        write = cold.rewrite_witness(op)
+        if write is None:
+            self._handles.let_go(held)
+            done()
+            return
+
+        def written() -> None:
+            cold.written(number, write)
+            done()
+
+        self._submissions.submit([[write]], done=written, held=held)
