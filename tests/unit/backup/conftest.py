@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from lab import prepare
 
 from kimberlite import config as configuration
 from kimberlite._fast import events
@@ -14,7 +15,7 @@ from kimberlite._fast.framing import make_header
 from kimberlite.config import Config
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Header, Message, Operation, ViewState, root_header
+from kimberlite.types import Header, Message, Operation, ViewState, root_header
 
 CLUSTER = b"the-old-cluster!"
 NEW = "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"
@@ -62,24 +63,20 @@ class SmallReplica:
     def prepare(self, size: int = 100, salt: bytes = b"") -> Message:
         position = self.last.position + self.last.count
         body = events.build([b"%d" % position + salt, b"%d " % (position + 1) + bytes(size)])
-        header = make_header(
+        return prepare(
+            self.last,
             body,
-            cluster=CLUSTER,
-            command=Command.PREPARE,
-            replica=self.view % self.replica_count,
             view=self.view,
-            op=self.last.op + 1,
+            replicas=self.replica_count,
+            cluster=CLUSTER,
             commit=max(self.last.op + 1 - self.behind, 0),
-            parent=self.last.checksum,
+            timestamp=1_000 + self.last.op,
             operation=Operation.APPLY,
             client=CLIENT,
             session=1,
             request=self.last.op + 1,
-            timestamp=1_000 + self.last.op,
-            position=position,
             count=2,
         )
-        return Message(header, body)
 
     def append(self, count: int, size: int = 100, salt: bytes = b"") -> None:
         for _ in range(count):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from lab import ROOT, prepare
 
 from kimberlite._fast import events
-from kimberlite._fast.framing import make_header
 from kimberlite.errors import CorruptEntryError, PositionError
 from kimberlite.node.reader import LogReader
-from kimberlite.types import Command, Message, Operation
-
-CLUSTER = b"r" * 16
+from kimberlite.types import Message, Operation
 
 
 class Journal:
@@ -25,17 +23,8 @@ class Journal:
         self.reads: list[int] = []
 
     def _add(self, body: bytes, operation: int, count: int) -> None:
-        header = make_header(
-            body,
-            cluster=CLUSTER,
-            command=Command.PREPARE,
-            op=len(self.ops) + 1,
-            operation=operation,
-            position=self.position,
-            count=count,
-            timestamp=1_000 + len(self.ops),
-        )
-        self.ops.append(Message(header, body))
+        before = self.ops[-1].header if self.ops else ROOT
+        self.ops.append(prepare(before, body, operation=operation, count=count, timestamp=1_000 + len(self.ops)))
         self.position += count
 
     def apply(self, *payloads: bytes) -> None:

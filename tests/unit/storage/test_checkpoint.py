@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from lab import CLUSTER, ROOT, prepare
 
 from kimberlite._fast.framing import make_header
 from kimberlite.errors import CheckpointError, FormatVersionError
@@ -17,17 +18,16 @@ from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import RETRY_NS, SECTOR
 from kimberlite.storage.journal import RECORD_BYTES
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, EntryState, Header, Message, Operation, root_header
+from kimberlite.types import EntryState, Header, Operation
 from kimberlite.vopr.corruption import copied
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, fill, make_unreadable
 
-CLUSTER = bytes(range(16))
 SEGMENT = 64 << 10
 SNAPSHOT = Random(5).randbytes(checkpoint.CHUNK + 10_000)  # more than a chunk
 
 
 def content(**changes: Any) -> checkpoint.Content:
-    whole = checkpoint.Content(CLUSTER, root_header(make_header, CLUSTER), 3, b"sessions", b"snapshot" * 100)
+    whole = checkpoint.Content(CLUSTER, ROOT, 3, b"sessions", b"snapshot" * 100)
     return replace(whole, **changes)
 
 
@@ -70,7 +70,7 @@ class Log:
         self.files = Files()
         self.sizes = Random(1)
         format_store(self.disk(), make_header, cluster=CLUSTER, replica=0, replica_count=1, segment_bytes=SEGMENT)
-        self.headers: list[Header] = [root_header(make_header, CLUSTER)]
+        self.headers: list[Header] = [ROOT]
         self.start()
 
     def disk(self) -> SimDisk:
@@ -83,20 +83,10 @@ class Log:
 
     def append(self, count: int, size: int = 3000) -> None:
         for _ in range(count):
-            before = self.headers[-1]
             body = self.sizes.randbytes(size)
-            header = make_header(
-                body,
-                cluster=CLUSTER,
-                command=Command.PREPARE,
-                op=before.op + 1,
-                parent=before.checksum,
-                operation=Operation.APPLY,
-                position=before.position + before.count,
-                count=2,
-            )
-            self.headers.append(header)
-            self.store.append(1, [Message(header, body)])
+            message = prepare(self.headers[-1], body, replicas=1, operation=Operation.APPLY, count=2)
+            self.headers.append(message.header)
+            self.store.append(1, [message])
             self.finish()
 
     def checkpoint(self, op: int, snapshot: bytes = SNAPSHOT) -> None:
@@ -359,7 +349,7 @@ def test_on_a_real_disk(tmp_path: Path) -> None:
     disk.close()
     log = Log.__new__(Log)
     log.sizes = Random(1)
-    log.headers = [root_header(make_header, CLUSTER)]
+    log.headers = [ROOT]
     disk = FileDisk(tmp_path, unsafe=True)
     log.store = Store(disk, make_header)
     log.store.recover()

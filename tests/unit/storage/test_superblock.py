@@ -10,33 +10,18 @@ from enum import Enum
 
 import pytest
 import xxhash
+from lab import CLUSTER, ROOT, chain
 
-from kimberlite._fast.framing import make_header
 from kimberlite.errors import FormatVersionError, SuperblockError, WriteFailedError
 from kimberlite.storage import superblock
 from kimberlite.storage.layout import SUPERBLOCK
 from kimberlite.storage.superblock import COPIES, COPY_BYTES, Superblock, SuperblockFile, choose, decode, encode
-from kimberlite.types import SUFFIX_MAX, Checkpoint, Command, Header, Operation, ViewState, root_header
+from kimberlite.types import SUFFIX_MAX, Checkpoint, Header, ViewState
 from kimberlite.vopr.disk import Files, SimDisk, TearPolicy, make_unreadable
-
-CLUSTER = bytes(range(16))
-ROOT = root_header(make_header, CLUSTER)
 
 
 def headers(count: int) -> tuple[Header, ...]:
-    result = [ROOT]
-    for op in range(1, count):
-        result.append(
-            make_header(
-                cluster=CLUSTER,
-                command=Command.PREPARE,
-                replica=0,
-                op=op,
-                parent=result[-1].checksum,
-                operation=Operation.NOOP,
-            )
-        )
-    return tuple(result)
+    return tuple(chain(count - 1))
 
 
 def block(**changes: object) -> Superblock:
