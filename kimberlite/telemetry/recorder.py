@@ -25,14 +25,15 @@ from typing import NamedTuple, TypeVar
 from kimberlite._fast.metrics import Counter, Gauge, Histogram, Kind, Region, StageClock, now_ns
 from kimberlite.errors import InvariantError
 from kimberlite.telemetry import catalogue
-from kimberlite.telemetry.catalogue import BY_NAME, cell_name, label_value
+from kimberlite.telemetry.catalogue import BY_NAME, cell_name
+from kimberlite.telemetry.catalogue.labels import LOOP_PARTS, SCRUBBED, label_value
 from kimberlite.telemetry.log import PATIENCE_S, EventLines
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Header, Reason
 from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
 from kimberlite.vsr.work import CannotCommit, Snapshot
 
-# Positions in catalogue.LOOP_PARTS.
-POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(catalogue.LOOP_PARTS))
+# Positions in LOOP_PARTS.
+POLL, PARSE, PROTOCOL, DISK_WAIT, SEND, OTHER_PART = range(len(LOOP_PARTS))
 CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKSUM)
 NAN = math.nan
 Member = TypeVar("Member", bound=Enum)
@@ -121,7 +122,7 @@ class Recorder:
 
     def _stage_clock(self) -> StageClock:
         return self.region.stage_clock(
-            [self._index[cell_name(BY_NAME["event_loop_time"], (part,))] for part in catalogue.LOOP_PARTS],
+            [self._index[cell_name(BY_NAME["event_loop_time"], (part,))] for part in LOOP_PARTS],
             turn=self._index["event_loop_turn"],
             turned_at=self._index["event_loop_last_turn"],
         )
@@ -164,9 +165,7 @@ class Recorder:
         self._switches = self._counter("journal_mode_switches").advance_to
         self._scrub_tours = self._counter("scrub_tours").advance_to
         self._scrub_bytes = self._counter("scrub").advance_to
-        self._scrub_damage = {
-            what: self._counter("scrub_damage", what).advance_to for what in catalogue.SCRUBBED.values
-        }
+        self._scrub_damage = {what: self._counter("scrub_damage", what).advance_to for what in SCRUBBED.values}
 
     # Events of the core
 

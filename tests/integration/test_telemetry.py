@@ -41,7 +41,7 @@ from kimberlite.net import CLIENT_VERSION
 from kimberlite.net.peers import HELLO_SECONDS
 from kimberlite.storage.journal import journal_name
 from kimberlite.telemetry import catalogue, region
-from kimberlite.telemetry.catalogue import Metric, Role
+from kimberlite.telemetry.catalogue import Metric, Role, labels, scenarios
 from kimberlite.types import Command, Operation
 
 REPLICAS = 3
@@ -698,7 +698,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, settings: tuple[str, ...]) -
         player = Player(cluster)
         player.watcher.start()
         try:
-            for name in catalogue.SCENARIOS:
+            for name in scenarios.SCENARIOS:
                 player.play(name, getattr(player, name))
             yield player.steps
         finally:
@@ -829,7 +829,7 @@ def critical_path(step: Step, metric: Metric) -> None:
 def loop_time(step: Step, metric: Metric) -> None:
     """Every part moves, and together they are the time that has passed."""
     for replica in range(REPLICAS):
-        changes = [step.change(replica, series(metric, (part,))) for part in catalogue.LOOP_PARTS]
+        changes = [step.change(replica, series(metric, (part,))) for part in labels.LOOP_PARTS]
         assert all(change > 0 for change in changes), (replica, changes)
         least, most = step.between[replica]
         # A turn that is under way when a scrape looks is charged when it ends.
@@ -916,7 +916,7 @@ PROOFS: dict[str, Proof] = {
     "event_loop_turn": rises(),
     "gc_pause": rises(),
     "commit_stage_latency": both(
-        rises(*((stage,) for stage in catalogue.COMMIT_STAGES), on=primary),
+        rises(*((stage,) for stage in labels.COMMIT_STAGES), on=primary),
         rises(("journal",), ("apply",), on=backups),
     ),
     "operations": rises(("committed",)),
@@ -1052,18 +1052,18 @@ def test_the_series_are_those_of_the_catalogue(story: dict[str, Step]) -> None:
 
 
 def test_an_abdicated_primary_is_told_from_a_silent_one(story: dict[str, Step]) -> None:
-    step = story[catalogue.STALL]
+    step = story[scenarios.STALL]
     assert step.change(step.primary, 'vsr_leadership_given_up_total{reason="abdicated"}') >= 1
 
 
 def test_a_frame_that_fails_its_checksum_is_counted(story: dict[str, Step]) -> None:
-    step = story[catalogue.REFUSALS]
+    step = story[scenarios.REFUSALS]
     for replica in range(REPLICAS):
         assert step.change(replica, 'vsr_checksum_failures_total{component="network"}') == 1
 
 
 def test_liveness_does_not_depend_on_a_quorum(story: dict[str, Step]) -> None:
-    facts = story[catalogue.STALL].facts
+    facts = story[scenarios.STALL].facts
     assert facts["livez"][0] == 200
     status, body = facts["readyz"]
     assert status == 503
@@ -1074,13 +1074,13 @@ def test_liveness_does_not_depend_on_a_quorum(story: dict[str, Step]) -> None:
 
 
 def test_a_recovering_replica_is_not_ready(story: dict[str, Step]) -> None:
-    status, body = story[catalogue.RECOVERING].facts["readyz"]
+    status, body = story[scenarios.RECOVERING].facts["readyz"]
     assert status == 503
     assert "recovering in view" in body
 
 
 def test_a_view_change_that_is_stuck_says_for_what(story: dict[str, Step]) -> None:
-    facts = story[catalogue.STUCK].facts
+    facts = story[scenarios.STUCK].facts
     op, told = facts["op"], facts["status"]
     assert told["stuck_op"] == op
     assert not told["can_commit"] and {"view_change", "stuck"} <= set(told["cannot_commit"])
@@ -1089,20 +1089,20 @@ def test_a_view_change_that_is_stuck_says_for_what(story: dict[str, Step]) -> No
 
 
 def test_liveness_of_a_replica_that_hangs(story: dict[str, Step]) -> None:
-    status, body = story[catalogue.HANG].facts["livez"]
+    status, body = story[scenarios.HANG].facts["livez"]
     assert status == 503
     assert "failed  event_loop: last turned" in body
 
 
 def test_a_full_disk_is_counted_and_not_ready(story: dict[str, Step]) -> None:
-    facts = story[catalogue.FULL].facts
+    facts = story[scenarios.FULL].facts
     assert facts["scrape"]['vsr_requests_rejected_total{reason="disk_full"}'] > 0
     assert facts["readyz"][0] == 503
     assert "no room for more" in facts["readyz"][1]
 
 
 def test_the_last_values_survive_a_crash(story: dict[str, Step]) -> None:
-    facts = story[catalogue.WRITE_FAILURE].facts
+    facts = story[scenarios.WRITE_FAILURE].facts
     assert facts["code"] == 17
     assert facts["livez"][0] == facts["readyz"][0] == 503
     assert "has ended; what it counted is still served" in facts["livez"][1]
@@ -1111,7 +1111,7 @@ def test_the_last_values_survive_a_crash(story: dict[str, Step]) -> None:
 
 
 def test_the_restarted_replica_takes_its_address_back(story: dict[str, Step]) -> None:
-    step = story[catalogue.WRITE_FAILURE]
+    step = story[scenarios.WRITE_FAILURE]
     assert step.value(step.facts["victim"], "vsr_replica_up") == 1
     assert step.value(step.facts["victim"], 'vsr_journal_errors_total{operation="write"}') == 0
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kimberlite._fast.metrics import now_ns
-from kimberlite.telemetry import catalogue, region
+from kimberlite.telemetry import region
+from kimberlite.telemetry.catalogue import labels
 from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.recorder import Recorder
 
@@ -23,7 +24,7 @@ INFO = {
     "segment_bytes": SEGMENT_BYTES,
     "contact_ms": 1000,
     "build": {"version": "1.2.3", "release": "1", "python": "3.11.7", "checksum_kernel": "scalar"},
-    "config": {name: f"of {name}" for name in catalogue.CONFIG_LABELS},
+    "config": {name: f"of {name}" for name in labels.CONFIG_LABELS},
 }
 
 

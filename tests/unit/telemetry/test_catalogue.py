@@ -10,7 +10,7 @@ import pytest
 
 from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
-from kimberlite.telemetry.catalogue import METRICS, Metric, Role, Source, Unit
+from kimberlite.telemetry.catalogue import METRICS, Metric, Role, Source, Unit, labels, scenarios
 from kimberlite.types import REPLICAS_MAX, Command, Dropped, Reason, Status
 from kimberlite.vsr.events import DropReason
 
@@ -75,7 +75,7 @@ def test_a_metric_is_declared_whole(metric: Metric) -> None:
     for text in (metric.help, metric.how_to_use):
         assert text.endswith(".") and len(text) > 10
     assert metric.moved_by
-    assert metric.scenario in catalogue.SCENARIOS
+    assert metric.scenario in scenarios.SCENARIOS
     assert bool(metric.buckets_ms) == (metric.kind is Kind.HISTOGRAM)
     assert list(metric.buckets_ms) == sorted(set(metric.buckets_ms))
     assert not metric.base_name or metric.base_name != metric.name
@@ -95,10 +95,10 @@ def test_labels_are_closed(metric: Metric) -> None:
 
 
 def test_labels_cover_what_the_protocol_can_say() -> None:
-    assert {command.name.lower() for command in Command} == set(catalogue.MESSAGE_TYPE.values)
-    assert {reason.name.lower() for reason in DropReason} | set(Dropped) == set(catalogue.DROP_REASON.values)
-    assert {reason.name.lower() for reason in Reason} - {"none"} == set(catalogue.REJECT_REASON.values)
-    assert {status.name.lower() for status in Status} == set(catalogue.STATE.values)
+    assert {command.name.lower() for command in Command} == set(labels.MESSAGE_TYPE.values)
+    assert {reason.name.lower() for reason in DropReason} | set(Dropped) == set(labels.DROP_REASON.values)
+    assert {reason.name.lower() for reason in Reason} - {"none"} == set(labels.REJECT_REASON.values)
+    assert {status.name.lower() for status in Status} == set(labels.STATE.values)
 
 
 @pytest.mark.parametrize("replica_count", range(1, REPLICAS_MAX + 1))

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.catalogue import labels
 from kimberlite.telemetry.prometheus import exposition
 from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.recorder import Recorder
@@ -115,7 +116,7 @@ def test_states_are_exclusive(reader: Reader, put: Callable[..., None]) -> None:
     put("replica_status", 1)
     text = scrape(reader, "ms")
     found = dict(re.findall(r'vsr_replica_state\{.*state="(\w+)"\} (\S+)', text))
-    assert found == {state: "1.0" if state == "view_change" else "0.0" for state in catalogue.STATE.values}
+    assert found == {state: "1.0" if state == "view_change" else "0.0" for state in labels.STATE.values}
 
 
 def test_large_counters_are_exact(recorder: Recorder, reader: Reader) -> None:

@@ -17,6 +17,7 @@ from kimberlite._fast.metrics import HistogramValue, Region, now_ns
 from kimberlite.errors import InvariantError
 from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.catalogue import labels
 from kimberlite.telemetry.log import EventLines
 from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, Recorder, StorageSample
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
@@ -202,7 +203,7 @@ def test_a_table_is_total_over_its_enum(name: str, recorder: Recorder) -> None:
     if enum not in (Dropped, DropReason):  # these two share a metric
         assert set(counted) == cells
     else:
-        assert len(cells) == len({catalogue.label_value(member) for member in (*Dropped, *DropReason)})
+        assert len(cells) == len({labels.label_value(member) for member in (*Dropped, *DropReason)})
 
 
 def test_why_it_can_not_commit_is_total(recorder: Recorder) -> None:
@@ -308,7 +309,7 @@ def test_the_parts_of_a_turn_add_up(recorder: Recorder) -> None:
     assert left == PARSE
     recorder.switch(left)
     recorder.handled()
-    first = [gauge(recorder, f'event_loop_time{{part="{part}"}}') for part in catalogue.LOOP_PARTS]
+    first = [gauge(recorder, f'event_loop_time{{part="{part}"}}') for part in labels.LOOP_PARTS]
     assert first[PARSE] > 0 and first[DISK_WAIT] > 0
     assert sum(first) <= now_ns() - recorder.region.started_monotonic_ns
     assert gauge(recorder, "event_loop_last_turn") > began

@@ -1,0 +1,79 @@
+"""What the process takes, and who it is."""
+
+from __future__ import annotations
+
+from kimberlite.telemetry.catalogue.labels import (
+    BUILD_LABELS,
+    CONFIG_LABELS,
+)
+from kimberlite.telemetry.catalogue.metric import Label, Source, Unit, gauge
+from kimberlite.telemetry.catalogue.scenarios import (
+    FIXED,
+)
+
+RESOURCES = (
+    gauge(
+        "resident_memory",
+        "Resident memory of the replica process.",
+        "Constant under constant load; steady growth is a leak.",
+        "the process running",
+        FIXED,
+        Unit.BYTES,
+        source=Source.PROCESS,
+        essential=True,
+    ),
+    gauge(
+        "open_files",
+        "Open file descriptors of the replica process.",
+        "Connections and segments. Against open_files_limit.",
+        "the process running",
+        FIXED,
+        source=Source.PROCESS,
+    ),
+    gauge(
+        "open_files_limit",
+        "Most file descriptors that the replica process may open.",
+        "See open_files.",
+        "the process running",
+        FIXED,
+        source=Source.PROCESS,
+    ),
+    gauge(
+        "telemetry_resident_memory",
+        "Resident memory of the telemetry process.",
+        "Constant: a few tens of MiB.",
+        "the process running",
+        FIXED,
+        Unit.BYTES,
+        source=Source.PROCESS,
+    ),
+    gauge(
+        "start_time",
+        "When the replica started, seconds since 1970.",
+        "changes() counts restarts.",
+        "a start",
+        FIXED,
+        Unit.SECONDS,
+        source=Source.INFO,
+        essential=True,
+    ),
+    gauge(
+        "build_info",
+        "1; the labels are version, release of the protocol, version of Python and checksum kernel.",
+        "count by (version): more than one during an upgrade only.",
+        "a start",
+        FIXED,
+        source=Source.INFO,
+        labels=tuple(Label(name) for name in BUILD_LABELS),
+        essential=True,
+    ),
+    gauge(
+        "config_info",
+        "1; the labels are the settings that matter when replicas behave differently.",
+        "count by (...) of any label: replicas of a cluster should agree.",
+        "a start",
+        FIXED,
+        source=Source.INFO,
+        labels=tuple(Label(name) for name in CONFIG_LABELS),
+    ),
+)
