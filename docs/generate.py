@@ -148,7 +148,7 @@ CHECKS = {
     "process": "The replica process runs.",
     "event_loop": f"Its event loop ended a turn within {health.LOOP_STALL_S:.0f} s.",
     "status": "It is in normal status: not changing views, not recovering.",
-    "quorum": "The primary has heard a quorum, a backup its primary, within `timing.suspect_max_ms` (at least 1 s).",
+    "quorum": "The primary has heard a quorum, a backup its primary, within 4 times `timing.heartbeat_ms`, or 1 s.",
     "commit": f"Nothing has waited for its quorum, or to be applied, for more than {health.COMMIT_STALL_S:.0f} s.",
     "disk": "The file system has room for one more journal segment.",
     "draining": "It is not being stopped.",

@@ -61,6 +61,7 @@ class SimClient:
         """The client dies: what it waited for has no outcome; another session begins."""
         self.waiting.clear()
         self.life += 1
+        self.timer_at = None
         self.session = self._new_session()
         self.begin()
 
@@ -112,11 +113,12 @@ class SimClient:
             world.at(world.now + 1000, self.append)
 
     def _on_timer(self, life: int, deadline: int) -> None:
+        if life != self.life:
+            return
         if self.timer_at == deadline:
             self.timer_at = None
-        if life == self.life:
-            self.session.tick(self.world.now)
-            self.pump()
+        self.session.tick(self.world.now)
+        self.pump()
 
     @property
     def busy(self) -> bool:

@@ -37,7 +37,8 @@ ROW = 4  # ops that take longer here than this part of abdicate_ns add up
 def look_at_pipeline(r: Replica) -> GaveUp | None:
     """The oldest op has just been sent again: whether this primary is to give up because it never commits here."""
     # For want of room on the disks of others nobody else could commit it either.
-    if is_stuck(r) and not r.scope.abdicated and r.peers and (r.is_disk_full or r.can_journal):
+    may_others = r.is_disk_full or not verdict.is_short_of_room(r)
+    if is_stuck(r) and not r.scope.abdicated and r.peers and may_others:
         return GaveUp.ABDICATED
     return None
 

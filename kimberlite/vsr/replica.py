@@ -38,7 +38,18 @@ from kimberlite.types import (
     Recovered,
     Status,
 )
-from kimberlite.vsr import abdication, admission, bounds, conflict, normal, recovery, repair, snapshot, view_change
+from kimberlite.vsr import (
+    abdication,
+    admission,
+    bounds,
+    conflict,
+    normal,
+    recovery,
+    repair,
+    snapshot,
+    verdict,
+    view_change,
+)
 from kimberlite.vsr.admission import Act
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
@@ -418,16 +429,9 @@ class Replica:
 
     @property
     def can_journal(self) -> bool:
-        """Whether this replica and a quorum have room for more: else a request would neither be committed
-        nor answered until somebody makes some. Who is silent has none when others are full."""
-        if self.is_disk_full:
-            return False
-        if not self.scope.full_peers:
-            return True
-        heard = self.now - self.config.suspect_max_ns
-        full = self.scope.full_peers
-        others = sum(peer.last_heard > heard and replica not in full for replica, peer in self.peers.items())
-        return 1 + others >= self.quorums.replication
+        """Whether this replica and a quorum have room for more, as far as is known: else a request would neither be
+        committed nor answered until somebody makes some."""
+        return not self.is_disk_full and not verdict.is_short_of_room(self)
 
     def note_disk(self, replica: int, flags: int) -> None:
         """What a frame of that peer says of its disk."""

@@ -31,6 +31,15 @@ def quorum_margin(r: Replica) -> int:
     return sum(is_heard(r, replica) for replica in range(r.config.replica_count)) - r.quorums.replication
 
 
+def is_short_of_room(r: Replica) -> bool:
+    """Whether full disks of others keep this replica from a commit: a quorum is heard, and those of it whose disks are
+    not full are none. Where no quorum is heard, nobody knows what those that are silent have room for."""
+    if not r.scope.full_peers or quorum_margin(r) < 0:
+        return False
+    with_room = 1 + sum(is_heard(r, replica) for replica in r.peers if replica not in r.scope.full_peers)
+    return with_room < r.quorums.replication
+
+
 def cannot_commit(r: Replica) -> tuple[CannotCommit, ...]:
     """Every reason why a request that came now would not be committed; empty when it would be."""
     found: list[CannotCommit] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kimberlite.types import Command, Message
 from kimberlite.vopr.canaries.registry import Patch, canary
-from kimberlite.vsr import abdication, normal, repair
+from kimberlite.vsr import abdication, normal, repair, verdict
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import Admission
 
@@ -17,6 +17,15 @@ def _abdicates_while_others_come_nearer() -> list[Patch]:
 @canary("a primary leads on though its disk hangs, or its next op is damaged")
 def _hung_primary_leads_on() -> list[Patch]:
     return [(abdication, "lags", lambda r: False)]
+
+
+@canary("who is silent counts as one whose disk is full, when another's is")
+def _silence_counts_as_a_full_disk() -> list[Patch]:
+    def is_short_of_room(r: Replica) -> bool:
+        with_room = 1 + sum(verdict.is_heard(r, replica) for replica in r.peers if replica not in r.scope.full_peers)
+        return bool(r.scope.full_peers) and with_room < r.quorums.replication
+
+    return [(verdict, "is_short_of_room", is_short_of_room)]
 
 
 @canary("what waits for a disk that does not keep up has no bound")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kimberlite._fast import framing
 from kimberlite.errors import FrameError
-from kimberlite.types import HEADER_SIZE, Command, Message
+from kimberlite.types import HEADER_SIZE, Command, Header, Message
 from kimberlite.vopr import network
 from kimberlite.vopr.canaries.registry import Patch, Unverified, canary
 from kimberlite.vsr import repair, replica
@@ -93,3 +93,21 @@ def _repair_forgotten_in_a_view_change() -> list[Patch]:
 @canary("what brings nothing is asked for again as soon as that is known")
 def _barren_questions_repeated() -> list[Patch]:
     return [(Pacing, "may_ask", lambda self, question, now: True)]
+
+
+@canary("what another log has left, as a header shows, is cut off when there is time for it")
+def _divergence_cut_later() -> list[Patch]:
+    learn, cut = repair._learn_headers, repair._truncate_divergent
+    learning: list[Replica] = []
+
+    def learn_headers(r: Replica, headers: Sequence[Header]) -> bool:
+        learning.append(r)
+        is_news = learn(r, headers)
+        learning.pop()
+        return is_news
+
+    def truncate_divergent(r: Replica) -> None:
+        if r not in learning:
+            cut(r)
+
+    return [(repair, "_learn_headers", learn_headers), (repair, "_truncate_divergent", truncate_divergent)]

@@ -9,7 +9,7 @@ from calm import calm
 
 from kimberlite.node.reader import LogReader
 from kimberlite.vopr.checkers import Violation
-from kimberlite.vopr.clients import SimReader
+from kimberlite.vopr.clients import APPEND_DEADLINE_NS, SimReader
 from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import World
 
@@ -30,6 +30,19 @@ def test_readers_follow_the_log_to_its_end() -> None:
     world.run_until(world.now + 10_000 * MS, lambda: False)
     assert world.counts["READ"] > 100
     assert all(reader._position == len(world.checkers.log) > 20 for reader in world.readers)
+
+
+def test_a_client_that_dies_leaves_its_timer_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its next life waits for comes to an end in time, though nobody answers."""
+    world = World(replace(CALM, requests=1), faults=())
+    monkeypatch.setattr(world.network, "send", lambda source, target, message: None)
+    client = world.clients[0]
+    client.quota = 2
+    client.begin()
+    world.run_until(world.now + 60 * MS, lambda: False)
+    client.restart()
+    world.run_until(world.now + 2 * APPEND_DEADLINE_NS, lambda: not client.waiting)
+    assert not client.waiting
 
 
 def test_nobody_reads_when_the_faults_have_ended() -> None:

@@ -82,11 +82,30 @@ def test_who_is_silent_does_not_count_when_another_is_full() -> None:
     acknowledge(core, 2)
     acknowledge(core, 1, FLAG_DISK_FULL)
     assert core.propose(register(), 40) is Admission.ACCEPTED
-    later = 40 + core.config.suspect_max_ns
+    later = 41 + core.config.contact_ns
     core.step(ping(1, core.view), later)
     assert core.propose(register(2), later) is Admission.REJECTED
     core.step(ping(2, core.view), later)
     assert core.propose(register(3), later) is Admission.ACCEPTED
+
+
+@pytest.mark.parametrize("is_heard", [False, True])
+def test_what_was_said_of_a_disk_is_no_reason_when_no_quorum_is_heard(is_heard: bool) -> None:
+    """A primary that hears nobody any more may be the only one whom the others do not reach. With one that is heard,
+    and full, nobody else could commit either."""
+    core = leading(room=PLENTY)
+    acknowledge(core, 2)
+    core.propose(register(), 40)
+    core.settle()
+    core.step(prepare_ok(1, core.log.headers[0], core.view, flags=FLAG_DISK_FULL), 50)
+    told = []
+    for now in range(50, 2 * core.config.abdicate_ns, core.config.prepare_resend_ns):
+        if is_heard:
+            core.step(ping(1, core.view), now)
+        core.tick(now)
+        told += [event.kind for event in core.settle().events]
+    assert (EventKind.ABDICATED in told) is not is_heard
+    assert core.can_journal is not is_heard
 
 
 def stuck(flags: int) -> Core:
@@ -107,7 +126,7 @@ def test_what_waits_for_a_new_primary_is_refused_when_no_quorum_has_room() -> No
     core = stuck(FLAG_DISK_FULL)
     assert core.propose(register(), 40) is Admission.ACCEPTED, "replica 2 may have room"
     assert refusals(core.settle()) == []
-    core.now = 30 + core.config.suspect_max_ns
+    core.step(ping(1, core.view), 40 + core.config.contact_ns)
     assert refusals(core.settle()) == [Reason.DISK_FULL]
     assert core.propose(register(), core.now) is Admission.REJECTED
 
