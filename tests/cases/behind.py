@@ -87,10 +87,8 @@ def come_back(
     """`late` misses so many ops, then `fail` strikes another replica while `late` is started."""
     cluster.kill(late)
     rate = load(cluster, missed)
-    leader = cluster.primary()
-    assert leader is not None
-    before = cluster.status(leader)
-    assert before is not None
+    leader = cluster.roles()[0]
+    before = cluster.tells(leader)
     case.say(f"replica {late} has missed {missed} ops, made at {rate:.0f}/s; the primary is {leader}")
     waiting = Waiting(cluster)
     fail()
@@ -101,7 +99,7 @@ def come_back(
     start = time.monotonic() - begin
     after = waiting.since(begin, seconds)
     waiting.end()
-    views = [found["view"] for index in range(cluster.size) if (found := cluster.status(index, 0.5))]
+    views = [found["view"] for index in range(cluster.size) if (found := cluster.status(index))]
     left = max(views, default=0) - before["view"]
     shown = f"{after:.1f} s" if after is not None else f"not within {seconds} s"
     case.say(f"the next commit came {shown} after the return ({start:.1f} s of it a start); {left} views were left")

@@ -15,8 +15,7 @@ def run(case: Case) -> None:
     for number in range(3):
         cluster.append([b"before %d" % number])
     primary, *backups = cluster.roles()
-    known = cluster.status(primary)
-    assert known is not None
+    known = cluster.tells(primary)
     cluster.kill(primary)
     for head in (0, 2**64 - 6):  # a frame that contradicts itself, and one that does not
         fields = {"cluster": cluster.cluster, "replica": primary, "view": known["view"], "op": head}

@@ -15,7 +15,7 @@ def run(case: Case) -> None:
     for number in range(3):
         cluster.append([b"before %d" % number])
     primary, *backups = cluster.roles()
-    known = until(lambda: cluster.status(backups[0]), 10)
+    known = cluster.tells(backups[0])
     cluster.kill(primary)
     commit = known["commit"]
     fields = {"view": known["view"], "op": commit, "commit": commit, "position": commit, "context": b"\6" * 16}

@@ -21,9 +21,9 @@ def run(case: Case) -> None:
             cluster.inject(to, other, [(ping, b"")], hold=0.2)
     codes = [cluster.exit_codes[index] for index in (primary, backup)]
     case.check(codes == [None, None], f"replicas ended: exit codes {codes}")
-    status = cluster.status(backup)
-    case.check(status is not None and status["view"] < 2**32, f"the backup went to view {status and status['view']}")
-    case.check("view" in str(status and status.get("refused")), "status says what was refused")
+    status = cluster.tells(backup)
+    case.check(status["view"] < 2**32, f"the backup went to view {status['view']}")
+    case.check("view" in str(status.get("refused")), "status says what was refused")
     case.check(cluster.append([b"after"]) == 1, "the second event has position 1")
     for index in range(3):
         cluster.kill(index)

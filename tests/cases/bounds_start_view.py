@@ -18,8 +18,7 @@ def run(case: Case) -> None:
     for number in range(4):
         cluster.append([b"before %d" % number])
     primary, backup, absent = cluster.roles()
-    known = cluster.status(backup)
-    assert known is not None
+    known = cluster.tells(backup)
     cluster.kill(absent)
     view = next(view for view in range(known["view"] + 1, known["view"] + 4) if view % 3 == absent)
     head = known["op"]

@@ -50,17 +50,17 @@ def run(case: Case) -> None:
             case.check(grown <= HELD + BESIDE, f"its memory has grown by {grown / MIB:.0f} MiB in {FAULT:.0f} s")
             case.check(rate > usual / 2, f"{rate:.0f} appends a second with one disk hung, {usual:.0f} before")
             _says_so(case, cluster, hung)
-            case.check(cluster.primary() == primary, "the lead has changed for a backup's disk")
+            case.check(cluster.roles()[0] == primary, "the lead has changed for a backup's disk")
         case.check(not load.lost, f"appends failed: {load.lost[:3]}")
-    case.check(until(lambda: _is_level(cluster), 90, 0.5), f"90 s after its disk answers again: {_applied(cluster)}")
-    well = until(lambda: not (cluster.status(hung) or {"unhealthy": "no answer"})["unhealthy"], 10)
-    case.check(well, f"level again, it says {(cluster.status(hung) or {}).get('unhealthy')!r}")
-    case.say(f"level again: {_applied(cluster)}")
+    case.check(until(cluster.is_level, 90, 0.5), f"90 s after its disk answers again: {cluster.applied()}")
+    well = until(lambda: not cluster.tells(hung)["unhealthy"], 10)
+    case.check(well, f"level again, it says {cluster.tells(hung)['unhealthy']!r}")
+    case.say(f"level again: {cluster.applied()}")
 
 
 def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
-    status = cluster.status(hung) or {}
-    case.say(f"its status: {status.get('unhealthy')!r}")
+    status = cluster.tells(hung)
+    case.say(f"its status: {status['unhealthy']!r}")
     backlog = status["backlog"]
     case.say(f"what waits for its disk: {backlog}")
     case.check(backlog["bytes"] <= backlog["limit"] + 4 * MIB, f"more waits for its disk than may: {backlog}")
@@ -79,16 +79,6 @@ def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
     case.check(lag and float(lag[1]) > FAULT / 2, f"vsr_replica_lag_seconds: {lag and lag[1]}")
     ready = cluster.scrape(hung, "/readyz")
     case.check(" 503 " in ready.splitlines()[0], f"/readyz: {ready}")
-
-
-def _applied(cluster: Cluster) -> list[int | None]:
-    found = [cluster.status(index) for index in range(cluster.size)]
-    return [status["applied"] if status else None for status in found]
-
-
-def _is_level(cluster: Cluster) -> bool:
-    applied = _applied(cluster)
-    return None not in applied and len(set(applied)) == 1
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def run(case: Case) -> None:
         took = time.monotonic() - began
         case.check(took < GAP, f"an append to an idle cluster whose primary's disk hangs took {took:.1f} s")
         case.say(f"an append to an idle cluster whose primary's disk hangs: {took:.1f} s")
-    case.check(until(lambda: _is_level(cluster), 20), f"not level again: {_applied(cluster)}")
+    case.check(until(lambda: cluster.is_level(500), 20), f"not level again: {cluster.applied()}")
 
 
 def _freeze_the_primary(case: Case, cluster: Cluster, load: Load, what: str) -> None:
@@ -50,18 +50,18 @@ def _freeze_the_primary(case: Case, cluster: Cluster, load: Load, what: str) -> 
         answers = sum(begin < at < end for at in load.answered)
         case.say(f"replica {primary}, {what}: {gap:.1f} s without an answer, {answers} in {FAULT:.0f} s")
         case.check(gap < GAP, f"the disk of the primary hangs: {gap:.1f} s without a commit, {what}")
-        case.check(cluster.primary() != primary, f"replica {primary}, whose disk hangs, still leads")
+        case.check(cluster.roles()[0] != primary, f"replica {primary}, whose disk hangs, still leads")
         _says_so(case, cluster, primary)
-    well = until(lambda: _is_level(cluster) and not _unwell(cluster, primary), 30)
-    case.check(well, f"30 s after its disk answers again: {_applied(cluster)}, {_unwell(cluster, primary)}")
+    well = until(lambda: cluster.is_level(500) and not _unwell(cluster, primary), 30)
+    case.check(well, f"30 s after its disk answers again: {cluster.applied()}, {_unwell(cluster, primary)}")
 
 
 def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
     """The replica with the hung disk: in its status, in the table, in /readyz, in its metrics."""
-    status = cluster.status(hung) or {}
-    case.say(f"its status: {status.get('unhealthy')!r}, {status.get('cannot_commit')}")
+    status = cluster.tells(hung)
+    case.say(f"its status: {status['unhealthy']!r}, {status.get('cannot_commit')}")
     words = r"disk has (completed|answered) nothing for \d"
-    case.check(re.search(words, status.get("unhealthy", "")), f"its status does not say that its disk hangs: {status}")
+    case.check(re.search(words, status["unhealthy"]), f"its status does not say that its disk hangs: {status}")
     why = status.get("cannot_commit", [])
     case.check("disk_stalled" in why, f"it can not commit because of {why}")
     shown = case.command("status", "--json", "--addresses", ",".join(cluster.addresses))
@@ -85,18 +85,6 @@ def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
 def _rows(document: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(document)["replicas"]
     return rows
-
-
-def _applied(cluster: Cluster) -> list[int | None]:
-    found = [cluster.status(index) for index in range(cluster.size)]
-    return [status["applied"] if status else None for status in found]
-
-
-def _is_level(cluster: Cluster) -> bool:
-    """Under load the answers are not of one moment."""
-    applied = _applied(cluster)
-    found = [op for op in applied if op is not None]
-    return len(found) == cluster.size and max(found) - min(found) < 500
 
 
 def _unwell(cluster: Cluster, index: int) -> str:

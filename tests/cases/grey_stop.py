@@ -48,7 +48,7 @@ def run(case: Case) -> None:
         cluster.append([b"without it"])
         cluster.start(victim)
         cluster.wait()
-        level = until(lambda: len({(cluster.status(index) or {}).get("applied") for index in range(3)}) == 1, 20)
+        level = until(cluster.is_level, 20)
         case.check(level, f"{what} does not catch up after a restart")
 
 

@@ -220,6 +220,23 @@ class Cluster:
         except (OSError, ValueError, EOFError):
             return None
 
+    def tells(self, index: int, seconds: float = 20.0) -> dict[str, Any]:
+        """The status document of a replica that runs: waited for, and without one the case ends in words."""
+        document = until(lambda: self.status(index, 5.0), seconds)
+        self._case.check(document, f"replica {index} gives no status in {seconds:.0f} s; exit codes {self.exit_codes}")
+        found: dict[str, Any] = document
+        return found
+
+    def applied(self) -> list[int | None]:
+        """Of each replica, how far it has executed; None of one that does not say so in time."""
+        found = [self.status(index) for index in range(self.size)]
+        return [status["applied"] if status else None for status in found]
+
+    def is_level(self, within: int = 0) -> bool:
+        """Whether all have executed the same; under load the answers are not of one moment: `within` so many ops."""
+        applied = [op for op in self.applied() if op is not None]
+        return len(applied) == self.size and max(applied) - min(applied) <= within
+
     def primary(self) -> int | None:
         """The index of the replica that leads the highest view, None when none does."""
         leading = [

@@ -107,7 +107,7 @@ def run(case: Case) -> None:
         position = log.append([b"3"], timeout=20)
     case.check(position == 3, f"the event after it is at {position}")
     case.check(codes() == [None] * 3, f"the corrected program runs: {codes()}")
-    case.say(json.dumps({"positions": (cluster.status(0) or {}).get("positions")}))
+    case.say(json.dumps({"positions": cluster.tells(0)["positions"]}))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def run(case: Case) -> None:
         status = cluster.status(0)
         return status["telemetry"] if status else {}
 
-    first = telemetry()["pid"]
+    first = cluster.tells(0)["telemetry"]["pid"]
     os.kill(first, signal.SIGKILL)
     case.check(until(lambda: telemetry().get("pid") not in (None, first), 20), "it is started again")
     case.check(until(lambda: "vsr_events_total" in cluster.scrape(0), 20), f"no page is served: {telemetry()}")
@@ -59,7 +59,7 @@ def run(case: Case) -> None:
     cluster.start(0)
     cluster.wait()
     cluster.append([b"z"])
-    case.check((cluster.status(0) or {}).get("positions") == 3, "every event is there")
+    case.check(cluster.tells(0)["positions"] == 3, "every event is there")
 
 
 if __name__ == "__main__":

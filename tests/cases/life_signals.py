@@ -20,13 +20,13 @@ STRAY = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 def run(case: Case) -> None:
     cluster = case.cluster(1)
     replica = cluster.process(0)
-    telemetry = (cluster.status(0) or {})["telemetry"]
+    telemetry = cluster.tells(0)["telemetry"]
     until(lambda: "200 OK" in cluster.scrape(0, "/livez"), 20)
     for number in STRAY:
         os.kill(replica.pid, number)
         os.kill(telemetry["pid"], number)
     time.sleep(0.5)
-    now = (cluster.status(0) or {}).get("telemetry")
+    now = cluster.tells(0)["telemetry"]
     case.check(replica.poll() is None, f"a stray signal ended the replica: {replica.poll()}")
     case.check(now == telemetry, f"a stray signal ended the telemetry process: {telemetry} became {now}")
     cluster.append([b"x"])

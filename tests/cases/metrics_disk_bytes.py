@@ -30,7 +30,7 @@ def run(case: Case) -> None:
     from kimberlite import sync
 
     cluster = case.cluster(1, "scrub.bytes_per_s=50000000", "checkpoint.ops=1000000")
-    mode = cluster.status(0)["storage"]["mode"]  # type: ignore[index]
+    mode = cluster.tells(0)["storage"]["mode"]
     if mode != "direct":
         case.say(
             f"no direct I/O here ({mode}): the kernel does not count what the page cache gives; nothing to compare"

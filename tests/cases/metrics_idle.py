@@ -43,7 +43,7 @@ def run(case: Case) -> None:
     made = tours() - before
     case.say(f"an idle replica made {made:.0f} tours over its disk in {WATCHED_S:.0f} s")
     case.check(made <= 1, f"an idle replica made {made:.0f} tours in {WATCHED_S:.0f} s")
-    last = (cluster.status(0) or {})["scrub"]["last_tour_s"]
+    last = cluster.tells(0)["scrub"]["last_tour_s"]
     case.check(last is not None and last >= 0, f"status says of the last tour: {last}")
     bounds = set(re.findall(r'le="([^"]+)"', cluster.scrape(0)))
     case.check("1.0" in bounds and "1" not in bounds and "15.0" in bounds, f"bounds of buckets: {sorted(bounds)}")

@@ -55,9 +55,9 @@ def run(case: Case) -> None:
             break
     case.check(cluster.exit_codes == [None], f"the replica ended: {cluster.exit_codes}: {cluster.log(0)[-400:]}")
     case.check(refused, "there was a thread for every segment: nothing was tried")
-    status = cluster.status(0, 5)
-    case.check(status and status["storage"]["full"], f"status says why: {status and status['unhealthy']}")
-    case.say(f"status: {status and status['unhealthy']}")
+    status = cluster.tells(0)
+    case.check(status["storage"]["full"], f"status says why: {status['unhealthy']}")
+    case.say(f"status: {status['unhealthy']}")
     ballast.kill()
     ballast.wait()
     case.check(until(lambda: cluster.append([b"y" * MIB], timeout=10) > 0, 10), "appends are accepted again")
