@@ -15,7 +15,8 @@ from kimberlite._fast.metrics import now_ns
 from kimberlite.state_machine import Batch, StateMachine
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Write
-from kimberlite.telemetry.recorder import DISK_WAIT, Recorder
+from kimberlite.telemetry.recording.executions import Executions
+from kimberlite.telemetry.recording.loop import DISK_WAIT
 from kimberlite.types import Access
 
 LOOK_S = 0.01
@@ -74,9 +75,9 @@ class MeasuredDisk(FileDisk):
 class MeasuredMachine:
     """A state machine whose executions are timed."""
 
-    def __init__(self, machine: StateMachine, recorder: Recorder) -> None:
+    def __init__(self, machine: StateMachine, executions: Executions) -> None:
         self._machine = machine
-        self._recorder = recorder
+        self._executions = executions
         self.version = machine.version
         self.needs_body = machine.needs_body
         freeze = getattr(machine, "freeze", None)
@@ -86,7 +87,7 @@ class MeasuredMachine:
     def apply(self, batches: Sequence[Batch]) -> Sequence[bytes]:
         began = now_ns()
         replies = self._machine.apply(batches)
-        self._recorder.applied(batches[0].op, began)
+        self._executions.applied(batches[0].op, began)
         return replies
 
     def snapshot(self, writer: BinaryIO) -> None:

@@ -58,7 +58,9 @@ from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region, supervisor
 from kimberlite.telemetry.log import EventLines
-from kimberlite.telemetry.recorder import OTHER_PART, PARSE, PROTOCOL, SEND, Recorder, StorageSample
+from kimberlite.telemetry.recorder import Recorder
+from kimberlite.telemetry.recording.loop import OTHER_PART, PARSE, PROTOCOL, SEND
+from kimberlite.telemetry.recording.storage import StorageSample
 from kimberlite.types import RELEASE, VIEW_MAX, Access, ClientId, Command, Message, Reason, Status
 from kimberlite.vsr import verdict
 from kimberlite.vsr.config import MS, CoreConfig
@@ -186,7 +188,7 @@ class Node:
         self._loop.add_reader(self._disk.fileno(), self._on_disk)
         with contextlib.suppress(OSError):  # now, for later there may be no threads, and uvloop ends the process then
             await self._loop.getaddrinfo("localhost", None)
-        self.recorder.watch_gc()
+        self.recorder.loop.watch_gc()
         if self.telemetry is not None:
             self.telemetry.start()
         self._run(self.driver.start)
@@ -235,11 +237,10 @@ class Node:
             self._telemetry_problem = f"metrics are not shared: {error}"
             memory = Region.create(None, catalogue.layout(config.replica_count))
         replica = config.cluster.replica
-        self.recorder = Recorder(memory, replica, config.replica_count, EventLines(replica))
-        self.recorder.opened(opened_at)
-        self.recorder.superblock_damaged(self._store.superblock_damaged)
-        self._disk.switch = self.recorder.switch
-        self._disk.on_error = self.recorder.journal_failed
+        self.recorder = Recorder(memory, replica, config.replica_count, EventLines(replica), opened_at)
+        self.recorder.storage.superblock_damaged(self._store.superblock_damaged)
+        self._disk.switch = self.recorder.loop.switch
+        self._disk.on_error = self.recorder.storage.failed
         if config.telemetry.enabled and memory.path is not None:
             host, port = config.telemetry_address
             names = [str(path) for path in region.paths(self.directory)]
@@ -291,13 +292,13 @@ class Node:
 
     def _update_gauges(self) -> None:
         """What is not counted as it happens is looked at now."""
-        self.recorder.switch(OTHER_PART)
+        self.recorder.loop.switch(OTHER_PART)
         now = time.monotonic_ns()
         core, disk, store = self.driver.core, self._disk, self._store
         core.now = now
         self.recorder.update(core.snapshot(), now, self._server.connections, self.share.clients)
         stats = disk.stats()
-        self.recorder.update_storage(
+        self.recorder.storage.update(
             StorageSample(
                 write_latencies=disk.take_latencies(),
                 sync_latencies=disk.take_sync_latencies(),
@@ -317,9 +318,9 @@ class Node:
             )
         )
         kept = self._retention
-        self.recorder.update_clock(kept.clock.offset, kept.clock.ahead, kept.is_suspended)
+        self.recorder.gauges.update_clock(kept.clock.offset, kept.clock.ahead, kept.is_suspended)
         scrub = self.scrubber
-        self.recorder.update_scrub(scrub.tours, scrub.ended_at, scrub.bytes, scrub.fraction, scrub.damage.items())
+        self.recorder.storage.scrubbed(scrub.tours, scrub.ended_at, scrub.bytes, scrub.fraction, scrub.damage.items())
 
     def _look_at_space(self) -> int:
         free = self._disk.free_bytes()
@@ -340,11 +341,11 @@ class Node:
             now=now,
         )
         core.set_clock_offset(time.time_ns() - now)
-        self.recorder.replay_to = core.replay_to
+        self.recorder.executions.replay_to = core.replay_to
         self.driver = Driver(
             core,
             self._store,
-            MeasuredMachine(machine, self.recorder),
+            MeasuredMachine(machine, self.recorder.executions),
             self,
             self.recorder,
             time.monotonic_ns,
@@ -369,7 +370,7 @@ class Node:
             on_refusal=self._on_peer_refusal,
             frame_max=config.limits.frame_bytes_max,
             strangers_max=self.share.strangers,
-            counters=self.recorder,
+            counters=self.recorder.traffic,
             seed=secrets.randbits(64),
         )
         reader = LogReader(
@@ -401,7 +402,7 @@ class Node:
             ),
             progress=lambda: core.log.op,
             held_elsewhere=lambda: self._peers.memory_bytes,
-            counters=self.recorder,
+            counters=self.recorder.traffic,
         )
 
     async def __aexit__(
@@ -457,16 +458,16 @@ class Node:
     # The driver's network
 
     def send(self, replica: int, message: Message) -> None:
-        self.recorder.switch(SEND)
+        self.recorder.loop.switch(SEND)
         self._peers.send(replica, message)
-        self.recorder.switch(PROTOCOL)
+        self.recorder.loop.switch(PROTOCOL)
 
     def send_client(self, client: ClientId, message: Message) -> None:
-        self.recorder.switch(SEND)
+        self.recorder.loop.switch(SEND)
         self._server.send_client(client, message)
-        self.recorder.switch(PROTOCOL)
+        self.recorder.loop.switch(PROTOCOL)
         if message.header.command == Command.REPLY:
-            self.recorder.replied(message.header.op)
+            self.recorder.executions.replied(message.header.op)
 
     def refuse(self, message: Message) -> None:
         self._peers.refuse(message)
@@ -502,12 +503,12 @@ class Node:
     def _schedule_round(self) -> None:
         if not self._round_scheduled:
             self._round_scheduled = True
-            self.recorder.turn_pending = True
+            self.recorder.loop.turn_pending = True
             self._loop.call_soon(self._round)
 
     def _round(self) -> None:
         """Everything that came within this turn of the loop."""
-        self._round_scheduled = self.recorder.turn_pending = False
+        self._round_scheduled = self.recorder.loop.turn_pending = False
         messages, self._messages = self._messages, []
         requests, self._requests = self._requests, []
         self._run(lambda: self.driver.on_input(messages, requests))
@@ -576,7 +577,7 @@ class Node:
             raise
 
     def _act(self, action: Callable[[], None]) -> None:
-        left = self.recorder.switch(PROTOCOL)
+        left = self.recorder.loop.switch(PROTOCOL)
         action()
         if self.driver.behind:
             self._schedule_round()
@@ -585,9 +586,9 @@ class Node:
             self._applied_seen = applied
             self._server.on_applied()
         if left == PARSE:
-            self.recorder.switch(PARSE)  # called while frames are handled
+            self.recorder.loop.switch(PARSE)  # called while frames are handled
         else:
-            self.recorder.handled()
+            self.recorder.loop.handled()
 
     def _fail(self, error: KimberliteError) -> None:
         if self._failure is not None:
@@ -597,7 +598,7 @@ class Node:
             self._fall_silent()
             self.recorder.end_log(LAST_LINES_S)
             if isinstance(error, WriteFailedError):
-                self.recorder.journal_failed(Access.WRITE)
+                self.recorder.storage.failed(Access.WRITE)
             self._on_fatal(error)
         except Exception:
             process.end(error)

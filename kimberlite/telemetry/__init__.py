@@ -2,7 +2,7 @@
 
     catalogue    every metric, declared once
     region       where the shared memory of a replica is
-    recorder     in the replica: events into cells
+    recorder     in the replica: events into cells; its rooms are in recording
     log          in the replica: events into lines on standard error
     supervisor   in the replica: start and watch the telemetry process
     reading      everywhere else: cells and /proc into values; `snapshot` for offline inspection

@@ -57,7 +57,7 @@ def put(recorder: Recorder) -> Callable[..., None]:
 def healthy(recorder: Recorder, put: Callable[..., None]) -> Callable[..., None]:
     """Make it a primary that hears its peers and has nothing to do."""
     now = now_ns()
-    recorder.handled()
+    recorder.loop.handled()
     for name, value in (
         *(("view_number", 4), ("quorum_size", 2), ("cluster_size", 3), ("is_primary", 1), ("commit_number", 41)),
         *(("disk_free", 1 << 40), ('replica_lag_operations{peer="1"}', 0), ('replica_lag{peer="1"}', 0)),

@@ -19,7 +19,9 @@ from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import labels
 from kimberlite.telemetry.log import EventLines
-from kimberlite.telemetry.recorder import DISK_WAIT, PARSE, POLL, Recorder, StorageSample
+from kimberlite.telemetry.recorder import Recorder
+from kimberlite.telemetry.recording.loop import DISK_WAIT, PARSE, POLL
+from kimberlite.telemetry.recording.storage import StorageSample
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
 from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
 from kimberlite.vsr.work import CannotCommit, PeerSnapshot, Snapshot
@@ -160,20 +162,20 @@ def test_the_log_of_events_is_looked_after() -> None:
 
 
 TABLES: dict[str, tuple[type[Enum], Callable[[Recorder, Any], object]]] = {
-    "messages_received": (Command, lambda recorder, command: recorder.received([(_Header(command), b"")], 0)),
-    "messages_sent": (Command, lambda recorder, command: recorder.message_sent(command, 0)),
-    "messages_dropped": (Dropped, Recorder.message_dropped),
+    "messages_received": (Command, lambda recorder, command: recorder.traffic.received([(_Header(command), b"")], 0)),
+    "messages_sent": (Command, lambda recorder, command: recorder.traffic.message_sent(command, 0)),
+    "messages_dropped": (Dropped, lambda recorder, reason: recorder.traffic.message_dropped(reason)),
     "messages_dropped (core)": (
         DropReason,
         lambda recorder, reason: recorder.record([Event(EventKind.DROPPED, Command.PREPARE, reason)]),
     ),
-    "requests_rejected": (Reason, Recorder.request_rejected),
+    "requests_rejected": (Reason, lambda recorder, reason: recorder.traffic.request_rejected(reason)),
     "requests_rejected (core)": (
         Reason,
         lambda recorder, reason: recorder.record([Event(EventKind.REJECTED, reason)]),
     ),
-    "client_connections_ended": (Ended, Recorder.connection_ended),
-    "journal_errors": (Access, Recorder.journal_failed),
+    "client_connections_ended": (Ended, lambda recorder, reason: recorder.traffic.connection_ended(reason)),
+    "journal_errors": (Access, lambda recorder, access: recorder.storage.failed(access)),
     "view_changes": (
         ViewChangeCause,
         lambda recorder, cause: recorder.record([Event(EventKind.VIEW_CHANGE_STARTED, 4, cause)]),
@@ -182,7 +184,7 @@ TABLES: dict[str, tuple[type[Enum], Callable[[Recorder, Any], object]]] = {
         GaveUp,
         lambda recorder, why: recorder.record([Event(EventKind.ABDICATED, 4, why)]),
     ),
-    "scrub_damage": (Damage, lambda recorder, what: recorder.update_scrub(0, 0, 0, 0.0, [(what, 1)])),
+    "scrub_damage": (Damage, lambda recorder, what: recorder.storage.scrubbed(0, 0, 0, 0.0, [(what, 1)])),
 }
 
 
@@ -223,21 +225,21 @@ class _Newer(IntEnum):
     NOT_DECLARED = 2
 
 
-@pytest.mark.parametrize(("module", "enum"), [("recorder", "ViewChangeCause"), ("recorder", "Dropped")])
+@pytest.mark.parametrize(("module", "enum"), [("events", "ViewChangeCause"), ("traffic", "Dropped")])
 def test_a_member_without_a_series_is_found_when_the_recorder_is_made(
     module: str, enum: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"kimberlite.telemetry.{module}.{enum}", _Newer)
+    monkeypatch.setattr(f"kimberlite.telemetry.recording.{module}.{enum}", _Newer)
     with pytest.raises(InvariantError, match="a series for every _Newer"):
         Recorder(Region.create(None, catalogue.layout(REPLICAS)), OWN, REPLICAS)
 
 
 def test_the_network(recorder: Recorder) -> None:
     header = framing.make_header(b"abc", cluster=bytes([1] * 16), command=Command.PREPARE)
-    recorder.received([(header, memoryview(b"abc"))] * 2, 518)
-    recorder.message_sent(Command.PREPARE_OK, 256)
-    recorder.message_dropped(Dropped.QUEUE_FULL)
-    recorder.request_rejected(Reason.TOO_LARGE)
+    recorder.traffic.received([(header, memoryview(b"abc"))] * 2, 518)
+    recorder.traffic.message_sent(Command.PREPARE_OK, 256)
+    recorder.traffic.message_dropped(Dropped.QUEUE_FULL)
+    recorder.traffic.request_rejected(Reason.TOO_LARGE)
     assert moved(recorder) == {
         'messages_received{message_type="prepare"}': 2,
         'messages_sent{message_type="prepare_ok"}': 1,
@@ -258,18 +260,18 @@ def test_the_network(recorder: Recorder) -> None:
     ],
 )
 def test_a_refused_frame(reason: FrameReason, drop: str, failures: int, recorder: Recorder) -> None:
-    recorder.frame_refused(reason)
+    recorder.traffic.frame_refused(reason)
     assert moved(recorder).pop('checksum_failures{component="network"}', 0) == failures
     assert moved(recorder)[f'messages_dropped{{reason="{drop}"}}'] == 1
 
 
 def test_what_the_core_cannot_see(recorder: Recorder) -> None:
-    recorder.replied(7)  # nothing was executed: no commit to charge it to
-    recorder.applied(7, now_ns())
-    recorder.replied(7)
-    recorder.replied(7)
-    recorder.journal_failed(Access.READ)
-    recorder.superblock_damaged(2)
+    recorder.executions.replied(7)  # nothing was executed: no commit to charge it to
+    recorder.executions.applied(7, now_ns())
+    recorder.executions.replied(7)
+    recorder.executions.replied(7)
+    recorder.storage.failed(Access.READ)
+    recorder.storage.superblock_damaged(2)
     assert moved(recorder) == {
         "apply_latency": 1,
         'commit_stage_latency{stage="apply"}': 1,
@@ -281,48 +283,48 @@ def test_what_the_core_cannot_see(recorder: Recorder) -> None:
 
 def test_the_stage_reply_belongs_to_the_op_that_is_answered(recorder: Recorder) -> None:
     """A backup refuses a client long after its last execution, a primary repeats the reply of an older op."""
-    recorder.applied(7, now_ns())
+    recorder.executions.applied(7, now_ns())
     recorder.record([Event(EventKind.COMMITTED, 7, 1, 900)])  # a backup: nobody was answered
-    recorder.replied(7)
-    recorder.applied(8, now_ns())
-    recorder.applied(9, now_ns())
-    recorder.replied(7)
+    recorder.executions.replied(7)
+    recorder.executions.applied(8, now_ns())
+    recorder.executions.applied(9, now_ns())
+    recorder.executions.replied(7)
     assert 'commit_stage_latency{stage="reply"}' not in moved(recorder)
-    recorder.replied(8)
-    recorder.replied(9)
+    recorder.executions.replied(8)
+    recorder.executions.replied(9)
     assert moved(recorder)['commit_stage_latency{stage="reply"}'] == 2
 
 
 def test_a_replay_is_counted_as_such_only(recorder: Recorder) -> None:
-    recorder.replay_to = 7
-    recorder.applied(7, now_ns())
+    recorder.executions.replay_to = 7
+    recorder.executions.applied(7, now_ns())
     recorder.record([Event(EventKind.REPLAYED, 7, 12)])
     assert moved(recorder) == {"operations_replayed": 1}
-    recorder.applied(8, now_ns())
+    recorder.executions.applied(8, now_ns())
     assert moved(recorder)["apply_latency"] == 1
 
 
 def test_the_parts_of_a_turn_add_up(recorder: Recorder) -> None:
     began = now_ns()
-    recorder.switch(PARSE)
-    left = recorder.switch(DISK_WAIT)
+    recorder.loop.switch(PARSE)
+    left = recorder.loop.switch(DISK_WAIT)
     assert left == PARSE
-    recorder.switch(left)
-    recorder.handled()
+    recorder.loop.switch(left)
+    recorder.loop.handled()
     first = [gauge(recorder, f'event_loop_time{{part="{part}"}}') for part in labels.LOOP_PARTS]
     assert first[PARSE] > 0 and first[DISK_WAIT] > 0
     assert sum(first) <= now_ns() - recorder.region.started_monotonic_ns
     assert gauge(recorder, "event_loop_last_turn") > began
-    recorder.turn_pending = True
-    recorder.switch(PARSE)
-    recorder.handled()
+    recorder.loop.turn_pending = True
+    recorder.loop.switch(PARSE)
+    recorder.loop.handled()
     turn = gauge(recorder, "event_loop_last_turn")
-    assert recorder.switch(POLL) != POLL  # the turn went on
+    assert recorder.loop.switch(POLL) != POLL  # the turn went on
     assert gauge(recorder, "event_loop_last_turn") > turn
 
 
 def test_garbage_collections_until_closed(recorder: Recorder) -> None:
-    recorder.watch_gc()
+    recorder.loop.watch_gc()
     gc.collect()
     recorder.close()
     assert recorder.region.ended
@@ -455,7 +457,7 @@ def test_how_long_a_replica_is_behind_is_remembered_within_bounds(recorder: Reco
         recorder.update(told(second, min(second, 10), max(second - 300, 0)), second * SECOND, 0, 1)
     assert lag(recorder, 0) == (9989, 9988)
     assert lag(recorder, 2) == (300, 299)
-    assert len(recorder._commits) == len(recorder._commits_at) <= 1024
+    assert len(recorder.gauges._peers._commits) == len(recorder.gauges._peers._commits_at) <= 1024
 
 
 def test_why_it_can_not_commit(recorder: Recorder) -> None:
@@ -487,8 +489,8 @@ def test_storage(recorder: Recorder) -> None:
         trim_due_at=13,
         free_bytes=None,
     )
-    recorder.update_storage(sample._replace(free_bytes=1 << 40))
-    recorder.update_storage(sample._replace(write_latencies=(), sync_latencies=()))
+    recorder.storage.update(sample._replace(free_bytes=1 << 40))
+    recorder.storage.update(sample._replace(write_latencies=(), sync_latencies=()))
     assert moved(recorder) == {
         "journal_write_latency": 2,
         "fsync_latency": 1,
@@ -509,18 +511,18 @@ def test_storage(recorder: Recorder) -> None:
 
 
 def test_the_clock(recorder: Recorder) -> None:
-    recorder.update_clock(-700 * SECOND, 90 * SECOND, True)
+    recorder.gauges.update_clock(-700 * SECOND, 90 * SECOND, True)
     names = ("clock_offset", "clock_log_ahead", "retention_suspended")
     assert [gauge(recorder, name) for name in names] == [-700 * SECOND, 90 * SECOND, 1]
-    recorder.update_clock(5, 0, False)
+    recorder.gauges.update_clock(5, 0, False)
     assert [gauge(recorder, name) for name in names] == [5, 0, 0]
 
 
 def test_the_scrubber(recorder: Recorder) -> None:
-    recorder.update_scrub(
+    recorder.storage.scrubbed(
         2, 7 * SECOND, 9000, 0.25, [("entry", 1), ("witness", 0), ("superblock", 3), ("checkpoint", 0)]
     )
-    recorder.update_scrub(
+    recorder.storage.scrubbed(
         3, 8 * SECOND, 9500, 0.5, [("entry", 1), ("witness", 2), ("superblock", 3), ("checkpoint", 0)]
     )
     assert moved(recorder) == {
