@@ -128,8 +128,10 @@ def _refuse(r: Replica, message: Message, reason: Reason) -> Admission:
 
 
 def _refuse_busy(r: Replica, message: Message) -> Admission:
-    """The queue is full: the client may come back when half of it should have been committed, or the view begun."""
-    wait = r.pace.wait(len(r.queue) // 2, r.now) if r.scope.ready else r.config.heartbeat_ns
+    """The queue is full: the client may come back when half of it should have been committed, or, before this primary
+    is ready, when it has been on the way for twice as long as now."""
+    unready = max(r.now - r.view_left_at, r.config.heartbeat_ns)
+    wait = r.pace.wait(len(r.queue) // 2, r.now) if r.scope.ready else unready
     r.reject(message, Reason.BUSY_QUEUE, wait_ms=min(max(wait // MS, BUSY_WAIT_MIN_MS), BUSY_WAIT_MAX_MS))
     return Admission.REJECTED
 

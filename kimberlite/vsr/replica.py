@@ -50,7 +50,7 @@ from kimberlite.vsr import (
     verdict,
     view_change,
 )
-from kimberlite.vsr.admission import Act
+from kimberlite.vsr.admission import Act, Ruling
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CONTACT_MIN_NS, CoreConfig
 from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp
@@ -192,15 +192,21 @@ class Replica:
             self.refuse(message, DropReason.OUT_OF_BOUNDS)
         else:
             peer = self.peers.get(header.replica)
-            if peer is not None and header.command != Command.PREPARE:
-                silence, peer.last_heard = now - peer.last_heard, now
-                if silence > CONTACT_MIN_NS and silence > self.config.contact_ns:
-                    abdication.on_returned(self, peer)
-                    self.pacing.clear()  # it may have what nobody else has
+            if peer is not None and header.command != Command.PREPARE:  # copies of that anybody sends
+                if now - peer.last_heard > CONTACT_MIN_NS:
+                    self.hear(peer)
+                peer.last_heard = now
             try:
                 self._admit(message, handler)
             except FrameError:
                 self.refuse(message, DropReason.MALFORMED)
+
+    def hear(self, peer: Peer) -> None:
+        """A sign of life, perhaps the first after a silence."""
+        silence, peer.last_heard = self.now - peer.last_heard, self.now
+        if silence > self.config.contact_ns:
+            abdication.on_returned(self, peer)
+            self.pacing.clear()  # it may have what nobody else has
 
     def _admit(self, message: Message, handler: Callable[[Replica, Message], None]) -> None:
         """Do what vsr.admission says of a frame."""
@@ -214,7 +220,10 @@ class Replica:
             ruling = admission.look(self, header, may_be_newer=False)
         if ruling.act is Act.ACCEPT:
             handler(self, message)
-        elif ruling.act is Act.ENTER:
+            return
+        if is_of_its_primary(self, header, ruling):
+            self.hear(self.peers[header.replica])
+        if ruling.act is Act.ENTER:
             view_change.on_newer_view(self, header.view)
         elif ruling.reason is not None:
             (self.refuse if ruling.act is Act.REFUSE else self.drop)(message, ruling.reason)
@@ -624,6 +633,13 @@ class Replica:
             header = message.header if message is not None else self.log.headers.get(op)
             self._work.apply.append(Apply(op, header, message))
             self.apply_emitted = op
+
+
+def is_of_its_primary(r: Replica, header: Header, ruling: Ruling) -> bool:
+    """Whether a prepare that is not accepted comes from who made it: one that is not known here was asked of nobody, so
+    that no other replica has sent it. One of an older view may be as old as that."""
+    is_prepare = header.command == Command.PREPARE and ruling.act is not Act.REFUSE
+    return is_prepare and header.view >= r.view and header.replica != r.index
 
 
 _HANDLERS: dict[int, Callable[[Replica, Message], None]] = {

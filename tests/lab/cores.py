@@ -118,6 +118,7 @@ class Core:
     ready = Place[bool]("scope.ready")
     abdicated = Place[bool]("scope.abdicated")
     can_journal = Place[bool]("can_journal")
+    view_left_at = Place[int]("view_left_at")
     full_peers = Place[set[int]]("scope.full_peers")
     lag = Place[Lag]("scope.lag")
     pipeline = Place[deque[Prepared]]("pipeline")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from lab import ROOT, Cluster, Core, heartbeat, leading, ping, prepare_ok, request, start_view_change, started
+import pytest
+from lab import ROOT, Cluster, Core, heartbeat, leading, ping, prepare_ok, prepares, request, start_view_change, started
 
 from kimberlite.types import FLAG_DISK_FULL, HEADER_SIZE
 from kimberlite.vopr.disk import corrupt
@@ -51,6 +52,19 @@ def test_a_view_change_with_and_without_a_quorum() -> None:
     assert said(core, 20) == ((CannotCommit.VIEW_CHANGE,), 1)
     core.settle()
     assert said(core, 21 + core.config.contact_ns) == ((CannotCommit.VIEW_CHANGE, CannotCommit.NO_QUORUM), -1)
+
+
+@pytest.mark.parametrize("view", [3, 6])
+def test_a_primary_whose_log_is_not_here_yet_lives_as_its_prepares_show(view: int) -> None:
+    """Prepares take the place of heartbeats under load. One that is asked for by its identity anybody sends."""
+    core = started(1, view=3, log_view=2)
+    core.settle()
+    late = 20 + core.config.contact_ns
+    message = prepares(1, view=view)[0]
+    core.step(message, late)
+    assert verdict.is_heard(core.replica, 0)
+    core.step(prepares(1, view=0)[0], 2 * late)
+    assert not verdict.is_heard(core.replica, 0), "it may be as old as its view"
 
 
 def test_a_start_that_would_lead() -> None:
