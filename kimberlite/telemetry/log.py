@@ -101,4 +101,4 @@ class EventLines:
 
     def _write_lines(self) -> None:
         for line in iter(self._waiting.get, None):
-            self._refused += not self._write(line, PATIENCE_S)
+            self._refused += not self._write(line, 0.0 if self._is_closed else PATIENCE_S)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -161,6 +163,39 @@ def test_the_log_of_events(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     (damaged,) = [number for number, line in enumerate(said) if "its own entry of op" in line]
     assert damaged < said.index("the end")
     assert sum("info: replica 0 has recovered, " in line for line in said) == 1
+
+
+def test_a_standard_error_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop never waits for it, nor does the end for long; its thread ends as well."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(1 << 16))
+    os.set_blocking(writing, True)
+
+    async def story() -> float:
+        async with running(tmp_path / "0") as (node, ends, _):
+            await until(lambda: node.driver.core.recover_to is None)
+            began = time.monotonic()
+            for op in range(1000):
+                node.recorder.record(
+                    [Event(EventKind.FAULTY, op), Event(EventKind.STUCK, op), Event(EventKind.PRIMARY)]
+                )
+            took = time.monotonic() - began
+            await asyncio.sleep(0.1)
+            assert not ends.errors
+        return took
+
+    with open(writing, "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert asyncio.run(story()) < 5, "30 lines that are waited for would take 15 s"
+        names = [thread for thread in threading.enumerate() if thread.name == "kimberlite-log"]
+        for thread in names:
+            thread.join(LIMIT_S)
+        assert not any(thread.is_alive() for thread in names)
+        monkeypatch.undo()
+    os.close(reading)
 
 
 def test_a_start_that_fails_in_its_first_step_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

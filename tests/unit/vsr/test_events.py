@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab import Cluster
 
 from kimberlite.telemetry.catalogue import BY_NAME
 from kimberlite.vsr import events
@@ -103,6 +104,24 @@ def test_the_core_gives_every_number_of_a_row() -> None:
 )
 def test_a_sentence(event: Event, expected: str) -> None:
     assert events.sentence(event).lower() == expected.lower()
+
+
+def test_a_cluster_that_works_says_nothing() -> None:
+    """No line of a log comes with an op, a request or a frame; with a change of view some do."""
+    cluster = Cluster()
+    cluster.register()
+    primary = cluster.settle()
+    for node in cluster.up:
+        node.events.clear()
+    for number in range(1, 101):
+        cluster.append(number, b"event")
+    seen = [event for node in cluster.up for event in node.events]
+    assert len(seen) > 100 * 3
+    assert [event for event in seen if TABLE[event.kind].level is not Level.COUNTED] == []
+    cluster.crash(primary.index)
+    cluster.settle()
+    said = {event.kind for node in cluster.up for event in node.events if TABLE[event.kind].level is not Level.COUNTED}
+    assert said >= {EventKind.VIEW_CHANGE_STARTED, EventKind.VIEW_CHANGED, EventKind.PRIMARY}
 
 
 @pytest.mark.parametrize("kind", EventKind, ids=lambda kind: kind.name)
