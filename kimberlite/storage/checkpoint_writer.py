@@ -14,33 +14,18 @@ May import: errors, types, storage.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import xxhash
 
 from kimberlite.errors import CheckpointError, DiskFullError
 from kimberlite.storage import checkpoint as checkpoints
+from kimberlite.storage.checkpoint_stage import Copying, Stage
 from kimberlite.storage.interface import RETRY_NS, Disk, Write
 from kimberlite.storage.journal import segment_number
 from kimberlite.storage.submissions import Submissions
 from kimberlite.storage.superblock import SuperblockFile
 from kimberlite.types import Checkpoint
-
-
-@dataclass(slots=True)
-class _Copying:
-    """Copies of a checkpoint being written. commits: the superblock follows, when all of them are durable or, where
-    they replace those of the same op, the first; else damaged copies are made good."""
-
-    mark: Checkpoint
-    data: bytes
-    copies: list[str]  # still to be written, the first one under way
-    commits: bool
-    replaces: bool = False
-    file: int = -1  # of the copy under way
-    offset: int = 0
-    is_waiting: bool = False  # for the file of the next copy, which is being made
-    is_stalled: bool = False  # there was no space for the next copy
 
 
 class CheckpointWriter:
@@ -61,8 +46,8 @@ class CheckpointWriter:
         self._superblock = superblock
         self._submissions = submissions
         self._segment_of = segment_of
-        self._copying: _Copying | None = None
-        self._next: _Copying | None = None  # to be written when that is done
+        self._copying: Copying | None = None
+        self._next: Copying | None = None  # to be written when that is done
         self._bad_copies: list[str] = []  # found at the start
         named = superblock.current.checkpoint
         self._floor = (named.first_op, named.first_position)  # of the log, as last trimmed
@@ -79,7 +64,7 @@ class CheckpointWriter:
     @property
     def is_stalled(self) -> bool:
         """Whether there was no space for the next copy."""
-        return self._copying is not None and self._copying.is_stalled
+        return self._copying is not None and self._copying.stage is Stage.STALLED
 
     # Start
 
@@ -112,7 +97,7 @@ class CheckpointWriter:
             elif (number := segment_number(name)) is not None and number < current.first_segment:
                 self._leftovers.append(name)
         if content is not None and self._bad_copies:
-            self._begin(_Copying(current, checkpoints.encode(content), self._bad_copies, commits=False))
+            self._begin(Copying(current, checkpoints.encode(content), self._bad_copies, names_at=None))
 
     # Checkpoints
 
@@ -126,16 +111,17 @@ class CheckpointWriter:
     def write(self, mark: Checkpoint, data: bytes) -> None:
         """A new checkpoint. When the superblock names it, it is durable."""
         mark = replace(mark, size=len(data), digest=xxhash.xxh3_128_digest(data))
+        copies = list(checkpoints.COPIES)
         replaces = mark.op == self._superblock.last.checkpoint.op
-        copying = _Copying(mark, data, list(checkpoints.COPIES), commits=True, replaces=replaces)
-        if self._copying is None or self._copying.is_stalled:
+        copying = Copying(mark, data, copies, names_at=len(copies) - 1 if replaces else 0)
+        if self._copying is None or self.is_stalled:
             self._begin(copying)
         else:  # a copy is being made good since the mark
             self._next = copying
 
     def lose(self, op: int) -> None:
         """No copy of the checkpoint of `op` could be read."""
-        is_busy = self._copying is not None and not self._copying.is_stalled
+        is_busy = self._copying is not None and not self.is_stalled
         if not is_busy and op == self._superblock.current.checkpoint.op:
             self.is_lost = True
 
@@ -143,34 +129,34 @@ class CheckpointWriter:
         """A damaged copy again; False when something is being written, or `data` is not what it holds. A checkpoint
         that waits for space waits for this as well."""
         current, waiting = self._superblock.current.checkpoint, self._copying
-        is_busy = waiting is not None and not (waiting.is_stalled and waiting.commits)
+        is_busy = waiting is not None and not (self.is_stalled and waiting.is_unnamed)
         if is_busy or xxhash.xxh3_128_digest(data) != current.digest:
             return False
         if waiting is not None:
-            waiting.is_stalled = False
+            waiting.move(Stage.OPENING)
             self._next = waiting
-        self._begin(_Copying(current, data, [copy], commits=False))
+        self._begin(Copying(current, data, [copy], names_at=None))
         return True
 
     def go_on(self) -> None:
         """What was waited for may have come: a file that was being made."""
-        if self._copying is not None and self._copying.is_waiting:
+        if self._copying is not None and self._copying.stage is Stage.WAITING:
             self._write_chunk(self._copying)
 
     def try_again(self, now: int) -> None:
         """There may be space for what there was none, at `now` (monotonic nanoseconds)."""
         copying = self._copying
-        if copying is not None and copying.is_stalled and now >= self._retry_at:
+        if copying is not None and copying.stage is Stage.STALLED and now >= self._retry_at:
             self._retry_at = now + RETRY_NS
-            copying.is_stalled = False
+            copying.move(Stage.OPENING)
             self._write_chunk(copying)
 
-    def _begin(self, copying: _Copying) -> None:
+    def _begin(self, copying: Copying) -> None:
         self._copying = copying
         self._write_chunk(copying)
 
-    def _write_chunk(self, copying: _Copying) -> None:
-        if copying.file < 0 and not self._open_next(copying):
+    def _write_chunk(self, copying: Copying) -> None:
+        if copying.stage is not Stage.WRITING and not self._open_next(copying):
             return
         part = copying.data[copying.offset : copying.offset + checkpoints.CHUNK]
         buffer = self._disk.aligned(len(part))
@@ -180,28 +166,29 @@ class CheckpointWriter:
         self._submissions.submit([writes], done=lambda: self._chunk_written(copying))
         copying.offset += len(part)
 
-    def _open_next(self, copying: _Copying) -> bool:
+    def _open_next(self, copying: Copying) -> bool:
         """Make the file of the next copy; False while that is under way, or there is no space."""
         name = checkpoints.file_name(copying.mark.op, copying.copies[0])
-        if not copying.is_waiting and self._disk.exists(name):  # cut short by a crash, or damaged
+        if copying.stage is Stage.OPENING and self._disk.exists(name):  # cut short by a crash, or damaged
             self._disk.remove(name)
         if name in self._leftovers:
             self._leftovers.remove(name)
         self._disk.prepare(name, len(copying.data), zeroed=False)
-        copying.is_waiting = not self._disk.is_prepared(name)
-        if copying.is_waiting:
+        if not self._disk.is_prepared(name):
+            copying.move(Stage.WAITING)
             return False
         try:
             copying.file = self._disk.create(name, len(copying.data), zeroed=False)
         except DiskFullError:
             # Kept for `try_again`. A trim does not wait for it: it may be what makes room.
-            copying.is_stalled = True
+            copying.move(Stage.STALLED)
             self._commit(self._superblock.last.checkpoint)
             return False
         copying.offset = 0
+        copying.move(Stage.WRITING)
         return True
 
-    def _chunk_written(self, copying: _Copying) -> None:
+    def _chunk_written(self, copying: Copying) -> None:
         if copying.offset < len(copying.data):
             self._write_chunk(copying)
             return
@@ -209,19 +196,21 @@ class CheckpointWriter:
         copying.file = -1
         del copying.copies[0]
         if self._is_due(copying):
-            copying.commits = False
+            copying.move(Stage.NAMING)
             self._commit(copying.mark, lambda: self._next_copy(copying))
         else:
             self._next_copy(copying)
 
-    def _is_due(self, copying: _Copying) -> bool:
+    def _is_due(self, copying: Copying) -> bool:
         """Whether the superblock is to name what is being written, before anything else."""
-        return copying.commits and (copying.replaces or not copying.copies)
+        return len(copying.copies) == copying.names_at
 
-    def _next_copy(self, copying: _Copying) -> None:
+    def _next_copy(self, copying: Copying) -> None:
         if copying.copies:
+            copying.move(Stage.OPENING)
             self._write_chunk(copying)
             return
+        copying.move(Stage.DONE)
         self._copying = None
         self.is_lost = False
         self._commit(self._superblock.last.checkpoint)  # with a trim that came meanwhile
@@ -236,7 +225,7 @@ class CheckpointWriter:
         if first_op <= self._floor[0]:
             return
         self._floor = (first_op, first_position)
-        if self._copying is None or self._copying.is_stalled:  # else its superblock update does it
+        if self._copying is None or self.is_stalled:  # else its superblock update does it
             self._commit(self._superblock.last.checkpoint)
 
     def _commit(self, checkpoint: Checkpoint, then: Callable[[], None] = lambda: None) -> None:

@@ -35,8 +35,8 @@ def _checkpoint_named_before_it_is_written() -> list[Patch]:
     early: WeakKeyDictionary[CheckpointWriter, Any] = WeakKeyDictionary()
 
     def early_chunk(self: CheckpointWriter, copying: Any) -> None:
-        if copying.commits:
-            copying.commits = False
+        if copying.is_unnamed:
+            copying.names_at = None
             early[self] = copying
             self._commit(copying.mark)
         write_chunk(self, copying)

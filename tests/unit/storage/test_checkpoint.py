@@ -446,7 +446,9 @@ def test_the_op_of_a_lost_checkpoint_is_written_again_without_a_moment_that_has_
 
 
 def test_both_copies_before_the_superblock_would_lose_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CheckpointWriter, "_is_due", lambda self, copying: copying.commits and not copying.copies)
+    monkeypatch.setattr(
+        CheckpointWriter, "_is_due", lambda self, copying: copying.names_at is not None and not copying.copies
+    )
     _, images = steps_of_replacing(b"as another version writes it" * 20_000)
     refused = 0
     for files in images:
