@@ -53,9 +53,9 @@ def broken(*_: object, **__: object) -> Any:
 
 def break_dialler(node: Node) -> None:
     """As an exception that the dialler does not know of."""
-    waiting = [task for task in node._peers.diallers if not task.done()]
+    waiting = [task for task in node.parts.peers.diallers if not task.done()]
     assert waiting
-    node._peers._addresses = ()
+    node.parts.peers._addresses = ()
 
 
 # What is broken, once the replica runs, and has something to do.
@@ -67,7 +67,7 @@ FAULTS: dict[str, Callable[[Node], None]] = {
     "the gauges": lambda node: setattr(node.recorder, "update", broken),
     "the clock": lambda node: setattr(node.driver.core, "set_clock_offset", broken),
     "retention": lambda node: setattr(retention, "choose", broken),
-    "waiting reads": lambda node: setattr(node._server, "on_applied", broken),
+    "waiting reads": lambda node: setattr(node.parts.server, "on_applied", broken),
     "a dialler": break_dialler,
 }
 
@@ -89,7 +89,7 @@ async def running(directory: Path, replicas: int = 1, **sections: Any) -> AsyncI
     async with Node(config, directory, on_fatal=ends) as node:
         yield node, ends, config
     # What was cut off, or was being accepted, is gone before the loop is.
-    await until(lambda: len(asyncio.all_tasks()) == 1 and not node._server._clients.all())
+    await until(lambda: len(asyncio.all_tasks()) == 1 and not node.parts.server._clients.all())
     await asyncio.sleep(0.05)
 
 
@@ -212,7 +212,7 @@ def test_a_start_that_fails_in_its_first_step_is_raised(tmp_path: Path, monkeypa
     assert len(ends.errors) == 1
 
 
-@pytest.mark.parametrize("part", ["_server", "_peers"])
+@pytest.mark.parametrize("part", ["server", "peers"])
 def test_who_is_accepted_while_it_falls_silent_is_cut_off(part: str, tmp_path: Path) -> None:
     class Late:
         aborted = False
@@ -225,7 +225,7 @@ def test_who_is_accepted_while_it_falls_silent_is_cut_off(part: str, tmp_path: P
             node.driver.on_tick = broken  # type: ignore[method-assign]
             await until(lambda: ends.errors)
             late = Late()
-            getattr(node, part)._on_open(late)
+            getattr(node.parts, part)._on_open(late)
             assert late.aborted
 
     asyncio.run(story())
@@ -350,7 +350,7 @@ def hang(node: Node) -> None:
     """Something is under way that never ends."""
     for name in ("on_tick", "on_disk"):
         setattr(node.driver, name, lambda: None)
-    node._update_gauges = lambda: None  # type: ignore[method-assign]
+    node.parts.gauges.update = lambda: None  # type: ignore[method-assign]
     core_of(node).pipeline.append(None)  # type: ignore[arg-type]
 
 
@@ -375,8 +375,8 @@ def test_an_end_does_not_wait_for_what_can_not_happen(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(tmp_path / "0", 3, timing={"drain_ms": 600_000}) as (node, _, _):
             hang(node)
-            node._peers._greeted.update((1, 2))
-            assert len(node._peers.connected) == 2
+            node.parts.peers._greeted.update((1, 2))
+            assert len(node.parts.peers.connected) == 2
             async with asyncio.timeout(LIMIT_S):
                 await node.drain()
             core_of(node).pipeline.clear()

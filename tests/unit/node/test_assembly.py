@@ -1,0 +1,81 @@
+"""Putting a replica together: wherever that fails, nothing of it is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kimberlite.cli.local import free_port
+from kimberlite.config import Config, from_mapping
+from kimberlite.node import assembly
+from kimberlite.node.format import format_replica
+from kimberlite.node.node import Node
+from kimberlite.telemetry import region
+
+
+class Broken(Exception):
+    pass
+
+
+def broken(*_: object, **__: object) -> Any:
+    raise Broken
+
+
+async def broken_start(*_: object) -> None:
+    raise Broken
+
+
+PLACES = {
+    "share of descriptors": (assembly.descriptors, "share_out", broken),
+    "store": (assembly, "Store", broken),
+    "identity": (assembly, "check_identity", broken),
+    "metrics": (assembly, "open_metrics", broken),
+    "state machine": (assembly, "restore", broken),
+    "core": (assembly, "Replica", broken),
+    "peers": (assembly, "PeerNetwork", broken),
+    "listener": (assembly, "ClientServer", broken),
+    "driver": (assembly, "Driver", broken),
+    "scrubber": (assembly, "Scrubber", broken),
+    "gauges": (assembly, "Gauges", broken),
+    "listening to clients": (assembly.ClientServer, "start", broken_start),
+    "listening to peers": (assembly.PeerNetwork, "start", broken_start),
+}
+
+
+def config_of(directory: Path, telemetry: bool) -> Config:
+    port = free_port(1)
+    document: dict[str, Any] = {
+        "cluster": {"id": "6c" * 16, "replica": 0, "addresses": [f"127.0.0.1:{port}"]},
+        "telemetry": {"enabled": telemetry, "listen": "127.0.0.1:0"},
+        "storage": {"segment_bytes": 8 << 20, "unsafe": True, "free_bytes_min": 0},
+    }
+    config = from_mapping(document)
+    format_replica(config, directory)
+    return config
+
+
+@pytest.mark.parametrize("telemetry", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_start_that_fails_leaves_nothing_behind(
+    place: str, telemetry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "0", telemetry)
+
+    async def story() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(*PLACES[place])  # type: ignore[arg-type]
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(Broken):
+                await Node(config, tmp_path / "0").__aenter__()
+        await asyncio.sleep(0)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not any(path.exists() for path in region.paths(tmp_path / "0"))
+        assert len(asyncio.all_tasks()) == 1
+        async with Node(config, tmp_path / "0") as started:  # the lock of the data is free
+            assert started.status()["replica"] == 0
+
+    asyncio.run(story())
