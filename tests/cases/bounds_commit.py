@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab import Case, main, make_header, until
+from lab import Case, main, make_header
 
 from kimberlite.types import Command
 
@@ -24,7 +24,7 @@ def run(case: Case) -> None:
         for backup in backups:
             cluster.inject(backup, primary, [(near, b"")], hold=0.05)
             cluster.inject(backup, primary, [(forged, b"")], hold=0.05)
-    leads = until(cluster.primary, 30)
+    leads = cluster.leader(30)
     case.check(leads in backups, f"nobody leads without the old primary: {[cluster.status(b) for b in backups]}")
     case.check(cluster.append([b"without it"], timeout=20) == 3, "the fourth event has position 3")
     cluster.start(primary)

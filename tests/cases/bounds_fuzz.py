@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from lab import Case, main, until
+from lab import Case, main
 
 from kimberlite._fast.framing import make_header
 from kimberlite.types import Command
@@ -43,7 +43,7 @@ def run(case: Case) -> None:
                 cluster.inject(victim, absent, sent[start : start + 3], hold=0.005)
         codes = [cluster.exit_codes[index] for index in (primary, backup)]
         case.check(codes == [None, None], f"round {turn}: replicas ended, exit codes {codes}")
-    case.check(until(cluster.primary, 40) is not None, f"nobody leads: {cluster.status(primary)}")
+    case.check(cluster.leader(40) is not None, f"nobody leads: {cluster.status(primary)}")
     told = [cluster.tells(index).get("refused") for index in (primary, backup)]
     case.check(all(told), f"each has refused a number: {told}")
     position = cluster.append([b"after"], timeout=40)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab import Case, main, make_header, until
+from lab import Case, main, make_header
 
 from kimberlite.types import Command
 
@@ -24,7 +24,7 @@ def run(case: Case) -> None:
         cluster.inject(backup, primary, [(beat, b"")], hold=0.05)
     codes = [cluster.exit_codes[index] for index in backups]
     case.check(codes == [None, None], f"replicas ended: exit codes {codes}")
-    case.check(until(cluster.primary, 30) in backups, "nobody leads")
+    case.check(cluster.leader(30) in backups, "nobody leads")
     case.check(cluster.append([b"without it"], timeout=20) == 3, "the fourth event has position 3")
     counted = sum("vsr_identity_conflicts_total{" in line for line in cluster.scrape(backups[0]).splitlines())
     case.check(counted, "the metric is there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab import Case, main, make_header, until
+from lab import Case, main, make_header
 
 from kimberlite.types import Command
 
@@ -28,7 +28,7 @@ def run(case: Case) -> None:
     for index in range(3):
         cluster.kill(index)
         cluster.start(index)
-    case.check(until(cluster.primary, 30) is not None, f"nobody leads after a restart: {cluster.exit_codes}")
+    case.check(cluster.leader(30) is not None, f"nobody leads after a restart: {cluster.exit_codes}")
     case.check(cluster.append([b"again"], timeout=30) == 2, "the third event has position 2")
 
 

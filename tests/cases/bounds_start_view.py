@@ -4,7 +4,7 @@ led again. It is refused: nobody ends, and the cluster goes on.
 
 from __future__ import annotations
 
-from lab import Case, main, make_header, until
+from lab import Case, main, make_header
 
 from kimberlite.types import Command, Operation
 from kimberlite.vsr.codec import encode_headers
@@ -45,7 +45,7 @@ def run(case: Case) -> None:
             cluster.inject(to, absent, [frame, frame], hold=0.3)  # type: ignore[list-item]
         codes = [cluster.exit_codes[index] for index in (primary, backup)]
         case.check(codes == [None, None], f"{what}: replicas ended, exit codes {codes}")
-        case.check(until(cluster.primary, 30) is not None, f"{what}: nobody leads")
+        case.check(cluster.leader(30) is not None, f"{what}: nobody leads")
         position = cluster.append([what.encode()], timeout=30)
         case.check(position > 3, f"{what}: the next event has position {position}")
     cluster.start(absent)

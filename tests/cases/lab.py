@@ -246,9 +246,14 @@ class Cluster:
         ]
         return max(leading)[1] if leading else None
 
+    def leader(self, seconds: float) -> int | None:
+        """The same, waited for. (`until` takes replica 0 for no answer.)"""
+        found = until(lambda: (index := self.primary()) is not None and (index,), seconds)
+        return found[0] if found else None
+
     def roles(self) -> tuple[int, ...]:
         """The primary, then the backups."""
-        primary = until(self.primary, 20)
+        primary = self.leader(20)
         assert primary is not None, "nobody leads"
         return (primary, *((primary + step) % self.size for step in range(1, self.size)))
 

@@ -63,7 +63,7 @@ def run(case: Case) -> None:
 
     before = peers(cluster, primary, "peer_round_trip_latency_ms", "_count")
     made = asyncio.run(load(cluster, LOAD_S))
-    primary_after = until(cluster.primary, 20)
+    primary_after = cluster.leader(20)
     after = peers(cluster, primary, "peer_round_trip_latency_ms", "_count")
     moved = {peer: after[peer] - before[peer] for peer in backups}
     case.say(f"{made} appends in {LOAD_S:.0f} s: round trips measured {moved}")

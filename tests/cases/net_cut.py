@@ -139,13 +139,15 @@ def run(case: Case) -> None:
         watcher = [sys.executable, "-P", "-c", WATCHER, str(told), *net.hosts]
         case.own(subprocess.Popen(["ip", "netns", "exec", net.hub, *watcher], env=case.environment))
 
-        def primary() -> int | None:
+        def leading() -> list[int]:
+            """Who leads, when all are seen and one of them does."""
             found = [int(index) for index, (_, said) in seen(told).items() if said and said["role"] == "primary"]
-            return found[0] if len(seen(told)) == 3 and len(found) == 1 else None
+            return found if len(seen(told)) == 3 and len(found) == 1 else []
 
         for how in ("lost", "down"):
-            lead = until(primary, 40)
-            case.check(lead is not None, f"nobody leads: {seen(told)}")
+            found = until(leading, 40)
+            case.check(found, f"nobody leads: {seen(told)}")
+            (lead,) = found
             victim = (lead + 1) % 3
             time.sleep(1)
             net.cut(victim, how)

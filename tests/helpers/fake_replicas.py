@@ -34,7 +34,8 @@ class Replicas:
         self.greets_in_words = True  # replicas of older releases do not
         self.view = 0
         self.log: list[bytes] = []
-        self.requests = 0
+        self.requests = 0  # appended
+        self.arrived = 0  # appended or not
         self.silent = False  # the primary swallows what it gets
         self.sessions: dict[bytes, int] = {}
         self.connections: list[list[FrameConnection]] = [[] for _ in range(count)]
@@ -161,6 +162,7 @@ class Replicas:
             self._request(index, connection, header, body)
 
     def _request(self, index: int, connection: FrameConnection, header: Any, body: memoryview) -> None:
+        self.arrived += 1
         if index != self.view % self.count:
             self._send(index, connection, header, Command.REJECT, reason=Reason.NOT_PRIMARY)
             return

@@ -288,11 +288,11 @@ def peer(reason: Reason) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter
     ],
 )
 def test_the_error_says_what_is_at_an_address(monkeypatch: pytest.MonkeyPatch, answer: Any, words: str) -> None:
-    monkeypatch.setattr(dialing, "GREETING_S", 0.05)
+    monkeypatch.setattr(dialing, "GREETING_S", 0.2)
 
     async def main() -> None:
         server = await serve(answer)
-        error = await refused([name_of(server)], timeout=0.4)
+        error = await refused([name_of(server)], timeout=0.8)
         assert isinstance(error, UnavailableError)
         assert name_of(server) in str(error) and words in str(error)
         assert words in error.problems[name_of(server)]

@@ -184,8 +184,10 @@ def test_a_cancelled_append_that_never_left_is_not_sent() -> None:
         async with connected(addresses) as log:
             await log.append([b"a"])
             replicas.silent = True
+            arrived = replicas.arrived
             first = asyncio.create_task(log.append([b"under way"]))
-            await asyncio.sleep(0.01)
+            while replicas.arrived == arrived:
+                await asyncio.sleep(0)
             second = asyncio.create_task(log.append([b"never left"]))
             await asyncio.sleep(0.01)
             second.cancel()

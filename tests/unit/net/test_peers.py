@@ -368,18 +368,18 @@ def test_a_second_connection_does_not_displace_one_that_lives() -> None:
     run(test)
 
 
-def test_a_second_connection_waits_no_longer_than_the_first_is_there() -> None:
+def test_a_second_connection_waits_no_longer_than_the_first_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "PROBE_S", 10 * LIMIT_S)
+
     async def test(addresses: list[tuple[str, int]]) -> None:
         peer = Peer(0, addresses)
         await peer.network.start()
         reader, old = await dialled(addresses[0], hello(1))
         await answer(reader)
-        began = time.monotonic()
         _, new = await dialled(addresses[0], hello(1), prepare(1, 2))
         await until(lambda: peer.network._waiting)
         old.close()
         await until(lambda: peer.messages)
-        assert time.monotonic() - began < peers_module.PROBE_S
         assert [message.header.op for message in peer.messages] == [2]
         new.close()
         await stop(peer)
