@@ -115,10 +115,15 @@ async def assemble(
         now=now,
     )
     core.set_clock_offset(time.time_ns() - now)
-    recorder.executions.replay_to = core.replay_to
+    recorder.executions.replay_to = core.state.execution.replay_to
     peers = _peers(config, share, core, inputs, recorder)
     undo.push_async_callback(peers.stop)
-    reader = LogReader(store, end=lambda: core.positions, applied=lambda: core.applied, damaged=inputs.on_damage)
+    reader = LogReader(
+        store,
+        end=lambda: core.state.execution.positions,
+        applied=lambda: core.applied,
+        damaged=inputs.on_damage,
+    )
     server = _server(config, share, core, reader, peers, inputs, recorder)
     undo.push_async_callback(server.stop)
     driver = Driver(
@@ -183,12 +188,12 @@ def check_identity(config: Config, store: Store, directory: Path) -> None:
 
 def _peers(config: Config, share: descriptors.Share, core: Replica, inputs: Inputs, recorder: Recorder) -> PeerNetwork:
     return PeerNetwork(
-        index=core.index,
+        index=core.state.index,
         addresses=config.peer_addresses,
         listen_on=config.peer_address,
         cluster=config.cluster_id,
         make_header=framing.make_header,
-        view=lambda: core.view,
+        view=lambda: core.state.view,
         on_messages=inputs.on_peer_messages,
         on_refusal=inputs.on_peer_refusal,
         frame_max=config.limits.frame_bytes_max,
@@ -209,12 +214,12 @@ def _server(
 ) -> ClientServer:
     limits = config.limits
     return ClientServer(
-        index=core.index,
+        index=core.state.index,
         members=config.cluster.addresses,
         listen_on=config.client_address,
         cluster=config.cluster_id,
         make_header=framing.make_header,
-        view=lambda: core.view,
+        view=lambda: core.state.view,
         on_requests=inputs.on_client_requests,
         status=inputs.status,
         reader=reader,
@@ -229,7 +234,7 @@ def _server(
             limits.frame_ms / 1000,
             limits.reply_ms / 1000,
         ),
-        progress=lambda: core.log.op,
+        progress=lambda: core.state.log.op,
         held_elsewhere=lambda: peers.memory_bytes,
         counters=recorder.traffic,
     )

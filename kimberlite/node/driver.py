@@ -223,7 +223,7 @@ class Driver:
         core, store = self.core, self.store
         for _ in range(ROUNDS_MAX):
             store.make_room(self._now, False)
-            core.room = store.room
+            core.set_room(store.room)
             work = core.take_work()
             changed = core.wants_room and store.make_room(self._now, True)
             if not work and not changed:
@@ -324,7 +324,7 @@ class Driver:
 
     def _note_damage(self) -> None:
         """Tell the core of all damage that the store has come across."""
-        known = self.core.log.faulty
+        known = self.core.state.log.faulty
         if self.store.faulty <= known:
             return
         for op in sorted(self.store.faulty - known):
@@ -333,11 +333,11 @@ class Driver:
     def _stop_when_unrecoverable(self) -> None:
         """The only replica of a cluster has nobody to ask for what is damaged: waiting would be for ever."""
         core = self.core
-        if core.config.replica_count > 1 or not core.log.faulty:
+        if core.state.config.replica_count > 1 or not core.state.log.faulty:
             return
         following = core.applied + 1
-        is_needed = following <= core.commit_max and following not in core.log.bodies
-        op = following if is_needed and following in core.log.faulty else core.stuck_op
+        is_needed = following <= core.state.commit_max and following not in core.state.log.bodies
+        op = following if is_needed and following in core.state.log.faulty else core.state.role.stuck_op
         if op:
             raise UnrecoverableError(
                 f"op {op} is damaged on the only replica of this cluster, and may have been acknowledged: it was not "
@@ -444,7 +444,7 @@ class Driver:
         mark = None if self._snapshot_under_way else self.store.mark(op)
         if mark is None:
             return
-        sessions = self.core.sessions.encode()
+        sessions = self.core.state.sessions.encode()
         self._snapshot_under_way = True
 
         def done(snapshot: bytes) -> None:

@@ -49,14 +49,14 @@ class Gauges:
     def look_at_space(self) -> None:
         """How much of the file system is free; the core is told when that is too little."""
         self._free_bytes = self._disk.free_bytes()
-        self._driver.core.is_short_of_space = self._space.look(self._free_bytes)
+        self._driver.core.set_short_of_space(self._space.look(self._free_bytes))
 
     def update(self) -> None:
         """Look at everything else, and tell the recorder."""
         recorder, core = self._recorder, self._driver.core
         recorder.loop.switch(OTHER_PART)
         now = time.monotonic_ns()
-        core.now = now
+        core.set_now(now)
         recorder.update(core.snapshot(), now, self._server.connections, self._share.clients)
         recorder.storage.update(self._storage())
         clock, scrub = self._retention.clock, self._scrubber

@@ -37,8 +37,7 @@ from kimberlite.state_machine import EventLog, StateMachine
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.loop import PARSE, PROTOCOL
-from kimberlite.types import Access, Message, Reason, Status
-from kimberlite.vsr import verdict
+from kimberlite.types import Access, Message, Reason
 
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
@@ -138,21 +137,22 @@ class Node:
         Waits only for what can still happen: a commit needs replicas that we are connected to and hear, and
         a new primary needs a quorum of such others, without us.
         """
-        core = self.driver.core
+        core, state = self.driver.core, self.driver.core.state
+        quorums = state.membership.quorums
         self._run(core.drain)
         self._run(self.parts.gauges.update)  # at once: readiness must end before the replica does
         deadline = self._loop.time() + self.config.timing.drain_ms / 1000
 
         def has(others: int) -> bool:
-            found = sum(verdict.is_heard(core, replica) for replica in self.parts.peers.connected)
+            found = sum(state.is_heard(replica) for replica in self.parts.peers.connected)
             return self._failure is None and self._loop.time() < deadline and found >= others
 
-        while core.pipeline and has(core.quorums.replication - 1):
+        while core.leading is not None and core.leading.pipeline and has(quorums.replication - 1):
             await asyncio.sleep(TICK_S)
-        if core.is_primary and core.status == Status.NORMAL and has(core.quorums.view_change):
-            view = core.view
+        if core.leading is not None and has(quorums.view_change):
+            view = state.view
             self._run(self.driver.step_down)
-            while core.view == view and has(core.quorums.view_change):
+            while state.view == view and has(quorums.view_change):
                 await asyncio.sleep(TICK_S)
 
     # What it is made of
@@ -208,13 +208,13 @@ class Node:
     def _on_peer_refusal(self, replica: int, refusal: Refusal) -> None:
         """The process at a peer's address is another one. Ends this replica when the others at the
         configured addresses can not make a quorum with it and none of them was ever the right one."""
-        core, peers = self.parts.driver.core, self.parts.peers
+        state, peers = self.parts.driver.core.state, self.parts.peers
         process.say(f"kimberlite: replica {replica} can not be used: {refusal}\n")
         refusals = peers.refusals
-        if peers.met or core.config.replica_count - len(refusals) >= core.quorums.replication:
+        if peers.met or state.config.replica_count - len(refusals) >= state.membership.quorums.replication:
             return
         kind = WrongClusterError if all(r.reason == Reason.WRONG_CLUSTER for r in refusals.values()) else ConfigError
-        who = f"replica {core.index} of {core.config.replica_count} of cluster {self.config.cluster.id}"
+        who = f"replica {state.index} of {state.config.replica_count} of cluster {self.config.cluster.id}"
         self._fail(
             kind(
                 f"this is {who}, but {'; '.join(map(str, refusals.values()))}: no quorum can be made, nothing was "

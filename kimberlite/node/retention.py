@@ -124,7 +124,7 @@ class Retention:
     def _look(self, core: Replica, store: LogStore, times: Times) -> tuple[int, int] | None:
         stamp = last_stamp(store, core.applied)
         is_believed = self.clock.look(times.wall, times.steady, stamp)
-        if not core.is_primary:
+        if not core.state.is_primary:
             self._wait = Wait()
             return None
         choice = choose(
@@ -135,8 +135,8 @@ class Retention:
             log_ns=stamp.timestamp if is_believed else 0,
             last_op=min(core.trimmable_op, core.applied),
         )
-        checkpoints = {replica: peer.checkpoint for replica, peer in core.peers.items()}
-        self._wait.look(core.first_op, choice.held, core.checkpoint_op, checkpoints, times.now)
+        checkpoints = {replica: peer.checkpoint for replica, peer in core.state.peers.items()}
+        self._wait.look(core.state.log.first_op, choice.held, core.checkpoint_op, checkpoints, times.now)
         return choice.trim
 
     @property

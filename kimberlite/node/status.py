@@ -19,7 +19,7 @@ def status(parts: Parts) -> dict[str, object]:
     """What `kimberlite status` shows of a replica."""
     now = time.monotonic_ns()
     core = parts.driver.core
-    core.now = now
+    core.set_now(now)
     snapshot = core.snapshot()
     free = parts.disk.free_bytes()
     return {
@@ -39,7 +39,7 @@ def status(parts: Parts) -> dict[str, object]:
         "replica_count": snapshot.replica_count,
         "quorum": snapshot.quorum,
         "quorum_margin": snapshot.quorum_margin,
-        "contact_s": core.config.contact_ns / 1e9,
+        "contact_s": core.state.config.contact_ns / 1e9,
         "can_commit": not snapshot.cannot_commit,
         "cannot_commit": list(snapshot.cannot_commit),
         "stuck_op": snapshot.stuck_op,

@@ -23,7 +23,7 @@ from kimberlite.vsr.codec import ClientRequest, decode_evidence
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
     from kimberlite.vsr.log import Log
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.state import State
 
 # Replicas that must hold an op before it is committed, by cluster size.
 COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
@@ -307,33 +307,38 @@ class Checkers:
     def on_step(self, world: World, replica: int) -> None:
         node = world.nodes[replica]
         core = node.driver.core
-        log = core.log
+        state, log = core.state, core.state.log
         if not log.durable <= log.linked <= log.op:
             raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
-        self.check_journal(replica, log, core.first_op, None if core.is_writing else node.store.head)
-        self._check_asked(core)
-        if core.applied > min(core.commit_max, log.durable):
-            raise Violation("I7 order", f"replica {replica}: applied {core.applied} above commit {core.commit_max}")
+        self.check_journal(replica, log, state.log.first_op, None if core.is_writing else node.store.head)
+        self._check_asked(state)
+        if state.execution.applied > min(state.commit_max, log.durable):
+            raise Violation(
+                "I7 order",
+                f"replica {replica}: applied {state.execution.applied} above commit {state.commit_max}",
+            )
         promises = world.promises(replica)
-        if not promises.first_op - 1 <= promises.checkpoint_op <= core.commit_max:
+        if not promises.first_op - 1 <= promises.checkpoint_op <= state.commit_max:
             raise Violation(
                 "I7 order",
                 f"replica {replica}: its log begins with op {promises.first_op}, its checkpoint is of op "
-                f"{promises.checkpoint_op}, commit {core.commit_max}",
+                f"{promises.checkpoint_op}, commit {state.commit_max}",
             )
         floor = self.commit_floor.get(replica, 0)
-        if core.commit_max < floor:
-            raise Violation("I3 monotone commit", f"replica {replica}: commit {core.commit_max} after {floor}")
-        if core.commit_max > self.decided:
+        if state.commit_max < floor:
+            raise Violation("I3 monotone commit", f"replica {replica}: commit {state.commit_max} after {floor}")
+        if state.commit_max > self.decided:
             raise Violation(
                 "I8 founded commits",
-                f"replica {replica} takes op {core.commit_max} for committed, no primary counted above {self.decided}",
+                f"replica {replica} takes op {state.commit_max} for committed, no primary counted above {self.decided}",
             )
-        self.commit_floor[replica] = core.commit_max
-        if core.log_view > core.view:
-            raise Violation("I4 monotone views", f"replica {replica}: log_view {core.log_view} above view {core.view}")
-        if core.log_view != self.log_views.get(replica):
-            self.log_views[replica] = core.log_view
+        self.commit_floor[replica] = state.commit_max
+        if state.log_view > state.view:
+            raise Violation(
+                "I4 monotone views", f"replica {replica}: log_view {state.log_view} above view {state.view}"
+            )
+        if state.log_view != self.log_views.get(replica):
+            self.log_views[replica] = state.log_view
             # The log of another view may rightly lack what was acknowledged and never committed.
             acknowledged = self.acknowledged[replica]
             for op in [op for op in acknowledged if op > log.committed]:
@@ -357,22 +362,25 @@ class Checkers:
                 "I7 damage", f"replica {replica} waits for op {min(log.faulty)}, its log begins with op {first_op}"
             )
 
-    def _check_asked(self, core: Replica) -> None:
+    def _check_asked(self, state: State) -> None:
         """I18: a committed entry that was asked for is still waited for when the view changes, unless it came, or
         its time was over."""
-        view, asked = self.asked.get(core.index, (core.view, NOTHING))
-        expired = self.expired.pop(core.index, NOTHING)
-        if view != core.view:
-            log = core.log
+        view, asked = self.asked.get(state.index, (state.view, NOTHING))
+        expired = self.expired.pop(state.index, NOTHING)
+        if view != state.view:
+            log = state.log
             for op in asked - expired:
                 came = log.holds(op) or op in log.bodies or op in log.writing
-                if op <= log.committed and op not in core.repairs and not came and op >= core.first_op:
+                if op <= log.committed and op not in state.repairs.requests and not came and op >= state.log.first_op:
                     raise Violation(
                         "I18 repair goes on",
-                        f"replica {core.index} had asked for op {op} in view {view}; in view {core.view} it does not "
+                        f"replica {state.index} had asked for op {op} in view {view}; in view {state.view} it does not "
                         "wait for it any more",
                     )
-        self.asked[core.index] = core.view, set(core.repairs) if core.repairs else NOTHING
+        self.asked[state.index] = (
+            state.view,
+            set(state.repairs.requests) if state.repairs.requests else NOTHING,
+        )
 
     def on_view_left(self, replica: int, view: int, cause: int) -> None:
         """I5: a view is left only when a quorum asks for it."""
@@ -388,9 +396,9 @@ class Checkers:
 
     def on_commit(self, world: World, replica: int, op: int) -> None:
         """I8: a primary has just counted `op` as committed. Ask the disks, not the messages."""
-        core = world.nodes[replica].driver.core
+        state = world.nodes[replica].driver.core.state
         self.decided = max(self.decided, op)
-        header = core.log.headers.get(op)
+        header = state.log.headers.get(op)
         if header is None:
             return
         self.quorum_audits += 1
@@ -398,13 +406,13 @@ class Checkers:
         holders = [
             other
             for other in range(self.replica_count)
-            if world.promises(other).log_view >= core.view and self.holds(world, other, header)
+            if world.promises(other).log_view >= state.view and self.holds(world, other, header)
         ]
         if len(holders) < COMMIT_QUORUM[self.replica_count]:
             raise Violation("I8 quorum audit", f"op {op} committed by replica {replica} but durable only on {holders}")
-        leader = self.primaries.setdefault(core.view, replica)
+        leader = self.primaries.setdefault(state.view, replica)
         if leader != replica:
-            raise Violation("I5 one primary", f"replicas {leader} and {replica} both commit in view {core.view}")
+            raise Violation("I5 one primary", f"replicas {leader} and {replica} both commit in view {state.view}")
 
     def on_wiped(self, replica: int) -> None:
         """Its disk was lost: what it promised, it does not know, and nobody holds that against it."""
@@ -420,20 +428,20 @@ class Checkers:
         if views[0] < before[0] or views[1] < before[1]:
             raise Violation("I4 monotone views", f"replica {replica}: durable views {views} after {before}")
         self.views[replica] = views
-        core = world.nodes[replica].driver.core
-        if core.view < views[0] or core.log_view < views[1]:
+        state = world.nodes[replica].driver.core.state
+        if state.view < views[0] or state.log_view < views[1]:
             raise Violation(
                 "I4 monotone views",
-                f"replica {replica} starts in {(core.view, core.log_view)}, its disk says {views}",
+                f"replica {replica} starts in {(state.view, state.log_view)}, its disk says {views}",
             )
         self.commit_floor[replica] = 0
         self.asked.pop(replica, None)
         self.expired.pop(replica, None)
         acknowledged = max(self.acknowledged[replica], default=0)
-        if core.log.op < acknowledged:
+        if state.log.op < acknowledged:
             raise Violation(
                 "I12 no forgetting",
-                f"replica {replica} starts with a log up to op {core.log.op}, it has acknowledged op {acknowledged}",
+                f"replica {replica} starts with a log up to op {state.log.op}, it has acknowledged op {acknowledged}",
             )
         self._check_kept(world, replica)
 
@@ -442,7 +450,7 @@ class Checkers:
         entry and its witness, and with them the proof of what follows."""
         if world.rotten and replica == world.rot_victim:
             return
-        log = world.nodes[replica].driver.core.log
+        log = world.nodes[replica].driver.core.state.log
         acknowledged = self.acknowledged[replica]
         for op in range(log.durable + 1, max(acknowledged, default=0) + 1):
             header = self.committed.get(op)
@@ -520,15 +528,15 @@ class Checkers:
 
     def _on_acknowledgement(self, world: World, replica: int, op: int) -> None:
         """It speaks for everything up to `op`: all of that must be on the disk, but for what was trimmed."""
-        core = world.nodes[replica].driver.core
+        state = world.nodes[replica].driver.core.state
         acknowledged = self.acknowledged[replica]
         first_op = world.promises(replica).first_op
         while op >= first_op:
-            entry = core.log.headers.get(op)
+            entry = state.log.headers.get(op)
             if entry is None or acknowledged.get(op) == entry.checksum:
                 return
             # What was durable and was damaged since stays acknowledged; it is being repaired.
-            damaged = op in core.log.faulty and op <= core.log.durable
+            damaged = op in state.log.faulty and op <= state.log.durable
             if not damaged and not self.holds(world, replica, entry):
                 raise Violation("I9 durable promises", f"replica {replica} acknowledges op {op} before it is durable")
             acknowledged[op] = entry.checksum
@@ -539,11 +547,11 @@ class Checkers:
     def check_end(self, world: World, history: Sequence[Acknowledged]) -> None:
         check_history(history, world.read_log())
         for replica in range(self.replica_count):
-            core = world.nodes[replica].driver.core
-            if core.applied != max(self.committed, default=0):
+            state = world.nodes[replica].driver.core.state
+            if state.execution.applied != max(self.committed, default=0):
                 raise Violation(
                     "E1 convergence",
-                    f"replica {replica} has applied {core.applied} of {max(self.committed, default=0)} ops",
+                    f"replica {replica} has applied {state.execution.applied} of {max(self.committed, default=0)} ops",
                 )
 
 

@@ -76,7 +76,7 @@ class _Replay(Driver):
         check(truth.committed[op].checksum == header.checksum, f"op {op} is executed as another one")
         machine = self.machine
         check(isinstance(machine, DigestMachine) and machine.digest == truth.digests[op], f"another state at op {op}")
-        check(self.core.sessions.encode() == truth.session_tables[op], f"other sessions at op {op}")
+        check(self.core.state.sessions.encode() == truth.session_tables[op], f"other sessions at op {op}")
 
 
 def _start(disk: ImageDisk) -> tuple[Store, Recovered]:
@@ -125,7 +125,7 @@ def judge(world: Recording, image: Image) -> None:
         driver.on_tick()
     driver.on_disk()
     _settle(store, disk)
-    check(core.applied >= promised.checkpoint_op, f"executed up to {core.applied} only")
+    check(core.state.execution.applied >= promised.checkpoint_op, f"executed up to {core.state.execution.applied} only")
     # Once more: the same, and nothing to be done.
     again = ImageDisk(disk.files)
     second, found = _start(again)

@@ -271,18 +271,18 @@ def _strike_primary(world: World, argument: int) -> Action | None:
 
     def primary_is_busy(node: SimNode) -> bool:
         core = node.driver.core
-        if not core.is_primary or not core.ready or not core.pipeline:
+        if core.leading is None or not core.leading.ready or not core.leading.pipeline:
             return False
         world.at(world.now + delays[0], lambda: _strike(world, node.index, first))
         if follows:
-            world.ambushes.append(partial(view_is_left, core.view))
+            world.ambushes.append(partial(view_is_left, core.state.view))
         return True
 
     def view_is_left(view: int, node: SimNode) -> bool:
-        core = node.driver.core
-        if core.view <= view:
+        state = node.driver.core.state
+        if state.view <= view:
             return False
-        successor = core.view % world.plan.replica_count
+        successor = state.view % world.plan.replica_count
         world.at(world.now + delays[1], lambda: _strike(world, successor, second))
         return True
 
@@ -534,9 +534,9 @@ def _trim(world: World, argument: int) -> Action | None:
     """Somebody has the log trimmed: to the beginning of one of the primary's segments."""
     for node in world.nodes:
         core = node.driver.core
-        if not node.up or not core.is_primary or not core.ready:
+        if not node.up or core.leading is None or not core.leading.ready:
             continue
-        extents = [one for one in node.store.extents() if core.first_op < one.first_op <= core.trimmable_op]
+        extents = [one for one in node.store.extents() if core.state.log.first_op < one.first_op <= core.trimmable_op]
         if extents:
             extent = extents[argument % len(extents)]
             trim = partial(node.driver.trim, extent.first_op, extent.first_position)
@@ -551,7 +551,7 @@ def _hostile(world: World, argument: int) -> Action | None:
     if pair is None or not world.nodes[pair[0]].up:
         return None
     target, sender = pair
-    frames = hostile.frames(Random(argument), hostile.known_of(world.nodes[target].driver.core, sender))
+    frames = hostile.frames(Random(argument), hostile.known_of(world.nodes[target].driver.core.state, sender))
 
     def launch() -> None:
         for message in frames:

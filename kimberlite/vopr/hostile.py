@@ -18,7 +18,7 @@ from kimberlite._fast.framing import make_header
 from kimberlite.types import ZERO16, ClusterId, Command, Header, Message, Operation
 from kimberlite.vsr import bounds
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
-from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.state import State
 
 EXTREMES = (2**64 - 1, 2**64 - 6, 2**63, 2**63 - 1, 2**62 + 2**57)  # above every bound
 
@@ -44,11 +44,11 @@ class Known(NamedTuple):
         return self.view + 1 + (replica - self.view - 1) % self.replica_count
 
 
-def known_of(core: Replica, sender: int) -> Known:
-    headers = core.log.headers
-    op, commit = core.log.op, core.commit
-    config = core.config
-    return Known(config.cluster, config.replica_count, core.index, sender, core.view, op, commit, headers.get(op))
+def known_of(state: State, sender: int) -> Known:
+    headers = state.log.headers
+    op, commit = state.log.op, state.commit
+    config = state.config
+    return Known(config.cluster, config.replica_count, state.index, sender, state.view, op, commit, headers.get(op))
 
 
 def frames(random: Random, known: Known) -> list[Message]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Status
 from kimberlite.vopr.checkers import COMMIT_QUORUM, VIEW_CHANGE_QUORUM, Violation
 from kimberlite.vopr.disk import PROMISE, WRITE
 from kimberlite.vopr.plan import MS
@@ -53,8 +52,8 @@ def late_return(world: World) -> None:
         victims = [primary, *others[VIEW_CHANGE_QUORUM[plan.replica_count] - 1 :]]
     else:
         victims = others[COMMIT_QUORUM[plan.replica_count] - 2 :]
-    view = world.nodes[primary].driver.core.view
-    head = max(node.driver.core.log.op for node in world.nodes if node.up)
+    view = world.nodes[primary].driver.core.state.view
+    head = max(node.driver.core.state.log.op for node in world.nodes if node.up)
     missed = head - world.nodes[late].store.head
     world.trace.add(world.now, "late", how.encode(), late, missed, *victims)
     world.counts[f"LATE_{how.replace(' ', '_')}"] = 1
@@ -74,17 +73,17 @@ def late_return(world: World) -> None:
         _flap(world, victims[0], world.now + limit)
     if not world.run_until(world.now + limit, lambda: world.checkers.decided > head):
         cores = "; ".join(
-            f"{node.index}: {core.status.name.lower()} view {core.view} op {core.log.op} durable {core.log.durable}"
+            f"{node.index}: {state.status.name.lower()} view {state.view} op {state.log.op} durable {state.log.durable}"
             for node in world.nodes
             if node.up
-            for core in [node.driver.core]
+            for state in [node.driver.core.state]
         )
         raise Violation(
             "E5 availability",
             f"replica {late} came back {missed} ops behind, {how} ({victims}): nothing was committed for "
             f"{limit // MS} ms; {cores}",
         )
-    now = world.nodes[primary].driver.core.view
+    now = world.nodes[primary].driver.core.state.view
     if how in ("third dies", "third hangs") and now != view:
         raise Violation(
             "E5 availability",
@@ -128,15 +127,12 @@ def leader(world: World) -> int:
         return [
             node.index
             for node in world.nodes
-            if node.up
-            and node.driver.core.status == Status.NORMAL
-            and node.driver.core.is_primary
-            and node.driver.core.ready
+            if node.up and (leading := node.driver.core.leading) is not None and leading.ready
         ]
 
     if not world.run_until(world.now + SETTLED_NS_MAX, lambda: bool(leaders())):
         raise Violation("E5 availability", "nobody leads though nothing fails")
-    return max(leaders(), key=lambda index: world.nodes[index].driver.core.view)
+    return max(leaders(), key=lambda index: world.nodes[index].driver.core.state.view)
 
 
 def _miss_ops(world: World, ops: int) -> None:

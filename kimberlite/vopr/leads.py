@@ -24,8 +24,9 @@ class Leads:
 
     def on_forfeited(self, world: World, replica: int) -> None:
         """A candidate gives its view up."""
-        core = world.nodes[replica].driver.core
-        view = core.gave_up[0] if core.gave_up is not None else core.view
+        state = world.nodes[replica].driver.core.state
+        gave_up = state.role.story(state).gave_up
+        view = gave_up[0] if gave_up is not None else state.view
         if replica not in world.checkers.voters.get(view, ()):
             raise Violation("I21 leads", f"replica {replica} gives up view {view}, and tells nobody")
 
@@ -35,7 +36,7 @@ class Leads:
             return
         if self._begun.setdefault(header.view, world.now) != world.now or not header.nonce:
             return
-        gap = header.commit - world.nodes[replica].driver.core.log.linked
+        gap = header.commit - world.nodes[replica].driver.core.state.log.linked
         committed = world.checkers.committed.get(header.commit)
         if gap <= world.plan.forfeit_gap or committed is None or world.rotten:
             return

@@ -16,10 +16,12 @@ from kimberlite.storage.store import Store
 from kimberlite.types import HEADER_SIZE, OP_MAX, Command
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
+from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
+from kimberlite.vsr.outbox import VIEWS_MAX, WRITES_MAX
 from kimberlite.vsr.repair import HEADERS_REQUESTS_MAX
-from kimberlite.vsr.replica import VIEWS_MAX, WRITES_MAX, Replica
+from kimberlite.vsr.replica import Replica
 
 # Promises that wait for a disk: one for each view that is entered, and the last of these is installed.
 PROMISES_MAX = VIEWS_MAX + 2
@@ -64,25 +66,27 @@ KEPT = (
 
 def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
     """How much there is of each of NAMES."""
-    log, scope = core.log, core.scope
+    state = core.state
+    log, scope, role, leading = state.log, state.scope, state.role, core.leading
+    requests = leading.requests if leading is not None else None
     return (
-        len(core.queue),
-        core.queue_bytes,
-        len(core.waiting),
-        len(core.in_flight),
-        len(core.stash),
-        len(core.pipeline),
+        len(requests.queue) if requests is not None else 0,
+        requests.bytes if requests is not None else 0,
+        len(requests.waiting) if requests is not None else 0,
+        len(requests.in_flight) if requests is not None else 0,
+        len(state.repairs.early),
+        len(leading.pipeline) if leading is not None else 0,
         len(scope.headers_requests),
         len(scope.headers_overdue),
-        len(core.repairs),
-        len(scope.votes),
-        len(scope.evidence),
-        len(core.sessions),
+        len(state.repairs.requests),
+        len(role.votes.at),
+        len(role.evidence) if isinstance(role, ChangingView) else 0,
+        len(state.sessions),
         len(log.headers),
         len(log.bodies),
-        len(core.entered),
-        len(core.committing),
-        len(core._pending),
+        len(scope.entered),
+        len(leading.committing) if leading is not None else 0,
+        len(state.outbox.owed),
         # Without what is found damaged and made good: a start, or a tour, may find any number.
         disk.submissions - store._submissions.unasked,
         len(store._writer.in_flight),
@@ -127,17 +131,19 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
 def weigh(core: Replica) -> None:
     """What is added up: whether requests take what the core counts for them, and what bodies take: those that wait
     for the disk or to be executed, among them what repair holds ahead, and those applied that are kept for others."""
-    config = core.config
-    requests = sum(len(message.body) for message, _ in (*core.queue, *core.waiting.values()))
-    check_held(core.index, (requests,), (core.queue_bytes,), ("bytes of requests queued",))
+    state, config = core.state, core.state.config
+    if core.leading is not None:
+        requests = core.leading.requests
+        found = sum(len(message.body) for message in requests)
+        check_held(state.index, (found,), (requests.bytes,), ("bytes of requests queued",))
     entry = max(config.prepare_bytes_max, config.request_bytes_max) + HEADER_SIZE
-    sizes = {op: message.header.size for op, message in core.log.bodies.items()}
-    waiting = sum([size for op, size in sizes.items() if op > core.applied])
+    sizes = {op: message.header.size for op, message in state.log.bodies.items()}
+    waiting = sum([size for op, size in sizes.items() if op > state.execution.applied])
     most = config.held_bytes_max + config.repair_bytes + 2 * entry
-    check_held(core.index, (waiting,), (most,), ("bytes of bodies that wait",))
+    check_held(state.index, (waiting,), (most,), ("bytes of bodies that wait",))
     found = sum(sizes.values())
     most += BODIES_BYTES + PIPELINE_LIMIT * entry
-    check_held(core.index, (found,), (most,), ("bytes of bodies in memory",))
+    check_held(state.index, (found,), (most,), ("bytes of bodies in memory",))
 
 
 def check_held(replica: int, there: tuple[int, ...], most: tuple[int, ...], names: tuple[str, ...] = NAMES) -> None:

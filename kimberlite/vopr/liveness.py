@@ -92,9 +92,10 @@ def demand(world: World, limit: int, who: str, indices: list[int]) -> None:
     def done() -> bool:
         if any(client.busy for client in world.clients):
             return False
-        cores = [world.nodes[index].driver.core for index in indices]
-        return len({core.applied for core in cores}) == 1 and all(
-            core.applied == core.log.op and not core.log.faulty and core.log.durable == core.log.op for core in cores
+        states = [world.nodes[index].driver.core.state for index in indices]
+        return len({state.execution.applied for state in states}) == 1 and all(
+            state.execution.applied == state.log.op and not state.log.faulty and state.log.durable == state.log.op
+            for state in states
         )
 
     if not world.run_until(world.now + limit, done):
@@ -107,7 +108,7 @@ def check_rest(world: World) -> None:
     """I17: when nothing happens, replicas say little, and keep nothing that only work needs."""
     world.idle_frames = Counter()
     world.run_until(world.now + IDLE_NS, lambda: False)
-    limits.check_idle(world.idle_frames, world.nodes[0].driver.core.config, IDLE_NS)
+    limits.check_idle(world.idle_frames, world.nodes[0].driver.core.state.config, IDLE_NS)
     world.idle_frames = None
     for node in world.nodes:
         limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
@@ -140,6 +141,6 @@ def _check_disk(world: World, node: SimNode) -> None:
 
 
 def _read_all(world: World, node: SimNode) -> None:
-    for op in range(node.store.first_op, node.driver.core.applied + 1):
+    for op in range(node.store.first_op, node.driver.core.state.execution.applied + 1):
         if node.store.read(op) is None:
             world.act(node.index, node.life, node.driver.on_damage)

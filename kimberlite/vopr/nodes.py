@@ -76,7 +76,7 @@ def boot(world: World, index: int, life: int) -> SimNode:
     world.counts["faulty"] = world.counts.get("faulty", 0) + recovered.faulty
     node = SimNode(index, driver, store, disk, life, booted_at=world.now)
     _serve(world, node)
-    world.trace.add(world.now, "boot", index, recovered.head, recovered.settled, driver.core.view)
+    world.trace.add(world.now, "boot", index, recovered.head, recovered.settled, driver.core.state.view)
     if life:
         world.nodes[index] = node
         world.checkers.on_restart(world, index)
@@ -153,7 +153,7 @@ def _driver(world: World, index: int, life: int, store: ObservedStore, recovered
 def _serve(world: World, node: SimNode) -> None:
     """What a replica does beside its place in the cluster: it scrubs its disk, is read from, and trims its log."""
     driver, store = node.driver, node.store
-    core = driver.core
+    state = driver.core.state
     random = Random(f"scrub {world.plan.seed} {node.index} {node.life}")
     node.scrubber = Scrubber(
         store,
@@ -164,8 +164,8 @@ def _serve(world: World, node: SimNode) -> None:
     )
     node.reader = LogReader(
         store,
-        end=lambda: core.positions,
-        applied=lambda: core.applied,
+        end=lambda: state.execution.positions,
+        applied=lambda: state.execution.applied,
         damaged=lambda op: driver.on_damage(),
     )
     node.retention = upkeep.retention(world, node)

@@ -109,7 +109,7 @@ class ObservedDriver(Driver):
         world.checkpoints.on_executed(header)
         super()._execute(header, message)
         digest = self.machine.digest if isinstance(self.machine, DigestMachine) else b""
-        world.checkers.on_executed(self.index, header.op, digest, self.core.sessions.clients)
+        world.checkers.on_executed(self.index, header.op, digest, self.core.state.sessions.clients)
 
     def _make_checkpoint(self, op: int) -> None:
         if self._is_checkpoint_lost:
@@ -123,18 +123,18 @@ class ObservedReplica(Replica):
     world: World
 
     def durable(self, token: int, now: int) -> None:
-        view, persist, _ = self._pending[token]
+        view, persist = self.state.outbox.owed[token]
         if persist.kind is PersistKind.VIEW:
             promise = (persist.view, persist.log_view, persist.commit, persist.suffix_head, persist.truncate_to)
-            self.world.trace.add(now, "promise", self.index, *promise)
-        elif view != self.view:
+            self.world.trace.add(now, "promise", self.state.index, *promise)
+        elif view != self.state.view:
             self.world.count("WRITTEN_IN_A_LATER_VIEW")
         super().durable(token, now)
 
     @property
     def is_writing(self) -> bool:
         """Whether something that it asked for is not durable yet."""
-        return bool(self._pending)
+        return bool(self.state.outbox.owed)
 
 
 class ObservedStore(Store):
@@ -162,7 +162,7 @@ class ObservedStore(Store):
     def _settled(self) -> int:
         """Up to here the log of its replica is known to be committed."""
         core = self.core
-        return max(core.log.committed, core.applied) if core is not None else 0
+        return max(core.state.log.committed, core.state.execution.applied) if core is not None else 0
 
 
 class Watch:
@@ -176,15 +176,15 @@ class Watch:
     def look(self, world: World, node: SimNode) -> None:
         core = node.driver.core
         if not self._most:
-            self._most = limits.limits(core.config, node.store.segment_bytes)
+            self._most = limits.limits(core.state.config, node.store.segment_bytes)
         self._steps += 1
         if self._steps % WEIGH_EVERY == 0:
             limits.weigh(core)
         limits.check_held(node.index, limits.held(core, node.store, node.disk), self._most)
-        log = core.log
-        if core.log_view == self._log_view and log.op < self._op:
+        log = core.state.log
+        if core.state.log_view == self._log_view and log.op < self._op:
             world.count("GAVE_UP_ABOVE")  # nothing else makes a log shorter within a view
-        self._log_view, self._op = core.log_view, log.op
+        self._log_view, self._op = core.state.log_view, log.op
         if self._candidates or log.candidates:
             self._look_at_candidates(world, log)
 

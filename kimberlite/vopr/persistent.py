@@ -123,13 +123,13 @@ def _deafen(world: World, index: int) -> None:
 
 def _set_clock(world: World, index: int, hours: int) -> None:
     core = world.nodes[index].driver.core
-    core.set_clock_offset(core.clock_offset + hours * HOUR_NS)
+    core.set_clock_offset(core.state.clock.offset + hours * HOUR_NS)
 
 
 def _fill(world: World, index: int) -> None:
     """The file system has nothing left to speak of: the node tells the core so before the last byte is gone."""
     fill(world.files[index])
-    world.nodes[index].driver.core.is_short_of_space = True
+    world.nodes[index].driver.core.set_short_of_space(True)
 
 
 def _far_away(world: World, index: int) -> None:
@@ -206,7 +206,7 @@ def persistent_fault(world: World, name: str) -> str:
         wanted = random.random() < RARE
         name = random.choice([fault for fault in FAULTS if is_rare(fault) is wanted])
     for node in world.nodes:
-        node.driver.core.config = replace(node.driver.core.config, abdicate_ns=ABDICATE_NS)
+        node.driver.core.state.config = replace(node.driver.core.state.config, abdicate_ns=ABDICATE_NS)
     primary = leader(world)
     backup, other = random.sample([index for index in range(world.plan.replica_count) if index != primary], 2)
     for client in world.clients:
@@ -268,6 +268,6 @@ def _end(world: World) -> None:
     world.cure()
     for node in world.nodes:
         empty(world.files[node.index])
-        node.driver.core.is_short_of_space = False
+        node.driver.core.set_short_of_space(False)
         world.resume(node.index)
         world.restart(node.index)

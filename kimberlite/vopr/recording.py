@@ -189,7 +189,7 @@ class Ledger(Checkers):
             promised.log_view = max(promised.log_view, header.view)
         if command == Command.DO_VIEW_CHANGE:
             promised.log_view = max(promised.log_view, header.log_view)
-        headers = world.nodes[replica].driver.core.log.headers
+        headers = world.nodes[replica].driver.core.state.log.headers
         for op, checksum in self.acknowledged[replica].items():
             known = headers.get(op)
             if known is not None and known.checksum == checksum:
@@ -201,7 +201,7 @@ class Ledger(Checkers):
 
     def on_executed(self, replica: int, op: int, digest: bytes, clients: Sequence[ClientId]) -> None:
         super().on_executed(replica, op, digest, clients)
-        sessions = self._world.nodes[replica].driver.core.sessions.encode()
+        sessions = self._world.nodes[replica].driver.core.state.sessions.encode()
         check(self.session_tables.setdefault(op, sessions) == sessions, f"other sessions after op {op}")
         promised = self._world.records[replica].promised
         promised.applied = max(promised.applied, op)
@@ -209,12 +209,12 @@ class Ledger(Checkers):
     def on_step(self, world: World, replica: int) -> None:
         super().on_step(world, replica)
         node = world.nodes[replica]
-        core = node.driver.core
+        core = node.driver.core.state
         promised = self._world.records[replica].promised
         for op, header in core.log.headers.items():
             if op <= core.log.durable:
                 promised.entries[op] = header
-        promised.checkpoint_op = max(promised.checkpoint_op, core.checkpoint_op)
+        promised.checkpoint_op = max(promised.checkpoint_op, core.execution.checkpoint_op)
         promised.first_op = max(promised.first_op, node.store.first_op)
         entries, state = promised.entries, node.store.view_state
         for op in [op for op, header in entries.items() if op > promised.applied and self.is_void(state, header)]:
@@ -323,15 +323,17 @@ class Recording(World):
         self.run_until(self.now + 500 * MS, lambda: False)  # the peers hear of the checkpoints
 
     def _primary(self) -> int:
-        cores = [node.driver.core for node in self.nodes if node.up]
-        return max(cores, key=lambda core: core.log_view).primary
+        states = [node.driver.core.state for node in self.nodes if node.up]
+        return max(states, key=lambda state: state.log_view).primary
 
     def _trim_segments(self) -> None:
         """To the last segment that may go."""
         self._quiet()
         core = self.nodes[self._primary()].driver.core
         extents = self.nodes[self._primary()].store.extents()
-        chosen = [extent.first_op for extent in extents if core.first_op < extent.first_op <= core.trimmable_op]
+        chosen = [
+            extent.first_op for extent in extents if core.state.log.first_op < extent.first_op <= core.trimmable_op
+        ]
         check(bool(chosen), "there is nothing to trim")
         self.inject("trim", len(chosen) - 1)
         self._wait(lambda: all(node.store.first_op >= chosen[-1] for node in self.nodes))

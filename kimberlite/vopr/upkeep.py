@@ -42,7 +42,7 @@ def retention(world: World, node: SimNode) -> Retention | None:
     plan = world.plan
     if not plan.retention_bytes and not plan.retention_age_s:
         return None
-    wall = world.now + node.driver.core.clock_offset
+    wall = world.now + node.driver.core.state.clock.offset
     world.at(world.now + RETENTION_NS, lambda: _look(world, node))
     return Retention(plan.retention_bytes, plan.retention_age_s, Clock(wall, world.now, node.index))
 
@@ -58,8 +58,8 @@ def _trim(world: World, node: SimNode) -> None:
     core = node.driver.core
     if node.retention is None:
         return
-    trim = node.retention.look(core, node.store, Times(world.now + core.clock_offset, world.now, world.now))
-    if trim is None or trim[0] <= core.first_op:
+    trim = node.retention.look(core, node.store, Times(world.now + core.state.clock.offset, world.now, world.now))
+    if trim is None or trim[0] <= core.state.log.first_op:
         return
     if not world.plan.retention_bytes:
         _check_age(world, node, trim[1])
@@ -79,5 +79,5 @@ def _check_age(world: World, node: SimNode, position: int) -> None:
             "I22 retention",
             f"replica {node.index} trims what is before position {position}; the event before was appended "
             f"{age // MS} ms ago, the limit is {least // MS} ms; its clock is off by "
-            f"{(node.driver.core.clock_offset - EPOCH_NS) // MS} ms",
+            f"{(node.driver.core.state.clock.offset - EPOCH_NS) // MS} ms",
         )

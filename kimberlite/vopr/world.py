@@ -416,11 +416,11 @@ class World:
         if indices is None:
             indices = [node.index for node in self.nodes if node.up]
         return "; ".join(
-            f"{index}: {core.status.name.lower()} view {core.view}/{core.log_view} op {core.log.op} "
-            f"linked {core.log.linked} durable {core.log.durable} commit {core.commit_max} "
-            f"applied {core.applied} faulty {len(core.log.faulty)}"
+            f"{index}: {state.status.name.lower()} view {state.view}/{state.log_view} op {state.log.op} "
+            f"linked {state.log.linked} durable {state.log.durable} commit {state.commit_max} "
+            f"applied {state.execution.applied} faulty {len(state.log.faulty)}"
             for index in indices
-            for core in [self.nodes[index].driver.core]
+            for state in [self.nodes[index].driver.core.state]
         )
 
     def read_log(self) -> list[bytes]:
@@ -434,7 +434,7 @@ class World:
     def _compare_events(self, node: SimNode, log: list[bytes]) -> None:
         """What a replica can read is the log, from where it begins there to its end."""
         position = node.store.first_position
-        for op in range(node.store.first_op, node.driver.core.applied + 1):
+        for op in range(node.store.first_op, node.driver.core.state.execution.applied + 1):
             message = node.store.read(op)
             if message is None:
                 raise Violation("E2 readable", f"replica {node.index} cannot read op {op}")

@@ -2,7 +2,7 @@
 
 Two things make a primary useless to its clients: nothing is committed (`is_stuck`), or what the others commit is
 not executed here (`lags`): its disk hangs, or is much slower than theirs, or a damaged entry is not repaired.
-Then it falls silent and asks to be replaced: this module says when, view_change.abdicate does it.
+Then it falls silent and asks to be replaced: this module says when, Leading.abdicate does it.
 
 It does not for a successor that would be no better:
 
@@ -20,34 +20,47 @@ Imports types and vsr only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Status
-from kimberlite.vsr import quorum, verdict
 from kimberlite.vsr.events import GaveUp
-from kimberlite.vsr.state import Lag, Peer, Prepared
+from kimberlite.vsr.execution import is_held_up
+from kimberlite.vsr.state import Prepared
 
 if TYPE_CHECKING:
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.leading import Leading
+    from kimberlite.vsr.state import State
 
 PATIENCE = 5
 ROW = 4  # ops that take longer here than this part of abdicate_ns add up
 
 
-def look_at_pipeline(r: Replica) -> GaveUp | None:
+@dataclass(slots=True)
+class Lag:
+    """How far a primary is behind what its backups have committed: see the module docstring. Nanoseconds."""
+
+    op: int = 0  # committed, and not executed here when it was looked; 0: none
+    since: int = 0  # when
+    began: int = 0  # the same of the first op of a row that took long
+    took: int = 0  # from its prepare to its commit
+    reached: int = 0  # ops durable and executed here at the last look
+    looked_at: int = 0
+
+
+def look_at_pipeline(s: State, leading: Leading) -> GaveUp | None:
     """The oldest op has just been sent again: whether this primary is to give up because it never commits here."""
     # For want of room on the disks of others nobody else could commit it either.
-    may_others = r.is_disk_full or not verdict.is_short_of_room(r)
-    if is_stuck(r) and not r.scope.abdicated and r.peers and may_others:
+    may_others = s.is_disk_full or not leading.is_short_of_room(s)
+    if is_stuck(s, leading) and leading.gave_up is None and s.peers and may_others:
         return GaveUp.ABDICATED
     return None
 
 
-def look_at_lag(r: Replica) -> GaveUp | None:
+def look_at_lag(s: State, leading: Leading) -> GaveUp | None:
     """Whether this primary is to give up because it does not keep up with its backups."""
-    if r.is_primary and r.status == Status.NORMAL and r.peers:
-        _look(r)
-        if not r.scope.abdicated and lags(r):
+    if s.peers:
+        _look(s, leading)
+        if leading.gave_up is None and lags(s, leading):
             return GaveUp.LAGGING
     return None
 
@@ -55,83 +68,80 @@ def look_at_lag(r: Replica) -> GaveUp | None:
 # Nothing is committed
 
 
-def is_stuck(r: Replica) -> bool:
+def is_stuck(s: State, leading: Leading) -> bool:
     """Whether the oldest op waits for abdicate_ns, and no quorum has it or comes nearer to it: while one does,
     another primary would have to wait for the same replicas."""
-    oldest, patience = r.pipeline[0], r.config.abdicate_ns
-    if is_waited_for_by_all(r, oldest):
+    oldest, patience = leading.pipeline[0], s.config.abdicate_ns
+    if is_waited_for_by_all(s, oldest):
         patience *= PATIENCE
-    since = r.now - patience
-    return oldest.prepared_at < since and not quorum.reached(moving(r, oldest, since), r.quorums.replication)
+    since = s.now - patience
+    return oldest.prepared_at < since and not s.membership.committed(moving(s, oldest, since))
 
 
-def is_waited_for_by_all(r: Replica, oldest: Prepared) -> bool:
+def is_waited_for_by_all(s: State, oldest: Prepared) -> bool:
     """Whether the own write alone is missing, and without this replica there is no quorum."""
-    with_own = oldest.acks | 1 << r.index
-    return quorum.reached(with_own, r.quorums.replication) and verdict.quorum_margin(r) == 0
+    with_own = oldest.acks | 1 << s.index
+    return s.membership.committed(with_own) and s.quorum_margin == 0
 
 
-def moving(r: Replica, oldest: Prepared, since: int) -> int:
+def moving(s: State, oldest: Prepared, since: int) -> int:
     """Who has the oldest op of the pipeline, or has come nearer to it since then: a bit set."""
-    bits = oldest.acks | (r.progress_at > since) << r.index
-    for replica, peer in r.peers.items():
+    bits = oldest.acks | (s.disk.progress_at > since) << s.index
+    for replica, peer in s.peers.items():
         bits |= (peer.said.progress_at > since) << replica
     return bits
 
 
-def on_returned(r: Replica, peer: Peer) -> None:
-    """A replica is heard again after a silence: it gets the time of a new op to come nearer, once, and a primary
-    that fell silent for want of a quorum leads again."""
-    if peer.said.is_awaited:
+def on_returned(s: State, leading: Leading) -> None:
+    """A replica is heard again after a silence: a primary that fell silent for want of a quorum leads again."""
+    if leading.gave_up is None or s.draining or lags(s, leading):
         return
-    peer.said.progress_at, peer.said.is_awaited = r.now, True
-    may_lead = r.scope.abdicated and not r.draining and r.status == Status.NORMAL and not lags(r)
-    if may_lead and r.pipeline and not is_stuck(r):
-        r.scope.abdicated = r.scope.suspecting = False
-        r.scope.votes.pop(r.index, None)
-        r.vote_timer.stop()
-        r.heartbeat_timer.start(r.now)
+    if leading.pipeline and not is_stuck(s, leading):
+        _go_on(leading)
+        leading.votes.at.pop(s.index, None)
+        leading.votes.timer.stop()
+        leading.heartbeat_timer.start(s.now)
 
 
-def on_committed(r: Replica) -> None:
+def on_committed(s: State, leading: Leading) -> None:
     """The commit number grew: a primary that gave up because it did not leads again."""
-    if r.scope.abdicated and not lags(r):
-        r.scope.abdicated = r.scope.suspecting = False
+    if leading.gave_up is not None and not lags(s, leading):
+        _go_on(leading)
+
+
+def _go_on(leading: Leading) -> None:
+    leading.gave_up = None
+    leading.votes.is_cast = False
 
 
 # What is committed is not executed here
 
 
-def lags(r: Replica) -> bool:
+def lags(s: State, leading: Leading) -> bool:
     """Whether for abdicate_ns, and for as long again as the others took, within bounds, what the others committed has
     not been executed here: one op, or several in a row each of which took long."""
-    patience = r.config.abdicate_ns + min(r.scope.lag.took, r.config.abdicate_ns)
-    return bool(r.scope.lag.op) and r.now - r.scope.lag.began > patience
+    patience = s.config.abdicate_ns + min(leading.lag.took, s.config.abdicate_ns)
+    return bool(leading.lag.op) and s.now - leading.lag.began > patience
 
 
-def is_held_up(r: Replica, op: int) -> bool:
-    """Whether `op` is committed and can not be executed here: it is not on this disk, or one before it is damaged."""
-    return r.log.durable < op or (r.applied < op and r.applied + 1 in r.log.faulty)
-
-
-def took_long(r: Replica, lag: Lag) -> bool:
+def took_long(s: State, lag: Lag) -> bool:
     """Whether the op that this primary was seen behind at took long here: longer than the others took for it."""
-    return bool(lag.op) and r.now - lag.since > max(r.config.abdicate_ns // ROW, lag.took)
+    return bool(lag.op) and s.now - lag.since > max(s.config.abdicate_ns // ROW, lag.took)
 
 
-def _look(r: Replica) -> None:
-    lag = r.scope.lag
-    has_slept = r.now - lag.looked_at > r.config.contact_ns
-    reached = r.applied + r.log.durable
-    comes_nearer = not r.scope.ready and reached != lag.reached
-    lag.looked_at, lag.reached = r.now, reached
+def _look(s: State, leading: Leading) -> None:
+    lag = leading.lag
+    has_slept = s.now - lag.looked_at > s.config.contact_ns
+    reached = s.execution.applied + s.log.durable
+    comes_nearer = not leading.ready and reached != lag.reached
+    lag.looked_at, lag.reached = s.now, reached
     is_excused = has_slept or comes_nearer
-    if lag.op and is_held_up(r, lag.op) and not is_excused:
+    if lag.op and is_held_up(s, lag.op) and not is_excused:
         return
-    is_in_a_row = took_long(r, lag) and not is_excused
-    lag.op = r.commit_max if is_held_up(r, r.commit_max) else 0
-    lag.since = r.now
+    is_in_a_row = took_long(s, lag) and not is_excused
+    lag.op = s.commit_max if is_held_up(s, s.commit_max) else 0
+    lag.since = s.now
     if not lag.op or not is_in_a_row:
-        lag.began = r.now
-    prepared = r.committing.get(lag.op)
-    lag.took = r.now - prepared.prepared_at if prepared is not None else 0
+        lag.began = s.now
+    prepared = leading.committing.get(lag.op)
+    lag.took = s.now - prepared.prepared_at if prepared is not None else 0

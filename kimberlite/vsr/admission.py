@@ -18,7 +18,7 @@ from kimberlite.types import Command, Header, Status
 from kimberlite.vsr.events import DropReason
 
 if TYPE_CHECKING:
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.state import State
 
 
 class View(IntEnum):
@@ -171,9 +171,16 @@ def decide(command: int, view: View, status: int, role: Role, sender: Sender) ->
     return _RULINGS[command, view, status, role, sender]
 
 
-def look(r: Replica, header: Header, may_be_newer: bool = True) -> Ruling:
+def look(s: State, header: Header, may_be_newer: bool = True) -> Ruling:
     """What the table says of a frame here and now. may_be_newer: False when its view could not be entered."""
-    is_newer = header.view > r.view and may_be_newer
-    view = View.SAME if header.view == r.view else View.NEWER if is_newer else View.OLDER
-    sender = Sender.LEADER if header.replica == header.view % r.config.replica_count else Sender.OTHER
-    return decide(header.command, view, r.status, Role.PRIMARY if r.is_primary else Role.BACKUP, sender)
+    is_newer = header.view > s.view and may_be_newer
+    view = View.SAME if header.view == s.view else View.NEWER if is_newer else View.OLDER
+    sender = Sender.LEADER if header.replica == s.membership.leader(header.view) else Sender.OTHER
+    return decide(header.command, view, s.status, Role.PRIMARY if s.is_primary else Role.BACKUP, sender)
+
+
+def is_of_its_primary(s: State, header: Header, ruling: Ruling) -> bool:
+    """Whether a prepare that is not accepted comes from who made it: one that is not known here was asked of nobody, so
+    that no other replica has sent it. One of an older view may be as old as that."""
+    is_prepare = header.command == Command.PREPARE and ruling.act is not Act.REFUSE
+    return is_prepare and header.view >= s.view and header.replica != s.index

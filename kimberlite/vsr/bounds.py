@@ -31,7 +31,7 @@ from kimberlite.frames import Bound
 from kimberlite.types import Command, FrameReason, Header
 
 if TYPE_CHECKING:
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.state import State
 
 TABLE: dict[Command, dict[str, Bound]] = {
     command: bounded
@@ -80,7 +80,7 @@ def _row(bounds: dict[str, Bound]) -> _Row:
 _ROWS = {int(command): _row(bounds) for command, bounds in TABLE.items()}
 
 
-def find(replica: Replica, header: Header) -> OutOfBounds | None:
+def find(state: State, header: Header) -> OutOfBounds | None:
     """The first number of a frame that is out of bounds for that replica, or None. Cost: about 1 us."""
     row = _ROWS.get(header.command)
     if row is None:
@@ -94,8 +94,8 @@ def find(replica: Replica, header: Header) -> OutOfBounds | None:
             return _refused(header, row, index, values[index], values[other] + plus)
     for index, own, plus in row.own:
         value = values[index]
-        if value > plus and value > own(replica) + plus:  # own numbers are not negative: most need not be asked for
-            return _refused(header, row, index, value, own(replica) + plus)
+        if value > plus and value > own(state) + plus:  # own numbers are not negative: most need not be asked for
+            return _refused(header, row, index, value, own(state) + plus)
     return None
 
 
@@ -103,13 +103,13 @@ def _refused(header: Header, row: _Row, index: int, value: int, highest: int) ->
     return OutOfBounds(header.command, header.replica, row.fields[index], value, highest)
 
 
-def check_header(replica: Replica, header: Header, view: int) -> None:
+def check_header(state: State, header: Header, view: int) -> None:
     """A header in the body of a frame of `view`: the prepare of an op above 0 of this cluster, or its root, made
     in that view or before. Raises FrameError."""
-    if header.command != Command.PREPARE or header.cluster != replica.config.cluster or header.epoch != 0:
+    if header.command != Command.PREPARE or header.cluster != state.config.cluster or header.epoch != 0:
         raise FrameError(f"op {header.op} in a list is no prepare of this cluster", reason=FrameReason.BAD_COMMAND)
     if header.view > view:
         raise FrameError(f"op {header.op} is of view {header.view}, after {view}", reason=FrameReason.BAD_SIZE)
-    found = find(replica, header) if header.op else None
+    found = find(state, header) if header.op else None
     if found is not None:
         raise FrameError(f"a header has {found}", reason=FrameReason.BAD_SIZE)

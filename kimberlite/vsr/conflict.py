@@ -25,9 +25,9 @@ from kimberlite.vsr.events import EventKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.state import State
 
-CONFLICT = "conflict"  # a kind of question, for r.pacing
+CONFLICT = "conflict"  # a kind of question, for s.repairs.pacing
 ASK_OPS = 64  # headers asked for: the op and what is below it; memory holds more
 
 
@@ -46,35 +46,35 @@ class Conflict:
         return f"op {self.op} is {self.own.hex()} here and {self.named.hex()} in a heartbeat of replica {self.replica}"
 
 
-def look(r: Replica, header: Header) -> None:
+def look(s: State, header: Header) -> None:
     """What a heartbeat of this view's primary says of the op `position`."""
-    own = r.log.headers.get(header.position)
-    if own is not None and header.position <= r.log.linked and header.context not in (ZERO16, own.checksum):
-        known = r.conflict
+    own = s.log.headers.get(header.position)
+    if own is not None and header.position <= s.log.linked and header.context not in (ZERO16, own.checksum):
+        known = s.conflict
         if known is None or header.position < known.op:
-            r.conflict = Conflict(header.position, own.checksum, header.context, header.replica)
-            r.emit(EventKind.IDENTITY_CONFLICT, header.position, header.replica)
-    conflict = r.conflict
-    if conflict is None or r.now - conflict.asked_at <= r.config.repair_expiry_ns:
+            s.conflict = Conflict(header.position, own.checksum, header.context, header.replica)
+            s.emit(EventKind.IDENTITY_CONFLICT, header.position, header.replica)
+    conflict = s.conflict
+    if conflict is None or s.now - conflict.asked_at <= s.config.repair_expiry_ns:
         return
-    if r.pacing.may_ask((CONFLICT, conflict.op), r.now):
-        r.pacing.brought_nothing((CONFLICT, conflict.op), r.now)  # unless the answer resolves it
-        _ask(r, conflict)
+    if s.repairs.pacing.may_ask((CONFLICT, conflict.op), s.now):
+        s.repairs.pacing.brought_nothing((CONFLICT, conflict.op), s.now)  # unless the answer resolves it
+        _ask(s, conflict)
 
 
-def _ask(r: Replica, conflict: Conflict) -> None:
-    conflict.asked_at, conflict.nonce = r.now, r.next_nonce()
+def _ask(s: State, conflict: Conflict) -> None:
+    conflict.asked_at, conflict.nonce = s.now, s.next_nonce()
     first = max(conflict.op - ASK_OPS + 1, 1)
-    r.broadcast(r.make(Command.REQUEST_HEADERS, op=first, position=conflict.op, nonce=conflict.nonce))
+    s.broadcast(s.make(Command.REQUEST_HEADERS, op=first, position=conflict.op, nonce=conflict.nonce))
 
 
-def on_headers(r: Replica, header: Header, chain: Sequence[Header]) -> bool:
+def on_headers(s: State, header: Header, chain: Sequence[Header]) -> bool:
     """Whether a chain of headers answers what was asked because of a conflict. Raises InvariantError when it
     confirms it."""
-    conflict = r.conflict
+    conflict = s.conflict
     if conflict is None or header.nonce != conflict.nonce:
         return False
-    if chain[-1].op != conflict.op or not _meets(r, chain):
+    if chain[-1].op != conflict.op or not _meets(s, chain):
         return True  # it says nothing of that op
     invariant(
         chain[-1].checksum != conflict.named,
@@ -82,18 +82,18 @@ def on_headers(r: Replica, header: Header, chain: Sequence[Header]) -> bool:
         op=conflict.op,
         own=conflict.own.hex(),
         committed=conflict.named.hex(),
-        view=r.view,
+        view=s.view,
         says=header.replica,
     )
     if chain[-1].checksum == conflict.own and header.replica == conflict.replica:
-        r.conflict = None
+        s.conflict = None
     return True
 
 
-def _meets(r: Replica, chain: Sequence[Header]) -> bool:
+def _meets(s: State, chain: Sequence[Header]) -> bool:
     """Whether the chain has an op below its last in common with this log."""
-    below = r.log.headers.get(chain[0].op - 1)
+    below = s.log.headers.get(chain[0].op - 1)
     if below is not None and chain[0].parent == below.checksum:
         return True
-    known = ((header, r.log.headers.get(header.op)) for header in chain[:-1])
+    known = ((header, s.log.headers.get(header.op)) for header in chain[:-1])
     return any(own is not None and own.checksum == header.checksum for header, own in known)

@@ -37,8 +37,10 @@ ENTRY_BYTES = 4 << 10  # what a held body takes besides itself, at most: header,
 class Log:
     """See the module docstring. Holds no policy: callers decide what to accept."""
 
-    def __init__(self, head: Header, below: Sequence[Header] = ()) -> None:
-        """`head` and everything under it is on disk; `below` are headers under it, to keep."""
+    def __init__(self, head: Header, below: Sequence[Header] = (), first_op: int = 1) -> None:
+        """`head` and everything under it is on disk; `below` are headers under it, to keep. What is below first_op
+        was trimmed."""
+        self.first_op = first_op
         self.headers: dict[int, Header] = {header.op: header for header in (*below, head)}
         self.bodies: dict[int, Message] = {}
         self.op = head.op
@@ -208,6 +210,7 @@ class Log:
 
     def trim(self, first_op: int) -> None:
         """The log begins with `first_op` now: damage below it concerns nobody any more, nor what came to repair it."""
+        self.first_op = first_op = max(self.first_op, first_op)
         self.faulty = {op for op in self.faulty if op >= first_op}
         for op in [op for op in self.bodies if op < first_op]:
             self.let_go(op)

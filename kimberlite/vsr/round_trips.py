@@ -5,34 +5,42 @@ Imports types and vsr only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Header
 from kimberlite.vsr.events import EventKind
 
 if TYPE_CHECKING:
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.state import State
 
 
-def begin(r: Replica, op: int) -> None:
+@dataclass(slots=True)
+class Timed:
+    """The prepare by which round trips are measured."""
+
+    op: int = 0
+    at: int = 0  # when it was made, nanoseconds
+    peers: set[int] = field(default_factory=set)  # who has not acknowledged it
+
+
+def begin(s: State, timed: Timed, op: int) -> None:
     """Under load prepares take the place of heartbeats: now and then one of them is timed in their stead, until
     every peer has acknowledged it, or has been silent for too long."""
-    scope = r.scope
-    since = r.now - scope.timed_at
-    if since >= r.config.heartbeat_ns and (not scope.timed_peers or since >= r.config.contact_ns):
-        scope.timed_op, scope.timed_at, scope.timed_peers = op, r.now, set(r.peers)
+    since = s.now - timed.at
+    if since >= s.config.heartbeat_ns and (not timed.peers or since >= s.config.contact_ns):
+        timed.op, timed.at, timed.peers = op, s.now, set(s.peers)
 
 
-def on_prepare_ok(r: Replica, header: Header) -> None:
+def on_prepare_ok(s: State, timed: Timed, header: Header) -> None:
     """An acknowledgement of the prepare that is timed, or one that echoes a heartbeat."""
-    scope = r.scope
-    if header.replica in scope.timed_peers and header.op >= scope.timed_op:
-        scope.timed_peers.discard(header.replica)
-        _note(r, header.replica, scope.timed_at)
+    if header.replica in timed.peers and header.op >= timed.op:
+        timed.peers.discard(header.replica)
+        _note(s, header.replica, timed.at)
     elif header.nonce:
-        _note(r, header.replica, header.nonce)
+        _note(s, header.replica, header.nonce)
 
 
-def _note(r: Replica, replica: int, sent_at: int) -> None:
-    r.peers[replica].round_trip = r.now - sent_at
-    r.emit(EventKind.PEER_ROUND_TRIP, replica, r.now - sent_at)
+def _note(s: State, replica: int, sent_at: int) -> None:
+    s.peers[replica].round_trip = s.now - sent_at
+    s.emit(EventKind.PEER_ROUND_TRIP, replica, s.now - sent_at)

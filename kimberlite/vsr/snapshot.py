@@ -7,53 +7,55 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Status
 from kimberlite.vsr import verdict
+from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.work import PeerSnapshot, Snapshot
 
 if TYPE_CHECKING:
-    from kimberlite.vsr.replica import Replica
+    from kimberlite.vsr.state import State
 
 
-def of(r: Replica) -> Snapshot:
+def of(s: State) -> Snapshot:
     """State for status and gauges."""
+    leading = s.role if isinstance(s.role, Leading) else None
+    oldest = leading.pipeline[0] if leading is not None and leading.pipeline else None
     return Snapshot(
-        replica=r.index,
-        replica_count=r.config.replica_count,
-        status=r.status,
-        is_primary=r.is_primary and r.status == Status.NORMAL,
-        primary=r.primary,
-        view=r.view,
-        log_view=r.log_view,
-        op=r.log.op,
-        commit=r.commit,
-        applied=r.applied,
-        positions=r.positions,
-        quorum=r.quorums.replication,
-        quorum_margin=verdict.quorum_margin(r),
-        pipeline_depth=len(r.pipeline),
-        pipeline_limit=r.config.pipeline_max,
-        queue_depth=len(r.queue) + len(r.waiting),
-        queue_limit=r.config.queue_max,
-        sessions=len(r.sessions),
-        sessions_limit=r.config.sessions_max,
-        faulty=len(r.log.faulty),
-        repairs_in_flight=len(r.repairs),
-        repair_budget=r.config.repairs_max - len(r.repairs),
-        oldest_uncommitted_votes=r.pipeline[0].acks.bit_count() if r.pipeline else 0,
-        oldest_uncommitted_at=r.pipeline[0].prepared_at if r.pipeline else 0,
-        known_commit=max(r.commit_max, r.scope.commit_heard),
-        known_head=max(r.scope.known_head, r.log.op),
-        draining=r.draining,
-        is_disk_full=r.is_disk_full,
+        replica=s.index,
+        replica_count=s.config.replica_count,
+        status=s.status,
+        is_primary=leading is not None,
+        primary=s.primary,
+        view=s.view,
+        log_view=s.log_view,
+        op=s.log.op,
+        commit=s.commit,
+        applied=s.execution.applied,
+        positions=s.execution.positions,
+        quorum=s.membership.quorums.replication,
+        quorum_margin=s.quorum_margin,
+        pipeline_depth=len(leading.pipeline) if leading is not None else 0,
+        pipeline_limit=s.config.pipeline_max,
+        queue_depth=len(leading.requests) if leading is not None else 0,
+        queue_limit=s.config.queue_max,
+        sessions=len(s.sessions),
+        sessions_limit=s.config.sessions_max,
+        faulty=len(s.log.faulty),
+        repairs_in_flight=len(s.repairs.requests),
+        repair_budget=s.config.repairs_max - len(s.repairs.requests),
+        oldest_uncommitted_votes=oldest.acks.bit_count() if oldest is not None else 0,
+        oldest_uncommitted_at=oldest.prepared_at if oldest is not None else 0,
+        known_commit=max(s.commit_max, s.scope.commit_heard),
+        known_head=max(s.scope.known_head, s.log.op),
+        draining=s.draining,
+        is_disk_full=s.is_disk_full,
         peers=tuple(
             PeerSnapshot(replica, peer.last_heard, peer.said.op, peer.commit, peer.round_trip, peer.repair_latency)
-            for replica, peer in r.peers.items()
+            for replica, peer in s.peers.items()
         ),
-        stuck_op=r.stuck_op,
-        unhealthy=verdict.unhealthy(r),
-        cannot_commit=verdict.cannot_commit(r),
-        held_bytes=r.log.held_bytes,
-        held_bytes_limit=r.config.held_bytes_max,
-        disk_waits=r.disk_waits,
+        stuck_op=s.role.stuck_op,
+        unhealthy=verdict.unhealthy(s),
+        cannot_commit=verdict.cannot_commit(s),
+        held_bytes=s.log.held_bytes,
+        held_bytes_limit=s.config.held_bytes_max,
+        disk_waits=s.outbox.waits(s.now),
     )

@@ -1,14 +1,51 @@
-"""Small records that the sub-protocols share. Imports types only."""
+"""Everything a replica knows, whatever it does now: the state that its roles share.
+
+Grouped by what lives and dies together. What belongs to one view is in ViewScope, which is made anew with each; what
+belongs to what the replica does now is in its role (vsr.role). What stays is true in every view: facts (commit number,
+log, sessions), what is known of disks, links and lives of replicas, and entries asked for by their identity.
+
+The methods are what every sub-protocol needs: making and sending frames, telling events, learning commit numbers.
+
+Main invariants: log_view <= view; both durable before any frame that reveals them; applied <= durable <= linked <= op;
+commits only by acknowledgements of the current view; nothing at or below a known commit number is ever dropped.
+Imports errors, types and vsr only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Header, Message
+from kimberlite.types import (
+    OP_MAX,
+    ROOM_UNBOUNDED,
+    Bytes,
+    Checksum,
+    ClientId,
+    Command,
+    Header,
+    Message,
+    Reason,
+    Recovered,
+    Restored,
+    Room,
+    Status,
+)
+from kimberlite.vsr.codec import Codec
+from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.events import DropReason, Event, EventKind
+from kimberlite.vsr.log import Log
+from kimberlite.vsr.membership import Membership
+from kimberlite.vsr.outbox import Outbox
+from kimberlite.vsr.pacing import Pacing
+from kimberlite.vsr.sessions import SessionTable
+from kimberlite.vsr.timers import FailureDetector, Prng, Timer
+from kimberlite.vsr.work import Persist, PersistKind, ServeHeaders, ServePrepare, ToClient, ToReplica
 
 if TYPE_CHECKING:
-    from kimberlite.vsr.view_change import DoViewChange
+    from kimberlite.vsr.conflict import Conflict
+    from kimberlite.vsr.role import Role
 
 
 @dataclass(slots=True)
@@ -48,18 +85,6 @@ class Peer:
     def says(self, op: int) -> None:
         """How far its log goes. The last word counts: its disk may be a new one."""
         self.said.op = self.held = op
-
-
-@dataclass(slots=True)
-class Lag:
-    """How far a primary is behind what its backups have committed: see vsr/abdication.py. Nanoseconds."""
-
-    op: int = 0  # committed, and not executed here when it was looked; 0: none
-    since: int = 0  # when
-    began: int = 0  # the same of the first op of a row that took long
-    took: int = 0  # from its prepare to its commit
-    reached: int = 0  # ops durable and executed here at the last look
-    looked_at: int = 0
 
 
 @dataclass(slots=True)
@@ -113,29 +138,299 @@ class RepairRequest:
 
 @dataclass(slots=True)
 class ViewScope:
-    """What a replica has heard, asked and promised in one view: made anew with each, see Replica.enter_view."""
+    """What a replica has heard and asked in one view."""
 
-    # Leaving it
-    votes: dict[int, int] = field(default_factory=dict)  # replica -> when it last voted to leave the view
-    suspecting: bool = False  # this replica votes to leave it
-    abdicated: bool = False  # as its primary
-    # Beginning it
-    evidence: dict[int, DoViewChange] = field(default_factory=dict)
-    evidence_nonce: int = 0  # of the evidence given; 0: none yet
-    # Backup
     known_head: int = 0  # head of the primary as last heard
     commit_heard: int = 0  # perhaps far above the own log
-    trimmed_by_primary: int = 0  # first op that the primary has, as last heard
-    ack_due: bool = False
-    echo_nonce: int = 0
-    # Primary
-    ready: bool = False
-    ready_at_op: int = 0
-    lag: Lag = field(default_factory=Lag)
-    full_peers: set[int] = field(default_factory=set)  # who says that its disk is full
-    timed_op: int = 0  # the prepare by which round trips are measured,
-    timed_at: int = 0  # when it was made, and
-    timed_peers: set[int] = field(default_factory=set)  # who has not acknowledged it
-    # Repair: headers are those of a view
+    entered: dict[int, int] = field(default_factory=dict)  # op not yet applied -> when its prepare entered this log
     headers_requests: dict[int, HeadersRequest] = field(default_factory=dict)  # nonce -> request, in order of ops
     headers_overdue: dict[int, HeadersRequest] = field(default_factory=dict)  # not waited for any more, still taken
+
+
+@dataclass(slots=True)
+class Repairs:
+    """What is asked of others, by its identity: it stays wanted in every view."""
+
+    pacing: Pacing
+    requests: dict[int, RepairRequest] = field(default_factory=dict)  # op -> request
+    early: dict[int, Message] = field(default_factory=dict)  # op -> prepare that came before its turn
+    end: int = 0  # entries up to here are asked for or held, as last planned
+    is_due: bool = False  # answers came in this round
+    last_nonce: int = 0  # of any question
+    timer: Timer = field(default_factory=Timer)
+
+
+@dataclass(slots=True)
+class Execution:
+    """How far the committed log is executed. Times in nanoseconds."""
+
+    applied: int = 0  # executed up to this op
+    emitted: int = 0  # handed out up to this op
+    checkpoint_op: int = 0  # of the durable checkpoint
+    positions: int = 0  # events in the applied log
+    replay_to: int = 0  # up to here the disk knew of the commit: executing it again is no new work
+    recover_to: int | None = None  # the same until that has been done, then None
+    started_at: int = 0
+
+    def begin_with(self, restored: Restored) -> None:
+        """Go on behind a checkpoint."""
+        self.applied = self.emitted = self.checkpoint_op = restored.op
+        self.positions = restored.positions
+
+
+@dataclass(slots=True)
+class Disk:
+    """The own disk, as the driver last found it: before each round it says what the journal has room for."""
+
+    room: Room = ROOM_UNBOUNDED
+    is_short_of_space: bool = False  # the file system has less left than it should
+    wants_room: bool = False  # the last round held something back for lack of room
+    progress_at: int = 0  # when the durable log last grew; nanoseconds
+
+
+@dataclass(slots=True)
+class Clock:
+    """Time since 1970, as entries of the log are stamped. Nanoseconds."""
+
+    offset: int = 0  # to add to `now`
+    last: int = 0  # the last stamp given
+
+    def stamp(self, now: int, previous: int) -> int:
+        """Strictly increasing along the log, whatever the clock does. previous: of the entry before."""
+        self.last = max(now + self.offset, previous + 1, self.last + 1)
+        return self.last
+
+
+class State:
+    """See the module docstring."""
+
+    __slots__ = (
+        "__weakref__",
+        "clock",
+        "codec",
+        "commit_max",
+        "config",
+        "conflict",
+        "detector",
+        "disk",
+        "draining",
+        "execution",
+        "index",
+        "log",
+        "log_state",
+        "log_view",
+        "membership",
+        "now",
+        "outbox",
+        "pace",
+        "peers",
+        "ping_timer",
+        "prng",
+        "repairs",
+        "role",
+        "scope",
+        "sessions",
+        "view",
+    )
+
+    role: Role
+
+    def __init__(
+        self, config: CoreConfig, codec: Codec, recovered: Recovered, headers: Sequence[Header], seed: int, now: int
+    ) -> None:
+        """As storage found it; `role` is still missing. See Replica.__init__."""
+        self.config = config
+        self.codec = codec
+        self.index = config.replica
+        self.membership = Membership.of(config.replica_count)
+        self.prng = Prng(seed)
+        self.now = now
+        self.clock = Clock()
+
+        # Promised
+        self.view = recovered.view_state.view
+        self.log_view = recovered.view_state.log_view
+        self.log_state = LogState(0, 0, ())
+        self.commit_max = 0  # never above this log, whatever is heard: it goes to disk and into evidence
+
+        self.log = Log(recovered.settled_header, headers, recovered.first_op)
+        self.conflict: Conflict | None = None  # an op of which two identities are known
+        restored = recovered.restored
+        self.sessions = SessionTable.decode(config.sessions_max, restored.sessions if restored is not None else b"")
+        self.execution = Execution(started_at=now)
+        if restored is not None:
+            self.execution.begin_with(restored)
+
+        self.scope = ViewScope()  # what belongs to `view`: see enter_view
+        self.peers: dict[int, Peer] = {replica: Peer() for replica in self.membership.voters if replica != self.index}
+        self.detector = FailureDetector(config.suspect_min_ns, config.suspect_max_ns, self.prng, now)
+        self.ping_timer = Timer()
+        if self.peers:
+            self.ping_timer.start(now + self.prng.jitter(config.ping_ns))
+        self.repairs = Repairs(Pacing(config.repair_expiry_ns, config.repair_pause_ns))
+        self.pace = Pace()
+        self.draining = False  # this replica is being stopped
+        self.disk = Disk()
+        self.outbox = Outbox()
+
+    # Derived
+
+    @property
+    def status(self) -> Status:
+        return self.role.status
+
+    @property
+    def primary(self) -> int:
+        return self.membership.leader(self.view)
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this replica leads its view, or would if that began."""
+        return self.membership.leader(self.view) == self.index
+
+    @property
+    def commit(self) -> int:
+        """Highest op known to be committed that this replica's own log reaches."""
+        return min(self.commit_max, self.log.linked)
+
+    @property
+    def is_disk_full(self) -> bool:
+        """No segment can be reserved any more, and what is left is little; or the file system is nearly full.
+        This replica goes on writing what fits, but nobody should count on it for more."""
+        room = self.disk.room
+        return self.disk.is_short_of_space or (room.is_exhausted and room.bytes < self.config.pipeline_bytes)
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether so much waits for this disk, or to be executed here, that no more is taken."""
+        return self.log.held_bytes >= self.config.held_bytes_max
+
+    def is_heard(self, replica: int) -> bool:
+        """Whether that replica, or this one itself, gave a sign of life within contact_ns."""
+        if replica == self.index:
+            return True
+        last = self.peers[replica].last_heard
+        return last > 0 and self.now - last <= self.config.contact_ns
+
+    @property
+    def quorum_margin(self) -> int:
+        """Replicas heard, this one included, minus those that a commit needs: below 0 nothing can be committed."""
+        return sum(map(self.is_heard, self.membership.voters)) - self.membership.quorums.replication
+
+    # Telling
+
+    def emit(self, kind: EventKind, a: int = 0, b: int = 0, c: int = 0) -> None:
+        self.outbox.work.events.append(Event(kind, a, b, c))
+
+    def drop(self, message: Message, reason: DropReason) -> None:
+        self.outbox.work.events.append(Event(EventKind.DROPPED, message.header.command, reason))
+
+    def refuse(self, message: Message, reason: DropReason) -> None:
+        """No honest replica sends that: drop it, and have its connection closed."""
+        self.drop(message, reason)
+        self.outbox.work.refused.append(message)
+
+    def make(self, command: Command, body: Bytes = b"", **fields: int | Checksum) -> Message:
+        """A frame of this replica, in its view."""
+        header = self.codec.make_header(
+            body,
+            cluster=self.config.cluster,
+            command=command,
+            replica=self.index,
+            view=self.view,
+            commit=self.commit_max,
+            checkpoint_op=self.execution.checkpoint_op,
+            **fields,  # type: ignore[arg-type]
+        )
+        return Message(header, body)
+
+    def next_nonce(self) -> int:
+        """For a question whose answer is told from others by it: hard to guess for who can not read it."""
+        self.repairs.last_nonce = max(self.now, self.repairs.last_nonce + 1)
+        return self.repairs.last_nonce
+
+    def send(self, replica: int, message: Message) -> None:
+        self.outbox.work.send.append(ToReplica(replica, message))
+
+    def broadcast(self, message: Message) -> None:
+        send = self.outbox.work.send
+        for replica in self.peers:
+            send.append(ToReplica(replica, message))
+
+    def send_client(self, client: ClientId, message: Message) -> None:
+        self.outbox.work.send.append(ToClient(client, message))
+
+    def serve(self, request: ServePrepare | ServeHeaders) -> None:
+        self.outbox.work.serve.append(request)
+
+    def reject(self, request: Message, reason: Reason, *, flags: int = 0, wait_ms: int = 0) -> None:
+        """Tell a client that its request was not accepted here. wait_ms: come back no sooner."""
+        header = request.header
+        self.emit(EventKind.REJECTED, reason)
+        self.send_client(
+            header.client,
+            self.make(
+                Command.REJECT,
+                client=header.client,
+                request=header.request,
+                reason=reason,
+                context=header.checksum,
+                flags=flags,
+                count=wait_ms,
+            ),
+        )
+
+    # Commit numbers
+
+    def learn_commit(self, commit: int) -> None:
+        """A commit number of the canonical log, as a peer says."""
+        self.scope.commit_heard = max(self.scope.commit_heard, commit)
+        self.note_committed()
+
+    def note_commit(self) -> None:
+        """What was heard is believed as far as this log goes: evidence of more than there is would
+        keep every later view from being chosen, and a superblock would keep it for ever."""
+        heard = self.scope.commit_heard
+        if heard > self.commit_max:
+            self.commit_max = max(self.commit_max, min(heard, self.log.op, self.trusted))
+
+    @property
+    def trusted(self) -> int:
+        """Ops up to here may be committed and executed, for all that is known of their identities."""
+        return self.conflict.op - 1 if self.conflict is not None else OP_MAX
+
+    def note_committed(self) -> None:
+        """In its own view, from the moment it is installed, this log is a prefix of the canonical
+        one, so that a commit number speaks of its entries too: what it allows to apply is never dropped."""
+        self.note_commit()
+        if self.log_view == self.view:
+            self.log.committed = max(self.log.committed, min(self.commit_max, self.log.linked))
+
+    # Promises
+
+    def enter_view(self, view: int) -> None:
+        """The one place where a view ends and another begins: all that was heard and asked in the old one goes with
+        it."""
+        self.view = view
+        self.scope = ViewScope()
+        for peer in self.peers.values():
+            peer.said = Said()
+
+    def persist_view(self, truncate_to: int | None = None) -> None:
+        """Write the superblock. truncate_to: the journal is cut above that op then."""
+        if truncate_to is not None:
+            self.outbox.void_writes(truncate_to)
+        state = self.log_state
+        promise = Persist(
+            token=0,
+            kind=PersistKind.VIEW,
+            view=self.view,
+            log_view=self.log_view,
+            commit=self.commit_max,
+            base=state.base,
+            suffix_head=state.suffix_head,
+            suffix=state.suffix,
+            doubt=state.doubt,
+            truncate_to=truncate_to,
+        )
+        self.outbox.persist(promise, self.view, self.now)

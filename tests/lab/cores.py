@@ -12,7 +12,8 @@ that moves is one line to change; a test that names what there is not is told so
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
@@ -29,15 +30,20 @@ from kimberlite.types import (
     Status,
     ViewState,
 )
+from kimberlite.vsr import transitions
+from kimberlite.vsr.abdication import Lag
 from kimberlite.vsr.bounds import OutOfBounds
+from kimberlite.vsr.choice import DoViewChange
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.conflict import Conflict
-from kimberlite.vsr.events import GaveUp
+from kimberlite.vsr.events import GaveUp, ViewChangeCause
+from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.state import HeadersRequest, Lag, Pace, Peer, Prepared, RepairRequest, ViewScope
+from kimberlite.vsr.requests import Requests
+from kimberlite.vsr.role import EnterView, Role
+from kimberlite.vsr.state import HeadersRequest, Pace, Peer, Prepared, RepairRequest, State, ViewScope
 from kimberlite.vsr.timers import Timer
-from kimberlite.vsr.view_change import DoViewChange
 from kimberlite.vsr.work import Persist, Snapshot, ToClient, ToReplica, Work
 from lab import entries
 
@@ -64,6 +70,21 @@ class Place(Generic[T]):
         setattr(owner, self._name, value)
 
 
+class OfRole(Place[T]):
+    """What a core keeps in its role. In another role there is no such thing: what it would begin with is read then,
+    and setting it is a mistake."""
+
+    def __init__(self, name: str, default: Callable[[], T]) -> None:
+        super().__init__(f"state.role.{name}")
+        self._default = default
+
+    def __get__(self, core: Core, kind: type[Core]) -> T:
+        try:
+            return super().__get__(core, kind)
+        except AttributeError:
+            return self._default()
+
+
 class Core:
     """A core as tests see it."""
 
@@ -80,62 +101,94 @@ class Core:
 
     # State: read and set
 
-    config = Place[CoreConfig]("config")
-    index = Place[int]("index")
-    now = Place[int]("now")
-    room = Place[Room]("room")
-    is_short_of_space = Place[bool]("is_short_of_space")
-    wants_room = Place[bool]("wants_room")
-    status = Place[Status]("status")
-    view = Place[int]("view")
-    log_view = Place[int]("log_view")
-    primary = Place[int]("primary")
-    is_primary = Place[bool]("is_primary")
-    log = Place[Log]("log")
-    commit = Place[int]("commit")
-    commit_max = Place[int]("commit_max")
-    applied = Place[int]("applied")
-    apply_emitted = Place[int]("apply_emitted")
-    positions = Place[int]("positions")
-    first_op = Place[int]("first_op")
-    checkpoint_op = Place[int]("checkpoint_op")
+    state = Place[State]("state")
+    config = Place[CoreConfig]("state.config")
+    index = Place[int]("state.index")
+    now = Place[int]("state.now")
+    room = Place[Room]("state.disk.room")
+    is_short_of_space = Place[bool]("state.disk.is_short_of_space")
+    wants_room = Place[bool]("state.disk.wants_room")
+    status = Place[Status]("state.status")
+    view = Place[int]("state.view")
+    log_view = Place[int]("state.log_view")
+    primary = Place[int]("state.primary")
+    is_primary = Place[bool]("state.is_primary")
+    log = Place[Log]("state.log")
+    commit = Place[int]("state.commit")
+    commit_max = Place[int]("state.commit_max")
+    applied = Place[int]("state.execution.applied")
+    apply_emitted = Place[int]("state.execution.emitted")
+    positions = Place[int]("state.execution.positions")
+    first_op = Place[int]("state.log.first_op")
+    checkpoint_op = Place[int]("state.execution.checkpoint_op")
     trimmable_op = Place[int]("trimmable_op")
-    peers = Place[dict[int, Peer]]("peers")
-    entered = Place[dict[int, int]]("entered")
-    disk_waits = Place[int]("disk_waits")
-    conflict = Place[Conflict | None]("conflict")
+    peers = Place[dict[int, Peer]]("state.peers")
+    entered = Place[dict[int, int]]("state.scope.entered")
+    conflict = Place[Conflict | None]("state.conflict")
     refusal = Place[OutOfBounds | None]("refusal")
     # Of a view, whatever the role
-    scope = Place[ViewScope]("scope")
-    votes = Place[dict[int, int]]("scope.votes")
-    suspecting = Place[bool]("scope.suspecting")
-    evidence = Place[dict[int, DoViewChange]]("scope.evidence")
-    evidence_nonce = Place[int]("scope.evidence_nonce")
-    gave_up = Place[tuple[int, GaveUp] | None]("gave_up")
-    stuck_op = Place[int]("stuck_op")
-    view_change_timer = Place[Timer]("view_change_timer")
+    scope = Place[ViewScope]("state.scope")
+    role = Place[Role]("state.role")
+    votes = Place[dict[int, int]]("state.role.votes.at")
+    suspecting = Place[bool]("state.role.votes.is_cast")
+    stuck_op = Place[int]("state.role.stuck_op")
+    # Of a view change
+    evidence = OfRole[dict[int, DoViewChange]]("evidence", dict)
+    evidence_nonce = OfRole[int]("nonce", int)
+    view_change_timer = OfRole[Timer]("_timer", Timer)
     # Of a primary
-    ready = Place[bool]("scope.ready")
-    abdicated = Place[bool]("scope.abdicated")
-    can_journal = Place[bool]("can_journal")
-    view_left_at = Place[int]("view_left_at")
-    full_peers = Place[set[int]]("scope.full_peers")
-    lag = Place[Lag]("scope.lag")
-    pipeline = Place[deque[Prepared]]("pipeline")
-    committing = Place[dict[int, Prepared]]("committing")
-    queue = Place[deque[tuple[Message, int]]]("queue")
-    queue_bytes = Place[int]("queue_bytes")
-    waiting = Place[dict[ClientId, tuple[Message, int]]]("waiting")
-    in_flight = Place[dict[ClientId, int]]("in_flight")
-    pace = Place[Pace]("pace")
+    ready = OfRole[bool]("ready", bool)
+    view_left_at = OfRole[int]("left_at", int)
+    full_peers = OfRole[set[int]]("full_peers", set)
+    lag = OfRole[Lag]("lag", Lag)
+    pipeline = OfRole[deque[Prepared]]("pipeline", deque)
+    committing = OfRole[dict[int, Prepared]]("committing", dict)
+    requests = OfRole[Requests]("requests", Requests)
+    pace = Place[Pace]("state.pace")
     # Of a backup
-    known_head = Place[int]("scope.known_head")
-    commit_heard = Place[int]("scope.commit_heard")
-    ack_due = Place[bool]("scope.ack_due")
-    stash = Place[dict[int, Message]]("stash")
+    known_head = Place[int]("state.scope.known_head")
+    commit_heard = Place[int]("state.scope.commit_heard")
+    ack_due = OfRole[bool]("ack_due", bool)
+    stash = Place[dict[int, Message]]("state.repairs.early")
     # Of repair
-    repairs = Place[dict[int, RepairRequest]]("repairs")
-    headers_requests = Place[dict[int, HeadersRequest]]("scope.headers_requests")
+    repairs = Place[dict[int, RepairRequest]]("state.repairs.requests")
+    headers_requests = Place[dict[int, HeadersRequest]]("state.scope.headers_requests")
+
+    @property
+    def queue(self) -> deque[tuple[Message, int]]:
+        return self.requests.queue
+
+    @property
+    def queue_bytes(self) -> int:
+        return self.requests.bytes
+
+    @property
+    def waiting(self) -> dict[ClientId, tuple[Message, int]]:
+        return self.requests.waiting
+
+    @property
+    def in_flight(self) -> dict[ClientId, int]:
+        return self.requests.in_flight
+
+    @property
+    def abdicated(self) -> bool:
+        """Whether this primary is silent, and asks to be replaced."""
+        return isinstance(self.role, Leading) and self.role.gave_up is not None
+
+    @property
+    def gave_up(self) -> tuple[int, GaveUp] | None:
+        """The view that it would not lead any more, and why, as it goes into a view change."""
+        return self.state.role.story(self.state).gave_up
+
+    @property
+    def can_journal(self) -> bool:
+        role = self.state.role
+        assert isinstance(role, Leading)
+        return role.can_journal(self.state)
+
+    @property
+    def disk_waits(self) -> int:
+        return self.state.outbox.waits(self.now)
 
     def snapshot(self, now: int | None = None) -> Snapshot:
         """State for status and gauges; at `now` when that is later than the last input."""
@@ -146,20 +199,20 @@ class Core:
     @property
     def pending(self) -> list[Persist]:
         """What was handed to the disk and is not durable yet, as far as the core still counts upon it."""
-        return [persist for _, persist, _ in self.replica._pending.values()]
+        return [persist for _, persist in self.state.outbox.owed.values()]
 
     def hold_execution(self) -> None:
         """From now on nothing is given to the state machine."""
-        self.replica._emit_applies = lambda: None  # type: ignore[method-assign]
+        self.state.config = replace(self.config, apply_per_round=0)
 
     def go_on_with_execution(self) -> None:
-        del self.replica._emit_applies
+        self.state.config = replace(self.config, apply_per_round=256)
 
     def enter_view(self, view: int) -> None:
-        self.replica.enter_view(view)
+        transitions.enter_view(self.state, EnterView(view, ViewChangeCause.NEWER_VIEW))
 
     def persist_view(self) -> None:
-        self.replica.persist_view()
+        self.state.persist_view()
 
     # Several inputs in one
 

@@ -181,56 +181,58 @@ class Recorded(Replica):
     def step(self, message: Message, now: int) -> None:
         self.page.now = now
         if not self.page.hides(message.header):
-            self.page.given(self.index, now, f"{self.page.frame(message)}, of {message.header.replica}")
+            self.page.given(self.state.index, now, f"{self.page.frame(message)}, of {message.header.replica}")
         super().step(message, now)
 
     def propose(self, message: Message, now: int) -> Admission:
         header = message.header
         answer = super().propose(message, now)
         what = f"{Operation(header.operation).name} of client {header.client[0]}, request {header.request}"
-        self.page.given(self.index, now, f"{what}: {answer.name}")
+        self.page.given(self.state.index, now, f"{what}: {answer.name}")
         return answer
 
     def tick(self, now: int) -> None:
-        self.page.tick(self.index, now)
+        self.page.tick(self.state.index, now)
         super().tick(now)
 
     def durable(self, token: int, now: int) -> None:
-        self.page.given(self.index, now, f"disk {token}")
+        self.page.given(self.state.index, now, f"disk {token}")
         super().durable(token, now)
 
     def applied_op(self, op: int, results: Any, now: int) -> None:
-        self.page.given(self.index, now, f"executed op {op}")
+        self.page.given(self.state.index, now, f"executed op {op}")
         super().applied_op(op, results, now)
 
     def entry_faulty(self, op: int, header: Header | None, now: int) -> None:
         self.page.given(
-            self.index, now, f"op {op} is damaged: {'what it was too' if header is None else self.page.entry(header)}"
+            self.state.index,
+            now,
+            f"op {op} is damaged: {'what it was too' if header is None else self.page.entry(header)}",
         )
         super().entry_faulty(op, header, now)
 
     def checkpointed(self, op: int) -> None:
-        self.page.add(self.index, f"< a checkpoint of op {op}")
+        self.page.add(self.state.index, f"< a checkpoint of op {op}")
         super().checkpointed(op)
 
     def trimmed(self, first_op: int) -> None:
-        self.page.add(self.index, f"< the log begins with op {first_op}")
+        self.page.add(self.state.index, f"< the log begins with op {first_op}")
         super().trimmed(first_op)
 
     def propose_trim(self, first_op: int, first_position: int, now: int) -> bool:
         answer = super().propose_trim(first_op, first_position, now)
-        self.page.given(self.index, now, f"trim, so that the log begins with op {first_op}: {answer}")
+        self.page.given(self.state.index, now, f"trim, so that the log begins with op {first_op}: {answer}")
         return answer
 
     def step_down(self, now: int) -> None:
-        self.page.given(self.index, now, "step down")
+        self.page.given(self.state.index, now, "step down")
         super().step_down(now)
 
     def take_work(self) -> Work:
         work = super().take_work()
         for line in self._asked(work):
-            self.page.add(self.index, line)
-        self.page.done(self.index)
+            self.page.add(self.state.index, line)
+        self.page.done(self.state.index)
         return work
 
     def _asked(self, work: Work) -> Iterator[str]:

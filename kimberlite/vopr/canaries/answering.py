@@ -6,52 +6,47 @@ from kimberlite._fast import framing
 from kimberlite.client import session as client
 from kimberlite.errors import UnavailableError
 from kimberlite.storage import store
-from kimberlite.types import Message, Operation, Status
+from kimberlite.types import Message, Operation
 from kimberlite.vopr.canaries.registry import Patch, canary
-from kimberlite.vsr import normal
-from kimberlite.vsr.replica import Replica
+from kimberlite.vsr import execution
+from kimberlite.vsr.leading import Leading, _send_reply
+from kimberlite.vsr.requests import Requests
 from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.sessions import Session as SessionEntry
+from kimberlite.vsr.state import Clock, State
 from kimberlite.vsr.work import Admission, Apply
 
 
 @canary("a request that is under way is prepared a second time")
 def _in_flight_prepared_twice() -> list[Patch]:
-    return [(normal, "is_in_flight", lambda r, message: False)]
+    return [(Requests, "is_in_flight", lambda self, message: False)]
 
 
 @canary("a request that is committed is prepared again")
 def _session_dedupe_off() -> list[Patch]:
-    original = normal.propose
+    original = Leading.propose
 
-    def propose(r: Replica, message: Message) -> Admission:
+    def propose(self: Leading, s: State, message: Message) -> Admission:
         header = message.header
-        session = r.sessions.get(header.client)
+        session = s.sessions.get(header.client)
         known = session is not None and session.number == header.session and header.request == session.request
-        if (
-            known
-            and header.operation == Operation.APPLY
-            and r.is_primary
-            and r.scope.ready
-            and r.status == Status.NORMAL
-        ):
-            r.queue.append((message, r.now))
-            r.queue_bytes += len(message.body)
+        if known and header.operation == Operation.APPLY and self.ready:
+            self.requests.put(message, s.now)
             return Admission.ACCEPTED
-        return original(r, message)
+        return original(self, s, message)
 
-    return [(normal, "propose", propose)]
+    return [(Leading, "propose", propose)]
 
 
 @canary("a repeated request is answered with the reply of another client")
 def _reply_of_another_request() -> list[Patch]:
-    original = normal._resend_reply
+    original = Leading.resend_reply
 
-    def resend_reply(r: Replica, message: Message, session: SessionEntry) -> None:
-        newest = r.sessions.get(r.sessions.clients[-1])
-        original(r, message, newest if newest is not None else session)
+    def resend_reply(self: Leading, s: State, message: Message, session: SessionEntry) -> None:
+        newest = s.sessions.get(s.sessions.clients[-1])
+        original(self, s, message, newest if newest is not None else session)
 
-    return [(normal, "_resend_reply", resend_reply)]
+    return [(Leading, "resend_reply", resend_reply)]
 
 
 @canary("the session evicted is the one registered first, not the one idle longest")
@@ -120,44 +115,45 @@ def _two_replicas_by_turns() -> list[Patch]:
 
 @canary("timestamps are what the clock says")
 def _timestamp_repeats() -> list[Patch]:
-    return [(normal, "next_timestamp", lambda r, previous: r.now + r.clock_offset)]
+    return [(Clock, "stamp", lambda self, now, previous: now + self.offset)]
 
 
 @canary("a client is answered before its request is committed")
 def _reply_before_commit() -> list[Patch]:
-    original = normal._prepare
+    original = Leading.prepare
 
-    def prepare(r: Replica, batch: list[tuple[Message, int]]) -> None:
-        original(r, batch)
-        head = r.log.headers[r.log.op]
+    def prepare(self: Leading, s: State, batch: list[tuple[Message, int]]) -> None:
+        original(self, s, batch)
+        head = s.log.headers[s.log.op]
         position = head.position
         for request, _ in batch:
             header = request.header
             if header.operation == Operation.APPLY:
-                normal._send_reply(r, request, header.session, head.op, position, header.count, b"")
+                _send_reply(s, request, header.session, head.op, position, header.count, b"")
             position += header.count
 
-    return [(normal, "_prepare", prepare)]
+    return [(Leading, "prepare", prepare)]
 
 
 @canary("what is durable here is executed, committed or not")
 def _executed_before_commit() -> list[Patch]:
-    def emit_applies(self: Replica) -> None:
-        for op in range(self.apply_emitted + 1, self.log.durable + 1):
-            if op in self.log.faulty:
+    def hand_out(s: State) -> None:
+        log, done = s.log, s.execution
+        for op in range(done.emitted + 1, log.durable + 1):
+            if op in log.faulty:
                 break
-            self._work.apply.append(Apply(op, self.log.headers.get(op), self.log.bodies.get(op)))
-            self.apply_emitted = op
+            s.outbox.work.apply.append(Apply(op, log.headers.get(op), log.bodies.get(op)))
+            done.emitted = op
 
-    return [(Replica, "_emit_applies", emit_applies)]
+    return [(execution, "hand_out", hand_out)]
 
 
 @canary("a reply that is sent again has lost its body")
 def _reply_sent_again_without_its_body() -> list[Patch]:
-    def resend_reply(r: Replica, message: Message, session: SessionEntry) -> None:
-        normal._send_reply(r, message, session.number, session.op, session.position, session.count, b"")
+    def resend_reply(self: Leading, s: State, message: Message, session: SessionEntry) -> None:
+        _send_reply(s, message, session.number, session.op, session.position, session.count, b"")
 
-    return [(normal, "_resend_reply", resend_reply)]
+    return [(Leading, "resend_reply", resend_reply)]
 
 
 @canary("an entry that a peer asks for by its identity is read by its number")

@@ -26,7 +26,7 @@ def _sessions_not_in_the_checkpoint() -> list[Patch]:
 
 @canary("the log is trimmed by the primary's checkpoint alone")
 def _trim_by_own_checkpoint() -> list[Patch]:
-    return [(Replica, "trimmable_op", property(lambda self: self.checkpoint_op + 1))]
+    return [(Replica, "trimmable_op", property(lambda self: self.state.execution.checkpoint_op + 1))]
 
 
 @canary("the superblock names a checkpoint before its file is written")
@@ -156,7 +156,7 @@ def _sessions_of_a_later_op() -> list[Patch]:
     original = Driver._make_checkpoint
 
     def make_checkpoint(self: Driver, op: int) -> None:
-        write, sessions = type(self.store).write_checkpoint, self.core.sessions
+        write, sessions = type(self.store).write_checkpoint, self.core.state.sessions
 
         def write_checkpoint(mark: Checkpoint, machine: int, earlier: bytes, snapshot: bytes) -> None:
             write(self.store, mark, machine, sessions.encode(), snapshot)

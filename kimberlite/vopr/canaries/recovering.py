@@ -8,8 +8,8 @@ from kimberlite.storage.recovery import decide as decide_as_written
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import Header
 from kimberlite.vopr.canaries.registry import Patch, Unverified, canary
-from kimberlite.vsr import view_change
-from kimberlite.vsr.replica import Replica
+from kimberlite.vsr import evidence
+from kimberlite.vsr.log import Log
 
 
 def _rows(decision: Decision) -> Row:
@@ -29,10 +29,10 @@ def _torn_tail_without_proof() -> list[Patch]:
 
 @canary("a damaged entry counts as one that was never there")
 def _faulty_treated_as_absent() -> list[Patch]:
-    def is_certainly_absent(r: Replica, op: int) -> bool:
-        return op in r.log.headers and not r.log.holds(op)
+    def is_certainly_absent(log: Log, op: int) -> bool:
+        return op in log.headers and not log.holds(op)
 
-    return [(view_change, "is_certainly_absent", is_certainly_absent)]
+    return [(evidence, "is_certainly_absent", is_certainly_absent)]
 
 
 @canary("recovery reports damaged entries as absent")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kimberlite._fast import framing
@@ -14,6 +14,7 @@ from kimberlite.vsr import repair, replica
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.state import State
 from kimberlite.vsr.work import ServePrepare
 
 
@@ -33,21 +34,21 @@ def _frame_body_unverified() -> list[Patch]:
 def _repair_by_number_alone() -> list[Patch]:
     original = Replica._admit
 
-    def admit(r: Replica, message: Message, handler: Callable[[Replica, Message], None]) -> None:
-        header = message.header
-        is_wanted = header.op in r.log.headers and header.op in r.repairs and not r.log.knows(header)
+    def admit(self: Replica, message: Message) -> None:
+        header, s = message.header, self.state
+        is_wanted = header.op in s.log.headers and header.op in s.repairs.requests and not s.log.knows(header)
         if header.command == Command.PREPARE and is_wanted:
-            repair.on_body(r, message)
+            repair.on_body(s, message)
         else:
-            original(r, message, handler)
+            original(self, message)
 
-    def on_request_prepare(r: Replica, message: Message) -> None:
+    def on_request_prepare(s: State, message: Message) -> None:
         header = message.header
-        held, known = r.log.bodies.get(header.op), r.log.headers.get(header.op)
+        held, known = s.log.bodies.get(header.op), s.log.headers.get(header.op)
         if held is not None:
-            r.send(header.replica, held)
+            s.send(header.replica, held)
         elif known is not None:
-            r.serve(ServePrepare(header.replica, header.op, known.checksum))
+            s.serve(ServePrepare(header.replica, header.op, known.checksum))
 
     return [
         (Replica, "_admit", admit),
@@ -59,17 +60,17 @@ def _repair_by_number_alone() -> list[Patch]:
 def _repair_never_expires() -> list[Patch]:
     original = repair._plan
 
-    def plan_repairs(r: Replica) -> None:
-        for request in r.repairs.values():
-            request.sent_at = r.now
-        original(r)
+    def plan_repairs(s: State) -> None:
+        for request in s.repairs.requests.values():
+            request.sent_at = s.now
+        original(s)
 
     return [(repair, "_plan", plan_repairs)]
 
 
 @canary("who is silent is asked for what is missing like anybody else")
 def _silent_peer_asked() -> list[Patch]:
-    return [(repair, "is_worth_asking", lambda r, replica: True)]
+    return [(repair, "is_worth_asking", lambda s, replica: True)]
 
 
 @canary("damage below a trim is repaired like any other")
@@ -79,15 +80,15 @@ def _damage_outlives_its_trim() -> list[Patch]:
 
 @canary("a view change forgets what was asked for")
 def _repair_forgotten_in_a_view_change() -> list[Patch]:
-    original = Replica.enter_view
+    original = State.enter_view
 
-    def enter_view(self: Replica, view: int) -> None:
+    def enter_view(self: State, view: int) -> None:
         original(self, view)
-        self.repairs.clear()
+        self.repairs.requests.clear()
         for peer in self.peers.values():
             peer.repairs = 0
 
-    return [(Replica, "enter_view", enter_view)]
+    return [(State, "enter_view", enter_view)]
 
 
 @canary("what brings nothing is asked for again as soon as that is known")
@@ -98,16 +99,16 @@ def _barren_questions_repeated() -> list[Patch]:
 @canary("what another log has left, as a header shows, is cut off when there is time for it")
 def _divergence_cut_later() -> list[Patch]:
     learn, cut = repair._learn_headers, repair._truncate_divergent
-    learning: list[Replica] = []
+    learning: list[State] = []
 
-    def learn_headers(r: Replica, headers: Sequence[Header]) -> bool:
-        learning.append(r)
-        is_news = learn(r, headers)
+    def learn_headers(s: State, headers: Sequence[Header]) -> bool:
+        learning.append(s)
+        is_news = learn(s, headers)
         learning.pop()
         return is_news
 
-    def truncate_divergent(r: Replica) -> None:
-        if r not in learning:
-            cut(r)
+    def truncate_divergent(s: State) -> None:
+        if s not in learning:
+            cut(s)
 
     return [(repair, "_learn_headers", learn_headers), (repair, "_truncate_divergent", truncate_divergent)]

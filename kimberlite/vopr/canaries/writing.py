@@ -12,9 +12,12 @@ from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import ROOM_UNBOUNDED, Checkpoint, Message, Reason, Room
 from kimberlite.vopr.canaries.registry import Patch, canary
-from kimberlite.vsr import normal, view_change
+from kimberlite.vsr import transitions
+from kimberlite.vsr.changing_view import ChangingView
+from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.log import Log
-from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.role import EnterView
+from kimberlite.vsr.state import State
 from kimberlite.vsr.work import Admission
 
 
@@ -40,13 +43,14 @@ def _sync_error_ignored() -> list[Patch]:
 
 @canary("do_view_change is sent before the view is on the disk")
 def _do_view_change_before_durable() -> list[Patch]:
-    original = view_change.enter
+    original = transitions.enter_view
 
-    def enter(r: Replica, view: int, cause: int) -> None:
-        original(r, view, cause)
-        view_change._send_evidence(r)
+    def enter_view(s: State, entered: EnterView) -> None:
+        original(s, entered)
+        if isinstance(s.role, ChangingView):
+            transitions.carry_out(s, s.role._send_evidence(s))
 
-    return [(view_change, "enter", enter)]
+    return [(transitions, "enter_view", enter_view)]
 
 
 @canary("log_view is not written to the superblock")
@@ -121,13 +125,11 @@ def _written_without_room() -> list[Patch]:
 
 @canary("a request is refused for a full disk when it is in the queue already")
 def _refused_after_it_was_queued() -> list[Patch]:
-    original = normal._refuse
+    original = Leading.refuse
 
-    def refuse(r: Replica, message: Message, reason: Reason) -> Admission:
-        if reason == Reason.DISK_FULL and r.ready:
-            r.in_flight[message.header.client] = message.header.request
-            r.queue.append((message, r.now))
-            r.queue_bytes += len(message.body)
-        return original(r, message, reason)
+    def refuse(self: Leading, s: State, message: Message, reason: Reason) -> Admission:
+        if reason == Reason.DISK_FULL and self.ready:
+            self.requests.put(message, s.now)
+        return original(self, s, message, reason)
 
-    return [(normal, "_refuse", refuse), (normal, "_refuse_queue", lambda r: None)]
+    return [(Leading, "refuse", refuse), (Leading, "refuse_all", lambda self, s: None)]

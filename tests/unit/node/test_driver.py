@@ -16,7 +16,7 @@ from kimberlite.node.driver import ROUNDS_MAX
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.interface import RETRY_NS
-from kimberlite.types import ROOM_UNBOUNDED, Command, Header, Message, Reason
+from kimberlite.types import Command, Header, Message, Reason, Room
 from kimberlite.vopr.disk import corrupt, empty, fill, make_unreadable
 from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.work import Apply, ServeHeaders, ToReplica, Work
@@ -140,8 +140,10 @@ class Endless:
     """A core that always has work."""
 
     rounds = 0
-    room = ROOM_UNBOUNDED
     wants_room = False
+
+    def set_room(self, room: Room) -> None:
+        assert room.bytes
 
     def take_work(self) -> Work:
         self.rounds += 1

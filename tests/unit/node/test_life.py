@@ -27,6 +27,7 @@ from kimberlite.node import retention
 from kimberlite.node.format import format_replica
 from kimberlite.node.node import Node
 from kimberlite.vsr.events import Event, EventKind
+from kimberlite.vsr.leading import Leading
 
 LIMIT_S = 30.0
 CLUSTER = "6c" * 16
@@ -151,7 +152,7 @@ def test_the_log_of_events(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
     async def story() -> None:
         async with running(tmp_path / "0") as (node, ends, _):
-            await until(lambda: node.driver.core.recover_to is None)
+            await until(lambda: node.driver.core.state.execution.recover_to is None)
             node.recorder.record([Event(EventKind.FAULTY, 7)])
             node.driver.on_tick = broken  # type: ignore[method-assign]
             await until(lambda: ends.errors)
@@ -176,7 +177,7 @@ def test_a_standard_error_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.
 
     async def story() -> float:
         async with running(tmp_path / "0") as (node, ends, _):
-            await until(lambda: node.driver.core.recover_to is None)
+            await until(lambda: node.driver.core.state.execution.recover_to is None)
             began = time.monotonic()
             for op in range(1000):
                 node.recorder.record(
@@ -351,7 +352,9 @@ def hang(node: Node) -> None:
     for name in ("on_tick", "on_disk"):
         setattr(node.driver, name, lambda: None)
     node.parts.gauges.update = lambda: None  # type: ignore[method-assign]
-    core_of(node).pipeline.append(None)  # type: ignore[arg-type]
+    core = core_of(node)
+    core.role = Leading(0, set())
+    core.pipeline.append(None)  # type: ignore[arg-type]
 
 
 def test_waiting_for_the_pipeline_ends(tmp_path: Path) -> None:

@@ -84,10 +84,8 @@ class _Log:
 
     def __init__(self, last: int, *, is_primary: bool = True) -> None:
         self.last = last
-        self.is_primary = is_primary
-        self.applied = self.trimmable_op = self.checkpoint_op = 400
-        self.first_op = 1
-        self.peers: dict[int, object] = {}
+        self.trimmable_op = self.applied = self.checkpoint_op = 400
+        self.state = SimpleNamespace(is_primary=is_primary, log=SimpleNamespace(first_op=1), peers={})
 
     def extents(self) -> Iterator[Extent]:
         for age in range(40, 0, -1):

@@ -12,7 +12,7 @@ import pytest
 from kimberlite.errors import UsageError
 from kimberlite.vopr.canaries import CANARIES, Canary, hunt, hunting, planted, select
 from kimberlite.vopr.run import Outcome, Script
-from kimberlite.vsr import normal
+from kimberlite.vsr.leading import Leading
 
 # Found within a few seeds, and by which check.
 QUICK = {
@@ -75,11 +75,11 @@ def test_a_planted_function_is_called_like_the_true_one(name: str) -> None:
 
 
 def test_it_is_gone_after_an_error_too() -> None:
-    before = normal.may_commit
+    before = Leading.may_commit
     with pytest.raises(KeyError), planted("quorum-off-by-one"):
-        assert normal.may_commit is not before
+        assert Leading.may_commit is not before
         raise KeyError
-    assert normal.may_commit is before
+    assert Leading.may_commit is before
 
 
 def test_the_documentation_lists_every_planted_bug_and_no_other() -> None:
@@ -89,9 +89,9 @@ def test_the_documentation_lists_every_planted_bug_and_no_other() -> None:
 
 
 def test_nothing_is_planted_without_a_name() -> None:
-    before = normal.may_commit
+    before = Leading.may_commit
     with planted(None):
-        assert normal.may_commit is before
+        assert Leading.may_commit is before
 
 
 def test_an_unknown_name_is_refused() -> None:
@@ -101,18 +101,18 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 def test_a_bug_that_changes_nothing_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    same = normal.may_commit
-    harmless = Canary("harmless", "", lambda: [(normal, "may_commit", same)])
+    same = Leading.may_commit
+    harmless = Canary("harmless", "", lambda: [(Leading, "may_commit", same)])
     monkeypatch.setitem(CANARIES, "harmless", harmless)
     found = hunt("harmless", seeds_max=2, requests=5)
     assert (found.check, found.seeds, found.seed) == ("", 2, None)
 
 
 def test_a_seed_that_fails_without_the_bug_as_well_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = normal.may_commit
+    original = Leading.may_commit
 
     def fake(script: Script) -> Outcome:
-        fails = script.seed == 3 or (script.seed == 5 and normal.may_commit is not original)
+        fails = script.seed == 3 or (script.seed == 5 and Leading.may_commit is not original)
         return Outcome(script.seed, "", 0, "I1" if fails else "", "I1: x", "", {}, ())
 
     monkeypatch.setattr(hunting, "run", fake)

@@ -16,6 +16,7 @@ from kimberlite.vopr import drill, limits
 from kimberlite.vopr.checkers import Acknowledged, Promises, Violation, check_history, durable_promises
 from kimberlite.vopr.disk import corrupt
 from kimberlite.vopr.liveness import check_rest
+from kimberlite.vopr.nodes import SimNode
 from kimberlite.vopr.plan import draw
 from kimberlite.vopr.world import World
 from kimberlite.vsr.codec import Evidence, encode_evidence
@@ -155,6 +156,10 @@ def finished() -> World:
 @pytest.fixture
 def world() -> World:
     return calm_world()
+
+
+def leader(world: World) -> SimNode:
+    return next(node for node in world.nodes if node.driver.core.leading is not None)
 
 
 def head(world: World) -> int:
@@ -312,15 +317,15 @@ def case_store_ends_elsewhere(world: World) -> None:
 
 
 def case_queue_above_its_bound(world: World) -> None:
-    node = world.nodes[1]
-    core_of(node).queue_bytes = 1 << 40
+    node = leader(world)
+    core_of(node).requests.bytes = 1 << 40
     node.watch.look(world, node)
 
 
 def case_requests_counted_wrongly(world: World) -> None:
-    core = core_of(world.nodes[1])
+    core = core_of(leader(world))
     core.queue.append((Message(world.checkers.committed[3], b"body"), 0))
-    limits.weigh(core)
+    limits.weigh(core.replica)
 
 
 def case_damage_left_at_rest(world: World) -> None:
@@ -330,7 +335,7 @@ def case_damage_left_at_rest(world: World) -> None:
 
 
 def case_left_at_rest(world: World) -> None:
-    core_of(world.nodes[1]).in_flight[bytes(16)] = 1
+    core_of(leader(world)).in_flight[bytes(16)] = 1
     check_rest(world)
 
 

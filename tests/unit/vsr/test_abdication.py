@@ -170,13 +170,13 @@ def test_a_primary_that_catches_up_is_given_time_as_long_as_it_comes_nearer(clus
     core.now = cluster.now
     for _ in range(100):
         core.now += 300 * MS
-        why = abdication.look_at_lag(core.replica)
+        why = abdication.look_at_lag(core.state, core.role)
     assert why is GaveUp.LAGGING, "it has not moved for long"
     core.lag.op = 0
     for step in range(40):
         core.log.durable += step % 5 == 0  # every 1.5 s
         core.now += 300 * MS
-        assert abdication.look_at_lag(core.replica) is None
+        assert abdication.look_at_lag(core.state, core.role) is None
 
 
 def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:

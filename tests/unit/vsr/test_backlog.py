@@ -10,7 +10,7 @@ from lab import MS, Cluster, Node, ping, start_view_change
 
 from kimberlite.types import Command, Reason, Status
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
-from kimberlite.vsr.replica import VIEWS_MAX, WRITES_MAX
+from kimberlite.vsr.outbox import VIEWS_MAX, WRITES_MAX
 from kimberlite.vsr.work import PersistKind
 
 BACKLOG = 256 << 10

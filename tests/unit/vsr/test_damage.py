@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from lab import MS, ROOT, Core, chain, headers_of, messages_sent, ping, prepare, restarted, sent
 
-from kimberlite.types import Command, EntryState, Header, Message, Recovered, RecoveredEntry, Status, ViewState
+from kimberlite.types import Command, EntryState, Header, Message, Recovered, RecoveredEntry, ViewState
+from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.state import HeadersRequest
 from kimberlite.vsr.work import PersistKind, ServeHeaders, Work
 
@@ -81,7 +82,7 @@ def test_the_primary_says_what_never_existed() -> None:
     log = chain(2)
     backup = restarted(lost_tail(log, 3), [])
     primary = restarted(Recovered(ViewState(suffix=(ROOT,)), 2, log[2], 2, 2, commit=2), [], index=0)
-    primary.status = Status.NORMAL
+    primary.role = Leading(0, set())
     backup.make_durable(20)
     backup.step(ping(0, op=2), 90 * MS)
     backup.tick(100 * MS)

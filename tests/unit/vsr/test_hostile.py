@@ -37,7 +37,7 @@ def test_the_cluster_goes_on_under_frames_that_no_replica_sends(seed: int) -> No
     for _ in range(30):
         node = random.choice(cluster.up)
         sender = random.choice([index for index in range(3) if index != node.index])
-        node.driver.on_input(messages=hostile.frames(random, hostile.known_of(node.core.replica, sender)))
+        node.driver.on_input(messages=hostile.frames(random, hostile.known_of(node.core.state, sender)))
         cluster.run(random.choice((0, 5, 50)))
     cluster.settle()
     applied = len(cluster.primary.machine.applied)
@@ -70,7 +70,7 @@ def anything(random: Random, node: Node) -> Message:
 
 def bodies(random: Random, node: Node) -> list[bytes]:
     core = node.core
-    known = hostile.known_of(core.replica, (node.index + 1) % 3)
+    known = hostile.known_of(core.state, (node.index + 1) % 3)
     first = random.choice((core.log.op, core.log.op + 1, core.commit_max, 1))
     before = core.log.headers.get(first - 1)
     view = random.choice((core.view, core.view + 1))

@@ -62,9 +62,9 @@ def test_a_primary_whose_log_is_not_here_yet_lives_as_its_prepares_show(view: in
     late = 20 + core.config.contact_ns
     message = prepares(1, view=view)[0]
     core.step(message, late)
-    assert verdict.is_heard(core.replica, 0)
+    assert core.state.is_heard(0)
     core.step(prepares(1, view=0)[0], 2 * late)
-    assert not verdict.is_heard(core.replica, 0), "it may be as old as its view"
+    assert not core.state.is_heard(0), "it may be as old as its view"
 
 
 def test_a_start_that_would_lead() -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from lab import MS, Cluster, chain
 
 from kimberlite.types import Header
+from kimberlite.vsr.choice import DoViewChange, choose
 from kimberlite.vsr.codec import Evidence
 from kimberlite.vsr.events import EventKind
-from kimberlite.vsr.quorum import quorums
-from kimberlite.vsr.view_change import DoViewChange, choose
+from kimberlite.vsr.membership import Membership
 
 
 def says(
@@ -43,7 +43,7 @@ def says(
 
 def test_the_longest_log_of_the_newest_view_wins() -> None:
     log = chain(5)
-    choice = choose([says(1, log[:4]), says(2, log)], quorums(3))
+    choice = choose([says(1, log[:4]), says(2, log)], Membership.of(3))
     assert [header.op for header in choice.suffix] == [0, 1, 2, 3, 4, 5]
 
 
@@ -51,21 +51,21 @@ def test_a_longer_log_of_an_older_view_loses() -> None:
     """Choice by op alone would resurrect ops 3 to 5, which view 2 had dropped."""
     old = chain(5)
     new = chain(1, view=2, after=old[2])
-    choice = choose([says(0, old, log_view=1), says(1, old[:2] + new, log_view=2)], quorums(3))
+    choice = choose([says(0, old, log_view=1), says(1, old[:2] + new, log_view=2)], Membership.of(3))
     assert choice.suffix[-1].op == 3
     assert choice.suffix[-1].checksum == new[-1].checksum
 
 
 def test_the_commit_number_is_the_highest_of_all() -> None:
     log = chain(4)
-    choice = choose([says(0, log, commit=1), says(1, log[:4], commit=3)], quorums(3))
+    choice = choose([says(0, log, commit=1), says(1, log[:4], commit=3)], Membership.of(3))
     assert choice.commit == 3
     assert choice.suffix[0].op == 3
 
 
 def test_a_nack_quorum_cuts_the_log() -> None:
     log = chain(3)
-    choice = choose([says(0, log, absent=(3,)), says(1, log[:3])], quorums(3))
+    choice = choose([says(0, log, absent=(3,)), says(1, log[:3])], Membership.of(3))
     assert choice.suffix[-1].op == 2
     assert choice.dropped == 1
 
@@ -73,7 +73,7 @@ def test_a_nack_quorum_cuts_the_log() -> None:
 def test_a_damaged_entry_is_not_an_absent_one() -> None:
     """One replica never had op 3, the other has it damaged: it may have been committed."""
     log = chain(3)
-    choice = choose([says(0, log, faulty=(3,)), says(1, log[:3])], quorums(3))
+    choice = choose([says(0, log, faulty=(3,)), says(1, log[:3])], Membership.of(3))
     assert choice.suffix == ()
     assert choice.stuck_op == 3
 
@@ -81,13 +81,13 @@ def test_a_damaged_entry_is_not_an_absent_one() -> None:
 def test_a_third_replica_resolves_what_two_cannot() -> None:
     log = chain(3)
     evidence = [says(0, log, faulty=(3,)), says(1, log[:3])]
-    assert choose([*evidence, says(2, log)], quorums(3)).suffix[-1].op == 3
-    assert choose([*evidence, says(2, log[:3])], quorums(3)).suffix[-1].op == 2
+    assert choose([*evidence, says(2, log)], Membership.of(3)).suffix[-1].op == 3
+    assert choose([*evidence, says(2, log[:3])], Membership.of(3)).suffix[-1].op == 2
 
 
 def test_an_op_whose_identity_nobody_knows_waits() -> None:
     log = chain(3)
-    choice = choose([says(0, log, faulty=(3,), unknown=(3,)), says(1, log[:3])], quorums(3))
+    choice = choose([says(0, log, faulty=(3,), unknown=(3,)), says(1, log[:3])], Membership.of(3))
     assert (choice.suffix, choice.stuck_op) == ((), 3)
 
 
@@ -95,20 +95,20 @@ def test_another_identity_is_a_nack() -> None:
     """Replica 0 holds op 3 of view 1; the canonical op 3 of view 2 has no copy left but can be dropped."""
     old = chain(3)
     new = chain(1, view=2, after=old[2])
-    choice = choose([says(0, old, log_view=1), says(1, old[:2] + new, log_view=2, absent=(3,))], quorums(3))
+    choice = choose([says(0, old, log_view=1), says(1, old[:2] + new, log_view=2, absent=(3,))], Membership.of(3))
     assert choice.suffix[-1].op == 2
 
 
 def test_nothing_at_or_below_the_commit_number_is_cut() -> None:
     log = chain(3)
-    choice = choose([says(0, log, commit=3, absent=(3,)), says(1, log[:3])], quorums(3))
+    choice = choose([says(0, log, commit=3, absent=(3,)), says(1, log[:3])], Membership.of(3))
     assert choice.suffix[-1].op == 3
 
 
 def test_a_commit_number_beyond_every_log_waits() -> None:
     log = chain(2)
     lagging = DoViewChange(0, 0, 2, 9, says(0, log, commit=2).evidence)
-    choice = choose([lagging, says(1, log)], quorums(3))
+    choice = choose([lagging, says(1, log)], Membership.of(3))
     assert choice.suffix == ()
     assert choice.stuck_op
 

@@ -1,0 +1,98 @@
+"""From committed to executed: ops handed to the state machine in order, and what their results mean here.
+
+Executed is what is committed, durable here, and of one identity. The primary answers its clients with the results; a
+start executes once more what its disk knew to be committed, in silence. Imports types and vsr only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kimberlite.errors import invariant
+from kimberlite.types import Operation, Status
+from kimberlite.vsr import repair
+from kimberlite.vsr.events import EventKind
+from kimberlite.vsr.sessions import Result
+from kimberlite.vsr.work import Apply
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.state import State
+
+
+def applicable(s: State) -> int:
+    """Ops up to here may be executed: committed, durable here, and of one identity."""
+    return min(s.commit_max, s.log.durable, s.trusted)
+
+
+def is_held_up(s: State, op: int) -> bool:
+    """Whether `op`, a committed one, can not be executed here: it is not on this disk, or one before it is damaged."""
+    return s.log.durable < op or (s.execution.applied < op and s.execution.applied + 1 in s.log.faulty)
+
+
+def hand_out(s: State) -> None:
+    """Committed ops that are durable here, in order, a bounded number a round."""
+    done = s.execution
+    if done.emitted >= s.commit_max:
+        return
+    log = s.log
+    last = min(applicable(s), done.emitted + s.config.apply_per_round)
+    for op in range(done.emitted + 1, last + 1):
+        message = log.bodies.get(op)
+        if message is None and op in log.faulty:
+            break  # being repaired
+        header = message.header if message is not None else log.headers.get(op)
+        s.outbox.work.apply.append(Apply(op, header, message))
+        done.emitted = op
+
+
+def is_waiting(s: State) -> bool:
+    """Whether the next round has something to hand out."""
+    emitted = s.execution.emitted
+    return emitted < s.commit_max and emitted < applicable(s) and not s.log.faulty
+
+
+def on_applied(s: State, op: int, results: Sequence[Result]) -> None:
+    """Enter committed requests into the sessions; the primary answers its clients."""
+    done = s.execution
+    invariant(op == done.applied + 1, "ops are applied in order", op=op, applied=done.applied)
+    done.applied = op
+    prepared = s.role.take_committed(op)
+    is_replay = op <= done.replay_to
+    for result in results:
+        evicted = s.sessions.commit(op, result)
+        if result.operation == Operation.REGISTER and not is_replay:
+            s.emit(EventKind.SESSION_REGISTERED, op)
+        if evicted and not is_replay:
+            s.emit(EventKind.SESSION_EVICTED, evicted)
+    events = sum(result.events for result in results)
+    done.positions += events
+    entered = s.scope.entered.pop(op, None)
+    if is_replay:
+        s.emit(EventKind.REPLAYED, op, events)
+    else:
+        s.emit(EventKind.COMMITTED, op, events, s.now - entered if entered is not None else -1)
+    if prepared is not None:
+        s.role.answer(s, prepared, results)
+    s.log.forget(op)
+
+
+def note_recovered(s: State) -> None:
+    """Tell, once, that this start has executed all that its disk knew to be committed."""
+    done = s.execution
+    if done.recover_to is not None and s.status == Status.NORMAL and done.applied >= done.recover_to:
+        done.recover_to = None
+        s.emit(EventKind.RECOVERED, s.now - done.started_at)
+
+
+def trimmable_op(s: State) -> int:
+    """Highest op with which the log may begin: what is before is in a durable checkpoint of every
+    replica, so that none will ever need it to catch up."""
+    return min([s.execution.checkpoint_op, *(peer.checkpoint for peer in s.peers.values())]) + 1
+
+
+def on_trimmed(s: State, first_op: int) -> None:
+    """A committed TRIM was executed: the log begins with `first_op`."""
+    s.log.trim(first_op)
+    repair.on_trimmed(s, first_op)
+    s.emit(EventKind.TRIMMED, first_op)

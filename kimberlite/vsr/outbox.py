@@ -1,0 +1,86 @@
+"""What one round of the core asks of its driver, in the making, and what the disk still owes.
+
+Everything asked of the disk has a token, and tokens complete in the order given out. Two kinds are told apart: entries
+of the journal, and promises (the superblock: view, log_view and what of the log they stand for). While a promise is
+under way nothing is said that depends on it.
+
+Bounded: WRITES_MAX writes, and promises of VIEWS_MAX views. Imports work only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from kimberlite.vsr.work import Persist, PersistKind, Work
+
+WRITES_MAX = 4  # to the journal at once: they are carried out one after another, each with two waits for the disk
+VIEWS_MAX = 4  # writes of the superblock at once: no more views are entered than the disk follows
+
+
+class Outbox:
+    """See the module docstring. Times in nanoseconds."""
+
+    __slots__ = ("_next_token", "_written_at", "owed", "promise", "work", "writes")
+
+    def __init__(self) -> None:
+        self.work = Work()
+        self.owed: dict[int, tuple[int, Persist]] = {}  # token -> view in which it was asked for, and what
+        self.promise: int | None = None  # token of the last promise, while that is under way
+        self.writes = 0  # to the journal, under way
+        self._next_token = 1
+        self._written_at = 0  # when the disk last completed something, or was given something after it had nothing
+
+    def take(self) -> Work:
+        """What was asked for since the last call."""
+        work = self.work
+        if work:
+            self.work = Work()
+        return work
+
+    def persist(self, asked: Persist, view: int, now: int) -> None:
+        """Ask the disk for that, whatever token it has."""
+        token = self._next_token
+        self._next_token += 1
+        asked = asked._replace(token=token)
+        if asked.kind is PersistKind.VIEW:
+            self.promise = token
+        else:
+            self.writes += 1
+        if not self.owed:
+            self._written_at = now
+        self.owed[token] = view, asked
+        self.work.persist.append(asked)
+
+    def completed(self, token: int, now: int) -> tuple[int, Persist]:
+        """The disk has done it: the view in which it was asked for, and what of it still counts."""
+        self._written_at = now
+        view, asked = self.owed.pop(token)
+        if asked.kind is PersistKind.WRITE:
+            self.writes -= 1
+        elif self.promise == token:
+            self.promise = None
+        return view, asked
+
+    def leave_out(self, token: int, ops: Collection[int]) -> None:
+        """The disk has no place for these entries: they do not count when that token completes."""
+        view, asked = self.owed[token]
+        kept = tuple(entry for entry in asked.entries if entry.header.op not in ops)
+        self.owed[token] = view, asked._replace(entries=kept)
+
+    def void_writes(self, above: int) -> None:
+        """The journal is about to be cut above that op: writes under way there do not count when they complete,
+        for the cut comes after them, and takes away what they wrote. Also when a later log names the same entry
+        again: that one is written anew."""
+        for token, (view, asked) in self.owed.items():
+            if asked.entries and asked.entries[-1].header.op > above:
+                kept = tuple(entry for entry in asked.entries if entry.header.op <= above)
+                self.owed[token] = view, asked._replace(entries=kept)
+
+    @property
+    def may_promise(self) -> bool:
+        """Whether the disk follows the views entered so far. Nothing could be said in one more before it does."""
+        return sum(asked.kind is PersistKind.VIEW for _, asked in self.owed.values()) < VIEWS_MAX
+
+    def waits(self, now: int) -> int:
+        """Nanoseconds since the disk last completed something, though more was asked of it; 0 when nothing was."""
+        return now - self._written_at if self.owed else 0

@@ -1,0 +1,269 @@
+"""What a replica does now: the one object that is made anew when that changes.
+
+    Leading       primary of its view, normal status         leading.py
+    Following     backup of its view, normal status          following.py
+    ChangingView  has left a view, the next has not begun    changing_view.py
+    Recovering    led its view before the restart            recovery.py
+
+To create a role is to enter it, to drop it is to leave it: what belongs to a role lives and dies with it, and nothing
+is reset by hand. Roles do not know each other. A handler that ends its role returns a transition; the replica carries
+that out. Every role has every handler: which frames come to which role is said by vsr.admission, and a frame that it
+lets in and that no handler wants is a bug.
+
+Imports types, codec, installation, membership, timers and work only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
+
+from kimberlite.errors import InvariantError
+from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
+from kimberlite.vsr import installation
+from kimberlite.vsr.codec import decode_chain
+from kimberlite.vsr.events import DropReason, GaveUp, ViewChangeCause
+from kimberlite.vsr.membership import bit_set
+from kimberlite.vsr.sessions import Result
+from kimberlite.vsr.timers import Timer
+from kimberlite.vsr.work import Admission
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.state import Peer, Prepared, State
+
+
+class EnterView(NamedTuple):
+    """Leave the present view for that one, which no replica has seen begin yet."""
+
+    view: int
+    cause: ViewChangeCause
+
+
+class BecomeLeader(NamedTuple):
+    """The log of the own view is installed and durable, and this replica leads it."""
+
+    story: Story
+    nonces: dict[int, int]  # replica -> nonce of the evidence that it gave
+    full_peers: set[int]
+
+
+class BecomeFollower(NamedTuple):
+    """The log of a view that another replica leads is installed and durable."""
+
+    story: Story
+
+
+Transition: TypeAlias = EnterView | BecomeLeader | BecomeFollower
+
+
+@dataclass(slots=True)
+class Story:
+    """A view change that is not over, through all the views that were tried. Nanoseconds."""
+
+    left_at: int  # when this replica left the last view that had begun, or when it started
+    failed: int = 0  # view changes that took too long
+    stuck_op: int = 0  # of which the evidence has neither a copy nor certain absence; 0: none
+    gave_up: tuple[int, GaveUp] | None = None  # the last view that this replica would not lead any more
+
+
+class Votes:
+    """To leave one view, as one role has heard them."""
+
+    __slots__ = ("at", "is_cast", "timer")
+
+    def __init__(self) -> None:
+        self.at: dict[int, int] = {}  # replica -> when it last voted
+        self.is_cast = False  # this replica votes to leave the view
+        self.timer = Timer()  # when it says so again
+
+
+class Role:
+    """What all roles do, and what one does that has nothing to say. See the module docstring."""
+
+    __slots__ = ("timers", "votes")
+
+    status: ClassVar[Status]
+    is_leading: ClassVar[bool] = False
+
+    def __init__(self, *timers: Timer) -> None:
+        self.votes = Votes()
+        self.timers = (self.votes.timer, *timers)  # all that this role waits for
+
+    # Frames: one handler a command
+
+    def on_prepare(self, s: State, message: Message) -> Transition | None:
+        """The next entry of the log, from the primary of this view."""
+        raise self._unexpected(message)
+
+    def on_prepare_ok(self, s: State, message: Message) -> Transition | None:
+        """An acknowledgement, for the primary of this view."""
+        raise self._unexpected(message)
+
+    def on_commit(self, s: State, message: Message) -> Transition | None:
+        """The heartbeat of the primary of this view."""
+        raise self._unexpected(message)
+
+    def on_do_view_change(self, s: State, message: Message) -> Transition | None:
+        """Evidence, for the primary of this view."""
+        raise self._unexpected(message)
+
+    def on_start_view_change(self, s: State, message: Message) -> Transition | None:
+        """A vote to leave this view."""
+        replica = message.header.replica
+        left = self._count_vote(s, replica)
+        if left is None and replica == s.primary and not self.votes.is_cast:
+            return self.on_primary_leaves(s)
+        return left
+
+    def on_start_view(self, s: State, message: Message) -> Transition | None:
+        """The log with which a view begins. One of a newer view is believed as news of that view and no more:
+        evidence is given there, and answered."""
+        if not installation.is_wanted(s, message.header.view):
+            s.drop(message, DropReason.OLD_VIEW)
+            return None
+        suffix = tuple(decode_chain(s.codec, message.body))
+        installation.check_suffix(s, message.header, suffix)
+        if not installation.agrees(s, suffix, s.log.committed):
+            s.refuse(message, DropReason.BROKEN_CHAIN)
+            return None
+        if message.header.view > s.view:
+            return EnterView(message.header.view, ViewChangeCause.NEWER_VIEW)
+        return self.on_log(s, message, suffix)
+
+    def on_log(self, s: State, message: Message, suffix: tuple[Header, ...]) -> Transition | None:
+        """The log with which this view begins."""
+        raise self._unexpected(message)
+
+    def on_ping(self, s: State, message: Message) -> Transition | None:
+        """A replica tells its view, and what its log holds."""
+        s.peers[message.header.replica].says(message.header.op)
+        return None
+
+    def _unexpected(self, message: Message) -> InvariantError:
+        name = Command(message.header.command).name
+        return InvariantError(f"a frame that vsr.admission lets in has a handler: {name}, {type(self).__name__}")
+
+    # Votes
+
+    def suspect(self, s: State) -> Transition | None:
+        """Vote to leave this view."""
+        self.votes.is_cast = True
+        return self._vote(s)
+
+    def on_primary_leaves(self, s: State) -> Transition | None:
+        """The primary itself asks to be replaced, or gives its view up before it begins."""
+        return self.suspect(s)
+
+    def tick_votes(self, s: State) -> Transition | None:
+        """Say again what has been said: votes get lost."""
+        if self.votes.timer.due(s.now) and self.votes.is_cast:
+            return self._vote(s)
+        return None
+
+    def _vote(self, s: State) -> Transition | None:
+        self.votes.timer.start(s.now + s.prng.jitter(s.config.vote_resend_ns))
+        if s.outbox.promise is None:  # the vote names this view, which must be durable first
+            s.broadcast(s.make(Command.START_VIEW_CHANGE))
+        return self._count_vote(s, s.index)
+
+    def _count_vote(self, s: State, replica: int) -> Transition | None:
+        """Each vote counts in the view it names, for as long as it is fresh."""
+        self.votes.at[replica] = s.now
+        window = s.config.vote_window_ns
+        fresh = bit_set(replica for replica, at in self.votes.at.items() if s.now - at <= window)
+        if self.enough_votes(s, fresh) and s.outbox.may_promise:
+            return EnterView(s.view + 1, self.cause)
+        return None
+
+    def enough_votes(self, s: State, fresh: int) -> bool:
+        """A view is left only by a view-change quorum, whatever one replica believes."""
+        return s.membership.may_leave_view(fresh)
+
+    @property
+    def cause(self) -> ViewChangeCause:
+        """Why this replica leaves its view when a quorum has voted for that."""
+        return ViewChangeCause.PRIMARY_SILENT
+
+    # What happens to every role
+
+    @property
+    def stuck_op(self) -> int:
+        """What a view change waits for: see Story. 0: for nothing."""
+        return 0
+
+    @property
+    def sends_heartbeats(self) -> bool:
+        """Whether all others hear of this replica anyway."""
+        return False
+
+    def deadline(self, s: State) -> int | None:
+        """When `tick` has something to do; None: when something happens."""
+        due = None
+        for timer in self.timers:
+            if timer.deadline is not None and (due is None or timer.deadline < due):
+                due = timer.deadline
+        return due
+
+    def tick(self, s: State) -> Transition | None:
+        """Timers."""
+        return self.tick_votes(s)
+
+    def flush(self, s: State) -> None:
+        """A round begins: entries of its own."""
+
+    def acknowledge(self, s: State) -> None:
+        """A round ends: what is on the disk by now."""
+
+    def propose(self, s: State, message: Message) -> Admission:
+        """A client's request."""
+        s.reject(message, Reason.NOT_PRIMARY)
+        return Admission.REJECTED
+
+    def on_entries_durable(self, s: State) -> None:
+        """Entries written in this view reached the disk."""
+
+    def on_promise_durable(self, s: State) -> Transition | None:
+        """The superblock knows the view and log_view of this replica: what depended on it may go on."""
+        return None
+
+    def take_committed(self, op: int) -> Prepared | None:
+        """What this primary made of the requests of `op`, when that is executed."""
+        return None
+
+    def answer(self, s: State, prepared: Prepared, results: Sequence[Result]) -> None:
+        """Reply to the clients of an op that is executed."""
+
+    def on_returned(self, s: State, peer: Peer) -> None:
+        """A replica is heard again after a silence: it gets the time of a new op to come nearer, once."""
+        if not peer.said.is_awaited:
+            peer.said.progress_at, peer.said.is_awaited = s.now, True
+
+    def on_known_prepare(self, s: State, header: Header) -> None:
+        """An entry came once more."""
+
+    def story(self, s: State) -> Story:
+        """What the next view change begins with."""
+        return Story(s.now)
+
+    def leave(self, s: State) -> None:
+        """Its view ends; still in it."""
+
+    def dismiss(self, s: State) -> None:
+        """Its view has ended; in the next one."""
+
+
+def note_disk(full_peers: set[int], header: Header) -> None:
+    """What a frame says of the disk of its sender."""
+    if header.flags & FLAG_DISK_FULL:
+        full_peers.add(header.replica)
+    else:
+        full_peers.discard(header.replica)
+
+
+def patience(s: State, failed: int) -> int:
+    """Nanoseconds that a view has to begin, after so many that did not."""
+    timeout = min(s.config.view_change_ns << min(failed, 8), s.config.view_change_max_ns)
+    if not s.is_heard(s.primary):
+        timeout //= 4  # who is silent will not lead it either
+    return timeout + s.prng.below(timeout // 2)

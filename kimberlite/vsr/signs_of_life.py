@@ -1,0 +1,48 @@
+"""Who is there: what replicas say to those that hear nothing else of them (which view this is, and what one may be
+asked for), and what follows from being heard.
+
+Imports types and vsr only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kimberlite.types import Command, Message, Status
+from kimberlite.vsr.config import CONTACT_MIN_NS
+
+if TYPE_CHECKING:
+    from kimberlite.vsr.state import Peer, State
+
+
+def hear(s: State, peer: Peer) -> None:
+    """A sign of life of another replica, perhaps the first after a silence."""
+    silence, peer.last_heard = s.now - peer.last_heard, s.now
+    if silence > CONTACT_MIN_NS and silence > s.config.contact_ns:
+        s.role.on_returned(s, peer)
+        s.repairs.pacing.clear()  # it may have what nobody else has
+
+
+def tick(s: State) -> None:
+    """Whether a quorum is there is known by who is heard: a primary by its heartbeats, a backup by its primary, and
+    all others by this."""
+    if not s.ping_timer.due(s.now):
+        return
+    s.ping_timer.start(s.now + s.prng.jitter(s.config.ping_ns))
+    if s.outbox.promise is not None or s.role.sends_heartbeats:
+        return
+    message = _ping(s)
+    for replica in s.peers:
+        if replica != s.primary or s.status != Status.NORMAL:
+            s.send(replica, message)
+
+
+def inform(s: State, replica: int) -> None:
+    """A replica is behind in views: tell it which view this is."""
+    if s.outbox.promise is None and replica != s.index:
+        s.send(replica, _ping(s))
+
+
+def _ping(s: State) -> Message:
+    """This replica's view, and what its log holds on disk."""
+    return s.make(Command.PING, op=s.log.durable)
