@@ -91,6 +91,12 @@ class CampaignStateError(UsageError):
     path: str = ""
 
 
+class CampaignInUseError(CampaignStateError):
+    """Another process goes on with the campaign of that file. Attributes: path, pid."""
+
+    pid: int | None = None  # of that process
+
+
 class EventTooLargeError(UsageError):
     """An event or a request is above its limit; nothing was sent."""
 

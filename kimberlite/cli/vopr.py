@@ -130,15 +130,26 @@ def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, sta
     short); violations go to standard error.
 
     With --state it can be cut short in any way, a kill or a power cut too, and the same command goes on later: the
-    result is that of one go. A file of another campaign, or of other code, is refused.
+    result is that of one go. A file of another campaign, or of other code, is refused, and one that another process
+    goes on with.
     """
+    if state is None:
+        run_campaign(seeds, plan, requests, jobs, None, as_json)
+        return
+    with CampaignProgress(state, {"seeds": list(seeds), "plan": plan, "requests": requests}) as progress:
+        run_campaign(seeds, plan, requests, jobs, progress, as_json)
+
+
+def run_campaign(
+    seeds: tuple[int, int], plan: str, requests: int, jobs: int, progress: CampaignProgress | None, as_json: bool
+) -> None:
     show = note if as_json else click.echo
-    progress = CampaignProgress(state, {"seeds": list(seeds), "plan": plan, "requests": requests}) if state else None
     campaign = progress.load() if progress else Campaign()
     total = seeds[1] - seeds[0]
     if campaign.seeds:
         note(
-            f"{state}: {campaign.seeds} of {total} seeds are done, {len(campaign.violations)} of them with a violation"
+            f"{progress}: {campaign.seeds} of {total} seeds are done, "
+            f"{len(campaign.violations)} of them with a violation"
         )
     with Interruption() as interruption:
         with Bar("seeds", total) as advance:

@@ -10,6 +10,7 @@ whatever signal, takes away the runs since the last time and nothing else.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -17,16 +18,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import xxhash
 
-from kimberlite.errors import CampaignStateError
+from kimberlite.errors import CampaignInUseError, CampaignStateError
 from kimberlite.vopr import persistent
 from kimberlite.vopr.run import Outcome, decode
 
 FORMAT = 1
 SAVE_S = 5.0  # at most so much work is lost
+PID_BYTES = 16  # of the file that is locked: who holds it
 
 # E4: what a campaign must have reached, or it proves less than it seems to; and from how many seeds on, by how many of
 # them reach it. A label is there for each mechanism that acts only when something is wrong.
@@ -158,13 +160,50 @@ def fingerprint() -> str:
 
 
 class Progress:
-    """The file of one campaign."""
+    """The file of one campaign. Within a `with` block no other process goes on with it."""
 
     def __init__(self, path: Path, key: Mapping[str, object]) -> None:
         """key: what names the campaign: its seeds, plan and requests."""
         self._path = path
         self._key = {**key, "code": fingerprint()}
         self._saved_at = time.monotonic()
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        """Raises CampaignInUseError."""
+        path = self._lock_path
+        while self._lock < 0:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, PID_BYTES, 0).decode("ascii", "replace").strip()
+                os.close(lock)
+                raise CampaignInUseError(
+                    f"{self._path} is in use by process {holder or 'unknown'}, which goes on with that campaign: wait "
+                    "for its end, or name another file",
+                    path=str(self._path),
+                    pid=int(holder) if holder.isdigit() else None,
+                ) from None
+            if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+                self._lock = lock
+            else:  # whoever held it has just removed it
+                os.close(lock)
+        os.pwrite(self._lock, f"{os.getpid()}\n".ljust(PID_BYTES).encode(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock_path.unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = -1
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    @property
+    def _lock_path(self) -> Path:
+        """A file of its own: that of the campaign is another one after every `save`."""
+        return self._path.with_name(self._path.name + ".lock")
 
     def load(self) -> Campaign:
         """What there is of it; a new one when there is no file. Raises CampaignStateError, having changed nothing."""

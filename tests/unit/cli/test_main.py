@@ -77,7 +77,7 @@ def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_exit_codes_are_distinct_but_for_the_usage_ones() -> None:
-    of_use = (errors.ConfigError, errors.CampaignStateError)
+    of_use = (errors.ConfigError, errors.CampaignStateError, errors.CampaignInUseError)
     own = [value for name, value in vars(cli).items() if name.startswith("EXIT_")]
     codes = own + [error.exit_code for error in error_classes() if error not in of_use]
     assert len(codes) == len(set(codes))

@@ -18,6 +18,7 @@ from kimberlite.cli import main
 from kimberlite.errors import CanaryMissedError, ViolationError
 from kimberlite.vopr import corruption, crashes
 from kimberlite.vopr import run as runs
+from kimberlite.vopr.campaign import Progress
 from kimberlite.vopr.canaries import CANARIES, Hunt, planted
 from kimberlite.vopr.run import Outcome, Script
 
@@ -321,6 +322,17 @@ def test_run_goes_on_where_it_was_cut_short(
         assert "2 violations in 6 seeds (1, 2)" in captured.err
     assert main([*command[:3], "0:7", *command[4:]]) == 2
     assert "is the state of another campaign: its seeds is [0, 6], here it is [0, 7]" in capsys.readouterr().err
+
+
+def test_a_campaign_that_another_process_goes_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["vopr", "run", "--seeds", "0:1", "--requests", "3", "--state", str(tmp_path / "state")]
+    with Progress(tmp_path / "state", {}):
+        assert main(command) == 2
+    captured = capsys.readouterr()
+    assert f"in use by process {os.getpid()}, which goes on with that campaign" in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "state").exists()
+    assert main(command) == 0
 
 
 def test_run_that_is_killed_goes_on(tmp_path: Path) -> None:

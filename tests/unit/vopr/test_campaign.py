@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from kimberlite.errors import CampaignStateError
+from kimberlite.errors import CampaignInUseError, CampaignStateError
 from kimberlite.vopr import campaign as campaigns
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.campaign import LABELS, Campaign, Progress
@@ -160,3 +164,59 @@ def test_a_state_with_a_hole_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(value))
     with pytest.raises(CampaignStateError, match="is no state of a campaign"):
         Progress(path, KEY).load()
+
+
+# One process at a time
+
+
+def test_a_second_process_is_told_who_goes_on_with_that_campaign(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with Progress(path, KEY) as first:
+        first.save(in_one_go())
+        with (
+            pytest.raises(CampaignInUseError, match=f"in use by process {os.getpid()},") as caught,
+            Progress(path, KEY),
+        ):
+            pytest.fail("two at a time")
+        assert (caught.value.pid, caught.value.path) == (os.getpid(), str(path))
+        with Progress(tmp_path / "other", KEY):
+            pass
+    with Progress(path, KEY) as again:
+        assert again.load().seeds == in_one_go().seeds
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    program = (
+        "import sys, time; from pathlib import Path; from kimberlite.vopr.campaign import Progress\n"
+        "with Progress(Path(sys.argv[1]), {}):\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(CampaignInUseError, match=f"process {other.pid},"), Progress(path, KEY):
+            pytest.fail("two at a time")
+        other.kill()
+    with Progress(path, KEY):
+        pass
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it the one that held it has gone."""
+    path, locked = tmp_path / "state", list[int]()
+    flock = fcntl.flock
+
+    def slow(descriptor: int, how: int) -> None:
+        if not locked:
+            (tmp_path / "state.lock").unlink()
+        locked.append(descriptor)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(campaigns.fcntl, "flock", slow)
+    with Progress(path, KEY):
+        assert len(locked) == 2
+        monkeypatch.undo()
+        with pytest.raises(CampaignInUseError), Progress(path, KEY):
+            pytest.fail("two at a time")
