@@ -20,6 +20,7 @@ def core_config(config: Config) -> CoreConfig:
         queue_max=limits.queue_max,
         queue_bytes_max=limits.queue_bytes_max,
         prepare_bytes_max=limits.prepare_bytes_max,
+        backlog_bytes=limits.backlog_bytes,
         prepare_requests_max=limits.prepare_requests_max,
         request_bytes_max=limits.request_bytes_max,
         sessions_max=limits.sessions_max,
