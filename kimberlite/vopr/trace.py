@@ -5,7 +5,7 @@ of a disk (file, offset, length, checksum of the bytes), every promise that has 
 core hands to its recorder. Two runs with the same hash did the same.
 
 Numbers are hashed as they are, without making text of them: text is made of the lines that are kept, when somebody
-wants to read them. Imports types only.
+wants to read them. Imports types and vsr.events only.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Sequence
-from enum import IntEnum
 
 import xxhash
 
 from kimberlite.types import Bytes, Message
+from kimberlite.vsr.events import Event, brief
 
 TRACE_TAIL = 120
 # One kind of line each: its length and its first byte tell it from the others.
@@ -78,8 +78,8 @@ def _canonical(value: object) -> bytes:
 def _readable(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode() if value.isascii() and value.decode().isprintable() else value.hex()[:8]
-    if isinstance(value, tuple) and value and isinstance(value[0], IntEnum):  # an event
-        return f"{value[0].name} {' '.join(map(str, value[1:]))};"
+    if isinstance(value, Event):
+        return f"{brief(value)};"
     return str(value)
 
 

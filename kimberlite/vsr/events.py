@@ -13,7 +13,7 @@ Imports types only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, auto
 from typing import NamedTuple
 
@@ -356,6 +356,13 @@ TABLE: dict[EventKind, Row] = {
 
 def sentence(event: Event) -> str:
     """What happened, in words."""
-    row = TABLE[event.kind]
-    numbers = zip(row.fields, event[1:], strict=False)  # what a kind has no field for is 0
-    return row.sentence.format(**{field.name: field.said(value) for field, value in numbers})
+    return TABLE[event.kind].sentence.format(**{field.name: field.said(value) for field, value in _fields(event)})
+
+
+def brief(event: Event) -> str:
+    """The same as a line of a trace: kind, and each number under its name."""
+    return " ".join([event.kind.name, *(f"{field.name}={field.words.get(n, n)}" for field, n in _fields(event))])
+
+
+def _fields(event: Event) -> Iterator[tuple[Field, int]]:
+    return zip(TABLE[event.kind].fields, event[1:], strict=False)  # what a kind has no field for is 0

@@ -57,7 +57,10 @@ def _freeze_the_primary(case: Case, cluster: Cluster, load: Load, what: str) -> 
 
 
 def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
-    """The replica with the hung disk: in its status, in the table, in /readyz, in its metrics."""
+    """The replica with the hung disk: in its log, in its status, in the table, in /readyz, in its metrics."""
+    said = re.findall(r"warning: replica \d gives up the lead of view \d+: \w+", cluster.log(hung))
+    case.check(said, "its log does not say that it gave up the lead")
+    case.say(f"its log: {said[-1:]}")
     status = cluster.tells(hung)
     case.say(f"its status: {status['unhealthy']!r}, {status.get('cannot_commit')}")
     words = r"disk has (completed|answered) nothing for \d"

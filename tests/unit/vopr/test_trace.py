@@ -61,7 +61,12 @@ def test_the_tail_is_for_people_and_bounded() -> None:
     assert trace.digest() == whole.digest()
     assert len(trace.text().splitlines()) == TRACE_TAIL
     assert len(whole.text().splitlines()) == TRACE_TAIL + 3
-    assert whole.text().splitlines()[-1].split() == ["9", "events", "1", *("PREPARED", "5", "1", "320;") * 2]
+    assert whole.text().splitlines()[-1].split() == [
+        "9",
+        "events",
+        "1",
+        *("PREPARED", "op=5", "event_count=1", "size_bytes=320;") * 2,
+    ]
     assert " journal-0 4096 3 " in whole.text().splitlines()[-2]
 
 

@@ -11,6 +11,7 @@ import pytest
 from lab import Cluster
 
 from kimberlite.telemetry.catalogue import BY_NAME
+from kimberlite.types import Command
 from kimberlite.vsr import events
 from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, Field, GaveUp, Level, Row
 
@@ -122,6 +123,12 @@ def test_a_cluster_that_works_says_nothing() -> None:
     cluster.settle()
     said = {event.kind for node in cluster.up for event in node.events if TABLE[event.kind].level is not Level.COUNTED}
     assert said >= {EventKind.VIEW_CHANGE_STARTED, EventKind.VIEW_CHANGED, EventKind.PRIMARY}
+
+
+def test_an_event_in_brief() -> None:
+    event = Event(EventKind.DROPPED, Command.PREPARE, DropReason.DUPLICATE)
+    assert events.brief(event) == "DROPPED command=prepare reason=duplicate"
+    assert events.brief(Event(EventKind.COMMITTED, 9, 2, 41)) == "COMMITTED op=9 event_count=2 since_entered_ns=41"
 
 
 @pytest.mark.parametrize("kind", EventKind, ids=lambda kind: kind.name)
