@@ -34,6 +34,7 @@ COPY_BYTES = 16 * 1024
 FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, 472  # in a copy
 OP_AT = 80  # in a header
 NOTHING: Set[int] = frozenset()
+NEVER_ASKED = (-1, NOTHING)  # no view has that number
 ARRIVED_NS = 40_000_000  # what was sent before is received
 SILENT_NS = 1_500_000_000  # who was heard before that is not heard lately
 VIEW_FRAMES = frozenset(
@@ -308,31 +309,32 @@ class Checkers:
         node = world.nodes[replica]
         core = node.driver.core
         state, log = core.state, core.state.log
+        commit = state.commit_max
         if not log.durable <= log.linked <= log.op:
             raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
-        self.check_journal(replica, log, state.log.first_op, None if core.is_writing else node.store.head)
-        self._check_asked(state)
-        if state.execution.applied > min(state.commit_max, log.durable):
-            raise Violation(
-                "I7 order",
-                f"replica {replica}: applied {state.execution.applied} above commit {state.commit_max}",
-            )
+        self.check_journal(replica, log, log.first_op, None if core.is_writing else node.store.head)
+        view, asked = self.asked.get(replica, NEVER_ASKED)
+        if view != state.view or asked or state.repairs.requests or self.expired:
+            self._check_asked(state)
+        applied = state.execution.applied
+        if applied > commit or applied > log.durable:
+            raise Violation("I7 order", f"replica {replica}: applied {applied} above commit {commit}")
         promises = world.promises(replica)
-        if not promises.first_op - 1 <= promises.checkpoint_op <= state.commit_max:
+        if not promises.first_op - 1 <= promises.checkpoint_op <= commit:
             raise Violation(
                 "I7 order",
                 f"replica {replica}: its log begins with op {promises.first_op}, its checkpoint is of op "
-                f"{promises.checkpoint_op}, commit {state.commit_max}",
+                f"{promises.checkpoint_op}, commit {commit}",
             )
         floor = self.commit_floor.get(replica, 0)
-        if state.commit_max < floor:
-            raise Violation("I3 monotone commit", f"replica {replica}: commit {state.commit_max} after {floor}")
-        if state.commit_max > self.decided:
+        if commit < floor:
+            raise Violation("I3 monotone commit", f"replica {replica}: commit {commit} after {floor}")
+        if commit > self.decided:
             raise Violation(
                 "I8 founded commits",
-                f"replica {replica} takes op {state.commit_max} for committed, no primary counted above {self.decided}",
+                f"replica {replica} takes op {commit} for committed, no primary counted above {self.decided}",
             )
-        self.commit_floor[replica] = state.commit_max
+        self.commit_floor[replica] = commit
         if state.log_view > state.view:
             raise Violation(
                 "I4 monotone views", f"replica {replica}: log_view {state.log_view} above view {state.view}"

@@ -66,7 +66,9 @@ KEPT = (
 
 def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
     """How much there is of each of NAMES."""
-    state = core.state
+    state, writes = core.state, disk.submissions
+    if writes:  # without what is found damaged and made good: a start, or a tour, may find any number
+        writes -= store._submissions.unasked
     log, scope, role, leading = state.log, state.scope, state.role, core.leading
     requests = leading.requests if leading is not None else None
     return (
@@ -87,8 +89,7 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
         len(scope.entered),
         len(leading.committing) if leading is not None else 0,
         len(state.outbox.owed),
-        # Without what is found damaged and made good: a start, or a tour, may find any number.
-        disk.submissions - store._submissions.unasked,
+        writes,
         len(store._writer.in_flight),
         len(log.faulty) + len(store.faulty),
         len(store._segments.spare),
@@ -137,11 +138,12 @@ def weigh(core: Replica) -> None:
         found = sum(len(message.body) for message in requests)
         check_held(state.index, (found,), (requests.bytes,), ("bytes of requests queued",))
     entry = max(config.prepare_bytes_max, config.request_bytes_max) + HEADER_SIZE
-    sizes = {op: message.header.size for op, message in state.log.bodies.items()}
-    waiting = sum([size for op, size in sizes.items() if op > state.execution.applied])
+    bodies = state.log.bodies
+    found = sum([message.header.size for message in bodies.values()])
     most = config.held_bytes_max + config.repair_bytes + 2 * entry
-    check_held(state.index, (waiting,), (most,), ("bytes of bodies that wait",))
-    found = sum(sizes.values())
+    if found > most:  # else those that wait are not more
+        waiting = sum([message.header.size for op, message in bodies.items() if op > state.execution.applied])
+        check_held(state.index, (waiting,), (most,), ("bytes of bodies that wait",))
     most += BODIES_BYTES + PIPELINE_LIMIT * entry
     check_held(state.index, (found,), (most,), ("bytes of bodies in memory",))
 

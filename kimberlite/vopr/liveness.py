@@ -90,13 +90,15 @@ def demand(world: World, limit: int, who: str, indices: list[int]) -> None:
     Raises Violation."""
 
     def done() -> bool:
-        if any(client.busy for client in world.clients):
+        if world.is_client_busy():
             return False
-        states = [world.nodes[index].driver.core.state for index in indices]
-        return len({state.execution.applied for state in states}) == 1 and all(
-            state.execution.applied == state.log.op and not state.log.faulty and state.log.durable == state.log.op
-            for state in states
-        )
+        head = world.nodes[indices[0]].driver.core.state.execution.applied
+        for index in indices:
+            state = world.nodes[index].driver.core.state
+            log = state.log
+            if not state.execution.applied == log.op == log.durable == head or log.faulty:
+                return False
+        return True
 
     if not world.run_until(world.now + limit, done):
         busy = [client.index for client in world.clients if client.busy]

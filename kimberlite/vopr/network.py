@@ -25,7 +25,7 @@ Address = int | bytes  # a replica's index, or a client's name
 class SimNetwork:
     """Delivers messages through the world's event queue.
 
-    schedule(at, action): run later. deliver(source, destination, message): hand over.
+    schedule(at, action, *arguments): run later. deliver(source, destination, message): hand over.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class SimNetwork:
         plan: Plan,
         random: Random,
         now: Callable[[], int],
-        schedule: Callable[[int, Callable[[], None]], None],
+        schedule: Callable[..., None],
         deliver: Callable[[Address, Address, Message], None],
     ) -> None:
         self._plan = plan
@@ -54,19 +54,10 @@ class SimNetwork:
     def send(self, source: Address, destination: Address, message: Message) -> None:
         self.sent += 1
         random, plan = self._random, self._plan
-        if self.cuts and (source, destination) in self.cuts:
+        if (self.cuts or self.silenced or self.muted or self.lossy) and self._is_lost(source, destination, message):
             self.dropped += 1
             return
-        if self.silenced and (source, destination, message.header.command) in self.silenced:
-            self.dropped += 1
-            return
-        if self.muted and self._is_muted(message.header.command, destination):
-            self.dropped += 1
-            return
-        among_replicas = isinstance(source, int) and isinstance(destination, int)
-        if self.lossy and random.random() < max(self.lossy.get(source, 0.0), self.lossy.get(destination, 0.0)):
-            self.dropped += 1
-            return
+        among_replicas = type(source) is int and type(destination) is int
         copies = 1
         if self.faults_on:
             if random.random() < plan.loss:
@@ -92,6 +83,16 @@ class SimNetwork:
                 damaged = self._flip(data)
             self.launch(source, destination, damaged)
 
+    def _is_lost(self, source: Address, destination: Address, message: Message) -> bool:
+        """Whether something that lasts a while keeps a message from its link."""
+        command = message.header.command
+        if (source, destination) in self.cuts or (source, destination, command) in self.silenced:
+            return True
+        if self.muted and self._is_muted(command, destination):
+            return True
+        lossy = self.lossy
+        return bool(lossy) and self._random.random() < max(lossy.get(source, 0.0), lossy.get(destination, 0.0))
+
     def _is_muted(self, command: int, destination: Address) -> bool:
         muted = self.muted
         return self._now() < max(muted.get((command, None), 0), muted.get((command, destination), 0))
@@ -114,7 +115,7 @@ class SimNetwork:
         if self.clogs:
             begins = max(begins, self.clogs.get((source, destination), 0))
         self.in_flight += 1
-        self._schedule(begins + delay, lambda: self._arrive(source, destination, data))
+        self._schedule(begins + delay, self._arrive, source, destination, data)
 
     def _arrive(self, source: Address, destination: Address, data: bytes) -> None:
         self.in_flight -= 1

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kimberlite._fast import framing
 from kimberlite.errors import KimberliteError
@@ -22,6 +22,7 @@ from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.plan import EPOCH_NS, MS, below
+from kimberlite.vopr.questions import ASKING
 from kimberlite.vsr.config import CoreConfig
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class SimNode:
     booted_at: int = 0
     down_since: int = 0  # when it is not up
     tick_at: int = 0
-    backlog: deque[Callable[[], None]] = field(default_factory=deque)
+    backlog: deque[tuple[Callable[..., None], tuple[Any, ...]]] = field(default_factory=deque)
     scrubber: Scrubber = field(init=False)
     reader: LogReader = field(init=False)
     watch: Watch = field(default_factory=Watch)
@@ -82,15 +83,15 @@ def boot(world: World, index: int, life: int) -> SimNode:
         world.checkers.on_restart(world, index)
         world.questions.on_restart(index)
     node.tick_at = world.now + world.schedule.randrange(TICK_NS)
-    world.at(node.tick_at, lambda: world.tick(node))
-    world.at(world.now, lambda: world.on_disk(index, life))  # what recovery has written
-    world.at(world.now, lambda: world.act(index, life, driver.start))
+    world.at(node.tick_at, world.tick, node)
+    world.at(world.now, world.on_disk, index, life)  # what recovery has written
+    world.at(world.now, world.act, index, life, driver.start)
     return node
 
 
 def _disk(world: World, index: int, life: int) -> SimDisk:
     def wake(when: int) -> None:
-        world.at(when, lambda: world.on_disk(index, life))
+        world.at(when, world.on_disk, index, life)
         doom = world.doomed[index]
         if doom is not None and (not doom or disk.is_writing(doom)):
             world.doomed[index] = None
@@ -179,13 +180,16 @@ class _Port:
         self._index = index
 
     def send(self, replica: int, message: Message) -> None:
-        self._world.checkers.on_send(self._world, self._index, message)
-        self._world.checkers.on_ask(self._world, self._index, replica, message.header)
-        self._world.questions.on_send(self._world.now, self._index, replica, message.header)
-        self._world.leads.on_send(self._world, self._index, replica, message.header)
-        if self._world.idle_frames is not None:
-            self._world.idle_frames[self._index, replica, message.header.command] += 1
-        self._world.network.send(self._index, replica, message)
+        world, index, header = self._world, self._index, message.header
+        world.checkers.on_send(world, index, message)
+        if header.command in ASKING:
+            world.checkers.on_ask(world, index, replica, header)
+            world.questions.on_send(world.now, index, replica, header)
+        elif header.command == Command.START_VIEW:
+            world.leads.on_send(world, index, replica, header)
+        if world.idle_frames is not None:
+            world.idle_frames[index, replica, header.command] += 1
+        world.network.send(index, replica, message)
 
     def refuse(self, message: Message) -> None:
         """Here there are no connections: the event that goes with it is counted."""

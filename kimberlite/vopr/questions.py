@@ -15,7 +15,7 @@ from kimberlite.vopr.checkers import Violation
 
 PER_S_MAX = 12  # times the same is asked of the same replica within a second
 SECOND_NS = 1_000_000_000
-ASKING = (Command.REQUEST_PREPARE, Command.REQUEST_HEADERS)
+ASKING = frozenset({Command.REQUEST_PREPARE, Command.REQUEST_HEADERS})
 
 Question: TypeAlias = tuple[int, int, int, int, Checksum]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 import xxhash
 
@@ -23,6 +24,7 @@ TRACE_TAIL = 120
 # One kind of line each: its length and its first byte tell it from the others.
 _DELIVER = struct.Struct("<cQqq").pack
 _WRITE = struct.Struct("<cQqqqQ").pack
+_EVENT = b"%d %d %d %d;"
 _EVENTS = struct.Struct("<cQqq").pack
 
 
@@ -44,7 +46,9 @@ class Trace:
         """A frame has arrived."""
         self.lines += 1
         self.tail.append((now, "deliver", source, destination, message))
-        self._hash.update(_DELIVER(b"d", now, _number(source), _number(destination)) + message.header.checksum)
+        sender = source if isinstance(source, int) else _number(source)
+        receiver = destination if isinstance(destination, int) else _number(destination)
+        self._hash.update(_DELIVER(b"d", now, sender, receiver) + message.header.checksum)
 
     def written(self, now: int, replica: int, name: str, offset: int, data: Bytes) -> None:
         """Bytes of a file of a replica's disk have changed."""
@@ -57,8 +61,9 @@ class Trace:
         """Events were handed to a replica's recorder, all at once."""
         self.lines += 1
         self.tail.append((now, "events", replica, *events))
-        self._hash.update(_EVENTS(b"e", now, replica, len(events)))
-        self._hash.update(b"".join([b"%d %d %d %d;" % event for event in events]))
+        count = len(events)
+        values = events[0] if count == 1 else tuple(chain.from_iterable(events))
+        self._hash.update(_EVENTS(b"e", now, replica, count) + _EVENT * count % values)
 
     def text(self) -> str:
         return "\n".join(
@@ -83,6 +88,6 @@ def _readable(value: object) -> str:
     return str(value)
 
 
-def _number(address: int | bytes) -> int:
-    """A replica's index; of a client, whose name ends with its number, -1 and below."""
-    return address if isinstance(address, int) else -1 - int(address[7:])
+def _number(client: bytes) -> int:
+    """Of a client, whose name ends with its number: -1 and below, for others are replicas."""
+    return -1 - int(client[7:])

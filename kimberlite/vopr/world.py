@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from random import Random
+from typing import Any
 
 import xxhash
 
@@ -82,7 +83,7 @@ class World:
         self.files = [Files(on_write=partial(self._on_write, index)) for index in range(plan.replica_count)]
         self.injected: list[Fault] = []
         self._scripted = deque(faults) if faults is not None else None
-        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
         self._fault_sequence = FAULT_ORDER
         self._promises: dict[int, tuple[int, Promises]] = {}
@@ -108,6 +109,7 @@ class World:
         for index in range(plan.replica_count):
             self.nodes.append(boot(self, index, 0))
         self.clients = [SimClient(self, index) for index in range(plan.client_count)]
+        self._waiting = 0  # the client that was found waiting last
         self.readers = [SimReader(self, index) for index in range(plan.reader_count)]
         for number in range(plan.requests):
             self.clients[number % plan.client_count].quota += 1
@@ -121,15 +123,15 @@ class World:
 
     # Time
 
-    def at(self, when: int, action: Callable[[], None]) -> None:
+    def at(self, when: int, action: Callable[..., None], *arguments: Any) -> None:
         self._sequence += 1
-        heapq.heappush(self._queue, (when, self._sequence, action))
+        heapq.heappush(self._queue, (when, self._sequence, action, arguments))
 
     def _at_fault(self, when: int, action: Callable[[], None]) -> None:
         """Like `at`, in an order that does not depend on what else was scheduled: a run whose faults are
         given is the same as the one that drew them."""
         self._fault_sequence += 1
-        heapq.heappush(self._queue, (when, self._fault_sequence, action))
+        heapq.heappush(self._queue, (when, self._fault_sequence, action, ()))
 
     def run_until(self, deadline: int, done: Callable[[], bool]) -> bool:
         """Run events until `done` or the deadline; whether it is done."""
@@ -141,8 +143,8 @@ class World:
                     self.now = look_at
                     return True
                 look_at += (when - look_at + LOOK_NS - 1) // LOOK_NS * LOOK_NS
-            self.now, _, action = heapq.heappop(queue)
-            action()
+            self.now, _, action, arguments = heapq.heappop(queue)
+            action(*arguments)
         self.now = max(self.now, deadline)
         return done()
 
@@ -151,19 +153,19 @@ class World:
     def make_disk(self, index: int, latency: Callable[[], int], wake: Callable[[int], None]) -> SimDisk:
         return SimDisk(self.files[index], lambda: self.now, latency, wake, self.devices[index])
 
-    def act(self, index: int, life: int, action: Callable[[], None]) -> None:
+    def act(self, index: int, life: int, action: Callable[..., None], *arguments: Any) -> None:
         """Give an input to a replica, unless it has died since; then check it. Who is paused takes it later."""
         node = self.nodes[index]
         if node.life != life or not node.up:
             return
         if self.now < node.paused_until:
-            node.backlog.append(action)
+            node.backlog.append((action, arguments))
             return
-        self._carry_out(node, action)
+        self._carry_out(node, action, arguments)
 
-    def _carry_out(self, node: SimNode, action: Callable[[], None]) -> None:
+    def _carry_out(self, node: SimNode, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         try:
-            action()
+            action(*arguments)
         except WriteFailedError:
             self.crash(node.index)
             return
@@ -171,9 +173,10 @@ class World:
             raise Violation("own invariant", f"replica {node.index}: {error}") from error
         self.checkers.on_step(self, node.index)
         node.watch.look(self, node)
-        self._tick_soon(node)
+        if node.tick_at - self.now > TICK_NS:
+            self._tick_soon(node)
         if node.driver.behind:
-            self.at(self.now + SERVE_DELAY_NS, lambda: self.act(node.index, node.life, node.driver.on_tick))
+            self.at(self.now + SERVE_DELAY_NS, self.act, node.index, node.life, node.driver.on_tick)
         if self.ambushes:
             self._spring(node)
         if self.slow_nodes:
@@ -219,18 +222,16 @@ class World:
         due = max(due, node.paused_until)
         if due > node.tick_at:
             node.tick_at += (due - node.tick_at + TICK_NS - 1) // TICK_NS * TICK_NS
-        self.at(node.tick_at, lambda: self.tick(node))
+        self.at(node.tick_at, self.tick, node)
 
     def _tick_soon(self, node: SimNode) -> None:
         """Something has changed in a replica: there may be something to do before its next tick."""
-        if node.tick_at - self.now <= TICK_NS:
-            return
         due = node.driver.core.next_deadline()
         if due is not None and due < node.tick_at:
             sooner = (node.tick_at - max(due, self.now + 1)) // TICK_NS * TICK_NS
             if sooner:
                 node.tick_at -= sooner
-                self.at(node.tick_at, lambda: self.tick(node))
+                self.at(node.tick_at, self.tick, node)
 
     def scrub(self, node: SimNode, action: Callable[[], object]) -> None:
         """Let the scrubber of a replica read, and the replica know what it found."""
@@ -250,15 +251,22 @@ class World:
         self.trace.delivered(self.now, source, destination, message)
         if isinstance(destination, int):
             node = self.nodes[destination]
-            if isinstance(source, int):
-                self.act(destination, node.life, lambda: node.driver.on_input(messages=[message]))
-            else:
-                self.act(destination, node.life, lambda: node.driver.on_input(requests=[message]))
+            inputs = ([message],) if isinstance(source, int) else ((), [message])
+            self.act(destination, node.life, node.driver.on_input, *inputs)
         else:
             self.clients[int(destination.split()[1])].step(message)
 
     def client_of(self, identity: bytes) -> SimClient | None:
-        return next((client for client in self.clients if client.session.client_id == identity), None)
+        for client in self.clients:
+            if client.session.client_id == identity:
+                return client
+        return None
+
+    def is_client_busy(self) -> bool:
+        """Whether any client waits for anything. Asked for every millisecond: who was found waiting is asked first."""
+        if not self.clients[self._waiting].busy:
+            self._waiting = next((client.index for client in self.clients if client.busy), 0)
+        return self.clients[self._waiting].busy
 
     def promises(self, index: int) -> Promises:
         """What the superblock on that replica's disk says now."""
@@ -386,8 +394,9 @@ class World:
         if node.life != life:
             return
         while node.backlog and node.up and self.now >= node.paused_until:
-            self._carry_out(node, node.backlog.popleft())
-        self._tick_soon(node)
+            self._carry_out(node, *node.backlog.popleft())
+        if node.tick_at - self.now > TICK_NS:
+            self._tick_soon(node)
 
     # The run
 
@@ -407,7 +416,7 @@ class World:
             for when, kind, argument in self._scripted:
                 self._at_fault(when, lambda kind=kind, argument=argument: self.inject(kind, argument))  # type: ignore[misc]
         begun = self.now
-        self.run_until(begun + SAFETY_NS_MAX, lambda: not any(client.busy for client in self.clients))
+        self.run_until(begun + SAFETY_NS_MAX, lambda: not self.is_client_busy())
         liveness(self)
         self.checkers.check_end(self, [record for client in self.clients for record in client.history])
 

@@ -25,11 +25,11 @@ class Bench:
     def __init__(self, plan: Plan, seed: int = 1) -> None:
         self.now = 0
         self.arrived: list[tuple[Address, Address, Message, int]] = []
-        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
         self.network = SimNetwork(plan, Random(seed), lambda: self.now, self._schedule, self._deliver)
 
-    def _schedule(self, at: int, action: Callable[[], None]) -> None:
-        heapq.heappush(self._queue, (at, len(self._queue) + self.network.sent * 1000, action))
+    def _schedule(self, at: int, action: Callable[..., None], *arguments: object) -> None:
+        heapq.heappush(self._queue, (at, len(self._queue) + self.network.sent * 1000, action, arguments))
 
     def _deliver(self, source: Address, destination: Address, message: Message) -> None:
         self.arrived.append((source, destination, message, self.now))
@@ -37,8 +37,8 @@ class Bench:
     def run(self) -> list[int]:
         """Let everything arrive; the ops of what did."""
         while self._queue:
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
+            self.now, _, action, arguments = heapq.heappop(self._queue)
+            action(*arguments)
         return [message.header.op for _, _, message, _ in self.arrived]
 
     def send(self, count: int, source: Address = 0, destination: Address = 1) -> None:
