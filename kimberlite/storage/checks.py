@@ -50,6 +50,11 @@ class Checks:
         self._reader = reader
         self._rewriting: set[int] = set()  # ops whose witness alone is being written again
 
+    @property
+    def is_rewriting(self) -> bool:
+        """Whether the witness of an intact entry is being written again."""
+        return bool(self._rewriting)
+
     def entry(self, op: int) -> Checked:
         """Read an entry and its witness from the disk. A damaged entry is marked faulty; a damaged witness of
         an intact one is written again. What is being written is left alone."""

@@ -111,7 +111,7 @@ class Files:
 
     durable: dict[str, bytearray] = field(default_factory=dict)
     unreadable: dict[str, set[int]] = field(default_factory=dict)  # name -> sector numbers
-    versions: dict[str, int] = field(default_factory=dict)  # counts the changes of a file
+    versions: dict[str, int] = field(default_factory=dict)  # counts the changes of a file, and of what can be read
     used: dict[str, int] = field(default_factory=dict)  # bytes of a file up to the last that was ever written
     # By the first 16 bytes of an entry in a journal, its identity: every place where it was ever put. Where to
     # look, for checkers that search the journals; never what is there now.
@@ -120,9 +120,12 @@ class Files:
     capacity: int | None = None  # bytes that all files may have together; None: any number
     on_write: Callable[[str, int, Bytes], None] | None = None  # told of every change that a write makes
 
+    def changed(self, name: str) -> None:
+        self.versions[name] = self.versions.get(name, 0) + 1
+
     def note(self, name: str, offset: int, data: Bytes, torn: bool = False) -> None:
         """`data` has just been put at `offset`."""
-        self.versions[name] = self.versions.get(name, 0) + 1
+        self.changed(name)
         self.used[name] = max(self.used.get(name, 0), offset + len(data))
         if self.on_write is not None:
             self.on_write(name, offset, data)
@@ -192,6 +195,7 @@ class SimDisk:
                 f"{name}: no space for {size} bytes, {used} of {self.files.capacity} are used", file=name, size=size
             )
         self.files.durable[name] = bytearray(size)
+        self.files.changed(name)
         return self.open(name)
 
     def prepare(self, name: str, size: int, zeroed: bool = True) -> None:
@@ -448,7 +452,7 @@ class ImageDisk(SimDisk):
 def corrupt(files: Files, name: str, offset: int, length: int, rng: random.Random) -> None:
     """Silently replace durable bytes by other ones."""
     content = files.durable[name]
-    files.versions[name] = files.versions.get(name, 0) + 1
+    files.changed(name)
     for at in range(offset, min(offset + length, len(content))):
         content[at] ^= rng.randrange(1, 256)
 
@@ -469,3 +473,4 @@ def empty(files: Files) -> None:
 def make_unreadable(files: Files, name: str, sector: int) -> None:
     """Reads of that 4 KiB sector give EIO until it is written again."""
     files.unreadable.setdefault(name, set()).add(sector)
+    files.changed(name)

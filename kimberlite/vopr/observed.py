@@ -14,6 +14,8 @@ from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.node.driver import Driver, requests_of
 from kimberlite.state_machine import Batch
+from kimberlite.storage.journal import journal_name, witness_name
+from kimberlite.storage.scrub import Checked
 from kimberlite.storage.store import Store
 from kimberlite.types import Checksum, Header, Message, Operation, Reason
 from kimberlite.vopr import limits
@@ -22,9 +24,20 @@ from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import PersistKind
 
 # Names of events, as they are counted.
-LABELS = {kind: kind.name for kind in EventKind}
+LABELS: dict[EventKind, str] = {
+    kind: kind.name for kind in EventKind if kind not in (EventKind.DROPPED, EventKind.REJECTED)
+}
 DROPPED_LABELS: dict[int, str] = {reason: f"DROPPED_{reason.name}" for reason in DropReason}
 REJECTED_LABELS: dict[int, str] = {reason: f"REJECTED_{reason.name}" for reason in Reason}
+HEARD = frozenset(  # what a checker is told of
+    {
+        EventKind.PREPARE_ACKED,
+        EventKind.REPAIR_EXPIRED,
+        EventKind.VIEW_CHANGE_STARTED,
+        EventKind.FORFEITED,
+        EventKind.CHECKPOINTED,
+    }
+)
 WEIGH_EVERY = 32  # steps: adding up the bodies in memory costs more than all else that is looked at
 
 if TYPE_CHECKING:
@@ -73,13 +86,12 @@ class Observer:
         world.trace.recorded(world.now, self._index, events)
         counts = world.counts
         for kind, a, b, _ in events:
-            if kind is EventKind.DROPPED:
-                label = DROPPED_LABELS[b]
-            elif kind is EventKind.REJECTED:
-                label = REJECTED_LABELS[a]
-            else:
-                label = LABELS[kind]
+            label = LABELS.get(kind)
+            if label is None:
+                label = DROPPED_LABELS[b] if kind is EventKind.DROPPED else REJECTED_LABELS[a]
             counts[label] = counts.get(label, 0) + 1
+            if kind not in HEARD:
+                continue
             if kind is EventKind.PREPARE_ACKED:
                 world.checkers.on_commit(world, self._index, a)
             elif kind is EventKind.REPAIR_EXPIRED:
@@ -145,6 +157,9 @@ class ObservedStore(Store):
     def __init__(self, world: World, disk: SimDisk) -> None:
         super().__init__(disk, framing.make_header)
         self._world = world
+        self._device, self._versions = disk.device, disk.files.versions
+        # Entries found good: the versions that both files of their segment had then, and what the scrubber was told.
+        self._good: dict[int, tuple[str, int, str, int, Checked]] = {}
 
     def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
         message = super().read(op, checksum, ahead)
@@ -158,6 +173,28 @@ class ObservedStore(Store):
             self._world.checkers.on_read(self.replica, min(last, self.head), found[-1], self._settled)
         return found
 
+    def check_entry(self, op: int) -> Checked:
+        """In virtual time a tour follows the other. What was found good is good while nobody writes to its files or
+        damages them, the disk gives what is there and takes no time, and nothing is being written."""
+        device = self._device
+        if self._writer.in_flight or self._checks.is_rewriting or device.slow or device.hung or device.lies is not None:
+            return super().check_entry(op)
+        versions = self._versions
+        known = self._good.get(op)
+        if known is not None and versions.get(known[0], 0) == known[1] and versions.get(known[2], 0) == known[3]:
+            return known[4] if self.first_op <= op <= self.head and op not in self.faulty else super().check_entry(op)
+        checked = super().check_entry(op)
+        if checked.bytes and not checked.damage:
+            segment = self._segments.open_at(op)
+            number = segment.number if segment is not None else self._segments.cold.segment_of(op)
+            journal, witness = journal_name(number), witness_name(number)
+            self._good[op] = journal, versions.get(journal, 0), witness, versions.get(witness, 0), checked
+        return checked
+
+    def truncate(self, op: int) -> None:
+        super().truncate(op)
+        self._good.clear()  # other entries may come in their places, or they in others
+
     @property
     def _settled(self) -> int:
         """Up to here the log of its replica is known to be committed."""
@@ -170,6 +207,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._most: tuple[int, ...] = ()
+        self._there: tuple[int, ...] = ()
         self._steps = self._log_view = self._op = 0
         self._candidates: dict[int, Checksum] = {}
 
@@ -180,7 +218,10 @@ class Watch:
         self._steps += 1
         if self._steps % WEIGH_EVERY == 0:
             limits.weigh(core)
-        limits.check_held(node.index, limits.held(core, node.store, node.disk), self._most)
+        there = limits.held(core, node.store, node.disk)
+        if there != self._there:
+            limits.check_held(node.index, there, self._most)
+            self._there = there
         log = core.state.log
         if core.state.log_view == self._log_view and log.op < self._op:
             world.count("GAVE_UP_ABOVE")  # nothing else makes a log shorter within a view
