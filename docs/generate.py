@@ -299,7 +299,8 @@ def status() -> str:
 
 EVENTS_INTRODUCTION = """\
 What the core of a replica reports. Every event moves a metric ([all of them](metrics.md)), or is a line of the log, or
-both. The log is standard error, where a line is `kimberlite: TIME LEVEL: replica N SENTENCE`, the time in UTC:
+both. The log is standard error, where a line is `kimberlite: TIME LEVEL: replica N SENTENCE`, the time in UTC; what is
+counted in nanoseconds (`_ns`) is told in milliseconds:
 
 ```text
 kimberlite: 2026-11-30T16:31:35.168Z warning: replica 1 left its view for view 2: newer_view
