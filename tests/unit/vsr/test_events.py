@@ -65,7 +65,7 @@ def test_a_kind_without_a_row_is_found() -> None:
 
 def emitted() -> Iterator[tuple[str, EventKind, int]]:
     """Where the core emits an event: place, kind, how many numbers it gives."""
-    for path in sorted(VSR.glob("*.py")):
+    for path in sorted(VSR.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or any(isinstance(argument, ast.Starred) for argument in node.args):
                 continue
