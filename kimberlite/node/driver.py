@@ -50,13 +50,12 @@ from kimberlite.types import (
     Message,
     Operation,
     Recovered,
-    ViewState,
 )
 from kimberlite.vsr.codec import ClientRequest, decode_trim
 from kimberlite.vsr.events import DropReason, Event
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.work import Apply, Persist, PersistKind, ServeHeaders, ServePrepare, ToReplica
+from kimberlite.vsr.work import Apply, Persist, Promise, ServeHeaders, ServePrepare, ToReplica
 
 ROUNDS_MAX = 16
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
@@ -272,21 +271,10 @@ class Driver:
         return is_newer or bool(tokens)
 
     def _persist(self, persist: Persist) -> None:
-        if persist.kind is PersistKind.VIEW:
+        if isinstance(persist, Promise):
             if persist.truncate_to is not None:
                 self._truncations[persist.token] = persist.truncate_to
-            self.store.set_view_state(
-                persist.token,
-                ViewState(
-                    view=persist.view,
-                    log_view=persist.log_view,
-                    commit=persist.commit,
-                    base=persist.base,
-                    suffix_head=persist.suffix_head,
-                    suffix=persist.suffix,
-                    doubt=persist.doubt,
-                ),
-            )
+            self.store.set_view_state(persist.token, persist.state)
             return
         head = self.store.head
         in_place = [entry for entry in persist.entries if entry.header.op <= head]

@@ -21,7 +21,7 @@ from kimberlite.types import Checksum, Header, Message, Operation, Reason
 from kimberlite.vopr import limits
 from kimberlite.vsr.events import DropReason, Event, EventKind
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import PersistKind
+from kimberlite.vsr.work import Promise
 
 # Names of events, as they are counted.
 LABELS: dict[EventKind, str] = {
@@ -136,8 +136,9 @@ class ObservedReplica(Replica):
 
     def durable(self, token: int, now: int) -> None:
         view, persist = self.state.outbox.owed[token]
-        if persist.kind is PersistKind.VIEW:
-            promise = (persist.view, persist.log_view, persist.commit, persist.suffix_head, persist.truncate_to)
+        if isinstance(persist, Promise):
+            state = persist.state
+            promise = (state.view, state.log_view, state.commit, state.suffix_head, persist.truncate_to)
             self.world.trace.add(now, "promise", self.state.index, *promise)
         elif view != self.state.view:
             self.world.count("WRITTEN_IN_A_LATER_VIEW")

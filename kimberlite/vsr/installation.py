@@ -6,13 +6,13 @@ Imports errors, types and vsr only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import FrameError, invariant
 from kimberlite.types import FrameReason, Header
 from kimberlite.vsr import bounds, repair
 from kimberlite.vsr.codec import SUFFIX_OPS_MAX, follows
-from kimberlite.vsr.state import LogState
 
 if TYPE_CHECKING:
     from kimberlite.vsr.state import State
@@ -80,5 +80,5 @@ def install(s: State, suffix: tuple[Header, ...], canonical: int) -> None:
     doubt = max((op for op in s.log.faulty if op > truncate_to), default=0)
     # What is committed and missing here may have another log's entry in its place: no part of the base.
     base = min(s.log.committed, truncate_to, max(s.log.durable, s.log.rooted))
-    s.log_state = LogState(base, suffix[-1].op, suffix, doubt)
+    s.promised = replace(s.promised, base=base, suffix_head=suffix[-1].op, suffix=suffix, doubt=doubt)
     s.persist_view(truncate_to=truncate_to)

@@ -14,7 +14,7 @@ from kimberlite.types import Header
 from kimberlite.vsr import repair
 from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.outbox import WRITES_MAX
-from kimberlite.vsr.work import Persist, PersistKind
+from kimberlite.vsr.work import Promise
 
 if TYPE_CHECKING:
     from kimberlite.vsr.role import Transition
@@ -30,14 +30,14 @@ def write(s: State) -> None:
     entries = s.log.take_writes(s.disk.room)
     s.disk.wants_room |= s.log.is_waiting_for_room
     if entries:
-        s.outbox.persist(Persist(0, PersistKind.WRITE, tuple(entries)), s.view, s.now)
+        s.outbox.append(tuple(entries), s.view, s.now)
 
 
 def on_durable(s: State, token: int) -> Transition | None:
     """What was asked under `token` is on the disk: releases what depended on it."""
     view, done = s.outbox.completed(token, s.now)
-    if done.kind is PersistKind.VIEW:
-        is_current = view == s.view and done.log_view == s.log_view
+    if isinstance(done, Promise):
+        is_current = view == s.view and done.state.log_view == s.log_view
         return s.role.on_promise_durable(s) if is_current else None
     before = s.log.durable
     for entry in done.entries:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from kimberlite.types import EntryState, Recovered
 from kimberlite.vsr.events import EventKind
-from kimberlite.vsr.state import LogState
 
 if TYPE_CHECKING:
     from kimberlite.vsr.state import State
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 def fill(s: State, recovered: Recovered) -> None:
     """Fill the state of a replica that has just been constructed."""
     state = recovered.view_state
-    s.log_state = LogState(state.base, state.suffix_head, state.suffix, state.doubt)
     s.commit_max = max(state.commit, recovered.commit)
     _fill_log(s, recovered)
     for op in sorted(s.log.faulty):
@@ -28,7 +26,7 @@ def fill(s: State, recovered: Recovered) -> None:
     # What has lost its place is about to be written over: first remember that it may have been acknowledged.
     doubt = max((op for op in s.log.faulty if op > recovered.written), default=0)
     if doubt > state.doubt:
-        s.log_state = replace(s.log_state, doubt=doubt)
+        s.promised = replace(s.promised, doubt=doubt)
         s.persist_view()
     s.execution.replay_to = s.execution.recover_to = s.commit_max
 

@@ -357,8 +357,8 @@ def on_headers(s: State, message: Message) -> None:
         _note_answered(s, request.peer, request.sent_at)
         # Asked in this life and view: had an op above its head existed in this view, the primary would still know it.
         is_settled = request.peer == s.primary and s.log.give_up_above(header.position)
-        if is_settled and s.log_state.doubt > s.log.op:
-            s.log_state = replace(s.log_state, doubt=s.log.op)
+        if is_settled and s.promised.doubt > s.log.op:
+            s.promised = replace(s.promised, doubt=s.log.op)
             s.persist_view()
     if _learn_headers(s, headers):
         s.repairs.is_due = True  # else whoever is asked again at once would say the same again

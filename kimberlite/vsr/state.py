@@ -14,7 +14,7 @@ Imports errors, types and vsr only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kimberlite.types import (
@@ -41,7 +41,7 @@ from kimberlite.vsr.outbox import Outbox
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.sessions import SessionTable
 from kimberlite.vsr.timers import FailureDetector, Prng, Timer
-from kimberlite.vsr.work import Persist, PersistKind, ServeHeaders, ServePrepare, ToClient, ToReplica
+from kimberlite.vsr.work import ServeHeaders, ServePrepare, ToClient, ToReplica
 
 if TYPE_CHECKING:
     from kimberlite.vsr.conflict import Conflict
@@ -104,16 +104,6 @@ class Pace:
     def wait(self, requests: int, now: int) -> int:
         """So long until that many requests are committed; as long as nothing has been, when that is longer."""
         return max(requests * self.request, now - self.since if self.since is not None else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class LogState:
-    """The part of the superblock that changes only with log_view: see types.ViewState."""
-
-    base: int
-    suffix_head: int
-    suffix: tuple[Header, ...]
-    doubt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +207,7 @@ class State:
         "execution",
         "index",
         "log",
-        "log_state",
+        "promised",
         "log_view",
         "membership",
         "now",
@@ -250,7 +240,7 @@ class State:
         # Promised
         self.view = recovered.view_state.view
         self.log_view = recovered.view_state.log_view
-        self.log_state = LogState(0, 0, ())
+        self.promised = recovered.view_state  # as it was written last, or is being written
         self.commit_max = 0  # never above this log, whatever is heard: it goes to disk and into evidence
 
         self.log = Log(recovered.settled_header, headers, recovered.first_op)
@@ -418,19 +408,5 @@ class State:
 
     def persist_view(self, truncate_to: int | None = None) -> None:
         """Write the superblock. truncate_to: the journal is cut above that op then."""
-        if truncate_to is not None:
-            self.outbox.void_writes(truncate_to)
-        state = self.log_state
-        promise = Persist(
-            token=0,
-            kind=PersistKind.VIEW,
-            view=self.view,
-            log_view=self.log_view,
-            commit=self.commit_max,
-            base=state.base,
-            suffix_head=state.suffix_head,
-            suffix=state.suffix,
-            doubt=state.doubt,
-            truncate_to=truncate_to,
-        )
-        self.outbox.persist(promise, self.view, self.now)
+        self.promised = replace(self.promised, view=self.view, log_view=self.log_view, commit=self.commit_max)
+        self.outbox.make_promise(self.promised, truncate_to, self.now)

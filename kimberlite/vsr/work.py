@@ -17,10 +17,10 @@ What happened is told in `events`: see vsr/events.py. Imports types and events o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum, auto
-from typing import NamedTuple
+from enum import IntEnum, StrEnum
+from typing import NamedTuple, TypeAlias
 
-from kimberlite.types import Checksum, ClientId, Header, Message
+from kimberlite.types import Checksum, ClientId, Header, Message, ViewState
 from kimberlite.vsr.events import Event
 
 
@@ -38,25 +38,23 @@ class ToClient(NamedTuple):
     message: Message
 
 
-class PersistKind(IntEnum):
-    WRITE = auto()  # prepares in ascending order: in place at or below the journal's head, appended above
-    VIEW = auto()  # the superblock: view, log_view, commit, suffix
-
-
-class Persist(NamedTuple):
-    """Make this durable, then call Replica.durable(token)."""
+class Append(NamedTuple):
+    """Make these prepares durable, then call Replica.durable(token). Ascending: in place up to the journal's head,
+    appended above."""
 
     token: int
-    kind: PersistKind
-    entries: tuple[Message, ...] = ()
-    view: int = 0
-    log_view: int = 0
-    commit: int = 0
-    base: int = 0
-    suffix_head: int = 0
-    suffix: tuple[Header, ...] = ()
-    doubt: int = 0
-    truncate_to: int | None = None  # VIEW only: once durable, forget the journal above this op
+    entries: tuple[Message, ...]
+
+
+class Promise(NamedTuple):
+    """Make that the superblock, then call Replica.durable(token)."""
+
+    token: int
+    state: ViewState
+    truncate_to: int | None = None  # once durable, forget the journal above this op
+
+
+Persist: TypeAlias = Append | Promise
 
 
 class Apply(NamedTuple):

@@ -44,7 +44,7 @@ from kimberlite.vsr.requests import Requests
 from kimberlite.vsr.role import EnterView, Role
 from kimberlite.vsr.state import HeadersRequest, Pace, Peer, Prepared, RepairRequest, State, ViewScope
 from kimberlite.vsr.timers import Timer
-from kimberlite.vsr.work import Persist, Snapshot, ToClient, ToReplica, Work
+from kimberlite.vsr.work import Append, Persist, Snapshot, ToClient, ToReplica, Work
 from lab import entries
 
 T = TypeVar("T")
@@ -224,7 +224,7 @@ class Core:
                 every += part  # type: ignore[operator]
             whole.persist += work.persist
             for persist in work.persist:
-                for entry in persist.entries:
+                for entry in persist.entries if isinstance(persist, Append) else ():
                     left = self.room.after(entry.header.size)
                     assert left is not None, "only what fits is handed to the journal"
                     self.room = left

@@ -46,7 +46,7 @@ from kimberlite.vsr import events
 from kimberlite.vsr.codec import decode_evidence
 from kimberlite.vsr.events import TABLE, EventKind, Level
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Admission, Persist, PersistKind, ServePrepare, ToReplica, Work
+from kimberlite.vsr.work import Admission, Append, Persist, ServePrepare, ToReplica, Work
 from lab.cluster import Cluster, Links, nothing
 from lab.entries import MS
 
@@ -155,11 +155,12 @@ class Page:
         return f"[{self.entries(found.headers)}; present {said(found.present)}; never had {said(found.nack)}]"
 
     def promise(self, persist: Persist) -> str:
-        if persist.kind is PersistKind.WRITE:
+        if isinstance(persist, Append):
             return f"write {self.entries([message.header for message in persist.entries])}"
-        words = f"view {persist.view}, log_view {persist.log_view}, commit {persist.commit}, base {persist.base}"
-        words += f", suffix {ops([header.op for header in persist.suffix])} of {persist.suffix_head}"
-        words += f", doubt {persist.doubt}" if persist.doubt else ""
+        state = persist.state
+        words = f"view {state.view}, log_view {state.log_view}, commit {state.commit}, base {state.base}"
+        words += f", suffix {ops([header.op for header in state.suffix])} of {state.suffix_head}"
+        words += f", doubt {state.doubt}" if state.doubt else ""
         return words + (f", cut behind {persist.truncate_to}" if persist.truncate_to is not None else "")
 
 

@@ -31,7 +31,7 @@ from kimberlite.vsr.membership import Membership
 from kimberlite.vsr.recovering import Recovering
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.role import BecomeLeader, EnterView, Role, Transition
-from kimberlite.vsr.state import LogState, State
+from kimberlite.vsr.state import State
 
 
 @canary("a view is left on one vote")
@@ -236,7 +236,7 @@ def _truncation_on_rumour() -> list[Patch]:
         head = s.log.headers.get(s.log.committed)
         if head is not None and head.op < s.log.op and s.log.linked >= head.op:
             cut = s.log.install((head,), head.op)
-            s.log_state = LogState(min(s.log.committed, cut), head.op, (head,))
+            s.promised = replace(s.promised, base=min(s.log.committed, cut), suffix_head=head.op, suffix=(head,))
             s.persist_view(truncate_to=cut)
 
     return [(transitions, "on_newer_view", on_newer_view)]

@@ -11,7 +11,7 @@ from lab import MS, Cluster, Node, ping, start_view_change
 from kimberlite.types import Command, Reason, Status
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
 from kimberlite.vsr.outbox import VIEWS_MAX, WRITES_MAX
-from kimberlite.vsr.work import PersistKind
+from kimberlite.vsr.work import Promise
 
 BACKLOG = 256 << 10
 SIZE = 1000
@@ -129,7 +129,7 @@ def test_no_more_views_are_entered_than_the_disk_follows(cluster: Cluster) -> No
     assert node.core.view == view + VIEWS_MAX, "by votes neither"
     waiting = node.core.pending
     assert len(waiting) <= VIEWS_MAX + WRITES_MAX
-    assert sum(persist.kind is PersistKind.VIEW for persist in waiting) == VIEWS_MAX
+    assert sum(isinstance(persist, Promise) for persist in waiting) == VIEWS_MAX
     assert node.bytes_waiting < 1 << 20
     node.disk_on()
     cluster.run(20_000, lambda: node.core.status == Status.NORMAL and node.core.view > view)

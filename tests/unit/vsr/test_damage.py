@@ -10,7 +10,7 @@ from lab import MS, ROOT, Core, chain, headers_of, messages_sent, ping, prepare,
 from kimberlite.types import Command, EntryState, Header, Message, Recovered, RecoveredEntry, ViewState
 from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.state import HeadersRequest
-from kimberlite.vsr.work import PersistKind, ServeHeaders, Work
+from kimberlite.vsr.work import Promise, ServeHeaders, Work
 
 
 def acknowledged(work: Work) -> list[int]:
@@ -72,7 +72,7 @@ def test_doubt_is_durable_before_the_journal_grows_over_what_is_doubted() -> Non
     core.log.extend(log[3])
     core.log.keep(Message(log[3]))
     (persist,) = core.take_work().persist
-    assert (persist.kind, persist.doubt) == (PersistKind.VIEW, 4)
+    assert (type(persist), persist.state.doubt) == (Promise, 4)
     core.durable(persist.token, 20)
     (persist,) = core.take_work().persist
     assert [entry.header.op for entry in persist.entries] == [3]
@@ -95,7 +95,7 @@ def test_the_primary_says_what_never_existed() -> None:
     backup.step(answer, 120 * MS)
     assert (backup.log.op, backup.log.faulty) == (2, set())
     (persist,) = backup.take_work().persist
-    assert (persist.kind, persist.doubt) == (PersistKind.VIEW, 2), "nor is it feared again after a restart"
+    assert (type(persist), persist.state.doubt) == (Promise, 2), "nor is it feared again after a restart"
 
 
 def test_an_answer_to_a_question_of_an_earlier_life_settles_nothing() -> None:
@@ -111,8 +111,8 @@ def base_after_start_view(core: Core, log: list[Header]) -> int:
     core.take_work()
     core.begin_view(2, log[5:6], 20, commit=5)
     persist = core.take_work().persist[-1]
-    assert persist.log_view == 2
-    return persist.base
+    assert persist.state.log_view == 2
+    return persist.state.base
 
 
 def test_the_base_ends_below_what_is_missing() -> None:
@@ -176,7 +176,7 @@ def test_unless_it_is_that_of_another_log(last: int) -> None:
     work = core.take_work()
     assert not sent(work, Command.REQUEST_HEADERS)
     (persist,) = work.persist
-    assert (persist.kind, persist.truncate_to) == (PersistKind.VIEW, 2)
+    assert (type(persist), persist.truncate_to) == (Promise, 2)
     core.durable(persist.token, 40)
     assert (core.log.durable, core.log.journal_head) == (2, 2)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from lab import MS, ROOT, Cluster, appended
 
 from kimberlite.types import Command, Header, Message, Status
-from kimberlite.vsr.work import PersistKind
+from kimberlite.vsr.work import Append
 
 
 def prepare(before: Header, view: int, commit: int) -> Message:
@@ -77,7 +77,7 @@ def test_only_what_is_above_the_cut_is_void() -> None:
     sixth = prepare(late.late.header, 0, 4)
     seventh = prepare(sixth.header, 0, 4)
     late.node.driver.on_input(messages=[sixth, seventh])
-    groups = [persist for persist in late.node.core.pending if persist.kind is PersistKind.WRITE]
+    groups = [persist for persist in late.node.core.pending if isinstance(persist, Append)]
     assert [[entry.header.op for entry in persist.entries] for persist in groups] == [[5], [6, 7]]
     late.view(1, [late.log[4], late.late.header, sixth.header])
     late.view(2, [late.log[4], late.late.header, sixth.header, seventh.header])

@@ -25,7 +25,7 @@ from kimberlite.types import FLAG_DISK_FULL, FLAG_PREPARED, Command, Message, Op
 from kimberlite.vsr.config import PIPELINE_LIMIT
 from kimberlite.vsr.events import EventKind
 from kimberlite.vsr.state import Pace
-from kimberlite.vsr.work import Admission, PersistKind
+from kimberlite.vsr.work import Admission, Append
 
 FULL = Room(8192, 64 << 10, is_exhausted=True)
 NONE = Room(0, 64 << 10, is_exhausted=True)
@@ -230,7 +230,7 @@ def test_a_full_backup_takes_part_in_view_changes() -> None:
     work = core.settle()
     assert (core.status, core.view, core.log_view) == (Status.NORMAL, 2, 2)
     assert [header.op for _, header in sent(work, Command.PREPARE_OK)] == [0]
-    assert not [persist for persist in work.persist if persist.kind is PersistKind.WRITE]
+    assert not [persist for persist in work.persist if isinstance(persist, Append)]
 
 
 def test_evidence_says_that_the_disk_is_full() -> None:
