@@ -311,7 +311,8 @@ class Leading(Role):
         s.log.append(message)
         self.pipeline.append(Prepared(header, s.now, 0, batch))
         s.scope.entered[header.op] = s.now
-        s.broadcast(message)
+        for replica in s.peers:
+            s.pass_on(replica, message)
         s.emit(EventKind.PREPARED, header.op, header.count, header.size)
         self.prepare_timer.start_if_idle(s.now + s.prng.jitter(s.config.prepare_resend_ns))
         self.heartbeat_timer.start(s.now + s.config.heartbeat_ns)
@@ -399,7 +400,7 @@ class Leading(Role):
         """Heartbeats, retransmission of the oldest prepare, and whether this view is to be given up."""
         why = None
         if self.heartbeat_timer.due(s.now) and self.gave_up is None:
-            if s.peers and s.outbox.promise is None:
+            if s.peers:
                 _heartbeat(s)
             self.heartbeat_timer.start(s.now + s.config.heartbeat_ns)
         if self.prepare_timer.due(s.now) and self.pipeline:
@@ -431,7 +432,7 @@ class Leading(Role):
             if oldest.acks >> replica & 1:
                 continue
             if message is not None:
-                s.send(replica, message)
+                s.pass_on(replica, message)
             elif s.log.holds(op):
                 s.serve(ServePrepare(replica, op, oldest.header.checksum))
 
@@ -439,8 +440,7 @@ class Leading(Role):
 
     def on_do_view_change(self, s: State, message: Message) -> Transition | None:
         """A replica is in this view but has not installed its log."""
-        if s.outbox.promise is None:
-            s.send(message.header.replica, _start_view_message(s, message.header.nonce))
+        s.send(message.header.replica, _start_view_message(s, message.header.nonce))
         return None
 
 

@@ -1,10 +1,13 @@
 """What one round of the core asks of its driver, in the making, and what the disk still owes.
 
 Everything asked of the disk has a token, and tokens complete in the order given out. Two kinds are told apart: entries
-of the journal, and promises (the superblock: view, log_view and what of the log they stand for). While a promise is
-under way nothing is said that depends on it.
+of the journal, and promises (the superblock: view, log_view and what of the log they stand for).
 
-Bounded: WRITES_MAX writes, and promises of VIEWS_MAX views. Imports types and work only.
+A frame of this replica names its view: it reveals the promise of that view. `reveal` holds it back while a promise is
+under way: until that is durable, or for good, when the view is left before. So no sender has to ask.
+
+Bounded: WRITES_MAX writes, and promises of VIEWS_MAX views; of what is held back, one frame for each replica and
+command: the last says all that those before it said. Imports types and work only.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from kimberlite.types import Message, ViewState
-from kimberlite.vsr.work import Append, Persist, Promise, Work
+from kimberlite.vsr.work import Append, Persist, Promise, ToReplica, Work
 
 WRITES_MAX = 4  # to the journal at once: they are carried out one after another, each with two waits for the disk
 VIEWS_MAX = 4  # writes of the superblock at once: no more views are entered than the disk follows
@@ -21,12 +24,13 @@ VIEWS_MAX = 4  # writes of the superblock at once: no more views are entered tha
 class Outbox:
     """See the module docstring. Times in nanoseconds."""
 
-    __slots__ = ("_last_token", "_written_at", "owed", "promise", "work", "writes")
+    __slots__ = ("_held", "_last_token", "_written_at", "owed", "promise", "work", "writes")
 
     def __init__(self) -> None:
         self.work = Work()
         self.owed: dict[int, tuple[int, Persist]] = {}  # token -> view in which it was asked for, and what
         self.promise: int | None = None  # token of the last promise, while that is under way
+        self._held: dict[tuple[int, int], ToReplica] = {}  # (replica, command) -> what waits for that promise
         self.writes = 0  # to the journal, under way
         self._last_token = 0
         self._written_at = 0  # when the disk last completed something, or was given something after it had nothing
@@ -37,6 +41,17 @@ class Outbox:
         if work:
             self.work = Work()
         return work
+
+    def reveal(self, frame: ToReplica) -> None:
+        """Send a frame of this replica, as soon as what it reveals is durable."""
+        if self.promise is None:
+            self.work.send.append(frame)
+        else:
+            self._held[frame.replica, frame.message.header.command] = frame
+
+    def withdraw(self) -> None:
+        """The view is left: what waits to be said in it is never said."""
+        self._held.clear()
 
     def append(self, entries: tuple[Message, ...], view: int, now: int) -> None:
         """Ask the disk to write these entries."""
@@ -69,6 +84,8 @@ class Outbox:
             self.writes -= 1
         elif self.promise == token:
             self.promise = None
+            self.work.send += self._held.values()
+            self._held.clear()
         return view, asked
 
     def leave_out(self, token: int, ops: Collection[int]) -> None:

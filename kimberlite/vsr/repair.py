@@ -307,7 +307,7 @@ def on_request_prepare(s: State, message: Message) -> None:
     header = message.header
     held = s.log.bodies.get(header.op)
     if held is not None and held.header.checksum == header.context:
-        s.send(header.replica, held)
+        s.pass_on(header.replica, held)
     else:
         s.serve(ServePrepare(header.replica, header.op, header.context))
 
@@ -325,8 +325,8 @@ def on_request_headers(s: State, message: Message) -> None:
 
 
 def headers_message(s: State, headers: Sequence[Header], nonce: int) -> Message | None:
-    if not headers or s.status != Status.NORMAL:
-        return None
+    if not headers or s.status != Status.NORMAL or s.outbox.promise is not None:
+        return None  # it is sent at once, and names the view
     return s.make(
         Command.HEADERS,
         encode_headers(headers),

@@ -163,8 +163,7 @@ class Role:
 
     def _vote(self, s: State) -> Transition | None:
         self.votes.timer.start(s.now + s.prng.jitter(s.config.vote_resend_ns))
-        if s.outbox.promise is None:  # the vote names this view, which must be durable first
-            s.broadcast(s.make(Command.START_VIEW_CHANGE))
+        s.broadcast(s.make(Command.START_VIEW_CHANGE))
         return self._count_vote(s, s.index)
 
     def _count_vote(self, s: State, replica: int) -> Transition | None:

@@ -29,7 +29,7 @@ def tick(s: State) -> None:
     if not s.ping_timer.due(s.now):
         return
     s.ping_timer.start(s.now + s.prng.jitter(s.config.ping_ns))
-    if s.outbox.promise is not None or s.role.sends_heartbeats:
+    if s.role.sends_heartbeats:
         return
     message = _ping(s)
     for replica in s.peers:
@@ -39,7 +39,7 @@ def tick(s: State) -> None:
 
 def inform(s: State, replica: int) -> None:
     """A replica is behind in views: tell it which view this is."""
-    if s.outbox.promise is None and replica != s.index:
+    if replica != s.index:
         s.send(replica, _ping(s))
 
 

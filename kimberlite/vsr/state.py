@@ -340,12 +340,16 @@ class State:
         return self.repairs.last_nonce
 
     def send(self, replica: int, message: Message) -> None:
-        self.outbox.work.send.append(ToReplica(replica, message))
+        """A frame of this replica: it leaves when what it reveals is durable."""
+        self.outbox.reveal(ToReplica(replica, message))
 
     def broadcast(self, message: Message) -> None:
-        send = self.outbox.work.send
         for replica in self.peers:
-            send.append(ToReplica(replica, message))
+            self.outbox.reveal(ToReplica(replica, message))
+
+    def pass_on(self, replica: int, entry: Message) -> None:
+        """An entry of the log, which says nothing of this replica but that it has it."""
+        self.outbox.work.send.append(ToReplica(replica, entry))
 
     def send_client(self, client: ClientId, message: Message) -> None:
         self.outbox.work.send.append(ToClient(client, message))
@@ -399,9 +403,10 @@ class State:
     # Promises
 
     def enter_view(self, view: int) -> None:
-        """The one place where a view ends and another begins: all that was heard and asked in the old one goes with
-        it."""
+        """The one place where a view ends and another begins: all that was heard, asked and to be said in the old one
+        goes with it."""
         self.view = view
+        self.outbox.withdraw()
         self.scope = ViewScope()
         for peer in self.peers.values():
             peer.said = Said()

@@ -16,6 +16,7 @@ from kimberlite.vsr import transitions
 from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.log import Log
+from kimberlite.vsr.outbox import Outbox
 from kimberlite.vsr.role import EnterView
 from kimberlite.vsr.state import State
 from kimberlite.vsr.work import Admission
@@ -47,10 +48,17 @@ def _do_view_change_before_durable() -> list[Patch]:
 
     def enter_view(s: State, entered: EnterView) -> None:
         original(s, entered)
+        under_way, s.outbox.promise = s.outbox.promise, None
         if isinstance(s.role, ChangingView):
             transitions.carry_out(s, s.role._send_evidence(s))
+        s.outbox.promise = s.outbox.promise or under_way
 
     return [(transitions, "enter_view", enter_view)]
+
+
+@canary("what a frame reveals need not be durable when it leaves")
+def _said_before_durable() -> list[Patch]:
+    return [(Outbox, "reveal", lambda self, frame: self.work.send.append(frame))]
 
 
 @canary("log_view is not written to the superblock")
