@@ -13,7 +13,6 @@ restart takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import xxhash
@@ -22,17 +21,10 @@ from kimberlite._fast import framing
 from kimberlite.errors import BackupError, CheckpointError, SuperblockError
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
-from kimberlite.storage.interface import SECTOR, Disk
-from kimberlite.storage.journal import (
-    RECORD_BYTES,
-    Flaw,
-    decode_record,
-    examine_entry,
-    journal_name,
-    round_up,
-    witness_name,
-)
-from kimberlite.storage.scan import release, scan
+from kimberlite.storage.interface import Disk
+from kimberlite.storage.journal import Flaw, Record, journal_name, round_up
+from kimberlite.storage.log_reader import Place, SegmentReader
+from kimberlite.storage.scan import scan
 from kimberlite.storage.superblock import Superblock
 from kimberlite.types import EntryState, Header, Message, root_header
 
@@ -86,7 +78,7 @@ class Source:
         self.first_position = block.checkpoint.first_position
         result = scan(disk, block.state, block.segment_bytes, block.checkpoint)
         for segment in (*result.segments, *result.spare):
-            release(segment, disk)
+            segment.release()
         recovered = result.recovered
         self.last_op = max(recovered.commit, applied)
         if block.replica_count == 1:
@@ -156,8 +148,8 @@ class Source:
         run = self.runs[at]
         first = self._record(run.segment, run.first_op - run.base)
         last = self._record(run.segment, run.last.op - run.base)
-        begin = first[1] if first is not None else 0
-        end = last[1] + round_up(run.last.size) if last is not None else self.block.segment_bytes
+        begin = first.offset if first is not None else 0
+        end = last.offset + round_up(run.last.size) if last is not None else self.block.segment_bytes
         return max(end - begin, 0)
 
     def entries(self, at: int, advance: Callable[[int], None] = lambda count: None) -> Iterator[Message]:
@@ -185,21 +177,21 @@ class Source:
         if before is None or before.checksum != run.last.checksum:
             raise self._damage(run.segment, run.last.op, "its entry and its witness are not the same")
 
+    def _reader(self, segment: int, ahead: int = 0) -> SegmentReader:
+        return SegmentReader(self._disk, segment, self.block.segment_bytes, ahead)
+
     def _base(self, segment: int) -> int:
         """The op of the first entry of a segment, by its witness or by the entry."""
-        record = self._record(segment, 0)
-        if record is not None:
-            return record[0].op
-        with opened(self._disk, journal_name(segment)) as file:
-            found = examine_entry(self._disk, file, 0, self.block.segment_bytes)
-        if isinstance(found, Flaw):
+        with self._reader(segment) as files:
+            header = files.first_header()
+        if header is None:
             raise BackupError(
                 f"{journal_name(segment)}: its first entry and the witness of it are damaged on this disk: take the "
                 "backup from another replica, or when this one has repaired itself",
                 file=journal_name(segment),
                 offset=0,
             )
-        return found.header.op
+        return header.op
 
     def _header(self, segment: int, base: int, op: int) -> Header:
         """Of an op, by its witness, which a restart believes as well; without one by its entry."""
@@ -207,43 +199,36 @@ class Source:
         if known is not None:
             return known
         record = self._record(segment, op - base)
-        if record is not None and record[0].op == op:
-            return record[0]
+        if record is not None and record.header.op == op:
+            return record.header
         *_, message = self._messages(segment, base, op, op)
         return message.header
 
-    def _record(self, segment: int, index: int) -> tuple[Header, int] | None:
-        with opened(self._disk, witness_name(segment)) as file:
-            at = index * RECORD_BYTES
-            try:
-                sector = self._disk.read(file, at // SECTOR * SECTOR, SECTOR)
-            except OSError:
-                return None
-            record = decode_record(bytes(sector[at % SECTOR : at % SECTOR + RECORD_BYTES]), segment, index)
-        return (record.header, record.offset) if record is not None else None
+    def _record(self, segment: int, index: int) -> Record | None:
+        with self._reader(segment) as files:
+            record = files.record(index)
+        return record if isinstance(record, Record) else None
 
     def _messages(
         self, segment: int, base: int, first: int, last: int, advance: Callable[[int], None] = lambda count: None
     ) -> Iterator[Message]:
         """Intact entries of a segment; not compared with anything but their op."""
-        op, offset = base, 0
+        place = Place(segment)
         record = self._record(segment, first - base) if first > base else None
-        if record is not None and record[0].op == first:
-            op, offset = first, record[1]
-        with opened(self._disk, journal_name(segment)) as file:
-            ahead = _Ahead(self._disk)
-            while op <= last:
-                found = examine_entry(ahead, file, offset, self.block.segment_bytes)
+        if record is not None and record.header.op == first:
+            place = Place(segment, first - base, record.offset)
+        with self._reader(segment, READ_AHEAD) as files:
+            while (op := base + place.index) <= last:
+                offset = place.end or 0
+                found = files.entry(offset)
                 if isinstance(found, Flaw):
                     raise self._damage(segment, op, _FLAWS[found], offset)
                 if found.header.op != op:
                     raise self._damage(segment, op, f"the entry of op {found.header.op} stands there", offset)
                 if op >= first:
                     yield found
-                size = round_up(found.header.size)
-                advance(size)
-                offset += size
-                op += 1
+                advance(round_up(found.header.size))
+                place.move(found.header, offset)
 
     def _damage(self, segment: int, op: int, why: str, offset: int | None = None) -> BackupError:
         place = journal_name(segment) + ("" if offset is None else f" offset {offset}")
@@ -254,32 +239,3 @@ class Source:
             file=journal_name(segment),
             offset=offset,
         )
-
-
-class _Ahead:
-    """Reads of one file from front to back: from the disk a piece at a time. What is read is durable before."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._begin = 0
-        self._piece = memoryview(b"")
-
-    def read(self, file: int, offset: int, length: int) -> memoryview:
-        at = offset - self._begin
-        if at < 0 or at + length > len(self._piece):
-            try:
-                self._piece = self._disk.read(file, offset, max(length, READ_AHEAD))
-            except OSError:
-                return self._disk.read(file, offset, length)  # an error further on concerns another entry
-            self._begin, at = offset, 0
-        return self._piece[at : at + length]
-
-
-@contextmanager
-def opened(disk: Disk, name: str) -> Iterator[int]:
-    """A file, open within a block. Raises FileNotFoundError."""
-    file = disk.open(name)
-    try:
-        yield file
-    finally:
-        disk.release(file)

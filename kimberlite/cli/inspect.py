@@ -21,20 +21,9 @@ from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock as superblocks
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Disk
-from kimberlite.storage.journal import (
-    Record,
-    is_zero_record,
-    journal_name,
-    read_entry,
-    records_of,
-    round_up,
-    segment_number,
-    witness_bytes,
-    witness_name,
-)
-from kimberlite.storage.recovery import Entry
-from kimberlite.storage.scan import read_image
-from kimberlite.types import Header, Operation
+from kimberlite.storage.journal import Flaw, Record, journal_name, used_records, witness_name
+from kimberlite.storage.log_reader import NoRecord, Place, SegmentReader, file_size, journal_numbers
+from kimberlite.types import Header, Message, Operation
 
 DIRECTORY = click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 JOURNAL_COLUMNS = (
@@ -183,42 +172,35 @@ def journal(data: Path, start: int, limit: int | None, as_json: bool) -> None:
 
 def journal_rows(disk: Disk, start: int) -> Iterator[dict[str, object]]:
     """What stands at every place of the journal where something was ever written, from op `start` on."""
-    names = set(disk.names())
-    numbers = [number for name in names if name.startswith("journal") and (number := segment_number(name)) is not None]
-    number = min(numbers, default=0)  # not 0 when the log was trimmed
-    while journal_name(number) in names and witness_name(number) in names:
-        witness = disk.open(witness_name(number))
-        file = disk.open(journal_name(number))
-        segment_bytes = disk.size(file)
-        try:
-            image = read_image(disk, witness, witness_bytes(segment_bytes))
-            records = records_of(image, number)
-            end = 0
-            for index, record in enumerate(records):
-                offset = record.offset if record is not None else end
-                if record is None or record.header.op >= start:
-                    state = "good" if record is not None else "none" if is_zero_record(image, index) else "damaged"
-                    yield journal_row(disk, file, segment_bytes, number, offset, record, state)
-                end = offset + (round_up(record.header.size) if record is not None else 0)
-            if end < segment_bytes and read_entry(disk, file, end, segment_bytes)[0] is not Entry.ZERO:
+    number = min(journal_numbers(disk), default=0)  # not 0 when the log was trimmed
+    while disk.exists(journal_name(number)) and disk.exists(witness_name(number)):
+        with SegmentReader(disk, number, file_size(disk, journal_name(number))) as files:
+            place = Place(number)
+            for _ in range(used_records(files.image())):
+                record, offset = files.at(place)
+                header = record.header if isinstance(record, Record) else None
+                if header is None or header.op >= start:
+                    row, header = journal_row(files, offset, record)
+                    yield row
+                place.move(header, offset)
+            if place.end is not None and files.entry(place.end) is not Flaw.NOTHING:
                 # Its write was under way: the entry is written before its witness.
-                yield journal_row(disk, file, segment_bytes, number, end, None, "none")
-        finally:
-            disk.release(witness)
-            disk.release(file)
+                yield journal_row(files, place.end, NoRecord.MISSING)[0]
         number += 1
 
 
 def journal_row(
-    disk: Disk, file: int, segment_bytes: int, number: int, offset: int, record: Record | None, witness: str
-) -> dict[str, object]:
-    found, message = read_entry(disk, file, offset, segment_bytes)
-    entry = {Entry.GOOD: "good", Entry.ZERO: "none"}.get(found, "damaged")
-    header = record.header if record is not None else message.header if message is not None else None
-    if message is not None and header is not None and message.header.checksum != header.checksum:
+    files: SegmentReader, offset: int | None, record: Record | NoRecord
+) -> tuple[dict[str, object], Header | None]:
+    """A row, and the header of the entry as its witness tells it, or the entry itself."""
+    found = files.entry(offset) if offset is not None else Flaw.UNREADABLE
+    entry = "good" if isinstance(found, Message) else "none" if found is Flaw.NOTHING else "damaged"
+    header = record.header if isinstance(record, Record) else found.header if isinstance(found, Message) else None
+    if isinstance(found, Message) and header is not None and found.header.checksum != header.checksum:
         entry = "other"
-    place = {"segment": number, "offset": offset, "entry": entry, "witness": witness}
-    return {**describe_header(header), **place}
+    witness = "good" if isinstance(record, Record) else "none" if record is NoRecord.MISSING else "damaged"
+    place = {"segment": files.number, "offset": offset, "entry": entry, "witness": witness}
+    return {**describe_header(header), **place}, header
 
 
 def describe_header(header: Header | None) -> dict[str, object]:

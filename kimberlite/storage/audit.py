@@ -27,20 +27,16 @@ from kimberlite.storage import superblock
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.journal import (
     RECORD_BYTES,
-    ZERO_RECORD,
     Flaw,
     Record,
-    decode_record,
-    examine_entry,
     journal_name,
     round_up,
     witness_bytes,
     witness_name,
 )
-from kimberlite.storage.scan import Scan, fill_below, release, scan
+from kimberlite.storage.log_reader import NoRecord, Place, SegmentReader, file_size, journal_numbers
+from kimberlite.storage.scan import Scan, fill_below, scan
 from kimberlite.types import Checkpoint, EntryState, Header, Message, root_header
-
-CHUNK = 64 << 10  # of a witness file, read at a time
 
 
 class Cause(StrEnum):
@@ -91,39 +87,13 @@ _FLAWS: dict[Flaw, tuple[Cause, str]] = {
     Flaw.BODY: (Cause.ENTRY_BODY, "the body of the entry fails its checksum"),
     Flaw.PADDING: (Cause.ENTRY_PADDING, "the padding behind the entry is not zero"),
 }
+_NO_WITNESS: dict[NoRecord, tuple[Cause, str]] = {
+    NoRecord.DAMAGED: (Cause.WITNESS_DAMAGED, "the witness fails its checksum"),
+    NoRecord.UNREADABLE: (Cause.WITNESS_UNREADABLE, "the witness can not be read"),
+    NoRecord.MISSING: (Cause.WITNESS_MISSING, "the entry has no witness"),
+}
+_OTHER_WITNESS = Cause.WITNESS_OTHER, "the witness is that of another entry"
 _TRIMMED = "; it was trimmed, and nobody reads it"
-
-
-class _Witnesses:
-    """The records of one segment, read a chunk at a time; or what is there instead of one."""
-
-    def __init__(self, disk: Disk, file: int, segment: int, size: int) -> None:
-        self._disk, self._file, self._segment = disk, file, segment
-        self.count = size // RECORD_BYTES
-        self._begin = -1
-        self._chunk: bytes = b""
-
-    def __getitem__(self, index: int) -> Record | Cause:
-        """A record, or one of the causes WITNESS_DAMAGED, WITNESS_UNREADABLE, WITNESS_MISSING."""
-        at = index * RECORD_BYTES
-        begin = at // CHUNK * CHUNK
-        if begin != self._begin:
-            self._begin, self._chunk = begin, self._read(begin, CHUNK)
-        raw = self._chunk[at - begin : at - begin + RECORD_BYTES]
-        if len(raw) < RECORD_BYTES:
-            raw = self._read(at // SECTOR * SECTOR, SECTOR)[at % SECTOR : at % SECTOR + RECORD_BYTES]
-            if len(raw) < RECORD_BYTES:
-                return Cause.WITNESS_UNREADABLE
-        if raw == ZERO_RECORD:
-            return Cause.WITNESS_MISSING
-        return decode_record(raw, self._segment, index) or Cause.WITNESS_DAMAGED
-
-    def _read(self, offset: int, length: int) -> bytes:
-        """Nothing when the disk gives an error: then its sectors are read one by one."""
-        try:
-            return bytes(self._disk.read(self._file, offset, length))
-        except OSError:
-            return b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +106,11 @@ class _Span:
 
 
 @dataclass(slots=True)
-class _Place:
+class _Place(Place):
     """Where the walk is."""
 
-    number: int
-    index: int
-    op: int | None
-    end: int | None  # where the entry before ends
-    before: Header | None  # of the entry before; None when it is not known
+    op: int | None = None
+    before: Header | None = None  # of the entry before; None when it is not known
 
 
 class Audit:
@@ -152,9 +119,7 @@ class Audit:
     def __init__(self, disk: Disk, advance: Callable[[int], None] = lambda count: None) -> None:
         self._disk = disk
         self.advance = advance
-        self._journals = sorted(
-            int(name[8:]) for name in disk.names() if name.startswith("journal-") and name[8:].isdigit()
-        )
+        self._journals = journal_numbers(disk)
         self._block: superblock.Superblock | None = None
         self._start: Checkpoint | None = None
         self._scan: Scan | None = None
@@ -258,9 +223,9 @@ class Audit:
             yield Finding(Cause.FILE_MISSING, str(error.details["file"]), False, str(error))
             return
         self._scan = result
-        fill_below(self._disk, result.below, block.segment_bytes, result.segments[0].base, block.checkpoint.first_op)
+        fill_below(result.below, result.segments[0].base, block.checkpoint.first_op)
         for segment in (*result.segments, *result.spare):
-            release(segment, self._disk)
+            segment.release()
         for entry in result.recovered.entries:
             self._states[entry.op] = entry.state
             if entry.header is not None:
@@ -307,22 +272,13 @@ class Audit:
     def _base(self, number: int) -> int | None:
         """The op of the first entry of a segment; all its records agree on it."""
         try:
-            with_witness = _Handle(self._disk, witness_name(number))
+            with self._files(number) as files:
+                return files.base(beyond_gaps=False)
         except FileNotFoundError:
             return None
-        with with_witness as file:
-            records = _Witnesses(self._disk, file, number, self._witness_bytes)
-            for index in range(records.count):
-                record = records[index]
-                if isinstance(record, Record):
-                    return record.header.op - index
-                if record is Cause.WITNESS_MISSING:
-                    break
-        return None
 
-    @property
-    def _witness_bytes(self) -> int:
-        return witness_bytes(self._required().segment_bytes)
+    def _files(self, number: int) -> SegmentReader:
+        return SegmentReader(self._disk, number, self._required().segment_bytes)
 
     def _journal(self) -> Iterator[Finding]:
         trimmed = self._required().checkpoint.first_segment > 0
@@ -332,7 +288,7 @@ class Audit:
         for span in spans:
             if expected is not None and span.base is not None and span.base != expected:
                 before = None
-            place = _Place(span.number, 0, span.base if span.base is not None else expected, 0, before)
+            place = _Place(span.number, op=span.base if span.base is not None else expected, before=before)
             try:
                 yield from self._segment(span, place, is_last=span is spans[-1])
             except FileNotFoundError as error:
@@ -344,40 +300,36 @@ class Audit:
         self._reach(self.total_bytes)
 
     def _segment(self, span: _Span, place: _Place, is_last: bool) -> Iterator[Finding]:
-        with (
-            _Handle(self._disk, journal_name(span.number)) as journal,
-            _Handle(self._disk, witness_name(span.number)) as witness,
-        ):
+        with self._files(span.number) as files:
             for name, file, size in (
-                (journal_name(span.number), journal, self._required().segment_bytes),
-                (witness_name(span.number), witness, self._witness_bytes),
+                (journal_name(span.number), files.journal, files.segment_bytes),
+                (witness_name(span.number), files.witness, witness_bytes(files.segment_bytes)),
             ):
                 found = self._disk.size(file)
                 if found != size:
                     # What of the log was in it is found where it is missed.
                     text = f"the file has {found} bytes instead of {size}"
                     yield Finding(Cause.FILE_SIZE, name, True, text, segment=span.number)
-            records = _Witnesses(self._disk, witness, span.number, self._witness_bytes)
             before = self._done
-            while place.index < (span.count if span.count is not None else records.count):
-                record = records[place.index]
-                if span.count is None and record is Cause.WITNESS_MISSING:
+            while place.index < (span.count if span.count is not None else files.record_count):
+                record, offset = files.at(place, lambda header: self._fits(header, place))
+                if span.count is None and record is NoRecord.MISSING:
                     break
-                yield from self._entry(place, journal, record)
+                yield from self._entry(place, files, record, offset)
                 self._reach(before + (place.end or 0))
-                place.index += 1
                 place.op = place.op + 1 if place.op is not None else None
             if is_last:
-                yield from self._behind_the_end(place, journal, records)
-            self._reach(before + self._disk.size(journal) + self._disk.size(witness))
+                yield from self._behind_the_end(place, files)
+            self._reach(before + self._disk.size(files.journal) + self._disk.size(files.witness))
 
-    def _entry(self, place: _Place, journal: int, record: Record | Cause) -> Iterator[Finding]:
-        """One entry and its witness. Moves the place on to the next."""
+    def _entry(
+        self, place: _Place, files: SegmentReader, record: Record | NoRecord, offset: int | None
+    ) -> Iterator[Finding]:
+        """One entry, which stands at `offset`, and its witness. Moves the place on to the next."""
         witness = record.header if isinstance(record, Record) and self._fits(record.header, place) else None
-        offset = record.offset if isinstance(record, Record) and witness is not None else place.end
         if offset is None and place.op in self._places and self._places[place.op][0] == place.number:
             offset = self._places[place.op][1]
-        found = Flaw.UNREADABLE if offset is None else self._examine(journal, offset)
+        found = Flaw.UNREADABLE if offset is None else files.entry(offset)
         known = witness or (self._identities.get(place.op) if place.op is not None else None)
         intact = False
         if isinstance(found, Message):
@@ -401,15 +353,12 @@ class Audit:
             yield from self._damage(place, None, Cause.ENTRY_LOST, "nothing is left that tells where the entry stands")
         else:
             yield from self._damage(place, offset, *_FLAWS[found])
-        if not intact and not isinstance(record, Record) and record is not Cause.WITNESS_MISSING:
+        if not intact and isinstance(record, NoRecord) and record is not NoRecord.MISSING:
             yield from self._judged(self._witness_finding(place, record, harmless=False))
         if place.op is None and known is not None:
             place.op = known.op
         place.before = known
-        place.end = offset + round_up(known.size) if offset is not None and known is not None else None
-
-    def _examine(self, journal: int, offset: int) -> Message | Flaw:
-        return examine_entry(self._disk, journal, offset, self._required().segment_bytes)
+        place.move(known, offset)
 
     def _fits(self, header: Header, place: _Place) -> bool:
         """Whether an entry may be the one of that place."""
@@ -437,14 +386,8 @@ class Audit:
     def _is_trimmed(self, place: _Place) -> bool:
         return place.op is not None and place.op < self._required().checkpoint.first_op
 
-    def _witness_finding(self, place: _Place, record: Record | Cause, harmless: bool) -> Finding:
-        cause = Cause.WITNESS_OTHER if isinstance(record, Record) else record
-        text = {
-            Cause.WITNESS_DAMAGED: "the witness fails its checksum",
-            Cause.WITNESS_UNREADABLE: "the witness can not be read",
-            Cause.WITNESS_MISSING: "the entry has no witness",
-            Cause.WITNESS_OTHER: "the witness is that of another entry",
-        }[cause]
+    def _witness_finding(self, place: _Place, record: Record | NoRecord, harmless: bool) -> Finding:
+        cause, text = _OTHER_WITNESS if isinstance(record, Record) else _NO_WITNESS[record]
         if self._is_trimmed(place):
             text, harmless = text + _TRIMMED, True
         else:
@@ -458,19 +401,19 @@ class Audit:
             finding = replace(finding, harmless=True, text=f"{finding.text}; the replica has changed its log meanwhile")
         yield finding
 
-    def _behind_the_end(self, place: _Place, journal: int, records: _Witnesses) -> Iterator[Finding]:
-        if place.end is not None and place.end + SECTOR <= self._disk.size(journal):
-            found = self._examine(journal, place.end)
+    def _behind_the_end(self, place: _Place, files: SegmentReader) -> Iterator[Finding]:
+        if place.end is not None and place.end + SECTOR <= self._disk.size(files.journal):
+            found = files.entry(place.end)
             if isinstance(found, Flaw) and found is not Flaw.NOTHING:
                 text = "behind the end of the log: a write that was under way, never acknowledged"
                 name = journal_name(place.number)
                 yield Finding(Cause.ENTRY_TORN, name, True, text, place.number, place.end)
-        for index in range(place.index, records.count):
-            record = records[index]
-            if record is Cause.WITNESS_DAMAGED or record is Cause.WITNESS_UNREADABLE:
+        for index in range(place.index, files.record_count):
+            record = files.record(index)
+            if record is NoRecord.DAMAGED or record is NoRecord.UNREADABLE:
                 text = "behind the end of the log: the witness of no entry"
                 name = witness_name(place.number)
-                yield Finding(record, name, True, text, place.number, index * RECORD_BYTES)
+                yield Finding(_NO_WITNESS[record][0], name, True, text, place.number, index * RECORD_BYTES)
 
     def _lost(self) -> Iterator[Finding]:
         """Ops above all that has a place in the journal."""
@@ -478,27 +421,12 @@ class Audit:
             return
         recovered, last = self._scan.recovered, self._scan.segments[-1].number
         for op in range(recovered.written + 1, recovered.head + 1):
-            place = _Place(last, 0, op, None, None)
+            place = _Place(last, end=None, op=op)
             yield from self._damage(place, None, Cause.ENTRY_LOST, "nothing is left that tells where the entry stands")
 
     def _size(self, name: str) -> int:
         """Of a file; 0 when it is gone."""
         try:
-            with _Handle(self._disk, name) as file:
-                return self._disk.size(file)
+            return file_size(self._disk, name)
         except FileNotFoundError:
             return 0
-
-
-class _Handle:
-    """A file that is open within a block. Raises FileNotFoundError."""
-
-    def __init__(self, disk: Disk, name: str) -> None:
-        self._disk = disk
-        self._file = disk.open(name)
-
-    def __enter__(self) -> int:
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._disk.release(self._file)

@@ -40,7 +40,7 @@ from kimberlite.storage.journal import (
     round_up,
     witness_bytes,
 )
-from kimberlite.storage.scan import read_image
+from kimberlite.storage.log_reader import read_image
 from kimberlite.types import Header
 
 INDEX_BYTES = 6 << 20  # of all indexes together: 768 segments of 64 MiB full of single events

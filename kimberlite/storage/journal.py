@@ -189,34 +189,18 @@ class Contents:
         return offset if offset is not None else self.end_of(index - 1)
 
 
-@dataclass(slots=True)
-class Segment:
-    """A segment: where its log begins, and its contents while they are in memory."""
-
-    number: int
-    base: int  # op of index 0
-    count: int = 0  # entries of the log in it
-    position: int = 0  # event position at its beginning
-    journal: int | None = None  # file handles, opened when needed
-    witness: int | None = None
-    contents: Contents | None = None
-    # By index: header and offset of entries whose witness on the disk does not say what they are. Kept
-    # when `contents` is let go, until the witness is written.
-    unwitnessed: dict[int, tuple[Header | None, int | None]] = field(default_factory=dict)
-
-    @property
-    def last(self) -> int:
-        """Highest op in the segment; base - 1 when it is empty."""
-        return self.base + self.count - 1
-
-
-def records_of(image: bytearray, number: int) -> list[Record | None]:
-    """All records of a witness image up to the last that is not zero; None for damaged ones."""
-    view = memoryview(image)
+def used_records(image: bytearray) -> int:
+    """How many records a witness image has, up to the last that is not zero."""
     used = len(image) // RECORD_BYTES
     for unit, step in ((_ZERO_SECTOR, RECORDS_PER_SECTOR), (ZERO_RECORD, 1)):
         while used >= step and image[(used - step) * RECORD_BYTES : used * RECORD_BYTES] == unit:
             used -= step
+    return used
+
+
+def records_of(image: bytearray, number: int) -> list[Record | None]:
+    """All records of a witness image up to the last that is not zero; None for damaged ones."""
+    view, used = memoryview(image), used_records(image)
     return [
         decode_record(view[index * RECORD_BYTES : (index + 1) * RECORD_BYTES], number, index) for index in range(used)
     ]

@@ -11,32 +11,56 @@ May import: errors, types, storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kimberlite._fast import framing
-from kimberlite.errors import DataMissingError, FrameError
+from kimberlite.errors import DataMissingError
 from kimberlite.storage.interface import SECTOR, Disk, is_known
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
     Contents,
     Record,
-    Segment,
     is_zero_record,
     journal_name,
     read_entry,
     records_of,
     round_up,
-    segment_number,
-    witness_bytes,
     witness_name,
 )
+from kimberlite.storage.log_reader import SegmentReader, journal_numbers
 from kimberlite.storage.recovery import Decision, Entry, Place, Witness, decide
 from kimberlite.types import Checkpoint, Checksum, EntryState, Header, Recovered, RecoveredEntry, ViewState
 
 HOT_SEGMENTS = 2  # verified whole at every start
 HOT_OPS = 64  # below the commit number: more than a pipeline
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment: where its log begins, and its contents while they are in memory."""
+
+    files: SegmentReader
+    base: int = 0  # op of index 0
+    count: int = 0  # entries of the log in it
+    position: int = 0  # event position at its beginning
+    contents: Contents | None = None
+    # By index: header and offset of entries whose witness on the disk does not say what they are. Kept
+    # when `contents` is let go, until the witness is written.
+    unwitnessed: dict[int, tuple[Header | None, int | None]] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return self.files.number
+
+    @property
+    def last(self) -> int:
+        """Highest op in the segment; base - 1 when it is empty."""
+        return self.base + self.count - 1
+
+    def release(self) -> None:
+        """Let go of contents and files; they are read again when needed."""
+        self.contents = None
+        self.files.close()
 
 
 @dataclass(slots=True)
@@ -92,8 +116,7 @@ class _Walk:
         """The contents of a segment, its witness file read."""
         segment = self.segments[at]
         if segment.contents is None:
-            segment.witness = self.disk.open(witness_name(segment.number))
-            image = read_image(self.disk, segment.witness, witness_bytes(self.segment_bytes))
+            image = segment.files.image()
             segment.contents = Contents(image)
             # Walked before and let go since, or below the checkpoint: what it holds was decided, by its
             # witness or in spite of it.
@@ -112,7 +135,7 @@ class _Walk:
         if record is None and settled:
             offset = contents.end()
             if offset is not None:
-                _, message = read_entry(self.disk, self._journal(segment), offset, self.segment_bytes)
+                _, message = read_entry(self.disk, segment.files.journal, offset, self.segment_bytes)
                 before = contents.headers[-1] if contents.headers else None
                 is_chained = message is not None and (before is None or message.header.parent == before.checksum)
                 if message is not None and is_chained and message.header.op == segment.base + len(contents.headers):
@@ -131,7 +154,7 @@ class _Walk:
             if contents.headers[index] is not None or following is None or end is None:
                 continue
             if places is None:
-                found = self._headers_at_sectors(segment)
+                found = segment.files.headers_at_sectors()
                 places = {(header.checksum, at + round_up(header.size)): (header, at) for at, header in found}
             place = places.get((following.parent, end))
             if place is not None:
@@ -146,7 +169,7 @@ class _Walk:
         cold = at - HOT_SEGMENTS
         if cold >= 0:
             self._records.pop(cold, None)
-            release(self.segments[cold], self.disk)
+            self.segments[cold].release()
 
     # Identities
 
@@ -196,16 +219,8 @@ class _Walk:
         """Headers that stand at sector boundaries of the last segments: for damaged witnesses."""
         found: dict[Checksum, Header] = {}
         for segment in self.segments[-HOT_SEGMENTS - 1 :]:
-            found |= {header.checksum: header for _, header in self._headers_at_sectors(segment)}
+            found |= {header.checksum: header for _, header in segment.files.headers_at_sectors()}
         return found
-
-    def _headers_at_sectors(self, segment: Segment) -> Iterator[tuple[int, Header]]:
-        """Offset and header of whatever begins a sector with an intact one."""
-        for offset in range(0, self.segment_bytes, SECTOR):
-            try:
-                yield offset, framing.decode_header(self.disk.read(self._journal(segment), offset, SECTOR))
-            except (FrameError, OSError):
-                continue
 
     def acceptable(self, header: Header, op: int, before: Header | None) -> bool:
         """Whether `header` may be the canonical entry of `op`, after `before` (None: unknown)."""
@@ -222,11 +237,6 @@ class _Walk:
         return chained and header.view == self.state.log_view
 
     # Evidence
-
-    def _journal(self, segment: Segment) -> int:
-        if segment.journal is None:
-            segment.journal = self.disk.open(journal_name(segment.number))
-        return segment.journal
 
     def _witness_at(self, at: int, index: int, op: int, before: Header | None) -> tuple[Witness, Record | None]:
         records = self.records(at)
@@ -263,7 +273,7 @@ class _Walk:
                 candidate.entry = Entry.DAMAGED
                 continue
             candidate.entry, message = read_entry(
-                self.disk, self._journal(self.segments[candidate.segment]), candidate.offset, self.segment_bytes
+                self.disk, self.segments[candidate.segment].files.journal, candidate.offset, self.segment_bytes
             )
             if message is not None:
                 if self.acceptable(message.header, op, before):
@@ -308,7 +318,7 @@ class _Walk:
             if not self.is_hot(found, op) and not self.is_hole(op):
                 return Decision.PRESENT
             segment = self.segments[found.segment]
-            found.entry, message = read_entry(self.disk, self._journal(segment), found.offset or 0, self.segment_bytes)
+            found.entry, message = read_entry(self.disk, segment.files.journal, found.offset or 0, self.segment_bytes)
             if message is not None and found.header is not None:
                 same = message.header.checksum == found.header.checksum
                 found.entry = Entry.GOOD if same else Entry.OTHER
@@ -463,45 +473,33 @@ def _find_segments(disk: Disk, segment_bytes: int, start: Checkpoint) -> tuple[l
     """The segments below that of the checkpoint, and from it on."""
     names = set(disk.names())
     first = start.first_segment
-    numbers = sorted(
-        number for name in names if name.startswith("journal-") and (number := segment_number(name)) is not None
-    )
-    numbers = [number for number in numbers if number >= first]
+    numbers = [number for number in journal_numbers(disk) if number >= first]
     segments = []
     for expected in range(first, max([*numbers, start.segment]) + 1):
         for name in (journal_name(expected), witness_name(expected)):
             if name not in names:
                 raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
-        segments.append(Segment(expected, base=0))
+        segments.append(Segment(SegmentReader(disk, expected, segment_bytes)))
     following = first + len(segments)
     if witness_name(following) in names:
         # A crash between the creation of the two files of a segment leaves an empty witness. Any other
         # content says that there was a journal.
-        file = disk.open(witness_name(following))
-        image = read_image(disk, file, witness_bytes(segment_bytes))
-        disk.release(file)
+        with SegmentReader(disk, following, segment_bytes) as files:
+            image = files.image()
         if any(image):
             name = journal_name(following)
             raise DataMissingError(f"{name} is missing: a part of the log is gone; replace this replica", file=name)
     return segments[: start.segment - first], segments[start.segment - first :]
 
 
-def fill_below(disk: Disk, below: list[Segment], segment_bytes: int, following: int, first_op: int) -> None:
-    """Find what the segments below the checkpoint hold, for an audit: every witness file is read.
+def fill_below(below: list[Segment], following: int, first_op: int) -> None:
+    """Find what the segments below the checkpoint hold, for an audit: by their witnesses, or their first entries.
 
     following: op behind the last of them. first_op: of the log, where its first segment says nothing.
     """
     for segment in reversed(below):
-        file = disk.open(witness_name(segment.number))
-        records = records_of(read_image(disk, file, witness_bytes(segment_bytes)), segment.number)
-        disk.release(file)
-        base = next((record.header.op - index for index, record in enumerate(records) if record is not None), None)
-        header = records[0].header if records and records[0] else None
-        if header is None:
-            file = disk.open(journal_name(segment.number))
-            _, message = read_entry(disk, file, 0, segment_bytes)
-            header = message.header if message is not None else None
-            disk.release(file)
+        with segment.files as files:
+            base, header = files.base(beyond_gaps=True), files.first_header()
         if header is not None:
             base, segment.position = header.op, header.position
         if base is None and segment is below[0]:
@@ -509,26 +507,3 @@ def fill_below(disk: Disk, below: list[Segment], segment_bytes: int, following: 
         if base is not None:
             segment.base, segment.count = base, following - base
             following = base
-
-
-def read_image(disk: Disk, file: int, size: int) -> bytearray:
-    """The witness file; what is not there or can not be read is filled with ones, which is no valid record."""
-    try:
-        return bytearray(disk.read(file, 0, size)).ljust(size, b"\xff")
-    except OSError:
-        image = bytearray()
-        for offset in range(0, size, SECTOR):
-            try:
-                image += bytes(disk.read(file, offset, SECTOR)).ljust(SECTOR, b"\xff")
-            except OSError:
-                image += b"\xff" * SECTOR
-        return image
-
-
-def release(segment: Segment, disk: Disk) -> None:
-    """Let go of a segment's contents and files; they are read again when needed."""
-    segment.contents = None
-    for handle in (segment.journal, segment.witness):
-        if handle is not None:
-            disk.release(handle)
-    segment.journal = segment.witness = None

@@ -19,9 +19,9 @@ from kimberlite.errors import invariant
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.index import ColdSegments, Start
 from kimberlite.storage.interface import SECTOR, Disk
-from kimberlite.storage.journal import Contents, Segment, journal_name, witness_bytes, witness_name
+from kimberlite.storage.journal import Contents, journal_name, witness_bytes, witness_name
 from kimberlite.storage.open_segment import OpenSegment
-from kimberlite.storage.scan import release
+from kimberlite.storage.scan import Segment
 from kimberlite.types import Checkpoint, Header
 
 
@@ -45,15 +45,15 @@ class Segments:
                 break
             begin = Start(segment.base, segment.position)
             self.open.insert(0, OpenSegment.of(segment.number, begin, segment.contents))
-            self._handles.adopt(segment.number, segment.journal, segment.witness)
+            self._handles.adopt(segment.number, *segment.files.give_up())
         self.cold.end_at(self.open[0].number, self.open[0].start)
         for segment in segments[: -len(self.open)]:
-            release(segment, self._disk)
+            segment.release()
             is_known = segment.position or segment.base == 1  # else its first entry is damaged
             begun = Start(segment.base, segment.position) if is_known else None
             self.cold.take_over(segment.number, begun, segment.unwitnessed)
         for segment in spare:
-            release(segment, self._disk)
+            segment.release()
             self.spare.append((segment.number, None))
         self.head = self.active.last
 

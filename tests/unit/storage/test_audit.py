@@ -12,9 +12,10 @@ import pytest
 from kimberlite._fast.framing import make_header
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
-from kimberlite.storage.audit import CHUNK, Audit, Cause, Finding
+from kimberlite.storage.audit import Audit, Cause, Finding
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, encode_record, journal_name, round_up, witness_name
+from kimberlite.storage.log_reader import CHUNK
 from kimberlite.types import Command, Message, Operation, ViewState
 from kimberlite.vopr.disk import Files, SimDisk, make_unreadable
 
