@@ -57,6 +57,11 @@ from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
 from kimberlite.vsr.work import Apply, Persist, Promise, ServeHeaders, ServePrepare, ToReplica
 
+# What is compared with at every frame and op: to look a member up in its enum takes four times as long as a name of the
+# module (70 against 15 ns, Python 3.11).
+PREPARE = Command.PREPARE
+NOOP, TRIM, BATCH = Operation.NOOP, Operation.TRIM, Operation.BATCH
+APPLY, REGISTER = Operation.APPLY, Operation.REGISTER
 ROUNDS_MAX = 16
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
 
@@ -177,7 +182,7 @@ class Driver:
         came within one turn of the caller's loop."""
         now = self._now = self._clock()
         for message in messages:
-            if message.header.command != Command.PREPARE or self._is_sound(message):
+            if message.header.command != PREPARE or self._is_sound(message):
                 self.core.step(message, now)
         for request in requests:
             self.core.propose(request, now)
@@ -219,7 +224,7 @@ class Driver:
     # The round
 
     def _run(self) -> None:
-        core, store = self.core, self.store
+        core, store, network = self.core, self.store, self.network
         for _ in range(ROUNDS_MAX):
             store.make_room(self._now, False)
             core.set_room(store.room)
@@ -232,11 +237,11 @@ class Driver:
             # round writes; those that do come out of `durable`.
             for destination in work.send:
                 if isinstance(destination, ToReplica):
-                    self.network.send(destination.replica, destination.message)
+                    network.send(destination.replica, destination.message)
                 else:
-                    self.network.send_client(destination.client, destination.message)
+                    network.send_client(destination.client, destination.message)
             for message in work.refused:
-                self.network.refuse(message)
+                network.refuse(message)
             for persist in work.persist:
                 self._persist(persist)
             if work.serve:
@@ -365,16 +370,14 @@ class Driver:
         return True
 
     def _needs_body(self, header: Header) -> bool:
-        return header.operation in (Operation.BATCH, Operation.TRIM) or (
-            header.operation == Operation.APPLY and self.machine.needs_body
-        )
+        return header.operation in (BATCH, TRIM) or (header.operation == APPLY and self.machine.needs_body)
 
     def _execute(self, header: Header, message: Message | None) -> None:
         requests = requests_of(header, message)
         batches: list[Batch] = []
         position = header.position
         for request in requests:
-            if request.operation == Operation.APPLY:
+            if request.operation == APPLY:
                 batches.append(Batch(request.body, request.events, position, header.op, header.timestamp))
                 position += request.events
         given = self.machine.apply(batches) if batches else ()
@@ -389,7 +392,7 @@ class Driver:
         results: list[Result] = []
         position = header.position
         for request in requests:
-            body = next(replies) if request.operation == Operation.APPLY else b""
+            body = next(replies) if request.operation == APPLY else b""
             results.append(
                 Result(
                     request.client, request.session, request.request, request.operation, position, request.events, body
@@ -405,7 +408,7 @@ class Driver:
         )
         self._now = self._clock()
         self.core.applied_op(header.op, results, self._now)
-        if header.operation == Operation.TRIM and message is not None:
+        if header.operation == TRIM and message is not None:
             self._trim(message)
         if self._schedule.is_due(self._checkpoints, header.op, header.size):
             self._make_checkpoint(header.op)
@@ -460,17 +463,17 @@ def unpack(header: Header, body: Bytes) -> list[ClientRequest] | None:
     Cost: 1 ns an event, 0.3 us a request.
     """
     operation, size = header.operation, len(body)
-    if operation == Operation.BATCH:
+    if operation == BATCH:
         requests = [ClientRequest(*request) for request in events.unpack_requests(body)]
         if all(map(_is_sound_request, requests)) and sum(request.events for request in requests) == header.count:
             return requests
-    elif operation == Operation.APPLY:
+    elif operation == APPLY:
         if events.validate(body) == header.count:
             return None
-    elif operation in (Operation.REGISTER, Operation.NOOP):
+    elif operation in (REGISTER, NOOP):
         if not size and not header.count:
             return None
-    elif operation == Operation.TRIM and not header.count:
+    elif operation == TRIM and not header.count:
         decode_trim(body)
         return None
     raise FrameError(
@@ -480,22 +483,22 @@ def unpack(header: Header, body: Bytes) -> list[ClientRequest] | None:
 
 
 def _is_sound_request(request: ClientRequest) -> bool:
-    if request.operation == Operation.REGISTER:
+    if request.operation == REGISTER:
         return not len(request.body) and not request.events
-    return request.operation == Operation.APPLY and events.validate(request.body) == request.events
+    return request.operation == APPLY and events.validate(request.body) == request.events
 
 
 def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
     """The client requests that a committed prepare holds, in order. Raises FormatVersionError."""
-    if header.operation == Operation.BATCH:
+    if header.operation == BATCH:
         if message is None:
             raise InvariantError("a batch of requests needs its body", op=header.op)
         if message.unpacked is not None:
             return cast("list[ClientRequest]", message.unpacked)
         return [ClientRequest(*request) for request in events.unpack_requests(message.body)]
-    if header.operation in (Operation.APPLY, Operation.REGISTER):
+    if header.operation in (APPLY, REGISTER):
         body: Bytes = message.body if message is not None else b""
         return [ClientRequest(header.client, header.session, header.request, header.operation, header.count, body)]
-    if header.operation in (Operation.NOOP, Operation.TRIM):
+    if header.operation in (NOOP, TRIM):
         return []
     raise unknown_operation(header)

@@ -37,16 +37,11 @@ NOTHING: Set[int] = frozenset()
 NEVER_ASKED = (-1, NOTHING)  # no view has that number
 ARRIVED_NS = 40_000_000  # what was sent before is received
 SILENT_NS = 1_500_000_000  # who was heard before that is not heard lately
-VIEW_FRAMES = frozenset(
-    {
-        Command.PREPARE_OK,
-        Command.COMMIT,
-        Command.START_VIEW_CHANGE,
-        Command.DO_VIEW_CHANGE,
-        Command.START_VIEW,
-        Command.PING,
-    }
-)
+PREPARE_OK, START_VIEW_CHANGE = Command.PREPARE_OK, Command.START_VIEW_CHANGE
+DO_VIEW_CHANGE, START_VIEW = Command.DO_VIEW_CHANGE, Command.START_VIEW
+APPLY, REGISTER = Operation.APPLY, Operation.REGISTER
+VIEW_FRAMES = frozenset({PREPARE_OK, START_VIEW_CHANGE, DO_VIEW_CHANGE, START_VIEW, Command.COMMIT, Command.PING})
+LOG_FRAMES = frozenset({START_VIEW, PREPARE_OK, Command.COMMIT})  # of who has the log of their view
 
 
 class Violation(Exception):
@@ -78,15 +73,16 @@ class Promises:
 def durable_promises(files: Files) -> Promises:
     """What a restart would find: the highest sequence on two intact copies."""
     content = files.durable.get("superblock")
-    found: dict[tuple[int, bytes], list[bytes]] = {}
+    found: dict[tuple[int, bytes], list[memoryview]] = {}
     if content is None:
         return Promises()
+    whole = memoryview(bytes(content))
     for copy in range(4):
-        data = bytes(content[copy * COPY_BYTES : (copy + 1) * COPY_BYTES])
+        data = whole[copy * COPY_BYTES : (copy + 1) * COPY_BYTES]
         if xxhash.xxh3_128_digest(data[32:]) != data[:16]:
             continue
         (sequence,) = struct.unpack_from("<Q", data, 48)
-        found.setdefault((sequence, data[:16]), []).append(data)
+        found.setdefault((sequence, bytes(data[:16])), []).append(data)
     agreed = {key: copies for key, copies in found.items() if len(copies) >= 2}
     if not agreed:
         return Promises()
@@ -119,7 +115,7 @@ def _whole(message: Message) -> bytes:
     """A reply without what may rightly differ between two that say the same: who made it in which view, what else it
     knew, which copy of the request it answers. Another REGISTER of the same client has an op of its own."""
     raw = message.header.raw
-    where = b"" if message.header.operation == Operation.REGISTER else raw[80:88] + raw[152:160]  # op, position
+    where = b"" if message.header.operation == REGISTER else raw[80:88] + raw[152:160]  # op, position
     return b"".join((raw[16:55], raw[56:72], raw[96:152], where, raw[160:168], raw[184:192], raw[200:], message.body))
 
 
@@ -133,7 +129,7 @@ def events_of(requests: Sequence[ClientRequest]) -> list[bytes]:
     """The events that the requests of a prepare append, in order."""
     found: list[bytes] = []
     for request in requests:
-        if request.operation == Operation.APPLY:
+        if request.operation == APPLY:
             found += event_batches.slice(request.body, 0, request.events)
     return found
 
@@ -163,11 +159,11 @@ class SessionOracle:
         table = self._table
         for request in requests:
             number = table.get(request.client)
-            if request.operation == Operation.REGISTER and number is None:
+            if request.operation == REGISTER and number is None:
                 if len(table) >= self._limit:
                     del table[next(iter(table))]
                 table[request.client] = op
-            elif request.operation == Operation.APPLY and number == request.session:
+            elif request.operation == APPLY and number == request.session:
                 table[request.client] = table.pop(request.client)
         self.after[op] = list(table)
 
@@ -227,7 +223,7 @@ class Checkers:
                 f"op {header.op} on replica {replica} has {header.timestamp}, the op before {before.timestamp}",
             )
         for request in requests:
-            if request.operation != Operation.APPLY:
+            if request.operation != APPLY:
                 continue
             key = (request.client, request.session, request.request)
             earlier = self.requests.setdefault(key, header.op)
@@ -481,33 +477,30 @@ class Checkers:
 
     def on_send(self, world: World, replica: int, message: Message) -> None:
         header = message.header
-        if header.command not in VIEW_FRAMES:
+        command, view = header.command, header.view
+        if command not in VIEW_FRAMES:
             return
         promises = world.promises(replica)
-        if header.view > promises.view:
+        if view > promises.view:
             raise Violation(
                 "I9 durable promises",
-                f"replica {replica} sends {Command(header.command).name} of view {header.view}, its disk says "
-                f"{promises.view}",
+                f"replica {replica} sends {Command(command).name} of view {view}, its disk says {promises.view}",
             )
-        if (
-            header.command in (Command.START_VIEW, Command.PREPARE_OK, Command.COMMIT)
-            and header.view > promises.log_view
-            and (header.op or header.command != Command.PREPARE_OK)
-        ):
+        if view > promises.log_view and command in LOG_FRAMES and (header.op or command != PREPARE_OK):
             raise Violation(
                 "I9 durable promises",
-                f"replica {replica} acts in view {header.view}, the log_view on its disk is {promises.log_view}",
+                f"replica {replica} acts in view {view}, the log_view on its disk is {promises.log_view}",
             )
-        if header.command == Command.START_VIEW_CHANGE:
-            self.voters.setdefault(header.view, set()).add(replica)
-        elif header.command == Command.START_VIEW:
-            self.on_view_begun(replica, header.view)
-        elif header.command == Command.DO_VIEW_CHANGE:
-            self.witnesses.setdefault(header.view, set()).add(replica)
+        if command == PREPARE_OK:
+            if header.op:
+                self._on_acknowledgement(world, replica, header.op)
+        elif command == START_VIEW_CHANGE:
+            self.voters.setdefault(view, set()).add(replica)
+        elif command == START_VIEW:
+            self.on_view_begun(replica, view)
+        elif command == DO_VIEW_CHANGE:
+            self.witnesses.setdefault(view, set()).add(replica)
             self._on_evidence(replica, message, promises)
-        elif header.command == Command.PREPARE_OK and header.op:
-            self._on_acknowledgement(world, replica, header.op)
 
     def _on_evidence(self, replica: int, message: Message, promises: Promises) -> None:
         header = message.header

@@ -67,7 +67,7 @@ class SimNetwork:
             if among_replicas and random.random() < plan.duplication:
                 copies = 2
                 self.sent += 1
-        data = message.header.raw + bytes(message.body)
+        data = b"".join((message.header.raw, message.body))
         if self.faults_on and among_replicas:
             if self.sent % KEEP_EVERY == 0:
                 self.kept.append((source, destination, data))

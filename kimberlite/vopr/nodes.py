@@ -28,6 +28,7 @@ from kimberlite.vsr.config import CoreConfig
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
 
+START_VIEW, REPLY = Command.START_VIEW, Command.REPLY
 TICK_NS = 10 * MS
 SCRUB_INTERVALS_NS = (100 * MS, 1000 * MS, 5000 * MS)
 
@@ -185,7 +186,7 @@ class _Port:
         if header.command in ASKING:
             world.checkers.on_ask(world, index, replica, header)
             world.questions.on_send(world.now, index, replica, header)
-        elif header.command == Command.START_VIEW:
+        elif header.command == START_VIEW:
             world.leads.on_send(world, index, replica, header)
         if world.idle_frames is not None:
             world.idle_frames[index, replica, header.command] += 1
@@ -195,7 +196,7 @@ class _Port:
         """Here there are no connections: the event that goes with it is counted."""
 
     def send_client(self, client: bytes, message: Message) -> None:
-        if message.header.command == Command.REPLY:
+        if message.header.command == REPLY:
             self._world.checkers.on_reply(self._index, message)
         target = self._world.client_of(client)
         if target is not None:

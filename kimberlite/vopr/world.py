@@ -252,9 +252,12 @@ class World:
         if isinstance(destination, int):
             node = self.nodes[destination]
             inputs = ([message],) if isinstance(source, int) else ((), [message])
-            self.act(destination, node.life, node.driver.on_input, *inputs)
+            if node.up and self.now >= node.paused_until:
+                self._carry_out(node, node.driver.on_input, inputs)
+            else:
+                self.act(destination, node.life, node.driver.on_input, *inputs)
         else:
-            self.clients[int(destination.split()[1])].step(message)
+            self.clients[int(destination[7:])].step(message)
 
     def client_of(self, identity: bytes) -> SimClient | None:
         for client in self.clients:
