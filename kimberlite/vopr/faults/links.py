@@ -1,0 +1,80 @@
+"""What befalls links: cuts, clogs, kinds of frames that are lost."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from kimberlite.types import Command
+from kimberlite.vopr.faults.registry import SELDOM, Action, kind, pair_of, target_of
+from kimberlite.vsr.config import MS
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.world import World
+
+
+def _cut(world: World, side: set[int]) -> Action | None:
+    """Between those on one side and all others."""
+    indices = range(world.plan.replica_count)
+    links = {(a, b) for a in indices for b in indices if (a in side) != (b in side)}
+    return partial(world.network.cuts.update, links) if not links <= world.network.cuts else None
+
+
+@kind()
+def _partition(world: World, argument: int) -> Action | None:
+    return _cut(world, {index for index in range(world.plan.replica_count) if argument >> index & 1})
+
+
+@kind()
+def _one_way(world: World, argument: int) -> Action | None:
+    pair = pair_of(world, argument)
+    return partial(world.network.cuts.add, pair) if pair is not None and pair not in world.network.cuts else None
+
+
+@kind()
+def _isolate(world: World, argument: int) -> Action | None:
+    return _cut(world, {target_of(world, argument)})
+
+
+@kind(floor=0.4)
+def _heal(world: World, argument: int) -> Action | None:
+    network = world.network
+    return network.heal if network.cuts or network.clogs or network.muted else None
+
+
+@kind()
+def _clog(world: World, argument: int) -> Action | None:
+    pair = pair_of(world, argument)
+    until = world.now + (argument % 400) * MS
+    if pair is None or until <= max(world.now, world.network.clogs.get(pair, 0)):
+        return None
+    return partial(world.network.clogs.__setitem__, pair, until)
+
+
+MUTED = (
+    Command.PREPARE,
+    Command.PREPARE_OK,
+    Command.COMMIT,
+    Command.START_VIEW_CHANGE,
+    Command.DO_VIEW_CHANGE,
+    Command.START_VIEW,
+    Command.REQUEST_PREPARE,
+    Command.REQUEST_HEADERS,
+    Command.HEADERS,
+    Command.PING,
+    Command.REQUEST,
+    Command.REPLY,
+)
+MUTE_NS_MAX = 3000 * MS
+
+
+@kind(share=SELDOM)
+def _mute(world: World, argument: int) -> Action | None:
+    """One kind of frame is lost for a while, to one replica or to everybody."""
+    random = Random(argument)
+    key = random.choice(MUTED), random.choice((None, target_of(world, argument)))
+    until = world.now + argument % MUTE_NS_MAX
+    if until <= max(world.now, world.network.muted.get(key, 0)):
+        return None
+    return partial(world.network.muted.__setitem__, key, until)
