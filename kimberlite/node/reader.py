@@ -79,8 +79,11 @@ class LogReader:
         parts: list[Bytes] = []
         runs: dict[int, int] = {}
         count = size = 0
-        op = last = self._next[1] if self._next[0] == position else self._store.find(position)
-        ahead = min(AHEAD_BYTES, bytes_max) if self._next[0] == position else 0
+        # Where the last read ended may be trimmed by now, though its position is not: ops without events lie between.
+        following = self._next[1] if self._next[0] == position else None
+        goes_on = following is not None and following >= self._store.first_op
+        op = last = following if goes_on else self._store.find(position)
+        ahead = min(AHEAD_BYTES, bytes_max) if goes_on else 0
         for _ in range(OPS_PER_READ_MAX):
             if op is None or op > self.applied or count >= count_max or size >= bytes_max:
                 break

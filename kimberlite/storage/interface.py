@@ -210,6 +210,10 @@ class LogStore(Protocol):
         """The segments of the log, oldest first; one read each."""
 
     @property
+    def first_op(self) -> int:
+        """The lowest op that can be read."""
+
+    @property
     def first_position(self) -> int:
         """Position of the first event that can be read."""
 

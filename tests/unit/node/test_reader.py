@@ -18,6 +18,7 @@ class Journal:
         self.ops: list[Message] = []
         self.position = 0
         self.first_position = 0
+        self.first_op = 1
         self.log: list[bytes] = []
         self.damaged: set[int] = set()
         self.reads: list[int] = []
@@ -53,7 +54,7 @@ class Journal:
 
     def read(self, op: int, checksum: bytes | None = None, ahead: int = 0) -> Message | None:
         self.reads.append(op)
-        return None if op in self.damaged else self.ops[op - 1]
+        return None if op in self.damaged or op < self.first_op else self.ops[op - 1]
 
 
 @pytest.fixture
@@ -184,3 +185,15 @@ def test_a_read_that_continues_the_last_one_searches_nothing(journal: Journal) -
             position += count
         assert got == journal.log
         assert searched == [0]
+
+
+def test_a_read_goes_on_at_the_beginning_of_a_log_that_was_trimmed_up_to_there() -> None:
+    journal = Journal()
+    journal.apply(b"a", b"b")
+    journal.other(Operation.REGISTER)
+    journal.apply(b"c")
+    log, damaged = reader(journal)
+    assert all_of(*log.read(0, 2, 1000)) == [b"a", b"b"]
+    journal.first_op, journal.first_position = 3, 2
+    assert all_of(*log.read(2, 2, 1000)) == [b"c"]
+    assert not damaged
