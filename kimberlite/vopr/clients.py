@@ -124,6 +124,35 @@ class SimClient:
     def busy(self) -> bool:
         return self.quota > 0 or bool(self.waiting) or not self.session.idle
 
+    def is_answered(self, since: int, may_refuse: bool = False) -> bool:
+        """Whether something that it asked for since then was acknowledged, or refused with the reason."""
+        for record in reversed(self.history):
+            if record.called_at < since:
+                return False
+            if record.position is not None or (may_refuse and record.refused):
+                return True
+        return False
+
+
+def serve_all(world: World, appends: int, limit_ns: int, may_refuse: bool = False) -> list[int]:
+    """Every client appends until something that it asked for from now on is acknowledged, or it is told why not.
+    Those for whom that takes longer than the limit."""
+    since = world.now
+    waiting = list(world.clients)
+
+    def done() -> bool:
+        waiting[:] = [client for client in waiting if not client.is_answered(since, may_refuse)]
+        for client in waiting:
+            if not client.busy:  # never used, or refused, or given up: it tries again
+                client.quota += 1
+                client.append()
+        return not waiting
+
+    for client in world.clients:
+        client.quota += appends
+        client.append()
+    return [] if world.run_until(since + limit_ns, done) else [client.index for client in waiting]
+
 
 class SimReader:
     """Reads here and there, and follows the log from its beginning, at whatever replica."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from kimberlite._fast import events
 from kimberlite._fast.framing import make_header
-from kimberlite.types import ZERO16, ClusterId, Command, Header, Message, Operation
+from kimberlite.types import ZERO16, ClientId, ClusterId, Command, Header, Message, Operation
 from kimberlite.vsr import bounds
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
 from kimberlite.vsr.state import State
@@ -208,3 +208,40 @@ KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (
     _body,
     _stranger,
 )
+
+
+class Client(NamedTuple):
+    """What is known of a client and its session."""
+
+    cluster: ClusterId
+    identity: ClientId
+    session: int
+    request: int  # the last one committed
+
+
+def requests(random: Random, known: Client) -> list[Message]:
+    """Requests under the name of a client that it never makes: none of them may be executed."""
+    body = events.build([b"forged"])
+    fields: dict[str, Any] = {
+        "client": known.identity,
+        "session": known.session,
+        "request": known.request + 1,
+        "operation": Operation.APPLY,
+        "count": 1,
+    }
+    wrong: dict[str, Any] = random.choice(
+        (
+            {"request": known.request + 2},
+            {"request": known.request + random.randrange(3, 1000)},
+            {"request": 2**63},
+            {"session": known.session + 1},
+            {"session": max(known.session - 1, 0)},
+            {"session": 0},
+            {"operation": Operation.TRIM},
+            {"operation": Operation.BATCH},
+            {"operation": Operation.NOOP},
+            {"operation": 77},
+        )
+    )
+    header = make_header(body, cluster=known.cluster, command=Command.REQUEST, **{**fields, **wrong})
+    return [Message(header, body)]

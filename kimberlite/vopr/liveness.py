@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from kimberlite.storage.audit import Audit, Cause
 from kimberlite.vopr import limits
 from kimberlite.vopr.checkers import VIEW_CHANGE_QUORUM, Violation
+from kimberlite.vopr.clients import serve_all
 from kimberlite.vopr.disk import SimDisk, empty
 from kimberlite.vopr.late_return import late_return
-from kimberlite.vopr.persistent import persistent_fault
+from kimberlite.vopr.persistent import ANY, persistent_fault
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
+SERVE_NS_MAX = 10_000 * MS
+PERSISTENT_FAULTS = 2
 IDLE_NS = 500 * MS  # of which every frame is counted
 QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
 WITNESS_CAUSES = {Cause.WITNESS_DAMAGED, Cause.WITNESS_UNREADABLE, Cause.WITNESS_MISSING, Cause.WITNESS_OTHER}
@@ -44,9 +47,12 @@ def liveness(world: World) -> None:
     for index in sorted(core):
         world.restart(index)
     demand(world, CORE_NS_MAX, f"replicas {sorted(core)} of {count}", sorted(core))
+    _serve(world)
     for index in everybody:
         world.restart(index)
     demand(world, CONVERGE_NS_MAX, "all replicas", everybody)
+    _serve(world)
+    demand(world, CONVERGE_NS_MAX, "all replicas that have served", everybody)
     if world.plan.late_ops and count >= 3 and not world.rotten and not world.plan.garbage:
         world.run_until(world.now + QUIET_NS, lambda: False)  # what was on its way has arrived
         world.quiet_since, world.is_late_return = world.now, True
@@ -55,9 +61,10 @@ def liveness(world: World) -> None:
         demand(world, CONVERGE_NS_MAX, "all replicas after a late return", everybody)
     _scrub_all(world)
     if world.plan.persistent and count >= 3 and world.plan.sessions_max >= len(world.clients):
-        world.quiet_since = world.now
-        fault = persistent_fault(world, world.plan.persistent)
-        demand(world, CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", everybody)
+        for number in range(PERSISTENT_FAULTS if world.plan.persistent == ANY else 1):
+            world.quiet_since = world.now
+            fault = persistent_fault(world, world.plan.persistent, number)
+            demand(world, CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", everybody)
         _scrub_all(world)
     world.run_until(world.now + QUIET_NS, lambda: False)
     check_rest(world)
@@ -66,6 +73,8 @@ def liveness(world: World) -> None:
     for node in world.nodes:
         _read_all(world, node)
     demand(world, CONVERGE_NS_MAX, "all replicas after reading their logs", everybody)
+    _restart_all(world)
+    demand(world, CONVERGE_NS_MAX, "all replicas after a restart at rest", everybody)
 
 
 def end_faults(world: World) -> None:
@@ -106,6 +115,20 @@ def demand(world: World, limit: int, who: str, indices: list[int]) -> None:
         raise Violation("E1 liveness", f"{who} did not finish in {limit // MS} ms: clients {busy} wait; {states}")
 
 
+def _serve(world: World) -> None:
+    """E1: that nothing is pending is not enough, for what is given up is not pending either: every client gets
+    something acknowledged that it asks for now. Not where clients take the sessions from each other."""
+    if world.plan.sessions_max < len(world.clients):
+        return
+    names = serve_all(world, 1, SERVE_NS_MAX)
+    if names:
+        raise Violation(
+            "E1 service",
+            f"nothing fails, and clients {names} had nothing acknowledged for {SERVE_NS_MAX // MS} ms; "
+            f"{world.describe()}",
+        )
+
+
 def check_rest(world: World) -> None:
     """I17: when nothing happens, replicas say little, and keep nothing that only work needs."""
     world.idle_frames = Counter()
@@ -140,6 +163,18 @@ def _check_disk(world: World, node: SimNode) -> None:
     if wrong:
         what = "; ".join(f"{finding.file}: {finding.text} (op {finding.op})" for finding in wrong[:3])
         raise Violation("I13 scrubbed disk", f"replica {node.index} after a whole tour: {what}")
+
+
+def _restart_all(world: World) -> None:
+    """I13: a restart fears for nothing on a disk that a whole tour has looked at, and on which nothing is written. What
+    a crash has torn behind the end stands there until it is written over."""
+    world.run_until(world.now + QUIET_NS, lambda: False)
+    for node in world.nodes:
+        known = world.counts["faulty"]
+        world.crash(node.index)
+        world.restart(node.index)
+        if world.counts["faulty"] != known:
+            raise Violation("I13 restart at rest", f"replica {node.index} starts at rest, and finds damage on its disk")
 
 
 def _read_all(world: World, node: SimNode) -> None:

@@ -17,7 +17,7 @@ from kimberlite.storage.interface import Recovered
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import format_store
 from kimberlite.types import Command, Message
-from kimberlite.vopr import upkeep
+from kimberlite.vopr import claims, upkeep
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
@@ -188,6 +188,8 @@ class _Port:
             world.questions.on_send(world.now, index, replica, header)
         elif header.command == START_VIEW:
             world.leads.on_send(world, index, replica, header)
+        elif header.command == Command.PREPARE_OK:
+            claims.check(world.nodes[index].driver.core.state, header)
         if world.idle_frames is not None:
             world.idle_frames[index, replica, header.command] += 1
         world.network.send(index, replica, message)

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from kimberlite.errors import UsageError
 from kimberlite.types import Command
 from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.clients import serve_all
 from kimberlite.vopr.disk import PROMISE, WRITE, empty, fill
 from kimberlite.vopr.late_return import SLOW_DISK, leader
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.clients import SimClient
+    from kimberlite.vopr.nodes import SimNode
     from kimberlite.vopr.world import World
 
 ANY = "any"
@@ -64,6 +65,7 @@ REPLACED = (
     "primary is cut off",
     "primary is not heard",
     "primary does not hear",
+    "primary steps down",
 )
 REFUSING = ("primary has a full disk",)  # appends are refused then, with the reason: see docs/cluster.md
 
@@ -152,6 +154,35 @@ _on_each("has a clock hours ahead", lambda world, index: _set_clock(world, index
 _on_each("has a clock hours behind", lambda world, index: _set_clock(world, index, -3))
 _on_each("has a full disk", _fill)
 
+# What befalls who has just begun to lead
+
+
+def _as_it_begins(world: World, cast: Cast, fault: Callable[[World, int], None]) -> None:
+    """The primary steps down, and its successor has the fault from the moment that it begins to lead."""
+    primary = world.nodes[cast.primary]
+    view = primary.driver.core.state.view
+
+    def leads(node: SimNode) -> bool:
+        core = node.driver.core
+        if core.state.view <= view or core.leading is None:
+            return False
+        fault(world, node.index)
+        return True
+
+    world.ambushes.append(leads)
+    world.act(primary.index, primary.life, primary.driver.step_down)
+
+
+FAULTS["successor has a disk that hangs"] = partial(_as_it_begins, fault=_hung_disk)
+FAULTS["successor has a journal that hangs"] = partial(_as_it_begins, fault=_hung_journal)
+FAULTS["successor has a disk that takes seconds"] = partial(
+    _as_it_begins, fault=partial(_crawling_disk, write_ns=CRAWLING_NS)
+)
+FAULTS["successor is not heard"] = partial(_as_it_begins, fault=_mute)
+FAULTS["primary steps down"] = lambda world, cast: world.act(
+    cast.primary, world.nodes[cast.primary].life, world.nodes[cast.primary].driver.step_down
+)
+
 # What one link does
 
 
@@ -199,9 +230,11 @@ def check(name: str) -> None:
         raise UsageError(f"no persistent fault is called {name!r}; there are {', '.join(FAULTS)}")
 
 
-def persistent_fault(world: World, name: str) -> str:
-    """Carry the phase out; "any" has a fault drawn. Returns its name. Raises Violation."""
-    random = Random(f"persistent {world.plan.seed}")
+def persistent_fault(world: World, name: str, number: int = 0) -> str:
+    """Carry the phase out; "any" has a fault drawn. Returns its name. Raises Violation.
+
+    number: which of the phases of the run."""
+    random = Random(f"persistent {world.plan.seed} {number}")
     if name == ANY:
         wanted = random.random() < RARE
         name = random.choice([fault for fault in FAULTS if is_rare(fault) is wanted])
@@ -229,39 +262,17 @@ def persistent_fault(world: World, name: str) -> str:
 
 def _serve_all(world: World, fault: str, may_refuse: bool) -> None:
     """Every client has something acknowledged that it asked for after this moment, or is told why not."""
-    since = world.now
-    waiting = list(world.clients)
-
-    def done() -> bool:
-        waiting[:] = [client for client in waiting if not _is_answered(client, since, may_refuse)]
-        for client in waiting:
-            if not client.busy:  # never used, or refused, or given up: it tries again
-                client.quota += 1
-                client.append()
-        return not waiting
-
-    for client in world.clients:
-        client.quota += BURST
-        client.append()
-    if not world.run_until(since + LIMIT_NS, done):
-        names = [client.index for client in waiting]
+    names = serve_all(world, BURST, LIMIT_NS, may_refuse)
+    if names:
         raise Violation(
             "E6 availability",
             f"{fault}: clients {names} were not answered for {LIMIT_NS // MS} ms; {world.describe()}",
         )
 
 
-def _is_answered(client: SimClient, since: int, may_refuse: bool) -> bool:
-    for record in reversed(client.history):
-        if record.called_at < since:
-            return False
-        if record.position is not None or (may_refuse and record.refused):
-            return True
-    return False
-
-
 def _end(world: World) -> None:
     """The fault ends."""
+    world.ambushes.clear()
     world.network.heal()
     world.network.distance.clear()
     world.network.silenced.clear()

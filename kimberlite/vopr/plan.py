@@ -230,7 +230,7 @@ def _draw(seed: int, requests: int) -> Plan:
         abdicate_ns=random.choice((400, 400, 2000)) * MS,
         repairs_max=random.choice((8, 256)),
         late_ops=random.choice((0, 0, 0, 0, 400)),
-        persistent=random.choice(("", "", "", "any")),
+        persistent=random.choice(("", "any")),
         queue_max=random.choice((4, 1024)),
         backlog_bytes=random.choice((0, BACKLOG_BYTES)),
         checkpoint_bytes=random.choice((64 << 20, 64 << 20, 32 << 10)),

@@ -103,6 +103,17 @@ def _retry_under_a_new_number() -> list[Patch]:
     return [(client.Session, "_send", send)]
 
 
+@canary("a client sends again after an eviction though another copy has no answer yet")
+def _sent_again_after_an_eviction() -> list[Patch]:
+    original = client.Session._without_session
+
+    def without_session(self: client.Session, request: client.Request, now: int) -> None:
+        request.refused = request.attempts
+        original(self, request, now)
+
+    return [(client.Session, "_without_session", without_session)]
+
+
 @canary("a client reports a timeout as a refusal")
 def _timeout_reported_as_refusal() -> list[Patch]:
     return [(client, "OutcomeUnknownError", UnavailableError)]

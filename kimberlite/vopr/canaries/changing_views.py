@@ -16,8 +16,10 @@ from kimberlite.vsr import (
     changing_view,
     choice,
     conflict,
+    evidence,
     following,
     installation,
+    leading,
     repair,
     replica,
     transitions,
@@ -144,6 +146,16 @@ def _stale_start_view_accepted() -> list[Patch]:
         (ChangingView, "on_log", on_log),
         (installation, "agrees", lambda s, suffix, canonical: suffix[-1].op >= s.log.committed),
     ]
+
+
+@canary("a refusal of what had been prepared does not say so")
+def _refused_though_prepared() -> list[Patch]:
+    return [(leading, "FLAG_PREPARED", 0)]
+
+
+@canary("evidence is not held against the head that its frame names")
+def _evidence_without_its_head() -> list[Patch]:
+    return [(evidence, "check", lambda s, header, given: None)]
 
 
 @canary("any view that a frame names is entered")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kimberlite.types import Command, Message
+from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message
 from kimberlite.vopr.canaries.registry import Patch, canary
-from kimberlite.vsr import abdication, repair
+from kimberlite.vsr import abdication, leading, repair
 from kimberlite.vsr.following import Following
 from kimberlite.vsr.leading import Leading
+from kimberlite.vsr.outbox import Outbox
 from kimberlite.vsr.requests import Requests
 from kimberlite.vsr.state import State
 from kimberlite.vsr.work import Admission
@@ -29,6 +30,43 @@ def _silence_counts_as_a_full_disk() -> list[Patch]:
         return bool(self.full_peers) and with_room < s.membership.quorums.replication
 
     return [(Leading, "is_short_of_room", is_short_of_room)]
+
+
+@canary("a primary that hangs before it is ready is never given up")
+def _unready_primary_never_given_up() -> list[Patch]:
+    original = abdication.lags
+    return [(abdication, "lags", lambda s, leading: leading.ready and original(s, leading))]
+
+
+@canary("writes that take long one after another are each forgiven")
+def _slow_writes_forgiven_one_by_one() -> list[Patch]:
+    return [(abdication, "took_long", lambda s, lag: False)]
+
+
+@canary("more views are entered than a disk that hangs follows")
+def _views_entered_without_a_bound() -> list[Patch]:
+    return [(Outbox, "may_promise", property(lambda self: True))]
+
+
+@canary("a peer whose disk was full once counts as full for ever")
+def _full_peer_for_ever() -> list[Patch]:
+    def note_disk(full_peers: set[int], header: Header) -> None:
+        if header.flags & FLAG_DISK_FULL:
+            full_peers.add(header.replica)
+
+    return [(leading, "note_disk", note_disk)]
+
+
+@canary("who has voted against a primary and hears it again never votes again")
+def _vote_not_withdrawn() -> list[Patch]:
+    original = Following.heard_primary
+
+    def heard_primary(self: Following, s: State) -> None:
+        is_cast = self.votes.is_cast
+        original(self, s)
+        self.votes.is_cast = is_cast
+
+    return [(Following, "heard_primary", heard_primary)]
 
 
 @canary("what waits for a disk that does not keep up has no bound")

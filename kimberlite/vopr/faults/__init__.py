@@ -17,6 +17,7 @@ from kimberlite.vopr.faults import (  # noqa: F401, I001 - what is imported is e
     roles,
     disks,
     surroundings,
+    places,
 )
 from kimberlite.vopr.faults.disks import lies_of
 from kimberlite.vopr.faults.registry import ARGUMENT_END, KINDS, START_NS, Fault, Kind, check

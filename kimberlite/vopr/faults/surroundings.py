@@ -12,7 +12,7 @@ from kimberlite._fast import framing
 from kimberlite.types import HEADER_SIZE
 from kimberlite.vopr import hostile
 from kimberlite.vopr.disk import empty, fill, is_full
-from kimberlite.vopr.faults.registry import Action, each_of, kind, pair_of, target_of
+from kimberlite.vopr.faults.registry import SELDOM, Action, each_of, kind, pair_of, target_of
 from kimberlite.vsr.config import MS
 
 if TYPE_CHECKING:
@@ -119,5 +119,28 @@ def _hostile(world: World, argument: int) -> Action | None:
     def launch() -> None:
         for message in frames:
             world.network.launch(sender, target, message.header.raw + bytes(message.body))
+
+    return launch
+
+
+@kind(share=SELDOM)
+def _hostile_client(world: World, argument: int) -> Action | None:
+    """Requests under the name of a client that it never makes."""
+    random = Random(argument)
+    leading = [
+        node for node in world.nodes if node.up and (role := node.driver.core.leading) is not None and role.ready
+    ]
+    if not leading:
+        return None
+    core = leading[-1].driver.core
+    client = random.choice(world.clients)
+    session = core.state.sessions.get(client.session.client_id)
+    if session is None:
+        return None
+    known = hostile.Client(world.cluster, client.session.client_id, session.number, session.request)
+
+    def launch() -> None:
+        for message in hostile.requests(random, known):
+            world.network.launch(client.name, core.state.index, message.header.raw + bytes(message.body))
 
     return launch

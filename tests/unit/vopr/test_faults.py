@@ -36,7 +36,7 @@ def counted(world: World, kind: str, argument: int) -> bool:
     return len(world.injected) > before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ENDS, "trim")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ENDS, "trim", "trim_rot")])
 def test_a_fault_strikes_a_cluster_at_work(kind: str) -> None:
     world = busy(**{kind: 1.0})
     assert any(counted(world, kind, argument) for argument in range(1, 8))
@@ -183,3 +183,76 @@ def test_the_primary_is_struck_while_it_has_prepares_under_way_and_its_successor
 def test_a_trim_that_can_not_be_is_not_counted() -> None:
     world = busy()
     assert not any(counted(world, "trim", argument) for argument in range(5))
+
+
+def leader_of(world: World) -> SimNode:
+    return next(node for node in world.nodes if (leading := node.driver.core.leading) is not None and leading.ready)
+
+
+def test_a_primary_steps_down() -> None:
+    world = busy()
+    view = leader_of(world).driver.core.state.view
+    assert counted(world, "step_down", 0)
+    assert world.run_until(
+        world.now + 2000 * MS, lambda: all(node.driver.core.state.view > view for node in world.nodes)
+    )
+
+
+def test_views_change_one_after_another() -> None:
+    world = busy(clients=4)
+    assert counted(world, "restless", 3)
+    assert not counted(world, "restless", 4)
+    view = max(node.driver.core.state.view for node in world.nodes)
+    assert world.run_until(
+        world.now + 8000 * MS, lambda: any(node.driver.core.state.view >= view + 3 for node in world.nodes)
+    )
+
+
+def test_the_disk_of_a_successor_stops_as_it_begins_to_lead() -> None:
+    world = busy()
+    view = leader_of(world).driver.core.state.view
+    assert counted(world, "successor_hangs", 6)
+    assert world.run_until(world.now + 5000 * MS, lambda: any(device.hung for device in world.devices))
+    (hung,) = [index for index, device in enumerate(world.devices) if device.hung]
+    state = world.nodes[hung].driver.core.state
+    assert state.view > view
+    assert state.is_primary
+
+
+def test_a_false_alarm_ends_by_itself() -> None:
+    world = busy()
+    argument = next(number for number in range(100) if counted(world, "false_alarm", number))
+    assert argument == 0
+    ((source, _),) = world.network.cuts
+    assert source == leader_of(world).index
+    assert world.run_until(world.now + 1000 * MS, lambda: not world.network.cuts)
+
+
+@pytest.mark.parametrize("argument", range(8))
+def test_the_end_of_a_log_is_damaged_and_mended(argument: int) -> None:
+    world = busy()
+    assert world.rot_victim is not None
+    assert counted(world, "end_rot", argument)
+    assert world.rotten
+    node = world.nodes[world.rot_victim]
+    assert not node.up
+    victim = world.rot_victim
+    assert world.run_until(world.now + 1000 * MS, lambda: world.nodes[victim].up)
+    assert world.run_until(world.now + 5000 * MS, lambda: not world.nodes[victim].driver.core.state.log.faulty)
+
+
+def test_what_no_client_asks_for_is_not_executed() -> None:
+    world = busy()
+    assert all(counted(world, "hostile_client", argument) for argument in range(40))
+    world.run_until(world.now + 3000 * MS, lambda: not any(client.busy for client in world.clients))
+    assert b"forged" not in world.checkers.log
+
+
+def test_the_beginning_of_a_segment_is_damaged_before_a_trim() -> None:
+    plan = replace(CALM, client_count=4, segment_bytes=64 << 10, event_bytes=9000, requests=300, checkpoint_ops=4)
+    world = World(plan, faults=())
+    for client in world.clients:
+        world.at(world.now, client.begin)
+    assert world.run_until(world.now + 5000 * MS, lambda: world.checkers.decided > 40)
+    assert counted(world, "trim_rot", 5)
+    assert world.rotten
