@@ -12,7 +12,8 @@ indexes, sectors of witness files) is bounded, whatever the length of the log:
 - an index holds the event position at each sector of the witness file and the places of entries
   whose witness is damaged. It is made in one pass over the witness file when it is first needed;
 - a record is read and rewritten with the 4 KiB sector it is in. A sector that is being written is
-  kept, as it will be, until it is durable: the next change to it builds on that.
+  kept, as it will be, until it is durable: the next change to it builds on that. Any other is read anew before it is
+  changed: what is in memory may be what a disk gave that gave something else than what is there.
 
 May import: errors, types, _fast, storage.
 """
@@ -24,7 +25,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, TypeAlias
 
 from kimberlite._fast import framing, witness
 from kimberlite.errors import FrameError
@@ -41,6 +41,7 @@ from kimberlite.storage.journal import (
     witness_bytes,
 )
 from kimberlite.storage.log_reader import read_image
+from kimberlite.storage.places import Apart, Spot, Start, find_event
 from kimberlite.types import Header
 
 INDEX_BYTES = 6 << 20  # of all indexes together: 768 segments of 64 MiB full of single events
@@ -50,27 +51,6 @@ STARTS_MAX = 4096  # beginnings of segments kept
 _PLACE_BYTES = 128  # what the place of an entry costs whose witness is damaged
 _UNREADABLE = b"\xff" * SECTOR  # no valid record, and not one that was never written
 _DISTANCE_MAX = 2**32 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a segment begins. certain: False when the position is only a lower bound, for damage."""
-
-    base: int  # op of its first entry
-    position: int  # of its first event
-    certain: bool = True
-
-
-class Spot(NamedTuple):
-    """Where an entry stands."""
-
-    number: int  # of the segment
-    at: int  # index of the entry in it
-    offset: int
-
-
-# By index: header and offset, as far as known, of entries whose witness tells nothing or something else.
-Apart: TypeAlias = dict[int, tuple[Header | None, int | None]]
 
 
 @dataclass(slots=True)
@@ -83,23 +63,6 @@ class _Index:
     @property
     def bytes(self) -> int:
         return self.positions.nbytes + _PLACE_BYTES * (len(self.places) + 2)
-
-
-def find_event(position: int, low: int, high: int, header: Callable[[int], Header | None]) -> int | None:
-    """Which of the entries low..high holds the event at `position`; None when none is known to."""
-    while low <= high:
-        middle = probe = (low + high) // 2
-        found = header(probe)
-        while found is None and probe > low:
-            probe -= 1
-            found = header(probe)
-        if found is None or found.position + found.count <= position:
-            low = middle + 1
-        elif found.position <= position:
-            return probe
-        else:
-            high = probe - 1
-    return None
 
 
 class ColdSegments:
@@ -317,6 +280,21 @@ class ColdSegments:
         excess = max(len(self._sectors) - SECTORS_MAX, 0)
         for other in list(islice((at for at in self._sectors if at != key and at not in self._under_way), excess)):
             del self._sectors[other]
+        return content
+
+    def _refreshed(self, number: int, sector: int) -> bytearray:
+        """A sector that is about to be written: every record that is intact on the disk or in memory, for either may
+        have been lost there without a word. What is under way already is as it will be."""
+        key = number, sector
+        kept = self._sectors.get(key)
+        if kept is None or key in self._under_way:
+            return self._sector(number, sector)
+        del self._sectors[key]
+        content = self._sector(number, sector)
+        for index in range(RECORDS_PER_SECTOR):
+            at, where = sector * RECORDS_PER_SECTOR + index, slice(index * RECORD_BYTES, (index + 1) * RECORD_BYTES)
+            if decode_record(content[where], number, at) is None and decode_record(kept[where], number, at) is not None:
+                content[where] = kept[where]
         return content
 
     def prefetch(self, first: int, last: int) -> None:
@@ -537,7 +515,7 @@ class ColdSegments:
 
     def _rewrite_record(self, number: int, at: int, header: Header, place: int) -> Write:
         sector = at // RECORDS_PER_SECTOR
-        content = self._sector(number, sector)
+        content = self._refreshed(number, sector)
         is_unreadable = content == _UNREADABLE
         _put_record(content, number, at, header, place)
         if number in self._apart:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from kimberlite.errors import invariant
 from kimberlite.storage.faulty import FaultyOps
 from kimberlite.storage.handles import Handles
-from kimberlite.storage.index import Spot
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import round_up
 from kimberlite.storage.open_segment import OpenSegment
+from kimberlite.storage.places import Spot
 from kimberlite.storage.segments import Segments
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import HEADER_SIZE, Header, Message

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kimberlite._fast import framing, witness
-from kimberlite.storage.index import Apart, Start, find_event
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import (
     RECORD_BYTES,
@@ -24,6 +23,7 @@ from kimberlite.storage.journal import (
     place_in_record,
     round_up,
 )
+from kimberlite.storage.places import Apart, Start, find_event
 from kimberlite.types import Header
 
 RECENT_MAX = 128  # headers kept as objects: more than a pipeline

@@ -160,6 +160,19 @@ class _Walk:
             if place is not None:
                 contents.headers[index], contents.offsets[index] = segment.unwitnessed[index] = place
 
+    def unwitnessed(self) -> list[int]:
+        """Ops in the first segment that the checkpoint has settled, and whose place is known otherwise than by their
+        witness. What is written of the segment next would be without it."""
+        contents, records = self.thaw(0), self.records(0)
+        places = zip(contents.headers[: self.start.entries], contents.offsets, strict=False)
+        found = []
+        for index, (header, offset) in enumerate(places):
+            record = records[index] if index < len(records) else None
+            told = (record.header.checksum, record.offset) if record is not None else None
+            if header is not None and offset is not None and told != (header.checksum, offset):
+                found.append(self.segments[0].base + index)
+        return found
+
     def records(self, at: int) -> list[Record | None]:
         self.thaw(at)
         return self._records[at]
@@ -383,7 +396,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
     rooted = walk.settled_base
     last_placed = start.op
     entries: list[RecoveredEntry] = []
-    fixes: list[int] = []
+    fixes = [op for op in walk.unwitnessed() if op >= start.first_op]
     faulty: set[int] = set()
     commit, torn, at, index = max(state.commit, start.op), 0, 0, start.entries
     unknown: Header | None = None

@@ -17,10 +17,11 @@ from itertools import chain
 
 from kimberlite.errors import invariant
 from kimberlite.storage.handles import Handles
-from kimberlite.storage.index import ColdSegments, Start
+from kimberlite.storage.index import ColdSegments
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.journal import Contents, journal_name, witness_bytes, witness_name
 from kimberlite.storage.open_segment import OpenSegment
+from kimberlite.storage.places import Start
 from kimberlite.storage.scan import Segment
 from kimberlite.types import Checkpoint, Header
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kimberlite.errors import invariant
 from kimberlite.storage import handles, journal, scan, scrub, store
-from kimberlite.storage.index import ColdSegments, Spot
+from kimberlite.storage.index import ColdSegments
 from kimberlite.storage.journal_writer import JournalWriter
+from kimberlite.storage.places import Spot
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
 from kimberlite.storage.submissions import Submissions

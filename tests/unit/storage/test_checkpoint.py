@@ -16,7 +16,7 @@ from kimberlite.storage import checkpoint
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import RETRY_NS, SECTOR
-from kimberlite.storage.journal import RECORD_BYTES
+from kimberlite.storage.journal import RECORD_BYTES, witness_name
 from kimberlite.storage.store import Store, format_store
 from kimberlite.types import EntryState, Header, Operation
 from kimberlite.vopr.corruption import copied
@@ -118,6 +118,19 @@ def test_a_restart_begins_at_the_checkpoint() -> None:
         assert message is not None and message.header.checksum == log.headers[op].checksum
     log.append(20)
     assert log.start().head == 60
+
+
+@pytest.mark.parametrize("index", [0, 7, 8, 9])
+def test_a_witness_below_the_checkpoint_is_written_again_at_the_start(index: int) -> None:
+    """Nothing looks at what the checkpoint has settled, but it shares its sector with what is written next."""
+    log = Log()
+    log.append(10)
+    log.checkpoint(10)
+    witness = log.files.durable[witness_name(0)]
+    record = slice(index * RECORD_BYTES, (index + 1) * RECORD_BYTES)
+    good, witness[record] = bytes(witness[record]), bytes(RECORD_BYTES)
+    log.start()
+    assert bytes(witness[record]) == good
 
 
 def test_only_the_latest_checkpoint_is_kept_and_none_goes_back() -> None:

@@ -15,7 +15,7 @@ import pytest
 from kimberlite._fast.framing import make_header
 from kimberlite.storage import handles, index
 from kimberlite.storage.handles import Handles
-from kimberlite.storage.index import ColdSegments, Spot, Start
+from kimberlite.storage.index import ColdSegments
 from kimberlite.storage.interface import SECTOR
 from kimberlite.storage.journal import (
     RECORD_BYTES,
@@ -25,6 +25,7 @@ from kimberlite.storage.journal import (
     witness_bytes,
     witness_name,
 )
+from kimberlite.storage.places import Spot, Start
 from kimberlite.storage.store import Store
 from kimberlite.types import HEADER_SIZE, Message, ViewState
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, make_unreadable

@@ -107,6 +107,23 @@ def test_all_witnesses_of_a_sector_are_written_again_in_one_tour(filled: Any) ->
     assert findings(filled) == []
 
 
+@pytest.mark.parametrize("lost", ["on the disk", "in memory"])
+def test_a_witness_that_is_written_again_takes_no_other_away(filled: Any, lost: str) -> None:
+    """Of two records of one sector, that of op 40 is damaged on the disk; that of op 39 is missing there, or in what
+    was read of it before."""
+    sector = filled.files.durable[witness_name(2)]
+    witness = slice(6 * RECORD_BYTES, 7 * RECORD_BYTES)
+    good = bytes(sector[witness])
+    if lost == "in memory":
+        sector[witness] = bytes(RECORD_BYTES)
+    filled.store.header(38)
+    sector[witness] = good if lost == "in memory" else bytes(RECORD_BYTES)
+    corrupt(filled.files, witness_name(2), 7 * RECORD_BYTES + 40, 8, random.Random(1))
+    filled.store.check_entry(40)
+    filled.store.completions()
+    assert findings(filled) == []
+
+
 def test_unreadable_sectors(filled: Any) -> None:
     make_unreadable(filled.files, journal_name(3), 5)
     make_unreadable(filled.files, witness_name(7), 1)
