@@ -130,9 +130,10 @@ class Log:
         return None
 
     def drop_candidates(self) -> None:
-        """After the journal was truncated to `linked`."""
+        """The journal is truncated to `linked`: what stands above, of this log or not, is not there any more."""
         self.candidates.clear()
         self.journal_head = self.linked
+        self.on_disk = {op for op in self.on_disk if op <= self.linked}
         self.rooted = min(self.rooted, self.linked)
         self.writing = {op: checksum for op, checksum in self.writing.items() if op <= self.linked}
         self.link()

@@ -117,3 +117,15 @@ def _divergence_cut_later() -> list[Patch]:
             cut(s)
 
     return [(repair, "_learn_headers", learn_headers), (repair, "_truncate_divergent", truncate_divergent)]
+
+
+@canary("a journal that is cut below what was repaired in its place still has that, as the core believes")
+def _cut_takes_nothing_above() -> list[Patch]:
+    original = Log.drop_candidates
+
+    def drop_candidates(self: Log) -> None:
+        there = set(self.on_disk)
+        original(self)
+        self.on_disk |= there
+
+    return [(Log, "drop_candidates", drop_candidates)]

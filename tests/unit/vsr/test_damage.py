@@ -181,6 +181,24 @@ def test_unless_it_is_that_of_another_log(last: int) -> None:
     assert (core.log.durable, core.log.journal_head) == (2, 2)
 
 
+def test_what_stands_above_it_in_the_journal_goes_with_it() -> None:
+    """The last op was repaired in its place before: what is cut off below takes it away."""
+    log, other = chain(5), chain(4, view=9)
+    found = late(log, [log[2], other[3], other[4]])
+    entries = (*found.entries[:3], RecoveredEntry(5, EntryState.PRESENT, log[5]))
+    core = restarted(replace(found, written=5, entries=entries), [], index=2)
+    learn(core, log)
+    (persist,) = core.take_work().persist
+    assert (type(persist), persist.truncate_to) == (Promise, 2)
+    core.durable(persist.token, 40)
+    learn(core, log)
+    for op in (3, 4):
+        core.log.keep(Message(log[op]))
+    core.make_durable(50)
+    assert (core.log.durable, core.log.journal_head) == (4, 4)
+    assert [header.op for header in core.log.missing(9)] == [5]
+
+
 def test_what_is_damaged_of_it_is_asked_for_by_the_identity_that_is_learned() -> None:
     log = chain(5)
     core = restarted(late(log, log[2:4], EntryState.FAULTY), [], index=2)
