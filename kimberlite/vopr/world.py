@@ -288,6 +288,7 @@ class World:
             return
         node.up = False
         node.down_since = self.now
+        node.disk.device.waited_ns = 0  # who died does not wait any more
         self.doomed[index] = None
         tear = Random(f"tear {self.plan.seed} {index} {self.now}")
         node.disk.crash(tear, TearPolicy(garbage=self.plan.garbage))

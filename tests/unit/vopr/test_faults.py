@@ -146,6 +146,17 @@ def test_who_reads_from_a_disk_that_hangs_does_nothing_else() -> None:
     assert world.run_until(world.now + 500 * MS, lambda: core_of(backup).log.durable > durable)
 
 
+def test_who_dies_waiting_for_a_disk_lives_on_without_that() -> None:
+    world = busy()
+    index = backup_of(world).index
+    world.hang(index, (READ,))
+    world.nodes[index].store.read(1)
+    world.crash(index)
+    world.cure()
+    world.restart(index)
+    assert world.run_until(world.now + 5000 * MS, lambda: core_of(world.nodes[index]).applied == world.checkers.decided)
+
+
 def test_a_slow_replica_takes_its_inputs_in_order_one_after_another() -> None:
     world = busy()
     world.slow_nodes[1] = 10 * MS
