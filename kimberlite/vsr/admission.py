@@ -29,7 +29,7 @@ class View(IntEnum):
     NEWER = 2
 
 
-class Role(IntEnum):
+class Rank(IntEnum):
     """Of this replica in its own view, whatever its status."""
 
     PRIMARY = 0
@@ -64,7 +64,7 @@ class Row(NamedTuple):
     commands: frozenset[Command]
     view: frozenset[View]
     status: frozenset[Status]
-    role: frozenset[Role]
+    rank: frozenset[Rank]
     sender: frozenset[Sender]
     ruling: Ruling
 
@@ -96,7 +96,7 @@ def _row(
     ruling: Ruling,
     view: set[View] | None = None,
     status: set[Status] | None = None,
-    role: set[Role] | None = None,
+    rank: set[Rank] | None = None,
     sender: set[Sender] | None = None,
 ) -> Row:
     """None: any."""
@@ -105,7 +105,7 @@ def _row(
         frozenset(commands),
         frozenset(view or View),
         frozenset(status or STATUSES),
-        frozenset(role or Role),
+        frozenset(rank or Rank),
         frozenset(sender or Sender),
         ruling,
     )
@@ -114,7 +114,7 @@ def _row(
 _P, _OK, _C = {Command.PREPARE}, {Command.PREPARE_OK}, {Command.COMMIT}
 _VOTE, _EVIDENCE, _START = {Command.START_VIEW_CHANGE}, {Command.DO_VIEW_CHANGE}, {Command.START_VIEW}
 _ASK, _HEADERS = {Command.REQUEST_HEADERS}, {Command.HEADERS}
-_PRIMARY, _BACKUP, _LEADER, _OTHER = {Role.PRIMARY}, {Role.BACKUP}, {Sender.LEADER}, {Sender.OTHER}
+_PRIMARY, _BACKUP, _LEADER, _OTHER = {Rank.PRIMARY}, {Rank.BACKUP}, {Sender.LEADER}, {Sender.OTHER}
 _OLDER, _SAME, _NEWER = {View.OLDER}, {View.SAME}, {View.NEWER}
 _NOT_NEWER = {View.OLDER, View.SAME}
 
@@ -140,8 +140,8 @@ TABLE: tuple[Row, ...] = (
     _row("vote", _VOTE, _ACCEPT, _SAME),
     _row("vote in an older view", _VOTE, Ruling(Act.INFORM, DropReason.OLD_VIEW), _OLDER),
     _row("evidence for a newer view", _EVIDENCE, Ruling(Act.ENTER_FIRST), _NEWER),
-    _row("evidence", _EVIDENCE, _ACCEPT, _SAME, role=_PRIMARY),
-    _row("evidence for another", _EVIDENCE, Ruling(Act.INFORM, DropReason.OLD_VIEW), _SAME, role=_BACKUP),
+    _row("evidence", _EVIDENCE, _ACCEPT, _SAME, rank=_PRIMARY),
+    _row("evidence for another", _EVIDENCE, Ruling(Act.INFORM, DropReason.OLD_VIEW), _SAME, rank=_BACKUP),
     _row("evidence for an older view", _EVIDENCE, Ruling(Act.INFORM, DropReason.OLD_VIEW), _OLDER),
     _row("log by who does not lead", _START, _WRONG_ROLE, sender=_OTHER),
     _row("log of a newer view", _START, _ACCEPT, _NEWER, sender=_LEADER),  # believed only as news of the view
@@ -159,16 +159,16 @@ TABLE: tuple[Row, ...] = (
     _row("headers of another view", _HEADERS, _OLD_VIEW, {View.OLDER, View.NEWER}),
 )
 
-Key = tuple[int, int, int, int, int]  # command, view, status, role, sender
+Key = tuple[int, int, int, int, int]  # command, view, status, rank, sender
 
 _RULINGS: dict[Key, Ruling] = {
-    key: row.ruling for row in TABLE for key in product(row.commands, row.view, row.status, row.role, row.sender)
+    key: row.ruling for row in TABLE for key in product(row.commands, row.view, row.status, row.rank, row.sender)
 }
 
 
-def decide(command: int, view: View, status: int, role: Role, sender: Sender) -> Ruling:
+def decide(command: int, view: View, status: int, rank: Rank, sender: Sender) -> Ruling:
     """What the table says. Cost: a look-up."""
-    return _RULINGS[command, view, status, role, sender]
+    return _RULINGS[command, view, status, rank, sender]
 
 
 def look(s: State, header: Header, may_be_newer: bool = True) -> Ruling:
@@ -176,7 +176,7 @@ def look(s: State, header: Header, may_be_newer: bool = True) -> Ruling:
     is_newer = header.view > s.view and may_be_newer
     view = View.SAME if header.view == s.view else View.NEWER if is_newer else View.OLDER
     sender = Sender.LEADER if header.replica == s.membership.leader(header.view) else Sender.OTHER
-    return decide(header.command, view, s.status, Role.PRIMARY if s.is_primary else Role.BACKUP, sender)
+    return decide(header.command, view, s.status, Rank.PRIMARY if s.is_primary else Rank.BACKUP, sender)
 
 
 def is_of_its_primary(s: State, header: Header, ruling: Ruling) -> bool:
