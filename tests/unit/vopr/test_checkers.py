@@ -234,18 +234,18 @@ def case_log_view_claimed(world: World) -> None:
 def case_acknowledged_before_durable(world: World) -> None:
     wipe_journal(world, 2)
     world.checkers.acknowledged[2].clear()
-    world.checkers.on_send(world, 2, message(Command.PREPARE_OK, op=5))
+    world.checkers.on_send(world, 2, message(Command.PREPARE_OK, op=head(world)))
 
 
 def case_acknowledged_with_a_gap(world: World) -> None:
     """Its own entry is there, one below it is not."""
     world.checkers.acknowledged[2].clear()
-    header = core_of(world.nodes[2]).log.headers[3]
+    header = core_of(world.nodes[2]).log.headers[head(world) - 1]
     for name, content in world.files[2].durable.items():
         at = content.find(header.raw)
         if name.startswith("journal") and at >= 0:
             content[at : at + 256] = bytes(256)
-    world.checkers.on_send(world, 2, message(Command.PREPARE_OK, op=8))
+    world.checkers.on_send(world, 2, message(Command.PREPARE_OK, op=head(world)))
 
 
 def case_nack_of_what_was_acknowledged(world: World) -> None:
@@ -405,10 +405,11 @@ def test_promises_need_two_copies_that_agree(world: World) -> None:
 
 
 def test_entries_that_a_view_change_made_void_do_not_count(finished: World) -> None:
-    core = core_of(finished.nodes[0])
-    entry, other = core.log.headers[5], core.log.headers[6]
+    log = core_of(finished.nodes[0]).log
+    entry, other = log.headers[log.op - 1], log.headers[log.op]
     assert not Promises(log_view=entry.view).is_void(entry)
     assert Promises(log_view=entry.view + 1).is_void(entry)
-    assert not Promises(log_view=9, suffix_head=7, suffix={5: entry.checksum}).is_void(entry)
-    assert Promises(log_view=9, suffix_head=7, suffix={5: other.checksum}).is_void(entry)
-    assert not Promises(log_view=9, suffix_head=7, suffix={7: other.checksum}).is_void(entry)
+    log_view, head = entry.view + 1, log.op
+    assert not Promises(log_view=log_view, suffix_head=head, suffix={entry.op: entry.checksum}).is_void(entry)
+    assert Promises(log_view=log_view, suffix_head=head, suffix={entry.op: other.checksum}).is_void(entry)
+    assert not Promises(log_view=log_view, suffix_head=head, suffix={other.op: other.checksum}).is_void(entry)
