@@ -18,6 +18,7 @@ from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.config import PIPELINE_LIMIT, CoreConfig
+from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.log import BODIES_BYTES, ENTRY_BYTES, WINDOW
 from kimberlite.vsr.outbox import VIEWS_MAX, WRITES_MAX
 from kimberlite.vsr.repair import HEADERS_REQUESTS_MAX
@@ -31,8 +32,9 @@ NAMES = (
     "bytes of requests queued",
     "requests that wait for a new primary",
     "clients with a request in flight",
-    "prepares that came early",
     "uncommitted ops of a primary",
+    "committed ops that were not applied",
+    "prepares that came early",
     "requests for headers",
     "requests for headers that are overdue",
     "requests for entries",
@@ -42,7 +44,6 @@ NAMES = (
     "headers in memory",
     "bodies in memory",
     "ops that were not applied yet",
-    "committed ops that were not applied",
     "writes that the core waits for",
     "writes that the disk has not done",
     "ops that are being written",
@@ -50,6 +51,7 @@ NAMES = (
     "spare segments",
     "open segments",
 )
+NOTHING_LED = (0, 0, 0, 0, 0, 0)  # the first of NAMES, of who leads no view
 # What stays when nothing is done: a question of no interest any more is dropped with the next one.
 KEPT = (
     "requests for headers",
@@ -69,25 +71,30 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
     state, writes = core.state, disk.submissions
     if writes:  # without what is found damaged and made good: a start, or a tour, may find any number
         writes -= store._submissions.unasked
-    log, scope, role, leading = state.log, state.scope, state.role, core.leading
-    requests = leading.requests if leading is not None else None
+    log, scope, repairs, role = state.log, state.scope, state.repairs, state.role
+    led = NOTHING_LED
+    if isinstance(role, Leading):
+        requests = role.requests
+        led = (
+            len(requests.queue),
+            requests.bytes,
+            len(requests.waiting),
+            len(requests.in_flight),
+            len(role.pipeline),
+            len(role.committing),
+        )
     return (
-        len(requests.queue) if requests is not None else 0,
-        requests.bytes if requests is not None else 0,
-        len(requests.waiting) if requests is not None else 0,
-        len(requests.in_flight) if requests is not None else 0,
-        len(state.repairs.early),
-        len(leading.pipeline) if leading is not None else 0,
+        *led,
+        len(repairs.early),
         len(scope.headers_requests),
         len(scope.headers_overdue),
-        len(state.repairs.requests),
+        len(repairs.requests),
         len(role.votes.at),
         len(role.evidence) if isinstance(role, ChangingView) else 0,
         len(state.sessions),
         len(log.headers),
         len(log.bodies),
         len(scope.entered),
-        len(leading.committing) if leading is not None else 0,
         len(state.outbox.owed),
         writes,
         len(store._writer.in_flight),
@@ -108,8 +115,9 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
         config.queue_bytes_max,
         config.queue_max,
         config.queue_max + PIPELINE_LIMIT * config.prepare_requests_max,
-        config.pipeline_max,
         PIPELINE_LIMIT,
+        unapplied,
+        config.pipeline_max,
         HEADERS_REQUESTS_MAX,
         HEADERS_REQUESTS_MAX,
         config.repairs_max,
@@ -118,7 +126,6 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
         config.sessions_max,
         WINDOW + ahead,
         WINDOW + unapplied,
-        unapplied,
         unapplied,
         WRITES_MAX + PROMISES_MAX,
         2 * WRITES_MAX + PROMISES_MAX,  # one group may be written in place and appended
