@@ -41,7 +41,8 @@ class JournalWriter:
 
     def append(self, token: int, entries: Sequence[Message]) -> None:
         """See LogStore."""
-        segments, segment_bytes = self._segments, self._segments.segment_bytes
+        segments, hold = self._segments, self._submissions.hold
+        segment_bytes = segments.segment_bytes
         first = segments.head + 1
         held: set[int] = set()
         wipes: list[Write] = []
@@ -56,18 +57,18 @@ class JournalWriter:
                 entry=size,
                 segment=segment_bytes,
             )
-            segment = segments.active
-            self._submissions.hold(segment.number, held)
+            segment = segments.open[-1]
+            hold(segment.number, held)
             invariant(segment.end is not None, "the place of the next entry is known", op=op)
             offset = segment.end or 0
             if offset + size > segment_bytes:
                 wipes += self._wipe(segment, offset)
-                self._submissions.hold(segment.number + 1, held)
+                hold(segment.number + 1, held)
                 segment = segments.begin_next(message.header)
                 wipes += self._wipe_witness(segment)  # so that all it holds agree on which op is its first
                 offset = 0
             segment.add(message.header, offset)
-            segments.head += 1
+            segments.head = op
             if runs and runs[-1][0] is segment:
                 runs[-1][1].append(message)
             else:
