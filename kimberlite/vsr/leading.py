@@ -131,6 +131,8 @@ class Leading(Role):
 
     def propose(self, s: State, message: Message) -> Admission:
         header = message.header
+        if not self.takes_requests:
+            return self.refuse(s, message, Reason.NOT_PRIMARY)
         if s.draining:
             return self.refuse(s, message, Reason.DRAINING)
         if len(message.body) > s.config.request_bytes_max:
@@ -162,6 +164,11 @@ class Leading(Role):
             return self._refuse_busy(s, message)
         self.requests.put(message, s.now)
         return Admission.ACCEPTED
+
+    @property
+    def takes_requests(self) -> bool:
+        """Not of who asks to be replaced: its clients find the next primary, whom it may not hear of for long."""
+        return self.gave_up is None
 
     def hold(self, s: State, message: Message) -> Admission:
         """Keep a request until sessions are up to date: what has been answered before can not be told yet. Of a
@@ -416,6 +423,8 @@ class Leading(Role):
         """A primary that is of no use falls silent and asks for another."""
         self.gave_up = why
         s.emit(EventKind.ABDICATED, s.view, why)
+        for message in self.requests.refused():
+            s.reject(message, Reason.NOT_PRIMARY)
         return self.suspect(s)
 
     def on_returned(self, s: State, peer: Peer) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from lab import MS, Cluster, ping
+from lab.cluster import Links
 
-from kimberlite.types import Command, Status
+from kimberlite.types import Command, Message, Reason, Status
 from kimberlite.vsr import abdication
 from kimberlite.vsr.events import EventKind, GaveUp
 from kimberlite.vsr.work import CannotCommit
@@ -179,18 +180,30 @@ def test_a_primary_that_catches_up_is_given_time_as_long_as_it_comes_nearer(clus
         assert abdication.look_at_lag(core.state, core.role) is None
 
 
+def votes_and_prepares_from(op: int) -> Links:
+    """Links that lose those."""
+
+    def lost(source: int, target: int, message: Message) -> bool:
+        header = message.header
+        return header.command == Command.START_VIEW_CHANGE or (header.command == Command.PREPARE and header.op >= op)
+
+    return lost
+
+
 def test_a_commit_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     """It gave up, its votes are lost, and the others go on committing what it sends."""
     old = cluster.primary
-    cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
+    op = old.core.log.op + 2
+    cluster.lost = votes_and_prepares_from(op)
     old.disk_off()
-    old.driver.on_input(requests=[cluster.request(2, b"b")])
+    for request in (cluster.request(2, b"b"), cluster.request(0, client=9)):
+        old.driver.on_input(requests=[request])
     cluster.run(2600)
     assert old.core.abdicated
-    commit = old.core.commit_max
-    old.driver.on_input(requests=[cluster.request(0, client=9)])
-    cluster.run(50)
-    assert old.core.commit_max > commit
+    assert old.core.commit_max == op - 1
+    cluster.lost = votes_and_prepares_from(op + 1)
+    cluster.run(500)
+    assert old.core.commit_max == op
     assert old.core.abdicated
     assert len(old.kinds(EventKind.ABDICATED)) == 1
 
@@ -199,13 +212,13 @@ def test_who_returns_does_not_bring_back_who_lags(cluster: Cluster) -> None:
     old = cluster.primary
     first, second = (node.index for node in cluster.up if node is not old)
     old.disk_off()
-    old.driver.on_input(requests=[cluster.request(2, b"b")])
-    cluster.lost = lambda source, target, message: message.header.command == Command.START_VIEW_CHANGE
+    cluster.lost = votes_and_prepares_from(old.core.log.op + 2)
+    for request in (cluster.request(2, b"b"), cluster.request(0, client=9)):
+        old.driver.on_input(requests=[request])
     cluster.run(2600)
     assert old.core.abdicated
-    cluster.lost = lambda source, target, message: True
-    old.driver.on_input(requests=[cluster.request(0, client=9)])
     assert old.core.pipeline
+    cluster.lost = lambda source, target, message: True
     for index in (first, second):
         old.core.peers[index].last_heard = cluster.now - 5000 * MS
         old.driver.on_input(messages=[ping(index, old.core.view)])
@@ -262,3 +275,15 @@ def test_a_disk_counts_as_stalled_from_its_last_completion_on(cluster: Cluster) 
     cluster.primary.driver.on_input(requests=[cluster.request(number, b"x")])
     cluster.run(1200)
     assert "the disk has completed nothing for 1.2 s" in backup.core.snapshot().unhealthy
+
+
+def test_who_asks_to_be_replaced_sends_its_clients_away(cluster: Cluster) -> None:
+    """Cut off from the others, it may not hear for long who leads now; to its clients it speaks as before."""
+    old = cluster.primary
+    cluster.lost = lambda source, target, message: old.index in (source, target)
+    old.driver.on_input(requests=[cluster.request(2, b"b")])
+    cluster.run(3000)
+    assert old.core.abdicated
+    for client in (1, 7):
+        old.driver.on_input(requests=[cluster.request(3, b"c", client=client)])
+    assert old.refusals() == [Reason.NOT_PRIMARY] * 2
