@@ -67,6 +67,7 @@ LABELS: dict[str, int] = {
         100,
     ),
     "DROPPED_BROKEN_CHAIN": 300,
+    "GAVE_UP_ABOVE": 300,
     "IDENTITY_CONFLICT": 300,
     "WRITTEN_IN_A_LATER_VIEW": 300,
     "STUCK": 500,
@@ -74,7 +75,6 @@ LABELS: dict[str, int] = {
     "LATE_third_hangs": 3000,
     "LATE_third_flaps": 3000,
     "LATE_primary_dies": 3000,
-    "GAVE_UP_ABOVE": 20_000,
     **{
         f"PERSISTENT {name}": persistent.SEEDS_RARE_MIN if persistent.is_rare(name) else persistent.SEEDS_MIN
         for name in persistent.FAULTS

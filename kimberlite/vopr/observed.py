@@ -18,7 +18,7 @@ from kimberlite.storage.journal import journal_name, witness_name
 from kimberlite.storage.scrub import Checked
 from kimberlite.storage.store import Store
 from kimberlite.types import Checksum, Header, Message, Operation, Reason
-from kimberlite.vopr import limits
+from kimberlite.vopr import books, limits
 from kimberlite.vsr.events import DropReason, Event, EventKind
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import Promise
@@ -219,6 +219,7 @@ class Watch:
         self._steps += 1
         if self._steps % WEIGH_EVERY == 0:
             limits.weigh(core)
+            books.check(core)
         there = limits.held(core, node.store, node.disk)
         if there != self._there:
             limits.check_held(node.index, there, self._most)

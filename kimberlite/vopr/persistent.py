@@ -40,6 +40,8 @@ FOREVER_NS = 1 << 60
 FAR_NS = 25 * MS
 SLUGGISH_NS, CRAWLING_NS = 700 * MS, 1500 * MS  # a phase of a write
 SLOW_NODE_NS = 3 * MS  # for each input
+BEHIND_NS = 20 * MS  # in which a replica whose journal hangs falls behind
+ALARM_NS, ALARM_GAP_NS = 900 * MS, 2500 * MS  # longer than a primary is waited for; longer than a vote counts
 HOUR_NS = 3600 * 1000 * MS
 ABDICATE_NS = 2000 * MS  # as it is by default: plans have shorter ones
 
@@ -173,8 +175,17 @@ def _as_it_begins(world: World, cast: Cast, fault: Callable[[World, int], None])
     world.act(primary.index, primary.life, primary.driver.step_down)
 
 
+def _hung_before_it_begins(world: World, cast: Cast) -> None:
+    """The journal of the next primary hangs, and the primary steps down when that one lacks something: it can not have
+    what the last view left."""
+    primary = world.nodes[cast.primary]
+    _hung_journal(world, world.nodes[(primary.driver.core.state.view + 1) % world.plan.replica_count].index)
+    life = primary.life
+    world.at(world.now + BEHIND_NS, lambda: world.act(primary.index, life, primary.driver.step_down))
+
+
 FAULTS["successor has a disk that hangs"] = partial(_as_it_begins, fault=_hung_disk)
-FAULTS["successor has a journal that hangs"] = partial(_as_it_begins, fault=_hung_journal)
+FAULTS["successor has a journal that hangs"] = _hung_before_it_begins
 FAULTS["successor has a disk that takes seconds"] = partial(
     _as_it_begins, fault=partial(_crawling_disk, write_ns=CRAWLING_NS)
 )
@@ -182,6 +193,20 @@ FAULTS["successor is not heard"] = partial(_as_it_begins, fault=_mute)
 FAULTS["primary steps down"] = lambda world, cast: world.act(
     cast.primary, world.nodes[cast.primary].life, world.nodes[cast.primary].driver.step_down
 )
+
+# False alarms
+
+
+def _false_alarms(world: World, cast: Cast) -> None:
+    """One backup after another does not hear the primary for a while: each votes, and takes its vote back."""
+    others = [index for index in range(world.plan.replica_count) if index != cast.primary]
+    for number, index in enumerate(others):
+        link, begins = (cast.primary, index), world.now + number * ALARM_GAP_NS
+        world.at(begins, partial(world.network.cuts.add, link))
+        world.at(begins + ALARM_NS, partial(world.network.cuts.discard, link))
+
+
+FAULTS["false alarms"] = _false_alarms
 
 # What one link does
 
@@ -254,6 +279,10 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
         world.run_until(world.now + PAUSE_NS, lambda: False)
     for client in world.clients:
         client.quota = 0
+    if name == "false alarms":
+        world.run_until(world.now + world.plan.replica_count * ALARM_GAP_NS, lambda: False)
+        if leader(world) != primary:
+            raise Violation("E6 false alarms", f"{name}: replica {primary} was replaced, though a quorum heard it")
     if name in REPLACED and leader(world) == primary:
         raise Violation("E6 no fault", f"{name}, and replica {primary} leads as before")
     _end(world)

@@ -209,7 +209,7 @@ def _draw(seed: int, requests: int) -> Plan:
         replica_count=random.choices((1, 2, 3, 4, 5, 6), (1, 2, 8, 1, 3, 1))[0],
         client_count=random.choice((1, 2, 4, 8)),
         requests=requests,
-        segment_bytes=random.choice((64, 128, 256, 1024)) << 10,
+        segment_bytes=random.choice((64, 64, 128, 1024)) << 10,
         pipeline_max=random.choice((1, 2, 4, 8, 16)),
         sessions_max=random.choice((4, 64)),
         loss=some(0.15),

@@ -1,0 +1,96 @@
+"""I23: what a core counts, remembers or looks up for speed agrees with what it stands for.
+
+A counter that is not counted down, a table that is not cleared with what it belongs to, a timer that nobody looks at:
+each harms only later, and seldom within a run. So the books are gone over now and then, wherever the replica is.
+
+Looks into the core, and changes nothing. May import: types, vsr.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vsr.leading import Leading
+from kimberlite.vsr.log import ENTRY_BYTES, Log
+from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.state import State
+from kimberlite.vsr.timers import Timer
+from kimberlite.vsr.work import Append
+
+
+def check(core: Replica) -> None:
+    """Raises Violation at the first thing that is wrong."""
+    s = core.state
+    for what in (*_of_log(s.log), *_of_state(s), *_of_timers(core)):
+        raise Violation("I23 books", f"replica {s.index}: {what}")
+    if core.leading is not None:
+        for what in _of_primary(s, core.leading):
+            raise Violation("I23 books", f"replica {s.index}, which leads view {s.view}: {what}")
+
+
+def _of_log(log: Log) -> Iterator[str]:
+    for op in log.on_disk:
+        if op <= log.durable or op in log.faulty:
+            yield f"op {op} counts as on the disk above op {log.durable}, damaged: {sorted(log.faulty)[:3]}"
+    for op in log.candidates:
+        if op <= log.linked:
+            yield f"op {op} is a candidate though the log is linked up to op {log.linked}"
+    for op, message in log.bodies.items():
+        known = log.headers.get(op)
+        if known is not None and known.checksum != message.header.checksum:
+            yield f"the body that is kept for op {op} is of another entry"
+    kept = {op for op, _ in log._applied}
+    held = sum(message.header.size + ENTRY_BYTES for op, message in log.bodies.items() if op not in kept)
+    if held != log.held_bytes:
+        yield f"{log.held_bytes} bytes count as held, {held} are"
+
+
+def _of_state(s: State) -> Iterator[str]:
+    log = s.log
+    if log.committed > s.commit_max:
+        yield f"op {log.committed} of this log counts as committed, op {s.commit_max} is"
+    asked = Counter(request.peer for request in s.repairs.requests.values())
+    for replica, peer in s.peers.items():
+        if peer.repairs != asked[replica]:
+            yield f"{peer.repairs} entries count as asked of replica {replica}, {asked[replica]} are"
+    owed = {
+        entry.header.op
+        for _, persist in s.outbox.owed.values()
+        if isinstance(persist, Append)
+        for entry in persist.entries
+    }
+    for op in log.writing:
+        if op not in owed:
+            yield f"op {op} counts as being written, and nothing is"
+    for op in s.scope.entered:
+        if op <= s.execution.applied:
+            yield f"op {op} is executed, and counts as under way"
+
+
+def _of_timers(core: Replica) -> Iterator[str]:
+    """Whoever asks when there is something to do is told of the timer that ends first."""
+    s = core.state
+    due = core.next_deadline()
+    if due is not None and due <= s.now:
+        return
+    for owner in (s.role, s, s.repairs):
+        for kind in type(owner).__mro__:
+            for name in getattr(kind, "__slots__", ()):
+                timer = getattr(owner, name, None)
+                if isinstance(timer, Timer) and timer.deadline is not None and (due is None or timer.deadline < due):
+                    yield f"{name} of {type(owner).__name__} ends at {timer.deadline}, nothing is said to before {due}"
+
+
+def _of_primary(s: State, leading: Leading) -> Iterator[str]:
+    ops = [prepared.header.op for prepared in leading.pipeline]
+    if ops and ops != list(range(ops[0], s.log.op + 1)):
+        yield f"ops {ops} are under way, the log ends with op {s.log.op}"
+    if (ops[0] if ops else s.log.op + 1) > s.commit_max + 1:
+        yield f"ops {ops} are under way, op {s.commit_max} is committed, the log ends with op {s.log.op}"
+    prepared = [*leading.pipeline, *leading.committing.values()]
+    clients = {request.header.client for one in prepared for request, _ in one.requests}
+    clients |= {message.header.client for message, _ in leading.requests.queue}
+    if clients != leading.requests.in_flight.keys():
+        yield f"{len(leading.requests.in_flight)} clients count as having a request in flight, {len(clients)} have one"

@@ -1,0 +1,95 @@
+"""What does not agree in the books of a core is found: I23."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from calm import calm
+
+from kimberlite.vopr import books, claims
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.plan import MS
+from kimberlite.vopr.world import World
+from kimberlite.vsr.replica import Replica
+
+PLAN = calm(client_count=4, requests=200, latency_ns=5 * MS, disk_latency_ns=3 * MS)
+
+
+def primary_at_work() -> Replica:
+    """In the middle of its work, with ops under way."""
+    world = World(replace(PLAN, replica_count=3), faults=())
+    for client in world.clients:
+        world.at(world.now, client.begin)
+    cores = [node.driver.core for node in world.nodes]
+    assert world.run_until(
+        world.now + 5000 * MS,
+        lambda: any(core.leading is not None and core.leading.ready and core.leading.pipeline for core in cores),
+    )
+    core = next(core for core in cores if core.leading is not None)
+    books.check(core)
+    return core
+
+
+def ops_left_out(core: Replica) -> None:
+    assert core.leading is not None
+    core.leading.pipeline.pop()
+
+
+def in_flight_for_ever(core: Replica) -> None:
+    assert core.leading is not None
+    core.leading.requests.in_flight[b"nobody" + bytes(10)] = 1
+
+
+def budget_leaks(core: Replica) -> None:
+    next(iter(core.state.peers.values())).repairs += 1
+
+
+def bytes_leak(core: Replica) -> None:
+    core.state.log.held_bytes += 1
+
+
+def damaged_counts_as_there(core: Replica) -> None:
+    log = core.state.log
+    log.faulty.add(log.op + 1)
+    log.on_disk.add(log.op + 1)
+
+
+def nothing_is_written(core: Replica) -> None:
+    core.state.log.writing[10_000] = bytes(16)
+
+
+def timer_is_not_looked_at(core: Replica) -> None:
+    assert core.leading is not None
+    core.leading.heartbeat_timer.start(core.state.now + 1)
+    core.leading.timers = ()
+
+
+@pytest.mark.parametrize(
+    "slip",
+    [
+        ops_left_out,
+        in_flight_for_ever,
+        budget_leaks,
+        bytes_leak,
+        damaged_counts_as_there,
+        nothing_is_written,
+        timer_is_not_looked_at,
+    ],
+    ids=lambda slip: slip.__name__,
+)
+def test_a_slip_is_found(slip: Callable[[Replica], None]) -> None:
+    core = primary_at_work()
+    slip(core)
+    with pytest.raises(Violation, match="I23 books: replica "):
+        books.check(core)
+
+
+def test_who_knows_of_damage_does_not_acknowledge_it() -> None:
+    state = primary_at_work().state
+    header = state.log.headers[state.log.op]
+    claims.check(state, header)
+    state.log.faulty.add(header.op)
+    with pytest.raises(Violation, match=f"acknowledges op {header.op}, and knows that op {header.op} is damaged"):
+        claims.check(state, header)
