@@ -21,6 +21,7 @@ def status(parts: Parts) -> dict[str, object]:
     core = parts.driver.core
     core.set_now(now)
     snapshot = core.snapshot()
+    queues = snapshot.queues
     free = parts.disk.free_bytes()
     return {
         "replica": snapshot.replica,
@@ -43,17 +44,17 @@ def status(parts: Parts) -> dict[str, object]:
         "can_commit": not snapshot.cannot_commit,
         "cannot_commit": list(snapshot.cannot_commit),
         "stuck_op": snapshot.stuck_op,
-        "pipeline": {"depth": snapshot.pipeline_depth, "limit": snapshot.pipeline_limit},
-        "queue": {"depth": snapshot.queue_depth, "limit": snapshot.queue_limit},
-        "backlog": {"bytes": snapshot.held_bytes, "limit": snapshot.held_bytes_limit},
+        "pipeline": {"depth": queues.pipeline.used, "limit": queues.pipeline.limit},
+        "queue": {"depth": queues.requests.used, "limit": queues.requests.limit},
+        "backlog": {"bytes": queues.backlog.used, "limit": queues.backlog.limit},
         "connections": {
             "clients": parts.server.connections,
             "limit": parts.share.clients,
             "descriptors": parts.share.limit,
         },
-        "sessions": {"active": snapshot.sessions, "limit": snapshot.sessions_limit},
-        "faulty": snapshot.faulty,
-        "repairs_in_flight": snapshot.repairs_in_flight,
+        "sessions": {"active": queues.sessions.used, "limit": queues.sessions.limit},
+        "faulty": snapshot.disk.faulty,
+        "repairs_in_flight": queues.repairs.used,
         "storage": _storage(parts, snapshot, free),
         "scrub": _scrub(parts.scrubber, now),
         "clock": parts.retention.clock.document(),
@@ -72,12 +73,12 @@ def _storage(parts: Parts, snapshot: Snapshot, free: int) -> dict[str, object]:
         "unsafe": parts.config.storage.unsafe,
         "inline": bool(stats["inline_now"]),
         "write_latency_us": stats["latency_ns"] // 1000,
-        "wait_s": round(snapshot.disk_waits / 1e9, 3),
+        "wait_s": round(snapshot.disk.waits / 1e9, 3),
         "bytes": store.bytes_used,
         "free_bytes": free,
         "free_bytes_min": parts.config.storage.free_bytes_min,
         "room_bytes": store.room.bytes,
-        "full": snapshot.is_disk_full,
+        "full": snapshot.disk.is_full,
         "checkpoint_op": store.checkpoint_op,
         "first_op": store.first_op,
         "first_position": store.first_position,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kimberlite.vsr import verdict
 from kimberlite.vsr.leading import Leading
-from kimberlite.vsr.work import PeerSnapshot, Snapshot
+from kimberlite.vsr.work import Bounded, DiskSnapshot, PeerSnapshot, Queues, Snapshot
 
 if TYPE_CHECKING:
     from kimberlite.vsr.state import State
@@ -33,21 +33,12 @@ def of(s: State) -> Snapshot:
         positions=s.execution.positions,
         quorum=s.membership.quorums.replication,
         quorum_margin=s.quorum_margin,
-        pipeline_depth=len(leading.pipeline) if leading is not None else 0,
-        pipeline_limit=s.config.pipeline_max,
-        queue_depth=len(leading.requests) if leading is not None else 0,
-        queue_limit=s.config.queue_max,
-        sessions=len(s.sessions),
-        sessions_limit=s.config.sessions_max,
-        faulty=len(s.log.faulty),
-        repairs_in_flight=len(s.repairs.requests),
-        repair_budget=s.config.repairs_max - len(s.repairs.requests),
+        queues=_queues(s, leading),
         oldest_uncommitted_votes=oldest.acks.bit_count() if oldest is not None else 0,
         oldest_uncommitted_at=oldest.prepared_at if oldest is not None else 0,
         known_commit=max(s.commit_max, s.scope.commit_heard),
-        known_head=max(s.scope.known_head, s.log.op),
         draining=s.draining,
-        is_disk_full=s.is_disk_full,
+        disk=DiskSnapshot(len(s.log.faulty), s.is_disk_full, s.outbox.waits(s.now)),
         peers=tuple(
             PeerSnapshot(replica, peer.last_heard, peer.said.op, peer.commit, peer.round_trip, peer.repair_latency)
             for replica, peer in s.peers.items()
@@ -55,7 +46,15 @@ def of(s: State) -> Snapshot:
         stuck_op=s.role.stuck_op,
         unhealthy=verdict.unhealthy(s),
         cannot_commit=verdict.cannot_commit(s),
-        held_bytes=s.log.held_bytes,
-        held_bytes_limit=s.config.held_bytes_max,
-        disk_waits=s.outbox.waits(s.now),
+    )
+
+
+def _queues(s: State, leading: Leading | None) -> Queues:
+    config = s.config
+    return Queues(
+        pipeline=Bounded(len(leading.pipeline) if leading is not None else 0, config.pipeline_max),
+        requests=Bounded(len(leading.requests) if leading is not None else 0, config.queue_max),
+        sessions=Bounded(len(s.sessions), config.sessions_max),
+        repairs=Bounded(len(s.repairs.requests), config.repairs_max),
+        backlog=Bounded(s.log.held_bytes, config.held_bytes_max),
     )

@@ -128,6 +128,31 @@ class CannotCommit(StrEnum):
     IDENTITY_CONFLICT = "identity_conflict"  # the primary committed another entry than the own one under some op
 
 
+class Bounded(NamedTuple):
+    """How much there is of something that has a bound."""
+
+    used: int
+    limit: int
+
+
+class Queues(NamedTuple):
+    """How full what is bounded is."""
+
+    pipeline: Bounded  # uncommitted ops
+    requests: Bounded  # that wait for a place in the pipeline
+    sessions: Bounded
+    repairs: Bounded  # in flight
+    backlog: Bounded  # bytes of entries that wait for the own disk, or to be executed
+
+
+class DiskSnapshot(NamedTuple):
+    """What the core knows of the own disk."""
+
+    faulty: int  # ops of which it has lost the entry
+    is_full: bool  # nearly, or nothing more can be reserved
+    waits: int  # nanoseconds since it completed something, though more was asked of it; 0: nothing is asked
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """State of the core for status and gauges, made on demand."""
@@ -145,28 +170,16 @@ class Snapshot:
     positions: int  # events in the committed log
     quorum: int
     quorum_margin: int  # replicas heard lately, this one included, minus quorum
-    pipeline_depth: int
-    pipeline_limit: int
-    queue_depth: int
-    queue_limit: int
-    sessions: int
-    sessions_limit: int
-    faulty: int
-    repairs_in_flight: int
-    repair_budget: int
+    queues: Queues
     oldest_uncommitted_votes: int
     oldest_uncommitted_at: int  # when the primary prepared it; 0 when nothing waits
     known_commit: int  # highest commit number heard of, may be above the own log
-    known_head: int  # backup: head of the primary's log as last heard
     draining: bool
-    is_disk_full: bool  # nearly, or nothing more can be reserved
+    disk: DiskSnapshot
     peers: tuple[PeerSnapshot, ...]
     stuck_op: int  # what a view change waits for: see events.EventKind.STUCK; 0 when for nothing
     unhealthy: str  # a sentence that says why it does not commit; empty when it does
     cannot_commit: tuple[CannotCommit, ...]  # empty when it can, as far as this replica knows
-    held_bytes: int = 0  # of entries that wait for the own disk, or to be executed
-    held_bytes_limit: int = 0
-    disk_waits: int = 0  # nanoseconds since the disk completed something, though more was asked of it
 
 
 class Admission(IntEnum):

@@ -282,6 +282,49 @@ def test_the_core_has_no_cycle_of_imports(tmp_path: Path) -> None:
         list(TopologicalSorter(graph(tmp_path)).static_order())
 
 
+ATTRIBUTES_MAX = 25  # of a class of the core: with more, something in it is a thing of its own
+
+
+def attributes(root: Path) -> dict[str, set[str]]:
+    """Attributes of each class of the tree, inherited ones as well: its fields, and what is set on `self`. Classes of
+    one name count as one."""
+    own: dict[str, set[str]] = {}
+    bases: dict[str, set[str]] = {}
+    for _, path in modules(root):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                own.setdefault(node.name, set()).update(fields_of(node))
+                named = {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases}
+                bases.setdefault(node.name, set()).update(named - {node.name})
+
+    def whole(name: str) -> set[str]:
+        return own[name].union(*(whole(base) for base in bases[name] if base in own))
+
+    return {name: whole(name) for name in own}
+
+
+def fields_of(cls: ast.ClassDef) -> Iterator[str]:
+    for node in cls.body:
+        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
+            yield ast.unparse(node.target)
+    for part in ast.walk(cls):
+        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and ast.unparse(part.value) == "self":
+            yield part.attr
+
+
+def test_no_class_of_the_core_has_too_many_attributes(tmp_path: Path) -> None:
+    found = attributes(SOURCE / "vsr")
+    assert {"State", "Leading", "Snapshot", "CoreConfig"} <= found.keys()
+    assert {name for name, names in found.items() if len(names) > ATTRIBUTES_MAX} == {"CoreConfig"}, (
+        "which is to be cut"
+    )
+    (tmp_path / "a.py").write_text(
+        "class A(NamedTuple):\n    x: int\n    y: int = 0\n    z: ClassVar[int] = 0\n"
+        "class B(m.A, G[int]):\n    def f(self):\n        self.u, self.v = self.w, 1\n        self.x += 1\n"
+    )
+    assert attributes(tmp_path) == {"A": {"x", "y"}, "B": {"x", "y", "u", "v"}}
+
+
 def test_every_row_is_about_something() -> None:
     """A renamed module must not leave its rule behind, pointing at nothing."""
     names = {name for name, _ in modules(SOURCE)}

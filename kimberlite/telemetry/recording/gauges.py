@@ -29,6 +29,7 @@ class Gauges:
 
     def update(self, snapshot: Snapshot, now: int, connections: int, connections_limit: int) -> None:
         """Set the gauges of the protocol. now: monotonic nanoseconds."""
+        queues, disk = snapshot.queues, snapshot.disk
         values = {
             "replica_status": snapshot.status,
             "is_primary": snapshot.is_primary,
@@ -44,22 +45,22 @@ class Gauges:
             "stuck_op": snapshot.stuck_op,
             "prepare_ok_votes": snapshot.oldest_uncommitted_votes,
             "oldest_uncommitted": snapshot.oldest_uncommitted_at,
-            "pending_requests": snapshot.queue_depth,
-            "pending_requests_limit": snapshot.queue_limit,
-            "pipeline_depth": snapshot.pipeline_depth,
-            "pipeline_limit": snapshot.pipeline_limit,
-            "journal_faulty": snapshot.faulty,
+            "pending_requests": queues.requests.used,
+            "pending_requests_limit": queues.requests.limit,
+            "pipeline_depth": queues.pipeline.used,
+            "pipeline_limit": queues.pipeline.limit,
+            "journal_faulty": disk.faulty,
             "draining": snapshot.draining,
-            "disk_full": snapshot.is_disk_full,
-            "client_sessions_active": snapshot.sessions,
-            "client_sessions_limit": snapshot.sessions_limit,
+            "disk_full": disk.is_full,
+            "client_sessions_active": queues.sessions.used,
+            "client_sessions_limit": queues.sessions.limit,
             "client_connections": connections,
             "client_connections_limit": connections_limit,
-            "repair_budget_available": snapshot.repair_budget,
-            "repair_inflight_count": snapshot.repairs_in_flight,
-            "journal_backlog": snapshot.held_bytes,
-            "journal_backlog_limit": snapshot.held_bytes_limit,
-            "journal_wait": now - snapshot.disk_waits if snapshot.disk_waits else 0,
+            "repair_budget_available": queues.repairs.limit - queues.repairs.used,
+            "repair_inflight_count": queues.repairs.used,
+            "journal_backlog": queues.backlog.used,
+            "journal_backlog_limit": queues.backlog.limit,
+            "journal_wait": now - disk.waits if disk.waits else 0,
         }
         if snapshot.commit != self._commit:
             values["last_commit"] = now if self._commit >= 0 else 0

@@ -377,7 +377,7 @@ def test_a_full_disk_refuses_appends_before_anything_fails_and_takes_them_again_
         node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     assert refused == [Reason.DISK_FULL]
     assert node.store.room.rest >= 32 << 10, "before it is full"
-    assert node.core.snapshot().is_disk_full
+    assert node.core.snapshot().disk.is_full
     assert "disk full on replica 0: appends are refused" in node.core.snapshot().unhealthy
     assert not node.disk.has_failed
     # What it has done already it answers; who is new is refused.
@@ -388,7 +388,7 @@ def test_a_full_disk_refuses_appends_before_anything_fails_and_takes_them_again_
     empty(node.disk.files)
     node.cluster.now += RETRY_NS
     node.driver.on_tick()
-    assert not node.core.snapshot().is_disk_full
+    assert not node.core.snapshot().disk.is_full
     node.driver.on_input(requests=[node.cluster.request(number, b"%d" % number)])
     (reply,) = node.replies()
     assert reply.header.position == number - 1

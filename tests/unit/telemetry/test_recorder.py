@@ -24,7 +24,7 @@ from kimberlite.telemetry.recording.loop import DISK_WAIT, PARSE, POLL
 from kimberlite.telemetry.recording.storage import StorageSample
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
 from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
-from kimberlite.vsr.work import CannotCommit, PeerSnapshot, Snapshot
+from kimberlite.vsr.work import Bounded, CannotCommit, DiskSnapshot, PeerSnapshot, Queues, Snapshot
 
 REPLICAS = 3
 OWN = 1
@@ -214,7 +214,7 @@ def test_why_it_can_not_commit_is_total(recorder: Recorder) -> None:
 
 
 def test_a_disk_that_completes_nothing(recorder: Recorder) -> None:
-    recorder.update(replace(SNAPSHOT, disk_waits=3 * SECOND), 100 * SECOND, 0, 10)
+    recorder.update(replace(SNAPSHOT, disk=DiskSnapshot(0, False, 3 * SECOND)), 100 * SECOND, 0, 10)
     assert gauge(recorder, "journal_wait") == 97 * SECOND, "the instant since when"
     recorder.update(SNAPSHOT, 101 * SECOND, 0, 10)
     assert gauge(recorder, "journal_wait") == 0
@@ -348,21 +348,12 @@ SNAPSHOT = Snapshot(
     positions=80,
     quorum=2,
     quorum_margin=0,
-    pipeline_depth=2,
-    pipeline_limit=8,
-    queue_depth=3,
-    queue_limit=1024,
-    sessions=5,
-    sessions_limit=64,
-    faulty=1,
-    repairs_in_flight=2,
-    repair_budget=14,
+    queues=Queues(Bounded(2, 8), Bounded(3, 1024), Bounded(5, 64), Bounded(2, 16), Bounded(4096, 1 << 20)),
     oldest_uncommitted_votes=1,
     oldest_uncommitted_at=90 * SECOND,
     known_commit=8,
-    known_head=10,
     draining=False,
-    is_disk_full=False,
+    disk=DiskSnapshot(faulty=1, is_full=False, waits=0),
     peers=(
         PeerSnapshot(0, 100 * SECOND, 8, 8, 1000, 2000),
         PeerSnapshot(2, 98 * SECOND, 3, 3, 1000, 0),
@@ -387,12 +378,17 @@ def test_gauges_of_a_primary(recorder: Recorder) -> None:
         "cluster_size": 3,
         "prepare_ok_votes": 1,
         "pending_requests": 3,
+        "pending_requests_limit": 1024,
         "pipeline_depth": 2,
+        "pipeline_limit": 8,
         "client_sessions_active": 5,
+        "client_sessions_limit": 64,
         "client_connections": 6,
         "journal_faulty": 1,
         "repair_inflight_count": 2,
         "repair_budget_available": 14,
+        "journal_backlog": 4096,
+        "journal_backlog_limit": 1 << 20,
         "draining": 0,
         "disk_full": 0,
         "quorum_margin": 0,
@@ -414,7 +410,9 @@ def test_gauges_of_a_primary(recorder: Recorder) -> None:
 
 def test_gauges_of_a_backup(recorder: Recorder) -> None:
     """What only the primary can know is not guessed."""
-    backup = replace(SNAPSHOT, is_primary=False, known_commit=20, draining=True, is_disk_full=True)
+    backup = replace(
+        SNAPSHOT, is_primary=False, known_commit=20, draining=True, disk=SNAPSHOT.disk._replace(is_full=True)
+    )
     recorder.update(backup, 100 * SECOND, 0, 1024)
     assert math.isnan(gauge(recorder, 'replica_lag_operations{peer="2"}'))
     assert gauge(recorder, 'replica_lag_operations{peer="1"}') == 12

@@ -58,8 +58,7 @@ def test_a_backup_whose_disk_hangs_keeps_a_bounded_part_and_catches_up_later(clu
     assert len(core.log.headers) <= core.log.durable + core.config.headers_ahead + WINDOW
     assert len(core.stash) <= core.config.pipeline_max
     snapshot = core.snapshot()
-    assert snapshot.held_bytes == held(backup)
-    assert snapshot.held_bytes_limit == BACKLOG
+    assert snapshot.queues.backlog == (held(backup), BACKLOG)
     assert "the disk does not keep up" in snapshot.unhealthy
     assert snapshot.cannot_commit == (), "its cluster can"
     seen = {peer.replica: peer.op for peer in cluster.primary.core.snapshot().peers}[backup.index]
