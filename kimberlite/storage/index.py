@@ -250,8 +250,10 @@ class ColdSegments:
         else:
             record = decode_record(image[(at - 1) * RECORD_BYTES : at * RECORD_BYTES], number, at - 1)
             place = _end(record.header, record.offset) if record is not None else None
-        if at not in self._apart.get(number, ()) and self._entry(number, index.start, at, place) is None:
-            self._damaged(index.start.base + at)
+        op = index.start.base + at
+        is_of_log = at not in self._apart.get(number, ()) and op < self._end_start.base  # a beginning may be a guess
+        if is_of_log and self._entry(number, index.start, at, place) is None:
+            self._damaged(op)
         return place
 
     def _entry(self, number: int, start: Start, at: int, place: int | None) -> Header | None:

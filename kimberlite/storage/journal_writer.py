@@ -85,27 +85,33 @@ class JournalWriter:
         """See LogStore."""
         held: set[int] = set()
         entry_writes, witness_writes, cold = [], [], []
-        ops, unplaced = [], []
-        for message in entries:
+        ops: list[int] = []
+
+        def write(message: Message) -> bool:
+            """Whether its place is known."""
             header = message.header
             segment = self._segments.open_at(header.op)
             spot = self._segments.cold.prove(header) if segment is None else self._place_of_repair(segment, header)
             if spot is None:
-                unplaced.append(header.op)
-                continue
+                return False
             self._submissions.hold(spot.number, held)
             if segment is None:
-                write = self._segments.cold.rewrite(header, spot)
-                witness_writes.append(write)
-                cold.append((spot.number, write))
+                witness = self._segments.cold.rewrite(header, spot)
+                cold.append((spot.number, witness))
             else:
                 segment.put(spot.at, header, spot.offset)
-                witness_writes.append(self._witness_write(segment, spot.at, spot.at))
+                witness = self._witness_write(segment, spot.at, spot.at)
+            witness_writes.append(witness)
             entry_writes.append(self._entries_write(spot.number, [message], spot.offset))
             ops.append(header.op)
+            return True
+
+        # Each stands behind the one below it, or, where that is not known, before the one above.
+        unplaced = [message for message in entries if not write(message)]
+        unplaced = [message for message in reversed(unplaced) if not write(message)]
         if ops:
             self._write(token, ops, entry_writes, witness_writes, held, cold)
-        return unplaced
+        return [message.header.op for message in reversed(unplaced)]
 
     def _place_of_repair(self, segment: OpenSegment, header: Header) -> Spot | None:
         at = header.op - segment.base

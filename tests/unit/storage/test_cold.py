@@ -592,6 +592,32 @@ def test_a_witness_that_an_older_log_has_left_does_not_say_which_entry_is_missin
     assert store.proven_header(op - 3) == log.entries[op - 4].header
 
 
+def test_no_guess_of_where_a_segment_begins_makes_damage_of_what_is_no_cold_entry(log: Log) -> None:
+    files = log.copied()
+    number = SEGMENTS - 3
+    make_unreadable(files, witness_name(number), 0)
+    cold, faulty = log.cold(files)
+    end = log.bases[-1]
+    cold._learn(number, Start(end - 2, 0, certain=False))
+    cold._learn(number + 1, Start(end + 9, 0, certain=False))
+    cold._index(number)
+    assert faulty == {end - 2, end - 1}
+
+
+def test_repairs_that_come_together_are_placed_from_both_sides(log: Log) -> None:
+    """Nothing tells where the first of them stands but the one behind the last."""
+    first, *_ = ops = ops_of_one_sector(log)[1:5]
+    store, disk, clock = damage_store(log, {first - 1, *ops})
+    for op in (first - 1, *ops):
+        damage_record(log, disk.files, op)
+    store._segments.cold._sectors.clear()
+    assert store.repair(1, [log.entries[op - 1] for op in ops]) == []
+    clock[0] = 1000
+    assert store.completions() == [1]
+    assert store.faulty == {first - 1}
+    assert [message.header.op for op in ops if (message := store.read(op)) is not None] == ops
+
+
 def test_a_repair_without_a_certain_place_changes_nothing_and_is_said(log: Log) -> None:
     first, second, third, fourth = ops_of_one_sector(log)[1:5]
     store, disk, clock = damage_store(log, {first, second, third, fourth})
