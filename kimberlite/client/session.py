@@ -470,12 +470,15 @@ class Session:
         self._not_too_late(request, now)
 
     def _not_too_late(self, request: Request, now: int) -> None:
-        """What is surely refused is not sent so late that its deadline finds it under way, and its outcome unknown."""
+        """What is surely refused is not sent so late that its deadline finds it under way, and its outcome unknown. But
+        what was answered late once, in an outage, must not keep an append from being tried: half of what is left of its
+        time is enough."""
         deadlines = [append.deadline for append in request.appends if append.deadline is not None]
         if deadlines and request.is_surely_refused and self._retry_at is not None:
-            latest = min(deadlines) - BACK_OFF_NS - 4 * self._round_trip
-            if self._retry_at > latest and now < min(deadlines):
-                self._retry_at = min(deadlines)
+            deadline = min(deadlines)
+            latest = deadline - BACK_OFF_NS - min(4 * self._round_trip, (deadline - now) // 2)
+            if self._retry_at > latest and now < deadline:
+                self._retry_at = deadline
 
     def _refused(self, request: Request, reason: int) -> None:
         name = reason_text(reason)

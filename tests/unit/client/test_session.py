@@ -644,6 +644,35 @@ def test_a_wait_without_measure_is_not_believed() -> None:
     assert (session.next_deadline() or 0) <= 2 * session_module.BUSY_WAIT_MAX_NS
 
 
+def test_who_was_answered_late_still_tries_more_than_once_before_a_deadline() -> None:
+    """A request of an outage was answered after a second. Its view is one that nobody is in: the replica that should
+    lead it is asked in vain, and who leads is the last of the others."""
+    session = registered()
+    for number in range(1, 9):
+        _, request = begin(session, now=number * 1000 * MS)
+        session.step(reply(request, view=5), (number + 1) * 1000 * MS - 1)
+        session.take_output()
+    now = 9000 * MS
+    for _ in range(3):  # each append has its own deadline, and what one has learned the next one knows
+        handle = session.append([b"x"], now, now + 500 * MS)
+        session.flush(now)
+        asked = []
+        done: list[Outcome] = []
+        while not done:
+            sends, done = session.take_output()
+            for replica, message in sends:
+                asked.append(replica)
+                if replica == 1:
+                    session.step(reply(message, replica=1, view=4), now + MS)
+                else:
+                    session.step(reject(message, Reason.NOT_PRIMARY, replica=replica, view=4), now + MS)
+            if not sends and not done:
+                now = session.next_deadline() or 0
+                session.tick(now)
+        assert [(outcome.handle, outcome.error) for outcome in done] == [(handle, None)], asked
+        now += 10 * MS
+
+
 @pytest.mark.parametrize(("reason", "error"), [(Reason.BUSY_QUEUE, BusyError), (Reason.NOT_PRIMARY, UnavailableError)])
 def test_what_was_refused_until_its_deadline_is_certainly_not_in_the_log(reason: Reason, error: type) -> None:
     session = registered()
