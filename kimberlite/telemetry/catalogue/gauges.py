@@ -276,7 +276,8 @@ HEALTH = (
     gauge(
         "replica_lag_operations",
         "Ops that a replica is behind. The primary knows it of all, a backup of itself; NaN on backups for the others, "
-        "and on a primary for a replica that it has not heard since its start.",
+        "and on a primary for a replica that it has not heard since its start, or that has said nothing in a view in "
+        "which nothing was committed. Of one that has said nothing in the view: what was committed in it, at least.",
         "max by (peer). A few hundred are repaired quickly; growth is a replica that cannot keep up.",
         "a backup that is behind",
         REPAIRS,

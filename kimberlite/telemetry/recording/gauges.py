@@ -8,7 +8,7 @@ from bisect import bisect_right
 from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.recording.handles import Handles
-from kimberlite.vsr.work import CannotCommit, Snapshot
+from kimberlite.vsr.work import CannotCommit, PeerSnapshot, Snapshot
 
 NAN = math.nan
 HISTORY = 1024  # commit numbers remembered, to say for how long a replica has been behind
@@ -87,6 +87,7 @@ class Peers:
         self._commits: list[int] = []  # commit numbers, ascending, and when each was first seen
         self._commits_at: list[int] = []
         self._behind: dict[int, tuple[int, int]] = {}  # replica -> the last op it has, and since when there is another
+        self._view, self._view_commit = -1, 0  # the view, and what was committed when it was first seen
         self._lag_operations = handles.gauges("replica_lag_operations")
         self._lag_seconds = handles.gauges("replica_lag")
         self._last_heard = handles.gauges("peer_last_heard")
@@ -95,18 +96,28 @@ class Peers:
             gauge.set(NAN)
 
     def update(self, snapshot: Snapshot, now: int) -> None:
+        if snapshot.view != self._view:
+            self._view, self._view_commit = snapshot.view, snapshot.commit
         lags: dict[int, float] = {self._replica: max(snapshot.known_commit - snapshot.applied, 0)}
+        levels = {self._replica: snapshot.applied}
         for peer in snapshot.peers:
             self._last_heard[peer.replica].set(peer.last_heard)
             self._repair_ewma[peer.replica].set(peer.repair_latency)
-            is_known = snapshot.is_primary and peer.op is not None
-            lags[peer.replica] = max(snapshot.commit - (peer.op or 0), 0) if is_known else NAN
+            level = self._level_of(peer, snapshot)
+            lags[peer.replica] = max(snapshot.commit - level, 0) if level is not None else NAN
+            levels[peer.replica] = level or 0
         self._note_commit(snapshot.known_commit, now)
-        levels = {self._replica: snapshot.applied, **{peer.replica: peer.op or 0 for peer in snapshot.peers}}
         for replica, lag in lags.items():
             self._lag_operations[replica].set(lag)
             since = self._behind_since(replica, levels[replica], now) if lag > 0 else now
             self._lag_seconds[replica].set(lag if math.isnan(lag) else float(now - since))
+
+    def _level_of(self, peer: PeerSnapshot, snapshot: Snapshot) -> int | None:
+        """How far the log of a peer goes, as its primary knows it. Who has said nothing in this view has acknowledged
+        nothing of it: as a former primary that is dead. How much else it lacks nobody can say."""
+        if not snapshot.is_primary or peer.op is not None:
+            return peer.op if snapshot.is_primary else None
+        return self._view_commit if peer.last_heard and snapshot.commit > self._view_commit else None
 
     def _note_commit(self, commit: int, now: int) -> None:
         """Remember when the commit number moved, finely for lately and coarsely for long ago."""

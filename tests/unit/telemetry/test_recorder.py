@@ -444,10 +444,28 @@ def test_a_replica_that_keeps_up_is_not_behind_for_long(recorder: Recorder) -> N
 
 
 def test_the_lag_of_an_empty_disk_and_of_who_was_never_heard(recorder: Recorder) -> None:
-    recorder.update(told(7, 7, None), 1000 * SECOND, 0, 1)
-    recorder.update(told(900, 0, None), 1010 * SECOND, 0, 1)
+    for commit, op, at in ((7, 7, 1000), (900, 0, 1010)):
+        found = told(commit, op, None)
+        peers = (found.peers[0], found.peers[1]._replace(last_heard=0))
+        recorder.update(replace(found, peers=peers), at * SECOND, 0, 1)
     assert lag(recorder, 0) == (900, 10)
     assert all(map(math.isnan, lag(recorder, 2)))
+
+
+def test_who_has_said_nothing_in_a_view_lacks_what_was_committed_in_it_at_least(recorder: Recorder) -> None:
+    """As a former primary that is dead; who was never heard may be anywhere."""
+    recorder.update(replace(told(7, 7, 7), view=4), 1000 * SECOND, 0, 1)
+    recorder.update(replace(told(8, None, None), view=5), 1010 * SECOND, 0, 1)
+    assert all(map(math.isnan, (*lag(recorder, 0), *lag(recorder, 2))))
+    for commit, at in ((10, 1020), (13, 1030)):
+        found = replace(told(commit, 8, None), view=5)
+        recorder.update(found, at * SECOND, 0, 1)
+    assert lag(recorder, 0) == lag(recorder, 2) == (5, 10)
+    silent = found.peers[1]._replace(last_heard=0)
+    recorder.update(replace(found, peers=(found.peers[0], silent)), 1030 * SECOND, 0, 1)
+    assert all(map(math.isnan, lag(recorder, 2)))
+    recorder.update(replace(told(13, 8, 13), view=5), 1040 * SECOND, 0, 1)
+    assert lag(recorder, 2) == (0, 0)
 
 
 def test_how_long_a_replica_is_behind_is_remembered_within_bounds(recorder: Recorder) -> None:
