@@ -17,7 +17,7 @@ Aim: TypeAlias = Callable[["World", int], Action | None]
 
 ARGUMENT_END = 1 << 32
 START_NS = 1 * MS  # when runs begin
-OFTEN, SELDOM = 0.7, 0.35  # shares of runs; kinds with none are drawn by plans that name them
+OFTEN, SELDOM, RARELY = 0.7, 0.35, 0.15  # shares of runs; kinds with none are drawn by plans that name them
 
 
 class Kind(NamedTuple):
