@@ -49,7 +49,8 @@ class Conflict:
 def look(s: State, header: Header) -> None:
     """What a heartbeat of this view's primary says of the op `position`."""
     own = s.log.headers.get(header.position)
-    if own is not None and header.position <= s.log.linked and header.context not in (ZERO16, own.checksum):
+    is_other = own is not None and header.position <= s.log.linked and header.context not in (ZERO16, own.checksum)
+    if own is not None and is_other and can_be_answered(s, header.position):
         known = s.conflict
         if known is None or header.position < known.op:
             s.conflict = Conflict(header.position, own.checksum, header.context, header.replica)
@@ -60,6 +61,12 @@ def look(s: State, header: Header) -> None:
     if s.repairs.pacing.may_ask((CONFLICT, conflict.op), s.now):
         s.repairs.pacing.brought_nothing((CONFLICT, conflict.op), s.now)  # unless the answer resolves it
         _ask(s, conflict)
+
+
+def can_be_answered(s: State, op: int) -> bool:
+    """Whether others may still have the headers that settle it. Who names another root than that of this cluster, or
+    an op that was trimmed, is wrong: what this log began with is what everybody's did."""
+    return op >= s.log.first_op
 
 
 def _ask(s: State, conflict: Conflict) -> None:

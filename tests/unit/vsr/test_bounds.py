@@ -277,6 +277,18 @@ def test_a_forged_heartbeat_is_refuted_by_the_primary_and_all_goes_on(cluster: C
     goes_on(cluster)
 
 
+@pytest.mark.parametrize("op", [0, 1, 2])
+def test_nobody_is_asked_for_what_the_log_began_with(cluster: Cluster, op: int) -> None:
+    """No answer could settle it: the root is none's to give, and what was trimmed is gone."""
+    _, backup, _ = roles(cluster)
+    if op:
+        for node in cluster.up:
+            node.core.log.trim(3)
+    send(cluster, backup, forged_beat(backup, op))
+    assert backup.core.conflict is None
+    goes_on(cluster)
+
+
 def test_headers_that_nobody_asked_for_neither_confirm_nor_refute_it(cluster: Cluster) -> None:
     primary, backup, other = roles(cluster)
     cluster.lost = lambda source, target, message: True
