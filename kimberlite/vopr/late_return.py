@@ -28,7 +28,7 @@ OP_NS = 1 * MS
 SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost
 # Larger events, in bytes, make entries of which repair holds a few only, and a segment holds a few.
 SMALL_EVENTS_MAX, LARGE_FACTOR = 9000, 3
-ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer
+ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer, nor does it to lose an entry twice
 FAR_NS, FAR_LIMIT_NS = 20 * MS, 2000 * MS
 LOSS, LOSS_LIMIT_NS = 0.05, 3000 * MS
 FAILOVER_NS = 5000 * MS
@@ -100,10 +100,12 @@ def _hinder(world: World, random: Random, late: int) -> int:
     if chance < 0.7:
         world.network.distance[late] = FAR_NS
         return FAR_LIMIT_NS
+    if world.plan.abdicate_ns < ABDICATE_NS_MIN:
+        return 0
     if chance < 0.8:
         world.network.lossy[late] = LOSS
         return LOSS_LIMIT_NS
-    if chance < 0.95 and world.plan.abdicate_ns >= ABDICATE_NS_MIN and world.plan.event_bytes <= SMALL_EVENTS_MAX:
+    if chance < 0.95 and world.plan.event_bytes <= SMALL_EVENTS_MAX:
         world.slow_down(late, (WRITE, PROMISE), SLOW_DISK)
         return SLOW_DISK_NS
     return 0
