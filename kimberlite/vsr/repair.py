@@ -365,7 +365,7 @@ def on_headers(s: State, message: Message) -> None:
     elif request is not None:
         s.repairs.pacing.brought_nothing((HEADERS, request.first), s.now)
     s.learn_commit(header.commit)
-    _drain_stash(s)
+    _take_early(s)
     wake(s)
 
 
@@ -392,7 +392,7 @@ def _learn_headers(s: State, headers: Sequence[Header]) -> bool:
     return is_news
 
 
-def _drain_stash(s: State) -> None:
+def _take_early(s: State) -> None:
     """Prepares that came early and come next now; those that are known by their headers wait until it is their turn
     to be asked for."""
     log, early = s.log, s.repairs.early
