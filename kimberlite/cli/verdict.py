@@ -18,7 +18,7 @@ from typing import Any
 from kimberlite.errors import UnavailableError, WrongClusterError
 from kimberlite.node import clock
 
-CONTACT_S = 1.0  # silence that counts, of a replica that does not say: CoreConfig.contact_ns with the default heartbeat
+CONTACT_S = 1.0  # silence that counts, of a replica that does not say: Timing.contact_ns with the default heartbeat
 BEHIND_OPS = 1_000  # further behind than answers given some milliseconds apart can be
 
 Answer = Mapping[str, Any] | UnavailableError

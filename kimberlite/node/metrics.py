@@ -90,7 +90,7 @@ def info(config: Config, disk: MeasuredDisk, store: Store) -> dict[str, object]:
         "replica": config.cluster.replica,
         "replica_count": config.replica_count,
         "segment_bytes": store.segment_bytes,
-        "contact_ms": core_config(config).contact_ns // MS,
+        "contact_ms": core_config(config).timing.contact_ns // MS,
         "build": {
             "version": __version__,
             "release": str(RELEASE),

@@ -6,16 +6,17 @@ May import: config, vsr.config.
 from __future__ import annotations
 
 from kimberlite.config import Config
-from kimberlite.vsr.config import MS, CoreConfig
+from kimberlite.vsr.config import MS, CoreConfig, Timing
 
 
 def core_config(config: Config) -> CoreConfig:
     """The core's bounds and timeouts out of the user's configuration."""
-    timing, limits = config.timing, config.limits
+    limits = config.limits
     return CoreConfig(
         cluster=config.cluster_id,
         replica=config.cluster.replica,
         replica_count=config.replica_count,
+        timing=_timing(config),
         pipeline_max=limits.pipeline_max,
         queue_max=limits.queue_max,
         queue_bytes_max=limits.queue_bytes_max,
@@ -26,6 +27,12 @@ def core_config(config: Config) -> CoreConfig:
         sessions_max=limits.sessions_max,
         repairs_max=limits.repairs_max,
         repairs_per_peer_max=limits.repairs_per_peer_max,
+    )
+
+
+def _timing(config: Config) -> Timing:
+    timing = config.timing
+    return Timing(
         heartbeat_ns=timing.heartbeat_ms * MS,
         commit_linger_ns=timing.commit_linger_ms * MS,
         suspect_min_ns=timing.suspect_min_ms * MS,

@@ -40,7 +40,7 @@ def status(parts: Parts) -> dict[str, object]:
         "replica_count": snapshot.replica_count,
         "quorum": snapshot.quorum,
         "quorum_margin": snapshot.quorum_margin,
-        "contact_s": core.state.config.contact_ns / 1e9,
+        "contact_s": core.state.config.timing.contact_ns / 1e9,
         "can_commit": not snapshot.cannot_commit,
         "cannot_commit": list(snapshot.cannot_commit),
         "stuck_op": snapshot.stuck_op,

@@ -165,9 +165,9 @@ def check_held(replica: int, there: tuple[int, ...], most: tuple[int, ...], name
 def check_idle(frames: Mapping[tuple[int, int, int], int], config: CoreConfig, duration: int) -> None:
     """frames: sent in `duration` nanoseconds in which nothing happened, by sender, receiver and command."""
     most = {
-        Command.COMMIT: 1 + duration // config.heartbeat_ns,
-        Command.PREPARE_OK: 1 + duration // config.heartbeat_ns,
-        Command.PING: 1 + 2 * duration // config.ping_ns,  # jittered: half of it at least
+        Command.COMMIT: 1 + duration // config.timing.heartbeat_ns,
+        Command.PREPARE_OK: 1 + duration // config.timing.heartbeat_ns,
+        Command.PING: 1 + 2 * duration // config.timing.ping_ns,  # jittered: half of it at least
     }
     for (sender, receiver, command), count in frames.items():
         if count > most.get(Command(command), 0):

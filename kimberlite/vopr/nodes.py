@@ -23,7 +23,7 @@ from kimberlite.vopr.disk import SimDisk
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.plan import EPOCH_NS, MS, below
 from kimberlite.vopr.questions import ASKING
-from kimberlite.vsr.config import CoreConfig
+from kimberlite.vsr.config import CoreConfig, Timing
 
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
@@ -118,7 +118,7 @@ def _driver(world: World, index: int, life: int, store: ObservedStore, recovered
             pipeline_max=plan.pipeline_max,
             sessions_max=plan.sessions_max,
             forfeit_gap=plan.forfeit_gap,
-            abdicate_ns=plan.abdicate_ns,
+            timing=Timing(abdicate_ns=plan.abdicate_ns),
             repairs_max=plan.repairs_max,
             repairs_per_peer_max=plan.repairs_max,
             repair_bytes=plan.repair_bytes,

@@ -264,7 +264,8 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
         wanted = random.random() < RARE
         name = random.choice([fault for fault in FAULTS if is_rare(fault) is wanted])
     for node in world.nodes:
-        node.driver.core.state.config = replace(node.driver.core.state.config, abdicate_ns=ABDICATE_NS)
+        state = node.driver.core.state
+        state.config = replace(state.config, timing=replace(state.config.timing, abdicate_ns=ABDICATE_NS))
     primary = leader(world)
     backup, other = random.sample([index for index in range(world.plan.replica_count) if index != primary], 2)
     for client in world.clients:

@@ -72,7 +72,7 @@ class Plan:
     checkpoint_bytes: int = 64 << 20  # as CheckpointPolicy.bytes
     scrub_bytes_per_s: int = 0  # read by the scrubber of each replica; it also makes a tour at the end
     clock_skew_ns: int = 0  # clocks of replicas differ by up to twice this
-    abdicate_ns: int = 2000 * MS  # as CoreConfig.abdicate_ns
+    abdicate_ns: int = 2000 * MS  # as Timing.abdicate_ns
     repairs_max: int = 256  # as CoreConfig.repairs_max
     late_ops: int = 0  # ops that a replica misses in the phase late return; 0 leaves it out
     queue_max: int = 1024  # as CoreConfig.queue_max

@@ -71,7 +71,7 @@ def look_at_lag(s: State, leading: Leading) -> GaveUp | None:
 def is_stuck(s: State, leading: Leading) -> bool:
     """Whether the oldest op waits for abdicate_ns, and no quorum has it or comes nearer to it: while one does,
     another primary would have to wait for the same replicas."""
-    oldest, patience = leading.pipeline[0], s.config.abdicate_ns
+    oldest, patience = leading.pipeline[0], s.config.timing.abdicate_ns
     if is_waited_for_by_all(s, oldest):
         patience *= PATIENCE
     since = s.now - patience
@@ -120,18 +120,19 @@ def _go_on(leading: Leading) -> None:
 def lags(s: State, leading: Leading) -> bool:
     """Whether for abdicate_ns, and for as long again as the others took, within bounds, what the others committed has
     not been executed here: one op, or several in a row each of which took long."""
-    patience = s.config.abdicate_ns + min(leading.lag.took, s.config.abdicate_ns)
+    abdicate_ns = s.config.timing.abdicate_ns
+    patience = abdicate_ns + min(leading.lag.took, abdicate_ns)
     return bool(leading.lag.op) and s.now - leading.lag.began > patience
 
 
 def took_long(s: State, lag: Lag) -> bool:
     """Whether the op that this primary was seen behind at took long here: longer than the others took for it."""
-    return bool(lag.op) and s.now - lag.since > max(s.config.abdicate_ns // ROW, lag.took)
+    return bool(lag.op) and s.now - lag.since > max(s.config.timing.abdicate_ns // ROW, lag.took)
 
 
 def _look(s: State, leading: Leading) -> None:
     lag = leading.lag
-    has_slept = s.now - lag.looked_at > s.config.contact_ns
+    has_slept = s.now - lag.looked_at > s.config.timing.contact_ns
     reached = s.execution.applied + s.log.durable
     comes_nearer = not leading.ready and reached != lag.reached
     lag.looked_at, lag.reached = s.now, reached

@@ -45,14 +45,15 @@ class ChangingView(Role):
 
     def begin(self, s: State) -> None:
         """The view is entered: make that durable, then give evidence."""
-        self._resend_timer.start(s.now + s.prng.jitter(s.config.do_view_change_resend_ns))
+        self._resend_timer.start(s.now + s.prng.jitter(s.config.timing.do_view_change_resend_ns))
         self.start_timer(s)
         s.persist_view()
 
     def resume(self, s: State) -> None:
         """The view was entered before the restart, and is durable."""
         self._resend_timer.start(s.now)
-        self._timer.start(s.now + s.config.view_change_ns + s.prng.below(s.config.view_change_ns))
+        view_change_ns = s.config.timing.view_change_ns
+        self._timer.start(s.now + view_change_ns + s.prng.below(view_change_ns))
 
     def start_timer(self, s: State) -> None:
         """So long this view has to begin."""
@@ -74,7 +75,7 @@ class ChangingView(Role):
             self.start_timer(s)
         left = self.tick_votes(s)
         if left is None and self._resend_timer.due(s.now):
-            self._resend_timer.start(s.now + s.prng.jitter(s.config.do_view_change_resend_ns))
+            self._resend_timer.start(s.now + s.prng.jitter(s.config.timing.do_view_change_resend_ns))
             if s.outbox.promise is None:
                 return self._send_evidence(s)
         return left

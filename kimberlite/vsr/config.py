@@ -16,12 +16,40 @@ PIPELINE_LIMIT = 32  # hard bound: view-change frames and the superblock hold th
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Timeouts."""
+
+    heartbeat_ns: int = 50 * MS
+    commit_linger_ns: int = 5 * MS  # how long backups may wait to hear of a commit on an idle log
+    suspect_min_ns: int = 300 * MS  # silence of the primary before a backup votes to leave its view
+    suspect_max_ns: int = 2000 * MS
+    vote_resend_ns: int = 100 * MS
+    vote_window_ns: int = 1500 * MS  # a vote older than this no longer counts
+    view_change_ns: int = 500 * MS  # a view change that takes longer is voted out, with back-off
+    view_change_max_ns: int = 5000 * MS
+    do_view_change_resend_ns: int = 100 * MS
+    prepare_resend_ns: int = 150 * MS
+    repair_ns: int = 20 * MS
+    ping_ns: int = 250 * MS  # how often replicas that have nothing to say to each other give a sign of life
+    repair_expiry_ns: int = 250 * MS
+    repair_pause_ns: int = 4000 * MS  # what brings nothing is asked for again as seldom as that, in the end
+    abdicate_ns: int = 2000 * MS  # a primary that cannot commit for this long stops leading
+
+    @property
+    def contact_ns(self) -> int:
+        """Silence of a replica after which it no longer counts as live."""
+        return max(CONTACT_MIN_NS, 4 * self.heartbeat_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class CoreConfig:
-    """What a Replica must know. See kimberlite.config for the user's view of the same knobs."""
+    """What a Replica must know: who it is, its timeouts, its bounds. See kimberlite.config for the user's view of the
+    same knobs."""
 
     cluster: ClusterId
     replica: int
     replica_count: int
+    timing: Timing = Timing()
     # Bounds
     pipeline_max: int = 8  # uncommitted prepares; more hides latency, less bounds a view change
     queue_max: int = 1024  # requests waiting for a place in the pipeline
@@ -38,30 +66,9 @@ class CoreConfig:
     headers_per_message: int = 256
     headers_ahead: int = 1024  # headers asked for ahead of the durable prefix
     apply_per_round: int = 256
-    # Timeouts
-    heartbeat_ns: int = 50 * MS
-    commit_linger_ns: int = 5 * MS  # how long backups may wait to hear of a commit on an idle log
-    suspect_min_ns: int = 300 * MS  # silence of the primary before a backup votes to leave its view
-    suspect_max_ns: int = 2000 * MS
-    vote_resend_ns: int = 100 * MS
-    vote_window_ns: int = 1500 * MS  # a vote older than this no longer counts
-    view_change_ns: int = 500 * MS  # a view change that takes longer is voted out, with back-off
-    view_change_max_ns: int = 5000 * MS
-    do_view_change_resend_ns: int = 100 * MS
-    prepare_resend_ns: int = 150 * MS
-    repair_ns: int = 20 * MS
-    ping_ns: int = 250 * MS  # how often replicas that have nothing to say to each other give a sign of life
-    repair_expiry_ns: int = 250 * MS
-    repair_pause_ns: int = 4000 * MS  # what brings nothing is asked for again as seldom as that, in the end
-    abdicate_ns: int = 2000 * MS  # a primary that cannot commit for this long stops leading
     forfeit_gap: int = 1024  # a candidate this many ops behind leaves the view to another that has the log
     # Room in the journal that requests of clients leave to what the protocol itself must append on a full disk.
     room_kept_bytes: int = 32 << 10
-
-    @property
-    def contact_ns(self) -> int:
-        """Silence of a replica after which it no longer counts as live."""
-        return max(CONTACT_MIN_NS, 4 * self.heartbeat_ns)
 
     @property
     def held_bytes_max(self) -> int:

@@ -56,7 +56,7 @@ def look(s: State, header: Header) -> None:
             s.conflict = Conflict(header.position, own.checksum, header.context, header.replica)
             s.emit(EventKind.IDENTITY_CONFLICT, header.position, header.replica)
     conflict = s.conflict
-    if conflict is None or s.now - conflict.asked_at <= s.config.repair_expiry_ns:
+    if conflict is None or s.now - conflict.asked_at <= s.config.timing.repair_expiry_ns:
         return
     if s.repairs.pacing.may_ask((CONFLICT, conflict.op), s.now):
         s.repairs.pacing.brought_nothing((CONFLICT, conflict.op), s.now)  # unless the answer resolves it

@@ -99,7 +99,7 @@ class Leading(Role):
             s.send(replica, _start_view_message(s, nonces.get(replica, 0)))
         self.heartbeat_timer.start(s.now)
         if self.pipeline:
-            self.prepare_timer.start(s.now + s.prng.jitter(s.config.prepare_resend_ns))
+            self.prepare_timer.start(s.now + s.prng.jitter(s.config.timing.prepare_resend_ns))
         self.on_entries_durable(s)
 
     def leave(self, s: State) -> None:
@@ -191,7 +191,7 @@ class Leading(Role):
     def _refuse_busy(self, s: State, message: Message) -> Admission:
         """The queue is full: the client may come back when half of it should have been committed, or, before this
         primary is ready, when it has been on the way for twice as long as now."""
-        unready = max(s.now - self.left_at, s.config.heartbeat_ns)
+        unready = max(s.now - self.left_at, s.config.timing.heartbeat_ns)
         wait = s.pace.wait(len(self.requests.queue) // 2, s.now) if self.ready else unready
         s.reject(message, Reason.BUSY_QUEUE, wait_ms=min(max(wait // MS, BUSY_WAIT_MIN_MS), BUSY_WAIT_MAX_MS))
         return Admission.REJECTED
@@ -321,9 +321,10 @@ class Leading(Role):
         for replica in s.peers:
             s.pass_on(replica, message)
         s.emit(EventKind.PREPARED, header.op, header.count, header.size)
-        self.prepare_timer.start_if_idle(s.now + s.prng.jitter(s.config.prepare_resend_ns))
-        self.heartbeat_timer.start(s.now + s.config.heartbeat_ns)
-        round_trips.begin(s, self.timed, header.op)
+        timing = s.config.timing
+        self.prepare_timer.start_if_idle(s.now + s.prng.jitter(timing.prepare_resend_ns))
+        self.heartbeat_timer.start(s.now + timing.heartbeat_ns)
+        round_trips.begin(s, timing, self.timed, header.op)
 
     # Acknowledgements and commits
 
@@ -372,10 +373,10 @@ class Leading(Role):
             s.pace.committed(requests, s.now, bool(self.pipeline or self.requests.queue))
             abdication.on_committed(s, self)
             if self.pipeline:
-                self.prepare_timer.start(s.now + s.prng.jitter(s.config.prepare_resend_ns))
+                self.prepare_timer.start(s.now + s.prng.jitter(s.config.timing.prepare_resend_ns))
             else:
                 self.prepare_timer.stop()
-                self.heartbeat_timer.start_no_later_than(s.now + s.config.commit_linger_ns)
+                self.heartbeat_timer.start_no_later_than(s.now + s.config.timing.commit_linger_ns)
 
     def may_commit(self, s: State, prepared: Prepared) -> bool:
         """A replication quorum of distinct replicas has it durable, by acknowledgements of this view."""
@@ -409,10 +410,10 @@ class Leading(Role):
         if self.heartbeat_timer.due(s.now) and self.gave_up is None:
             if s.peers:
                 _heartbeat(s)
-            self.heartbeat_timer.start(s.now + s.config.heartbeat_ns)
+            self.heartbeat_timer.start(s.now + s.config.timing.heartbeat_ns)
         if self.prepare_timer.due(s.now) and self.pipeline:
             self._resend_oldest(s)
-            self.prepare_timer.start(s.now + s.prng.jitter(s.config.prepare_resend_ns))
+            self.prepare_timer.start(s.now + s.prng.jitter(s.config.timing.prepare_resend_ns))
             why = abdication.look_at_pipeline(s, self)
         lagging = abdication.look_at_lag(s, self)
         why = lagging if why is None else why

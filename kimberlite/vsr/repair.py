@@ -42,7 +42,7 @@ REST_EXPIRIES = 2  # a peer that did not answer is left alone for so many times 
 def wake(s: State) -> None:
     """Something may be missing: look soon. What is under way usually arrives meanwhile."""
     if s.peers:
-        s.repairs.timer.start_if_idle(s.now + s.prng.jitter(s.config.repair_ns))
+        s.repairs.timer.start_if_idle(s.now + s.prng.jitter(s.config.timing.repair_ns))
 
 
 def on_installed(s: State) -> None:
@@ -129,15 +129,16 @@ def _expire(s: State) -> None:
 def _is_overdue(s: State, replica: int, sent_at: int) -> bool:
     """Four times what its answers took lately, and some; a peer that fell silent is not waited for longer."""
     usual = s.peers[replica].repair_latency
-    patience = min(max(4 * usual, 2 * s.config.repair_ns), s.config.repair_expiry_ns) if usual else None
-    return s.now - sent_at > (patience or s.config.repair_expiry_ns)
+    timing = s.config.timing
+    patience = min(max(4 * usual, 2 * timing.repair_ns), timing.repair_expiry_ns) if usual else None
+    return s.now - sent_at > (patience or timing.repair_expiry_ns)
 
 
 def _note_expired(s: State, peer: Peer) -> None:
     """It did not answer: others are asked first from now on, and it is asked for less."""
-    peer.repair_latency = max(peer.repair_latency, s.config.repair_expiry_ns)
+    peer.repair_latency = max(peer.repair_latency, s.config.timing.repair_expiry_ns)
     peer.window = max(peer.window // 2, WINDOW_MIN)
-    peer.rests_until = s.now + REST_EXPIRIES * s.config.repair_expiry_ns
+    peer.rests_until = s.now + REST_EXPIRIES * s.config.timing.repair_expiry_ns
 
 
 def _note_answered(s: State, replica: int, sent_at: int) -> None:
@@ -261,7 +262,7 @@ def _choose_peer(s: State, op: int) -> int | None:
 
 def _preference(s: State, replica: int) -> tuple[int, bool, int]:
     """Lowest first. Of those that were never asked the primary: it was heard a moment ago."""
-    usual = s.peers[replica].repair_latency or s.config.repair_ns
+    usual = s.peers[replica].repair_latency or s.config.timing.repair_ns
     return usual, replica != s.primary, (replica - s.index) % s.config.replica_count
 
 

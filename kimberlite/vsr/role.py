@@ -162,14 +162,14 @@ class Role:
         return None
 
     def _vote(self, s: State) -> Transition | None:
-        self.votes.timer.start(s.now + s.prng.jitter(s.config.vote_resend_ns))
+        self.votes.timer.start(s.now + s.prng.jitter(s.config.timing.vote_resend_ns))
         s.broadcast(s.make(Command.START_VIEW_CHANGE))
         return self._count_vote(s, s.index)
 
     def _count_vote(self, s: State, replica: int) -> Transition | None:
         """Each vote counts in the view it names, for as long as it is fresh."""
         self.votes.at[replica] = s.now
-        window = s.config.vote_window_ns
+        window = s.config.timing.vote_window_ns
         fresh = bit_set(replica for replica, at in self.votes.at.items() if s.now - at <= window)
         if self.enough_votes(s, fresh) and s.outbox.may_promise:
             return EnterView(s.view + 1, self.cause)
@@ -262,7 +262,8 @@ def note_disk(full_peers: set[int], header: Header) -> None:
 
 def patience(s: State, failed: int) -> int:
     """Nanoseconds that a view has to begin, after so many that did not."""
-    timeout = min(s.config.view_change_ns << min(failed, 8), s.config.view_change_max_ns)
+    timing = s.config.timing
+    timeout = min(timing.view_change_ns << min(failed, 8), timing.view_change_max_ns)
     if not s.is_heard(s.primary):
         timeout //= 4  # who is silent will not lead it either
     return timeout + s.prng.below(timeout // 2)

@@ -12,6 +12,7 @@ from kimberlite.types import Header
 from kimberlite.vsr.events import EventKind
 
 if TYPE_CHECKING:
+    from kimberlite.vsr.config import Timing
     from kimberlite.vsr.state import State
 
 
@@ -24,11 +25,11 @@ class Timed:
     peers: set[int] = field(default_factory=set)  # who has not acknowledged it
 
 
-def begin(s: State, timed: Timed, op: int) -> None:
+def begin(s: State, timing: Timing, timed: Timed, op: int) -> None:
     """Under load prepares take the place of heartbeats: now and then one of them is timed in their stead, until
     every peer has acknowledged it, or has been silent for too long."""
     since = s.now - timed.at
-    if since >= s.config.heartbeat_ns and (not timed.peers or since >= s.config.contact_ns):
+    if since >= timing.heartbeat_ns and (not timed.peers or since >= timing.contact_ns):
         timed.op, timed.at, timed.peers = op, s.now, set(s.peers)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def hear(s: State, peer: Peer) -> None:
     """A sign of life of another replica, perhaps the first after a silence."""
     silence, peer.last_heard = s.now - peer.last_heard, s.now
-    if silence > CONTACT_MIN_NS and silence > s.config.contact_ns:
+    if silence > CONTACT_MIN_NS and silence > s.config.timing.contact_ns:
         s.role.on_returned(s, peer)
         s.repairs.pacing.clear()  # it may have what nobody else has
 
@@ -28,7 +28,7 @@ def tick(s: State) -> None:
     all others by this."""
     if not s.ping_timer.due(s.now):
         return
-    s.ping_timer.start(s.now + s.prng.jitter(s.config.ping_ns))
+    s.ping_timer.start(s.now + s.prng.jitter(s.config.timing.ping_ns))
     if s.role.sends_heartbeats:
         return
     message = _ping(s)

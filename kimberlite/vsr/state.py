@@ -253,11 +253,12 @@ class State:
 
         self.scope = ViewScope()  # what belongs to `view`: see enter_view
         self.peers: dict[int, Peer] = {replica: Peer() for replica in self.membership.voters if replica != self.index}
-        self.detector = FailureDetector(config.suspect_min_ns, config.suspect_max_ns, self.prng, now)
+        timing = config.timing
+        self.detector = FailureDetector(timing.suspect_min_ns, timing.suspect_max_ns, self.prng, now)
         self.ping_timer = Timer()
         if self.peers:
-            self.ping_timer.start(now + self.prng.jitter(config.ping_ns))
-        self.repairs = Repairs(Pacing(config.repair_expiry_ns, config.repair_pause_ns))
+            self.ping_timer.start(now + self.prng.jitter(timing.ping_ns))
+        self.repairs = Repairs(Pacing(timing.repair_expiry_ns, timing.repair_pause_ns))
         self.pace = Pace()
         self.draining = False  # this replica is being stopped
         self.disk = Disk()
@@ -300,7 +301,7 @@ class State:
         if replica == self.index:
             return True
         last = self.peers[replica].last_heard
-        return last > 0 and self.now - last <= self.config.contact_ns
+        return last > 0 and self.now - last <= self.config.timing.contact_ns
 
     @property
     def quorum_margin(self) -> int:

@@ -1,7 +1,7 @@
 """Whether this replica's cluster can commit, as far as this replica knows.
 
 Derived from what is heard, not from what is asked for, so that it is true on an idle cluster too: a primary
-whose backups have been silent for CoreConfig.contact_ns can not commit, a backup that has not heard its
+whose backups have been silent for Timing.contact_ns can not commit, a backup that has not heard its
 primary for as long can not either. A backup takes the word of a primary that it hears.
 Imports types and vsr only.
 """
@@ -44,7 +44,7 @@ def cannot_commit(s: State) -> tuple[CannotCommit, ...]:
 
 def _of_primary(s: State, leading: Leading) -> list[CannotCommit]:
     pipeline = leading.pipeline
-    is_stalled = bool(pipeline) and s.now - pipeline[0].prepared_at > s.config.contact_ns
+    is_stalled = bool(pipeline) and s.now - pipeline[0].prepared_at > s.config.timing.contact_ns
     # A backup is not needed for a commit as long as others are; a primary executes it, or nobody is answered.
     is_late = is_held_up(s, leading)
     is_slow = is_late and s.log.durable < leading.lag.op
@@ -60,12 +60,12 @@ def _of_primary(s: State, leading: Leading) -> list[CannotCommit]:
 
 def is_disk_stalled(s: State) -> bool:
     """Whether the disk has completed nothing for contact_ns, though more was asked of it."""
-    return s.outbox.waits(s.now) > s.config.contact_ns
+    return s.outbox.waits(s.now) > s.config.timing.contact_ns
 
 
 def is_held_up(s: State, leading: Leading) -> bool:
     """Whether this primary has not executed for contact_ns what the others committed: see vsr/abdication.py."""
-    return bool(leading.lag.op) and s.now - leading.lag.since > s.config.contact_ns
+    return bool(leading.lag.op) and s.now - leading.lag.since > s.config.timing.contact_ns
 
 
 # In words
@@ -138,7 +138,7 @@ def _of_pipeline(s: State, leading: Leading) -> str:
         return _of_lag(s, leading)
     if leading.pipeline:
         oldest = leading.pipeline[0]
-        if s.now - oldest.prepared_at > 4 * s.config.heartbeat_ns:
+        if s.now - oldest.prepared_at > 4 * s.config.timing.heartbeat_ns:
             acks, quorum = oldest.acks.bit_count(), s.membership.quorums.replication
             return f"op {oldest.header.op} has {acks} of {quorum} acks"
     return ""

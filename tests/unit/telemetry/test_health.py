@@ -76,7 +76,7 @@ def test_a_primary_may_miss_one_of_three(reader: Reader, healthy: Put) -> None:
 
 
 def test_silence_counts_as_for_the_replica_itself(reader: Reader, healthy: Put) -> None:
-    """One bound, CoreConfig.contact_ns: what can not commit for want of a quorum is not ready."""
+    """One bound, Timing.contact_ns: what can not commit for want of a quorum is not ready."""
     for peer, seconds in (("0", 1.5), ("2", 1.5)):
         healthy(f'peer_last_heard{{peer="{peer}"}}', now_ns() - int(seconds * SECOND))
     assert set(failing(reader)) == {"quorum"}

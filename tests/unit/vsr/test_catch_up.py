@@ -335,7 +335,7 @@ def test_a_view_whose_candidate_is_silent_is_left_sooner(is_heard: bool) -> None
     core.step(ping(2, 1), 20 * MS)
     assert core.view_change_timer.deadline is not None
     left = core.view_change_timer.deadline - 20 * MS
-    whole = core.config.view_change_ns
+    whole = core.config.timing.view_change_ns
     assert (whole <= left) if is_heard else (whole // 4 <= left < whole // 2)
 
 

@@ -29,7 +29,7 @@ def test_heartbeat_timer_is_reset(cluster: Cluster) -> None:
     cluster.sent.clear()
     cluster.run(20_000)
     assert {node.core.view for node in cluster.up} == {view}
-    period = cluster.primary.core.config.heartbeat_ns // MS
+    period = cluster.primary.core.config.timing.heartbeat_ns // MS
     assert len(cluster.frames(Command.COMMIT)) >= 2 * 20_000 // period // 2
     assert not cluster.frames(Command.START_VIEW_CHANGE)
 

@@ -82,7 +82,7 @@ def test_who_is_silent_does_not_count_when_another_is_full() -> None:
     acknowledge(core, 2)
     acknowledge(core, 1, FLAG_DISK_FULL)
     assert core.propose(register(), 40) is Admission.ACCEPTED
-    later = 41 + core.config.contact_ns
+    later = 41 + core.config.timing.contact_ns
     core.step(ping(1, core.view), later)
     assert core.propose(register(2), later) is Admission.REJECTED
     core.step(ping(2, core.view), later)
@@ -99,7 +99,7 @@ def test_what_was_said_of_a_disk_is_no_reason_when_no_quorum_is_heard(is_heard: 
     core.settle()
     core.step(prepare_ok(1, core.log.headers[0], core.view, flags=FLAG_DISK_FULL), 50)
     told = []
-    for now in range(50, 2 * core.config.abdicate_ns, core.config.prepare_resend_ns):
+    for now in range(50, 2 * core.config.timing.abdicate_ns, core.config.timing.prepare_resend_ns):
         if is_heard:
             core.step(ping(1, core.view), now)
         core.tick(now)
@@ -126,7 +126,7 @@ def test_what_waits_for_a_new_primary_is_refused_when_no_quorum_has_room() -> No
     core = stuck(FLAG_DISK_FULL)
     assert core.propose(register(), 40) is Admission.ACCEPTED, "replica 2 may have room"
     assert refusals(core.settle()) == []
-    core.step(ping(1, core.view), 40 + core.config.contact_ns)
+    core.step(ping(1, core.view), 40 + core.config.timing.contact_ns)
     assert refusals(core.settle()) == [Reason.DISK_FULL]
     assert core.propose(register(), core.now) is Admission.REJECTED
 
@@ -135,8 +135,8 @@ def test_what_waits_for_a_new_primary_is_refused_when_no_quorum_has_room() -> No
 def test_a_primary_that_waits_for_room_elsewhere_goes_on_leading(flags: int) -> None:
     core = stuck(flags)
     for at in range(1, 10):
-        core.step(ping(1, core.view), at * core.config.abdicate_ns)
-        core.tick(at * core.config.abdicate_ns)
+        core.step(ping(1, core.view), at * core.config.timing.abdicate_ns)
+        core.tick(at * core.config.timing.abdicate_ns)
         core.settle()
     assert core.abdicated is not bool(flags)
 

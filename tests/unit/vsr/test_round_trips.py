@@ -30,7 +30,7 @@ def test_prepares_that_leave_no_time_for_heartbeats_are_timed() -> None:
     seen = samples(primary)
     assert set(seen) == others
     for found in seen.values():
-        assert 5 <= len(found) <= 1000 * MS // primary.core.config.heartbeat_ns + 1
+        assert 5 <= len(found) <= 1000 * MS // primary.core.config.timing.heartbeat_ns + 1
         assert all(0 <= sample <= 200 * MS for sample in found)
 
 

@@ -24,7 +24,7 @@ def test_an_idle_primary_whose_backups_are_silent() -> None:
     core = leading()
     heard = max(peer.last_heard for peer in core.peers.values())
     assert said(core, heard)[0] == ()
-    bound = core.config.contact_ns
+    bound = core.config.timing.contact_ns
     assert said(core, heard + bound)[0] == ()
     assert said(core, heard + bound + 1) == ((CannotCommit.NO_QUORUM,), -1)
     core.step(prepare_ok(2, ROOT, core.view), heard + bound + 2)
@@ -39,7 +39,7 @@ def test_a_backup_that_hears_no_primary() -> None:
     core.suspecting = True
     assert said(core, 21)[0] == (CannotCommit.NO_PRIMARY,)
     core.suspecting = False
-    later = 21 + core.config.contact_ns
+    later = 21 + core.config.timing.contact_ns
     assert said(core, later)[0] == (CannotCommit.NO_PRIMARY, CannotCommit.NO_QUORUM)
     core.step(ping(2, 3), later)
     assert said(core, later) == ((CannotCommit.NO_PRIMARY,), 0)
@@ -51,7 +51,7 @@ def test_a_view_change_with_and_without_a_quorum() -> None:
     core.step(start_view_change(0, 3), 20)
     assert said(core, 20) == ((CannotCommit.VIEW_CHANGE,), 1)
     core.settle()
-    assert said(core, 21 + core.config.contact_ns) == ((CannotCommit.VIEW_CHANGE, CannotCommit.NO_QUORUM), -1)
+    assert said(core, 21 + core.config.timing.contact_ns) == ((CannotCommit.VIEW_CHANGE, CannotCommit.NO_QUORUM), -1)
 
 
 @pytest.mark.parametrize("view", [3, 6])
@@ -59,7 +59,7 @@ def test_a_primary_whose_log_is_not_here_yet_lives_as_its_prepares_show(view: in
     """Prepares take the place of heartbeats under load. One that is asked for by its identity anybody sends."""
     core = started(1, view=3, log_view=2)
     core.settle()
-    late = 20 + core.config.contact_ns
+    late = 20 + core.config.timing.contact_ns
     message = prepares(1, view=view)[0]
     core.step(message, late)
     assert core.state.is_heard(0)
@@ -76,7 +76,7 @@ def test_a_primary_that_is_not_acknowledged() -> None:
     core = leading()
     core.propose(request(0), 40)
     core.settle()
-    later = 41 + core.config.contact_ns
+    later = 41 + core.config.timing.contact_ns
     for peer in core.peers.values():
         peer.last_heard = later  # heartbeats are answered, the entry is not
     assert said(core, later) == ((CannotCommit.STALLED,), 1)
@@ -93,8 +93,8 @@ def test_disk_and_end() -> None:
 
 def test_the_bound_is_above_the_time_between_heartbeats() -> None:
     config = leading().config
-    assert config.contact_ns == 1_000_000_000
-    assert replace(config, heartbeat_ns=600_000_000).contact_ns == 2_400_000_000
+    assert config.timing.contact_ns == 1_000_000_000
+    assert replace(config.timing, heartbeat_ns=600_000_000).contact_ns == 2_400_000_000
 
 
 def test_a_view_change_that_waits_for_an_op_that_nobody_has() -> None:

@@ -32,10 +32,10 @@ def test_one_replica_is_not_a_quorum() -> None:
 def test_a_vote_that_is_no_longer_fresh_does_not_count() -> None:
     core = fresh(2, view=4, replicas=5)
     core.step(start_view_change(0, 4), 10)
-    core.step(start_view_change(1, 4), 10 + core.config.vote_window_ns)
-    core.step(start_view_change(3, 4), 20 + core.config.vote_window_ns)
+    core.step(start_view_change(1, 4), 10 + core.config.timing.vote_window_ns)
+    core.step(start_view_change(3, 4), 20 + core.config.timing.vote_window_ns)
     assert core.view == 4
-    core.step(start_view_change(0, 4), 30 + core.config.vote_window_ns)
+    core.step(start_view_change(0, 4), 30 + core.config.timing.vote_window_ns)
     assert core.view == 5
 
 
