@@ -40,7 +40,7 @@ FOREVER_NS = 1 << 60
 FAR_NS = 25 * MS
 SLUGGISH_NS, CRAWLING_NS = 700 * MS, 1500 * MS  # a phase of a write
 SLOW_NODE_NS = 3 * MS  # for each input
-BEHIND_NS = 20 * MS  # in which a replica whose journal hangs falls behind
+BEHIND_NS = 20 * MS  # in which a replica that gets no entries falls behind
 ALARM_NS, ALARM_GAP_NS = 900 * MS, 2500 * MS  # longer than a primary is waited for; longer than a vote counts
 HOUR_NS = 3600 * 1000 * MS
 ABDICATE_NS = 2000 * MS  # as it is by default: plans have shorter ones
@@ -175,17 +175,17 @@ def _as_it_begins(world: World, cast: Cast, fault: Callable[[World, int], None])
     world.act(primary.index, primary.life, primary.driver.step_down)
 
 
-def _hung_before_it_begins(world: World, cast: Cast) -> None:
-    """The journal of the next primary hangs, and the primary steps down when that one lacks something: it can not have
-    what the last view left."""
-    primary = world.nodes[cast.primary]
-    _hung_journal(world, world.nodes[(primary.driver.core.state.view + 1) % world.plan.replica_count].index)
-    life = primary.life
-    world.at(world.now + BEHIND_NS, lambda: world.act(primary.index, life, primary.driver.step_down))
+def _behind_as_it_begins(world: World, cast: Cast) -> None:
+    """The next primary gets no entries for a moment, then the primary steps down, and the journal of who leads now
+    hangs: it can not have what the last view left."""
+    primary, count = world.nodes[cast.primary], world.plan.replica_count
+    successor = (primary.driver.core.state.view + 1) % count
+    world.network.silenced |= {(index, successor, Command.PREPARE) for index in range(count)}
+    world.at(world.now + BEHIND_NS, lambda: _as_it_begins(world, cast, _hung_journal))
 
 
 FAULTS["successor has a disk that hangs"] = partial(_as_it_begins, fault=_hung_disk)
-FAULTS["successor has a journal that hangs"] = _hung_before_it_begins
+FAULTS["successor is behind, and has a journal that hangs"] = _behind_as_it_begins
 FAULTS["successor has a disk that takes seconds"] = partial(
     _as_it_begins, fault=partial(_crawling_disk, write_ns=CRAWLING_NS)
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from kimberlite.errors import invariant
 from kimberlite.storage import handles, journal, scan, scrub, store
 from kimberlite.storage.index import ColdSegments
-from kimberlite.storage.journal_writer import JournalWriter
 from kimberlite.storage.places import Spot
 from kimberlite.storage.recovery import TABLE, Decision, Entry, Place, Row, Witness
 from kimberlite.storage.recovery import decide as decide_as_written
@@ -62,11 +61,6 @@ def _candidates_given_up() -> list[Patch]:
     return [(scan._Walk, "acceptable", acceptable)]
 
 
-@canary("damaged witnesses behind the end of the log are left there")
-def _damage_behind_the_end_stays() -> list[Patch]:
-    return [(JournalWriter, "clear_damage_behind", lambda self: None)]
-
-
 @canary("a repair is written where its segment is guessed to begin")
 def _repair_at_a_guessed_place() -> list[Patch]:
     def prove(self: ColdSegments, header: Header) -> Spot | None:
@@ -80,16 +74,6 @@ def _repair_at_a_guessed_place() -> list[Patch]:
         return Spot(number, at, offset or 0)
 
     return [(ColdSegments, "prove", prove)]
-
-
-@canary("an entry without witness is taken for that of the log by its number alone")
-def _entry_by_number_alone() -> list[Patch]:
-    return [(ColdSegments, "_is_in_chain", lambda self, number, start, at, header: True)]
-
-
-@canary("a trim removes all segments below the one that an op is guessed to stand in")
-def _trim_by_a_guess() -> list[Patch]:
-    return [(ColdSegments, "segment_begun_by", ColdSegments.segment_of)]
 
 
 @canary("the body of an entry is not verified when it is read")

@@ -10,7 +10,7 @@ from kimberlite.errors import FrameError
 from kimberlite.types import HEADER_SIZE, Command, Header, Message
 from kimberlite.vopr import network
 from kimberlite.vopr.canaries.registry import Patch, Unverified, canary
-from kimberlite.vsr import journaling, repair, replica
+from kimberlite.vsr import repair, replica
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.replica import Replica
@@ -76,11 +76,6 @@ def _silent_peer_asked() -> list[Patch]:
 @canary("damage below a trim is repaired like any other")
 def _damage_outlives_its_trim() -> list[Patch]:
     return [(Log, "trim", lambda self, first_op: None)]
-
-
-@canary("damage in what a view change is about to cut off is repaired like any other")
-def _damage_outlives_its_cut() -> list[Patch]:
-    return [(journaling, "is_of_log", lambda s, op: op >= s.log.first_op)]
 
 
 @canary("a view change forgets what was asked for")

@@ -119,7 +119,7 @@ def _ask_to_step_down(world: World, node: SimNode) -> None:
     world.act(node.index, node.life, node.driver.step_down)
 
 
-VIEWS = (3, 12)
+VIEWS = (3, 12, 40)
 VIEWS_NS_MAX = 8000 * MS
 
 
