@@ -401,9 +401,9 @@ class Session:
         return self._target
 
     def _another(self, preferred: int, attempts: int) -> int:
-        """Whom to ask when the one that should lead says that it does not: each of the others in turn, between two
-        attempts at that one. The view may be one that nobody is in, when who told of it died before it had written it
-        down; then another replica leads, in an earlier view."""
+        """Whom to ask when the one that should lead says that it does not, or can not be asked: each of the others in
+        turn, between two attempts at that one. The view may be one that nobody is in, when who told of it died before
+        it had written it down; then another replica leads, in an earlier view."""
         others = [(preferred + step) % self.replica_count for step in range(1, self.replica_count)]
         others = [replica for replica in others if replica in self._connected]
         return others[attempts // 2 % len(others)] if others else preferred
@@ -462,10 +462,10 @@ class Session:
         """Another replica leads, or none yet."""
         self._learn_view(message.header.view)
         preferred = self.view % self.replica_count
-        came_from = message.header.replica
-        self._target = preferred if preferred != came_from else self._another(preferred, request.attempts)
+        may_lead = preferred != message.header.replica and preferred in self._connected
+        self._target = preferred if may_lead else self._another(preferred, request.attempts)
         # Nobody may lead yet: do not run round the replicas faster than they can elect.
-        request.back_off = BACK_OFF_NS if preferred != came_from else 4 * BACK_OFF_NS
+        request.back_off = BACK_OFF_NS if may_lead else 4 * BACK_OFF_NS
         self._retry_at = now + request.back_off + int(self._random.random() * BACK_OFF_NS)
         self._not_too_late(request, now)
 

@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from kimberlite.errors import DiskFullError, WriteFailedError, invariant
 from kimberlite.storage.interface import SECTOR, Write
@@ -142,6 +143,14 @@ class Files:
                     self.torn_places.add((identity, *place))
             elif not torn:
                 self.torn_places.discard((identity, *place))
+
+    def note_whole(self, name: str, offset: int, data: Bytes) -> None:
+        """A write of `data` at `offset` was torn. Entries of it that stand there all the same are whole."""
+        content = self.durable[name]
+        begin = [at for at in range(-offset % SECTOR, len(data), SECTOR) if data[at + MAGIC_AT :][:4] == MAGIC]
+        for at, end in pairwise([*begin, len(data)]):
+            if content[offset + at : offset + end] == data[at:end]:
+                self.torn_places.discard((bytes(data[at : at + 16]), name, offset + at))
 
     def ever_held(self, identity: bytes) -> bool:
         """Whether an entry was once put whole, whatever has become of it."""
@@ -405,6 +414,7 @@ class SimDisk:
             content = self.files.durable[name]
             content[write.offset + start : write.offset + start + UNIT] = data
             self.files.note(name, write.offset + start, data, torn=True)
+        self.files.note_whole(self._handles[write.file], write.offset, write.buffer)
 
 
 class ImageDisk(SimDisk):

@@ -644,6 +644,28 @@ def test_a_wait_without_measure_is_not_believed() -> None:
     assert (session.next_deadline() or 0) <= 2 * session_module.BUSY_WAIT_MAX_NS
 
 
+@pytest.mark.parametrize("leads", [1, 2])
+def test_who_should_lead_a_view_and_can_not_be_asked_keeps_nobody_from_being_asked(leads: int) -> None:
+    """A view that nobody is in is told of before its replica dies: the others do not all send to it, one leads."""
+    session = registered()
+    _, request = begin(session)
+    session.step(reject(request, Reason.NOT_PRIMARY, replica=0, view=6), 0)
+    session.disconnected(0, 0)
+    asked = []
+    done: list[Outcome] = []
+    while not done and len(asked) < 20:
+        sends, done = session.take_output()
+        now = session.next_deadline() or 0
+        for replica, message in sends:
+            asked.append(replica)
+            answer = (
+                reply(message) if replica == leads else reject(message, Reason.NOT_PRIMARY, replica=replica, view=5)
+            )
+            session.step(answer, now)
+        session.tick(session.next_deadline() or 0)
+    assert [outcome.error for outcome in done] == [None], asked
+
+
 def test_who_was_answered_late_still_tries_more_than_once_before_a_deadline() -> None:
     """A request of an outage was answered after a second. Its view is one that nobody is in: the replica that should
     lead it is asked in vain, and who leads is the last of the others."""
