@@ -110,14 +110,17 @@ class Log:
             self.on_disk.discard(self.durable)
 
     def _settle_candidate(self, header: Header) -> bool:
-        """Whether linking may pass `header`: the candidate there, if any, is the same entry."""
+        """Whether linking may pass `header`: the candidate there, if any, is the same entry, or stands in its place."""
         candidate = self.candidates.get(header.op)
         if candidate is None:
             return True
-        if candidate.checksum != header.checksum:
+        is_same = candidate.checksum == header.checksum
+        if not is_same and header.op + 1 not in self.on_disk:
             return False  # divergent: the journal must be truncated first, see divergence()
         del self.candidates[header.op]
-        if header.op not in self.faulty:
+        if not is_same:  # what stands behind it is of this log: it is written there again, and nothing is cut
+            self.faulty.add(header.op)
+        elif header.op not in self.faulty:
             self.on_disk.add(header.op)
         return True
 
@@ -133,7 +136,9 @@ class Log:
         """The journal is truncated to `linked`: what stands above, of this log or not, is not there any more."""
         self.candidates.clear()
         self.journal_head = self.linked
-        self.on_disk = {op for op in self.on_disk if op <= self.linked}
+        cut_off = {op for op in self.on_disk if op > self.linked}
+        self.on_disk -= cut_off
+        self.faulty |= cut_off  # they were here: never to be denied
         self.rooted = min(self.rooted, self.linked)
         self.writing = {op: checksum for op, checksum in self.writing.items() if op <= self.linked}
         self.link()

@@ -144,6 +144,31 @@ def test_a_divergent_candidate_is_found_before_it_is_believed() -> None:
     assert log.linked == 9
 
 
+@pytest.mark.parametrize("is_next_here", [True, False])
+def test_another_log_has_left_its_witness_alone_where_what_stands_behind_is_of_this_one(is_next_here: bool) -> None:
+    """As a restart finds it that a crash kept from writing witnesses: of op 3 the one of an older log, and the entry
+    damaged; behind it op 4, or nothing but op 5. What a cut takes away is neither here nor certainly absent."""
+    log, old = Log(chain(5)[2]), chain(3, view=9)
+    new = chain(5)
+    log.candidates[3] = old[3]
+    log.faulty.add(3)
+    log.headers.update({header.op: header for header in new[4:]})
+    log.on_disk = {4, 5} if is_next_here else {5}
+    log.op, log.journal_head = 5, 5
+    assert log.extend(new[3])
+    if is_next_here:
+        assert (log.divergence(), log.linked, log.journal_head) == (None, 5, 5)
+        assert log.mark_durable(new[3])
+        assert log.durable == 5
+    else:
+        assert (log.divergence(), log.linked) == (2, 2)
+        log.drop_candidates()
+        assert (log.journal_head, log.linked, log.faulty) == (2, 5, {3, 5})
+        assert log.mark_durable(new[3])
+        assert log.mark_durable(new[4])
+        assert log.durable == 4, "op 5 is not in the journal any more"
+
+
 def test_damage_is_neither_held_nor_absent_and_is_repaired_in_place() -> None:
     headers = chain(3)
     log = filled(headers)
