@@ -149,6 +149,8 @@ def _append(
     wanted = {header.op: header for header in state.suffix}
     wanted |= {op: header for op, header in world.ledger.committed.items() if op <= state.commit}
     messages = {checksum: message for record in world.records for checksum, message in record.messages.items()}
+    if any(entry.state is EntryState.ABSENT and entry.op < recovered.head for entry in recovered.entries):
+        return  # a view began with a log that has a hole here: what stands below it is told by headers of others
     token = 1
     for entry in recovered.entries:
         if entry.is_candidate and entry.header != wanted.get(entry.op) and entry.op <= store.head:

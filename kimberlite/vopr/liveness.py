@@ -66,6 +66,7 @@ def liveness(world: World) -> None:
             fault = persistent_fault(world, world.plan.persistent, number)
             demand(world, CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", everybody)
         _scrub_all(world)
+    world.run_until(world.now + CONVERGE_NS_MAX, lambda: not any(node.disk.submissions for node in world.nodes))
     world.run_until(world.now + QUIET_NS, lambda: False)
     check_rest(world)
     for node in world.nodes:
