@@ -192,11 +192,6 @@ def _identity_of_a_heartbeat_believed() -> list[Patch]:
     return [(conflict, "look", look)]
 
 
-@canary("a heartbeat that names another root is held against all others, who can not say")
-def _conflict_without_an_answer() -> list[Patch]:
-    return [(conflict, "can_be_answered", lambda s, op: True)]
-
-
 @canary("any start_view is installed, whether it answers the own evidence or not")
 def _forged_start_view_installed() -> list[Patch]:
     return [(ChangingView, "is_answer", lambda self, header: True)]

@@ -121,8 +121,3 @@ def _headers_asked_for_ever() -> list[Patch]:
             repair._ask_for_headers(s, s.log.linked + 1)
 
     return [(repair, "_request_headers", request_headers), (repair, "_is_wanting", lambda s: True)]
-
-
-@canary("a primary that asks to be replaced asks its clients to wait")
-def _replaced_and_asks_to_wait() -> list[Patch]:
-    return [(Leading, "takes_requests", property(lambda self: True))]
