@@ -20,25 +20,23 @@ from kimberlite.vsr.choice import Choice, DoViewChange, choose, has_copy
 from kimberlite.vsr.codec import SUFFIX_OPS_MAX, encode_evidence
 from kimberlite.vsr.events import DropReason, EventKind, GaveUp
 from kimberlite.vsr.membership import bit_set
-from kimberlite.vsr.role import BecomeFollower, BecomeLeader, Role, Story, Transition, note_disk, patience
+from kimberlite.vsr.role import BecomeFollower, BecomeLeader, Between, Story, Transition, note_disk
 from kimberlite.vsr.timers import Timer
 
 if TYPE_CHECKING:
     from kimberlite.vsr.state import State
 
 
-class ChangingView(Role):
+class ChangingView(Between):
     """See the module docstring."""
 
-    __slots__ = ("_resend_timer", "_story", "_timer", "evidence", "full_peers", "nonce")
+    __slots__ = ("_resend_timer", "evidence", "full_peers", "nonce")
 
     status = Status.VIEW_CHANGE
 
     def __init__(self, story: Story) -> None:
-        self._timer = Timer()  # patience with this view
         self._resend_timer = Timer()  # of the own evidence
-        super().__init__(self._timer, self._resend_timer)
-        self._story = story
+        super().__init__(story, self._resend_timer)
         self.evidence: dict[int, DoViewChange] = {}  # replica -> what it gave, as the primary of this view
         self.full_peers: set[int] = set()  # who says that its disk is full
         self.nonce = 0  # of the own evidence; 0: none was given yet
@@ -55,25 +53,12 @@ class ChangingView(Role):
         view_change_ns = s.config.timing.view_change_ns
         self._timer.start(s.now + view_change_ns + s.prng.below(view_change_ns))
 
-    def start_timer(self, s: State) -> None:
-        """So long this view has to begin."""
-        self._timer.start(s.now + patience(s, self._story.failed))
-
-    def story(self, s: State) -> Story:
-        return self._story
-
     @property
     def stuck_op(self) -> int:
         return self._story.stuck_op
 
     def tick(self, s: State) -> Transition | None:
-        if self._timer.due(s.now):
-            self._story.failed += 1
-            left = self.suspect(s)
-            if left is not None:
-                return left
-            self.start_timer(s)
-        left = self.tick_votes(s)
+        left = super().tick(s)
         if left is None and self._resend_timer.due(s.now):
             self._resend_timer.start(s.now + s.prng.jitter(s.config.timing.do_view_change_resend_ns))
             if s.outbox.promise is None:

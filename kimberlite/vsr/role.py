@@ -252,18 +252,41 @@ class Role:
         """Its view has ended; in the next one."""
 
 
+class Between(Role):
+    """Of a replica that neither leads nor follows: it waits for a view to begin, for so long, and votes to leave it
+    then."""
+
+    __slots__ = ("_story", "_timer")
+
+    def __init__(self, story: Story, *timers: Timer) -> None:
+        self._timer = Timer()  # patience with this view
+        super().__init__(self._timer, *timers)
+        self._story = story
+
+    def story(self, s: State) -> Story:
+        return self._story
+
+    def start_timer(self, s: State) -> None:
+        """So long this view has to begin: longer after each that did not."""
+        timing = s.config.timing
+        timeout = min(timing.view_change_ns << min(self._story.failed, 8), timing.view_change_max_ns)
+        if not s.is_heard(s.primary):
+            timeout //= 4  # who is silent will not lead it either
+        self._timer.start(s.now + timeout + s.prng.below(timeout // 2))
+
+    def tick(self, s: State) -> Transition | None:
+        if self._timer.due(s.now):
+            self._story.failed += 1
+            left = self.suspect(s)
+            if left is not None:
+                return left
+            self.start_timer(s)
+        return self.tick_votes(s)
+
+
 def note_disk(full_peers: set[int], header: Header) -> None:
     """What a frame says of the disk of its sender."""
     if header.flags & FLAG_DISK_FULL:
         full_peers.add(header.replica)
     else:
         full_peers.discard(header.replica)
-
-
-def patience(s: State, failed: int) -> int:
-    """Nanoseconds that a view has to begin, after so many that did not."""
-    timing = s.config.timing
-    timeout = min(timing.view_change_ns << min(failed, 8), timing.view_change_max_ns)
-    if not s.is_heard(s.primary):
-        timeout //= 4  # who is silent will not lead it either
-    return timeout + s.prng.below(timeout // 2)

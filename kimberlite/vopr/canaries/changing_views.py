@@ -32,7 +32,7 @@ from kimberlite.vsr.following import Following
 from kimberlite.vsr.membership import Membership
 from kimberlite.vsr.recovering import Recovering
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.role import BecomeLeader, EnterView, Role, Transition
+from kimberlite.vsr.role import BecomeLeader, Between, EnterView, Role, Transition
 from kimberlite.vsr.state import State
 
 
@@ -268,7 +268,7 @@ def _primary_resumes_after_restart() -> list[Patch]:
 
 @canary("the timer of a view change that takes too long is never armed")
 def _view_change_timer_never_armed() -> list[Patch]:
-    return [(ChangingView, "start_timer", lambda self, s: self._timer.stop())]
+    return [(Between, "start_timer", lambda self, s: self._timer.stop())]
 
 
 @canary("frames of another cluster are accepted")
