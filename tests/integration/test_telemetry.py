@@ -581,7 +581,10 @@ class Player:
         """The last op, whose commit no disk knows yet, is damaged on all replicas: it is waited for, not skipped, and
         when the copies are back the cluster goes on with it."""
         self.append(1)
-        self.primary()
+        while probe.fetch_status(self.cluster.addresses[self.primary()], 5)["op"] % CHECKPOINT_OPS == 0:
+            self.append(1)  # a checkpoint would know of the commit
+        for replica in range(REPLICAS):  # all at once: whoever is left alone would make its commit number durable
+            self.signal(replica, signal.SIGSTOP)
         for replica in range(REPLICAS):
             self.cluster.kill(replica)
         places = [self._places(replica)[-1] for replica in range(REPLICAS)]
