@@ -141,11 +141,18 @@ def check_rest(world: World) -> None:
 
 
 def _scrub_all(world: World) -> None:
-    """Damage that nobody has read yet is found by a tour over everything, and repaired."""
+    """Damage that nobody has read yet is found by a tour over everything, and repaired. A tour reads the checkpoint
+    that the superblock names: one that still waits for space, a second after a disk was full, must be named before."""
     world.run_until(world.now + QUIET_NS, lambda: False)
+    if not _has_named_checkpoints(world):
+        world.run_until(world.now + CONVERGE_NS_MAX, lambda: _has_named_checkpoints(world))
     for node in world.nodes:
         world.scrub(node, lambda node=node: _tour(node))  # type: ignore[misc]
     demand(world, CONVERGE_NS_MAX, "all replicas after a tour over their disks", list(range(world.plan.replica_count)))
+
+
+def _has_named_checkpoints(world: World) -> bool:
+    return all(node.store.is_checkpoint_idle for node in world.nodes)
 
 
 def _tour(node: SimNode) -> None:

@@ -198,9 +198,11 @@ FAULTS["primary steps down"] = lambda world, cast: world.act(
 
 
 def _false_alarms(world: World, cast: Cast) -> None:
-    """One backup after another does not hear the primary for a while: each votes, and takes its vote back."""
+    """One backup after another does not hear the primary for a while: each votes, and takes its vote back. The first
+    one waits as long as the others, for who has just come back from the fault before may have voted: so long a vote
+    counts that nobody can be told of as taken back."""
     others = [index for index in range(world.plan.replica_count) if index != cast.primary]
-    for number, index in enumerate(others):
+    for number, index in enumerate(others, 1):
         link, begins = (cast.primary, index), world.now + number * ALARM_GAP_NS
         world.at(begins, partial(world.network.cuts.add, link))
         world.at(begins + ALARM_NS, partial(world.network.cuts.discard, link))

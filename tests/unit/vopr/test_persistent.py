@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from kimberlite.errors import UsageError
-from kimberlite.vopr import persistent
+from kimberlite.storage.store import Store
+from kimberlite.vopr import liveness, persistent
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.plan import draw
 from kimberlite.vopr.world import World
@@ -59,6 +60,38 @@ def test_a_fault_that_is_none_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(persistent.FAULTS, "primary hangs", lambda world, cast: None)
     with pytest.raises(Violation, match=r"primary hangs, and replica \d leads as before"):
         run("primary hangs", 3)
+
+
+def test_a_vote_from_before_the_alarms_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who votes, and follows again, has taken its vote back, but nobody else can know that: it counts for a while."""
+    alarms = persistent.FAULTS["false alarms"]
+
+    def after_another(world: World, cast: persistent.Cast) -> None:
+        links = {(cast.primary, index) for index in range(world.plan.replica_count) if index != cast.primary}
+        world.network.cuts.add(link := max(links))
+        world.run_until(world.now + persistent.ALARM_NS, lambda: False)
+        world.network.cuts.discard(link)
+        alarms(world, cast)
+
+    monkeypatch.setitem(persistent.FAULTS, "false alarms", after_another)
+    run("false alarms", 3)
+
+
+def test_a_tour_waits_for_a_checkpoint_that_waits_for_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copies are looked at when the superblock names it: a tour before that does not find them damaged."""
+    tours: list[bool] = []
+    tour = liveness._tour
+
+    def scrub_all(world: World) -> None:
+        ready = world.now + 5 * liveness.QUIET_NS
+        monkeypatch.setattr(Store, "is_checkpoint_idle", property(lambda store: world.now >= ready))
+        monkeypatch.setattr(liveness, "_tour", lambda node: (tours.append(world.now >= ready), tour(node)))
+        original(world)
+
+    original = liveness._scrub_all
+    monkeypatch.setattr(liveness, "_scrub_all", scrub_all)
+    run("", 3)
+    assert tours == [True] * 3
 
 
 def test_a_fault_that_there_is_not_is_refused() -> None:
