@@ -42,6 +42,7 @@ SLUGGISH_NS, CRAWLING_NS = 700 * MS, 1500 * MS  # a phase of a write
 SLOW_NODE_NS = 3 * MS  # for each input
 BEHIND_NS = 20 * MS  # in which a replica that gets no entries falls behind
 ALARM_NS, ALARM_GAP_NS = 900 * MS, 2500 * MS  # longer than a primary is waited for; longer than a vote counts
+HUSH_NS, HUSH_GAP_NS = 200 * MS, 1200 * MS  # longer than from one heartbeat to the next; shorter than a vote counts
 HOUR_NS = 3600 * 1000 * MS
 ABDICATE_NS = 2000 * MS  # as it is by default: plans have shorter ones
 
@@ -121,6 +122,10 @@ def _mute(world: World, index: int) -> None:
     world.network.cuts.update((index, other) for other in range(world.plan.replica_count) if other != index)
 
 
+def _unmute(world: World, index: int) -> None:
+    world.network.cuts.difference_update((index, other) for other in range(world.plan.replica_count))
+
+
 def _deafen(world: World, index: int) -> None:
     world.network.cuts.update((other, index) for other in range(world.plan.replica_count) if other != index)
 
@@ -177,11 +182,18 @@ def _as_it_begins(world: World, cast: Cast, fault: Callable[[World, int], None])
 
 def _behind_as_it_begins(world: World, cast: Cast) -> None:
     """The next primary gets no entries for a moment, then the primary steps down, and the journal of who leads now
-    hangs: it can not have what the last view left."""
+    hangs: it can not have what the last view left. Entries come to all again then: where it left the lead to another
+    because of what it lacked, it is the journal of that one that hangs, and the two others are the quorum."""
     primary, count = world.nodes[cast.primary], world.plan.replica_count
     successor = (primary.driver.core.state.view + 1) % count
-    world.network.silenced |= {(index, successor, Command.PREPARE) for index in range(count)}
-    world.at(world.now + BEHIND_NS, lambda: _as_it_begins(world, cast, _hung_journal))
+    lost = {(index, successor, Command.PREPARE) for index in range(count)}
+
+    def begins(world: World, leader: int) -> None:
+        world.network.silenced -= lost
+        _hung_journal(world, leader)
+
+    world.network.silenced |= lost
+    world.at(world.now + BEHIND_NS, lambda: _as_it_begins(world, cast, begins))
 
 
 FAULTS["successor has a disk that hangs"] = partial(_as_it_begins, fault=_hung_disk)
@@ -199,13 +211,32 @@ FAULTS["primary steps down"] = lambda world, cast: world.act(
 
 def _false_alarms(world: World, cast: Cast) -> None:
     """One backup after another does not hear the primary for a while: each votes, and takes its vote back. The first
-    one waits as long as the others, for who has just come back from the fault before may have voted: so long a vote
-    counts that nobody can be told of as taken back."""
+    one begins when no vote of an earlier phase counts any more, each next one when the last one's does not.
+
+    Then once more, without that pause: all but the last one are not heard either until they have heard the primary
+    again. So nobody has a vote of theirs, and they have none themselves any more."""
     others = [index for index in range(world.plan.replica_count) if index != cast.primary]
-    for number, index in enumerate(others, 1):
-        link, begins = (cast.primary, index), world.now + number * ALARM_GAP_NS
-        world.at(begins, partial(world.network.cuts.add, link))
-        world.at(begins + ALARM_NS, partial(world.network.cuts.discard, link))
+    begins = world.now
+    for index in others:
+        begins += ALARM_GAP_NS
+        _deafen_for_a_while(world, cast.primary, index, begins)
+    begins += ALARM_GAP_NS
+    for index in others:
+        _deafen_for_a_while(world, cast.primary, index, begins)
+        if index != others[-1]:
+            world.at(begins, partial(_mute, world, index))
+            world.at(begins + ALARM_NS + HUSH_NS, partial(_unmute, world, index))
+        begins += HUSH_GAP_NS
+
+
+def _deafen_for_a_while(world: World, primary: int, index: int, begins: int) -> None:
+    world.at(begins, partial(world.network.cuts.add, (primary, index)))
+    world.at(begins + ALARM_NS, partial(world.network.cuts.discard, (primary, index)))
+
+
+def _alarms_last_ns(replica_count: int) -> int:
+    """At most so long until the last alarm has had its effect."""
+    return replica_count * ALARM_GAP_NS + replica_count * HUSH_GAP_NS
 
 
 FAULTS["false alarms"] = _false_alarms
@@ -283,7 +314,7 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
     for client in world.clients:
         client.quota = 0
     if name == "false alarms":
-        world.run_until(world.now + world.plan.replica_count * ALARM_GAP_NS, lambda: False)
+        world.run_until(world.now + _alarms_last_ns(world.plan.replica_count), lambda: False)
         if leader(world) != primary:
             raise Violation("E6 false alarms", f"{name}: replica {primary} was replaced, though a quorum heard it")
     if name in REPLACED and leader(world) == primary:

@@ -97,21 +97,19 @@ def on_returned(s: State, leading: Leading) -> None:
     if leading.gave_up is None or s.draining or lags(s, leading):
         return
     if leading.pipeline and not is_stuck(s, leading):
-        _go_on(leading)
-        leading.votes.at.pop(s.index, None)
-        leading.votes.timer.stop()
-        leading.heartbeat_timer.start(s.now)
+        _go_on(s, leading)
 
 
 def on_committed(s: State, leading: Leading) -> None:
     """The commit number grew: a primary that gave up because it did not leads again."""
     if leading.gave_up is not None and not lags(s, leading):
-        _go_on(leading)
+        _go_on(s, leading)
 
 
-def _go_on(leading: Leading) -> None:
+def _go_on(s: State, leading: Leading) -> None:
     leading.gave_up = None
-    leading.votes.is_cast = False
+    leading.votes.withdraw(s.index)
+    leading.heartbeat_timer.start(s.now)
 
 
 # What is committed is not executed here

@@ -103,8 +103,8 @@ class Following(Role):
     def heard_primary(self, s: State) -> None:
         """Withdraw a vote against it."""
         s.detector.heard(s.now)
-        self.votes.is_cast = False
-        self.votes.timer.stop()
+        if self.votes.is_cast:
+            self.votes.withdraw(s.index)
         s.peers[s.primary].last_heard = s.now
 
     def on_known_prepare(self, s: State, header: Header) -> None:

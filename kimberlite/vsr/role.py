@@ -77,6 +77,13 @@ class Votes:
         self.is_cast = False  # this replica votes to leave the view
         self.timer = Timer()  # when it says so again
 
+    def withdraw(self, replica: int) -> None:
+        """The vote of this replica, which is `replica`: it is not said again, and does not count here either when
+        another one votes a little later."""
+        self.is_cast = False
+        self.timer.stop()
+        self.at.pop(replica, None)
+
 
 class Role:
     """What all roles do, and what one does that has nothing to say. See the module docstring."""

@@ -9,6 +9,7 @@ from kimberlite.vsr.following import Following
 from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.outbox import Outbox
 from kimberlite.vsr.requests import Requests
+from kimberlite.vsr.role import Votes
 from kimberlite.vsr.state import State
 from kimberlite.vsr.work import Admission
 
@@ -67,6 +68,15 @@ def _vote_not_withdrawn() -> list[Patch]:
         self.votes.is_cast = is_cast
 
     return [(Following, "heard_primary", heard_primary)]
+
+
+@canary("a vote that was withdrawn counts on where it was cast")
+def _withdrawn_vote_counts_on() -> list[Patch]:
+    def withdraw(self: Votes, replica: int) -> None:
+        self.is_cast = False
+        self.timer.stop()
+
+    return [(Votes, "withdraw", withdraw)]
 
 
 @canary("what waits for a disk that does not keep up has no bound")
