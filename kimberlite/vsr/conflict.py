@@ -6,7 +6,8 @@ peers are asked for the headers up to it, and status and metrics show both ident
 
 - a chain of headers that meets this log below the op says what the frame said: then this log is wrong,
   what is above can not be trusted, and the process ends (InvariantError);
-- the replica that the frame named as its sender says, in its chain, what this log says: forged;
+- the replica that the frame named as its sender says, in its chain, what this log says, of that op or of one above,
+  which names all below it: forged. Of one above it is asked when it has trimmed that op;
 - the log of another view is installed: what the view change chose is right.
 
 An answer counts only with the nonce of the question, which goes to the configured addresses: who can
@@ -60,7 +61,7 @@ def look(s: State, header: Header) -> None:
         return
     if s.repairs.pacing.may_ask((CONFLICT, conflict.op), s.now):
         s.repairs.pacing.brought_nothing((CONFLICT, conflict.op), s.now)  # unless the answer resolves it
-        _ask(s, conflict)
+        _ask(s, conflict, first_answer(s, conflict, header))
 
 
 def can_be_answered(s: State, op: int) -> bool:
@@ -69,10 +70,16 @@ def can_be_answered(s: State, op: int) -> bool:
     return op >= s.log.first_op
 
 
-def _ask(s: State, conflict: Conflict) -> None:
+def first_answer(s: State, conflict: Conflict, beat: Header) -> int:
+    """The lowest op of which the primary can say something that settles it: that of the conflict, unless its log
+    begins behind that, as a heartbeat says."""
+    return max(conflict.op, min(beat.request, s.log.linked))
+
+
+def _ask(s: State, conflict: Conflict, last: int) -> None:
     conflict.asked_at, conflict.nonce = s.now, s.next_nonce()
-    first = max(conflict.op - ASK_OPS + 1, 1)
-    s.broadcast(s.make(Command.REQUEST_HEADERS, op=first, position=conflict.op, nonce=conflict.nonce))
+    first = max(last - ASK_OPS + 1, 1)
+    s.broadcast(s.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=conflict.nonce))
 
 
 def on_headers(s: State, header: Header, chain: Sequence[Header]) -> bool:
@@ -81,20 +88,25 @@ def on_headers(s: State, header: Header, chain: Sequence[Header]) -> bool:
     conflict = s.conflict
     if conflict is None or header.nonce != conflict.nonce:
         return False
-    if chain[-1].op != conflict.op or not _meets(s, chain):
-        return True  # it says nothing of that op
-    invariant(
-        chain[-1].checksum != conflict.named,
-        "the committed entry is the same on every replica",
-        op=conflict.op,
-        own=conflict.own.hex(),
-        committed=conflict.named.hex(),
-        view=s.view,
-        says=header.replica,
-    )
-    if chain[-1].checksum == conflict.own and header.replica == conflict.replica:
+    below = [known for known in chain if known.op <= conflict.op]
+    if below and below[-1].op == conflict.op and _meets(s, below):
+        invariant(
+            below[-1].checksum != conflict.named,
+            "the committed entry is the same on every replica",
+            op=conflict.op,
+            own=conflict.own.hex(),
+            committed=conflict.named.hex(),
+            view=s.view,
+            says=header.replica,
+        )
+    if header.replica == conflict.replica and any(_is_own(s, known) for known in chain if known.op >= conflict.op):
         s.conflict = None
     return True
+
+
+def _is_own(s: State, header: Header) -> bool:
+    own = s.log.headers.get(header.op)
+    return own is not None and own.checksum == header.checksum
 
 
 def _meets(s: State, chain: Sequence[Header]) -> bool:
@@ -102,5 +114,4 @@ def _meets(s: State, chain: Sequence[Header]) -> bool:
     below = s.log.headers.get(chain[0].op - 1)
     if below is not None and chain[0].parent == below.checksum:
         return True
-    known = ((header, s.log.headers.get(header.op)) for header in chain[:-1])
-    return any(own is not None and own.checksum == header.checksum for header, own in known)
+    return any(_is_own(s, header) for header in chain[:-1])

@@ -11,6 +11,7 @@ from lab import Cluster, Node, chain, frame, prepare
 from kimberlite import frames
 from kimberlite._fast import events
 from kimberlite.errors import InvariantError
+from kimberlite.storage.store import Store
 from kimberlite.types import OP_MAX, VIEW_MAX, Command, Header, Message, Operation, Reason, Status
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
 from kimberlite.vsr.events import DropReason, EventKind
@@ -286,6 +287,25 @@ def test_nobody_is_asked_for_what_the_log_began_with(cluster: Cluster, op: int) 
             node.core.log.trim(3)
     send(cluster, backup, forged_beat(backup, op))
     assert backup.core.conflict is None
+    goes_on(cluster)
+
+
+def test_a_conflict_about_what_the_others_have_trimmed_is_refuted_by_what_follows(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others trim the op while the question is on its way: what the primary has above names all below it."""
+    primary, backup, _ = roles(cluster)
+    cluster.lost = lambda source, target, message: message.header.command == Command.REQUEST_HEADERS
+    send(cluster, backup, forged_beat(backup, 2))
+    assert backup.core.conflict is not None
+    for node in cluster.up:
+        if node is not backup:
+            node.core.log.trim(4)
+    all_headers = Store.headers
+    monkeypatch.setattr(Store, "headers", lambda store, first, last: all_headers(store, max(first, 4), last))
+    cluster.lost = lambda source, target, message: False
+    cluster.run(5000, lambda: backup.core.conflict is None)
+    assert backup.core.view == primary.core.view
     goes_on(cluster)
 
 
