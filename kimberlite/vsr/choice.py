@@ -61,9 +61,19 @@ def highest_commit(messages: Iterable[DoViewChange]) -> int:
     return max(message.commit for message in messages)
 
 
-def never_acknowledged(message: DoViewChange, op: int, header: Header | None, canonical: bool) -> bool:
-    """Whether this replica certainly never acknowledged `op` under that identity."""
-    if op > message.op:
+def made_in(op: int, header: Header | None, log_view: int, begun: int) -> int:
+    """The earliest view in which what the canonical log has under `op` can have been made: that of its header, when
+    that is known. begun: the lowest head of a log of `log_view`, the view of the canonical log. All of them held at
+    least what that view began with, and have only grown: what stands above it was made in that view."""
+    if header is not None:
+        return header.view
+    return log_view if op > begun else 0
+
+
+def never_acknowledged(message: DoViewChange, op: int, header: Header | None, made: int) -> bool:
+    """Whether this replica certainly never acknowledged `op` under that identity, which was made in view `made` or
+    later: who acknowledges in a view has its log, and remembers that."""
+    if op > message.op or message.log_view < made:
         return True
     own = message.header(op)
     if own is not None and header is not None and own.checksum != header.checksum:
@@ -86,7 +96,7 @@ def choose(messages: list[DoViewChange], membership: Membership) -> Choice:
     log_view = canonical_log_view(messages)
     canonical = [message for message in messages if message.log_view == log_view]
     commit = highest_commit(messages)
-    head = max(message.op for message in canonical)
+    begun, head = min(message.op for message in canonical), max(message.op for message in canonical)
     suffix: list[Header] = []
     for op in range(commit, head + 1):
         header = next((known for m in canonical if (known := m.header(op)) is not None), None)
@@ -95,7 +105,8 @@ def choose(messages: list[DoViewChange], membership: Membership) -> Choice:
                 return Choice(commit, (), stuck_op=op, log_view=log_view)
             suffix.append(header)
             continue
-        nacks = bit_set(m.replica for m in messages if never_acknowledged(m, op, header, m.log_view == log_view))
+        made = made_in(op, header, log_view, begun)
+        nacks = bit_set(m.replica for m in messages if never_acknowledged(m, op, header, made))
         if membership.nacked(nacks):
             return Choice(commit, tuple(suffix), dropped=head - op + 1, log_view=log_view)
         if header is None or not any(has_copy(m, op, header) for m in messages):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations_with_replacement, product
 
+import pytest
 from lab import MS, Cluster, chain
 
 from kimberlite.types import Header
@@ -89,6 +92,67 @@ def test_an_op_whose_identity_nobody_knows_waits() -> None:
     log = chain(3)
     choice = choose([says(0, log, faulty=(3,), unknown=(3,)), says(1, log[:3])], Membership.of(3))
     assert (choice.suffix, choice.stuck_op) == ((), 3)
+
+
+def test_what_a_view_has_made_is_denied_by_who_was_not_in_it() -> None:
+    """Nobody knows op 3 of view 2 any more, which replica 0 alone had: 1 has a shorter log of that view, 2 an older."""
+    old = chain(4)
+    new = chain(1, view=2, after=old[2])
+    last = says(0, old[:2] + new, log_view=2, faulty=(3,), unknown=(3,))
+    evidence = [last, says(1, old[:3], log_view=2)]
+    assert choose(evidence, Membership.of(3)).stuck_op == 3
+    choice = choose([*evidence, says(2, old, log_view=1)], Membership.of(3))
+    assert (choice.suffix[-1].op, choice.dropped) == (2, 1)
+
+
+def test_what_a_view_began_with_may_be_of_an_older_one() -> None:
+    """Op 3 is in every log of view 2, which may have begun with it: replica 2 may have acknowledged it before."""
+    log = chain(4)
+    lost = {"log_view": 2, "faulty": (3,), "unknown": (3,)}
+    evidence = [says(0, log[:4], **lost), says(1, log[:4], **lost), says(2, log, log_view=1, faulty=(3,), unknown=(3,))]
+    assert choose(evidence, Membership.of(3)).stuck_op == 3
+
+
+PRESENT, FAULTY, UNKNOWN, ABSENT = range(4)  # what a replica has of an op: UNKNOWN is damaged beyond recognition
+
+
+def states(log_view: int, log: list[Header], shortest: int, replica: int) -> Iterator[tuple[DoViewChange, set[bytes]]]:
+    """All that a replica with that log can say, with what it may have acknowledged when it does."""
+    for op in range(shortest, len(log)):
+        for has in product((PRESENT, FAULTY, UNKNOWN, ABSENT), repeat=op):
+            named = {kind: tuple(n for n in range(1, op + 1) if has[n - 1] == kind) for kind in has}
+            below = next(iter(named.get(ABSENT, ())), op + 1)
+            message = says(
+                replica,
+                log[: op + 1],
+                log_view=log_view,
+                absent=named.get(ABSENT, ()),
+                faulty=named.get(FAULTY, ()) + named.get(UNKNOWN, ()),
+                unknown=named.get(UNKNOWN, ()),
+            )
+            yield message, {header.checksum for header in log[1:below]}
+
+
+@pytest.mark.parametrize("begun", [0, 1, 2])
+def test_nothing_that_may_be_committed_is_ever_cut(begun: int) -> None:
+    """Three replicas in every state, of view 2, which began with `begun` ops of view 1 and has made more, or still of
+    view 1: an op that two of them may have acknowledged under its identity is not cut, whoever gives evidence."""
+    old = chain(2, view=1)
+    new = old[: begun + 1] + (chain(2 - begun, view=2, after=old[begun])[1:] if begun < 2 else [])
+    kinds = [[*states(1, old, 0, replica), *states(2, new, begun, replica)] for replica in range(3)]
+    membership, cut = Membership.of(3), 0
+    for indexes in combinations_with_replacement(range(len(kinds[0])), 3):
+        chosen = [kinds[replica][index] for replica, index in enumerate(indexes)]
+        for evidence in (chosen, chosen[:2], chosen[1:], chosen[::2]):
+            if max(message.log_view for message, _ in evidence) < 2:
+                continue
+            choice = choose([message for message, _ in evidence], membership)
+            if not choice.dropped:
+                continue
+            cut += 1
+            for header in new[choice.suffix[-1].op + 1 :]:
+                assert sum(header.checksum in acknowledged for _, acknowledged in chosen) < 2, (header.op, chosen)
+    assert cut
 
 
 def test_another_identity_is_a_nack() -> None:
