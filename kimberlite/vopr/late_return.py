@@ -10,6 +10,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from kimberlite.storage.journal import segment_number
 from kimberlite.vopr.checkers import COMMIT_QUORUM, VIEW_CHANGE_QUORUM, Violation
 from kimberlite.vopr.disk import PROMISE, WRITE
 from kimberlite.vopr.plan import MS
@@ -25,7 +26,8 @@ FLAP_NS = 150 * MS
 # How long nothing may be committed: a start, then so much for each op missed.
 START_NS = 1000 * MS
 OP_NS = 1 * MS
-SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost
+SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost,
+WRITE_PHASES = 3  # beside so many phases of each write: entries, witnesses, and what checkpoints write between
 # Larger events, in bytes, make entries of which repair holds a few only, and a segment holds a few.
 SMALL_EVENTS_MAX, LARGE_FACTOR = 9000, 3
 ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer, nor does it to lose an entry twice
@@ -58,7 +60,7 @@ def late_return(world: World) -> None:
     world.trace.add(world.now, "late", how.encode(), late, missed, *victims)
     world.counts[f"LATE_{how.replace(' ', '_')}"] = 1
     limit = START_NS + OP_NS * plan.late_ops * (LARGE_FACTOR if plan.event_bytes > SMALL_EVENTS_MAX else 1)
-    limit += _hinder(world, random, late)
+    limit += _hinder(world, random, late, primary)
     if how == "primary dies":
         limit += FAILOVER_NS
     for victim in victims:
@@ -93,7 +95,7 @@ def late_return(world: World) -> None:
     _end(world, victims)
 
 
-def _hinder(world: World, random: Random, late: int) -> int:
+def _hinder(world: World, random: Random, late: int, primary: int) -> int:
     """In some runs the way to the replica that is behind is long or loses frames, or its disk is slow. What that may
     cost."""
     chance = random.random()
@@ -107,8 +109,20 @@ def _hinder(world: World, random: Random, late: int) -> int:
         return LOSS_LIMIT_NS
     if chance < 0.95 and world.plan.event_bytes <= SMALL_EVENTS_MAX:
         world.slow_down(late, (WRITE, PROMISE), SLOW_DISK)
-        return SLOW_DISK_NS
+        phases = WRITE_PHASES * _writes_missed(world, late, primary)
+        return SLOW_DISK_NS + phases * SLOW_DISK * world.plan.disk_latency_ns
     return 0
+
+
+def _writes_missed(world: World, late: int, primary: int) -> int:
+    """At most so many writes, one after the other: a replica keeps so many bytes of entries that wait for its disk, and
+    a disk that is slow for each write does not write more at a time."""
+
+    def last(index: int) -> int:
+        return max(segment_number(name) or 0 for name in world.files[index].durable)
+
+    segments = max(last(primary) - last(late), 0) + 1
+    return -(-segments * world.plan.segment_bytes // world.nodes[primary].driver.core.state.config.held_bytes_max)
 
 
 def _end(world: World, victims: list[int]) -> None:
