@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -421,6 +421,36 @@ class ColdSegments:
             return None
         self._correct(spot, header)
         return spot
+
+    def begin_anew(self, headers: Sequence[Header]) -> Spot | None:
+        """Where the first entry of the log may be written, and those behind it, when nothing proves where they stood:
+        they are all there is before some segment, so that what else stands in the one before that is needed by nobody,
+        and they begin that one from now on. None when they are not all, or do not fit there."""
+        first, size = headers[0], 0
+        for at, last in enumerate(headers):
+            size += round_up(last.size)
+            if last.op != first.op + at or size > self._segment_bytes:
+                return None
+            number = self.segment_of(last.op)
+            if number < self._end and self._goes_on_in(number + 1, last):
+                break
+        else:
+            return None
+        for lower in range(self.first, number):
+            if self.start(lower).base > first.op:
+                self._correct_start(lower, Start(first.op, first.position, certain=False))
+        self._correct_start(number, Start(first.op, first.position))
+        return Spot(number, 0, 0)
+
+    def _goes_on_in(self, number: int, last: Header) -> bool:
+        """Whether that segment begins with the entry behind `last`."""
+        start = self.start(number)
+        if start.base != last.op + 1:
+            return False
+        if number == self._end:
+            return start.certain
+        header, place = self._find(number, start, 0)
+        return header is not None and place == 0 and header.parent == last.checksum
 
     def _correct(self, spot: Spot, header: Header) -> None:
         """Where segments begin, as far as a proven place tells: this one, and those behind it."""

@@ -81,17 +81,18 @@ class JournalWriter:
             witness_writes.append(self._witness_write(segment, low, high))
         self._write(token, range(first, segments.head + 1), entry_writes, witness_writes, held)
 
-    def repair(self, token: int, entries: Sequence[Message]) -> list[int]:
-        """See LogStore."""
+    def repair(self, token: int, entries: Sequence[Message], first_op: int) -> list[int]:
+        """See LogStore. first_op: the log begins with it after a restart too."""
         held: set[int] = set()
         entry_writes, witness_writes, cold = [], [], []
         ops: list[int] = []
 
-        def write(message: Message) -> bool:
+        def write(message: Message, spot: Spot | None = None) -> bool:
             """Whether its place is known."""
             header = message.header
             segment = self._segments.open_at(header.op)
-            spot = self._segments.cold.prove(header) if segment is None else self._place_of_repair(segment, header)
+            if spot is None:
+                spot = self._segments.cold.prove(header) if segment is None else self._place_of_repair(segment, header)
             if spot is None:
                 return False
             self._submissions.hold(spot.number, held)
@@ -109,9 +110,15 @@ class JournalWriter:
         # Each stands behind the one below it, or, where that is not known, before the one above.
         unplaced = [message for message in entries if not write(message)]
         unplaced = [message for message in reversed(unplaced) if not write(message)]
+        unplaced.reverse()
+        if unplaced and unplaced[0].header.op == first_op:
+            spot = self._segments.cold.begin_anew([message.header for message in unplaced])
+            if spot is not None:
+                write(unplaced[0], spot)
+                unplaced = [message for message in unplaced[1:] if not write(message)]
         if ops:
             self._write(token, ops, entry_writes, witness_writes, held, cold)
-        return [message.header.op for message in reversed(unplaced)]
+        return [message.header.op for message in unplaced]
 
     def _place_of_repair(self, segment: OpenSegment, header: Header) -> Spot | None:
         at = header.op - segment.base

@@ -251,7 +251,7 @@ class Store:
         self._space.measure()
 
     def repair(self, token: int, entries: Sequence[Message]) -> list[int]:
-        return self._writer.repair(token, entries)
+        return self._writer.repair(token, entries, self.checkpoint.first_op)
 
     @property
     def room(self) -> Room:

@@ -618,6 +618,42 @@ def test_repairs_that_come_together_are_placed_from_both_sides(log: Log) -> None
     assert [message.header.op for op in ops if (message := store.read(op)) is not None] == ops
 
 
+@pytest.mark.parametrize("is_last_of_a_segment", [False, True])
+def test_the_first_entries_of_a_trimmed_log_need_no_proof_of_their_place(log: Log, is_last_of_a_segment: bool) -> None:
+    """When they come together and are all there is before a segment: what else stood there is needed by nobody. They
+    fill a segment, or the log begins with the last entry of one."""
+    number = 4
+    below, ops = log.ops_of(number - 1), list(log.ops_of(number))
+    if is_last_of_a_segment:
+        number, ops, below = number - 1, [below[-1]], below[:-1]
+    store, disk, clock = damage_store(log, {below[-1], *ops})
+    for gone in {number - 1, number}:
+        disk.files.durable[witness_name(gone)][:] = b"\xff" * witness_bytes(log.kit.segment)
+    store._segments.cold._sectors.clear()
+    store._segments.cold._starts.clear()
+    first = log.entries[ops[0] - 1].header
+    assert store.repair(1, [log.entries[op - 1] for op in ops]) == ops, "what is below may still be needed"
+    mark = store.mark(log.entries[-1].header.op)
+    assert mark is not None
+    store.write_checkpoint(mark, 1, b"", b"state")
+    store.trim(first.op, first.position)
+    assert store.repair(2, [log.entries[op - 1] for op in ops]) == ops, "a restart would need it again"
+    while store.first_op != first.op or not store.is_checkpoint_idle:
+        clock[0] += 10
+        assert store.completions() == []
+    assert store.repair(3, [log.entries[op - 1] for op in ops[:-1]]) == ops[:-1], "they are not all"
+    assert store.repair(4, [log.entries[op - 1] for op in ops]) == []
+    clock[0] += 1000
+    assert store.completions() == [4]
+    assert not store.faulty
+    reopened = Store(disk, make_header)
+    reopened.recover()
+    for opened in (store, reopened):
+        for message in log.entries[first.op - 1 :]:
+            assert opened.read(message.header.op).body == message.body  # type: ignore[union-attr]
+        assert not opened.faulty
+
+
 def test_a_repair_without_a_certain_place_changes_nothing_and_is_said(log: Log) -> None:
     first, second, third, fourth = ops_of_one_sector(log)[1:5]
     store, disk, clock = damage_store(log, {first, second, third, fourth})
