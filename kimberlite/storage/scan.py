@@ -97,7 +97,7 @@ class _Walk:
     segment_bytes: int
     start: Checkpoint
     segments: list[Segment]  # from that of the checkpoint's entry on
-    identities: dict[int, Header] = field(default_factory=dict)  # base < op <= suffix_head
+    identities: dict[int, Header] = field(default_factory=dict)  # those that are known up to suffix_head
     witnessed: int = 0  # highest op that was ever witnessed and is not void
     bases: dict[int, int] = field(default_factory=dict)  # segment -> op of its first entry, from its witnesses
     proven: set[Checksum] = field(default_factory=set)  # identities of the suffix that a witness proves
@@ -187,8 +187,9 @@ class _Walk:
     # Identities
 
     def prepare(self) -> None:
-        """Find the canonical headers between base and suffix_head: backward from the suffix."""
-        state = self.state
+        """Find the canonical headers up to suffix_head, backward from the suffix: down to the base, and some below it,
+        where a write that was lost may have left an entry or a witness of an older log."""
+        state, low = self.state, max(self.start.op, self.settled_base - HOT_OPS)
         for header in state.suffix:
             self.identities[header.op] = header
         suffix = {header.checksum for header in state.suffix}
@@ -209,7 +210,7 @@ class _Walk:
                 if header.checksum in suffix:
                     self.proven.add(header.checksum)
                 self.commit = max(self.commit, header.commit)
-                if self.settled_base < header.op < state.suffix[0].op:
+                if low < header.op < state.suffix[0].op:
                     by_checksum[header.checksum] = header
                 if header.view == state.log_view:
                     self.witnessed = max(self.witnessed, header.op)
@@ -217,7 +218,7 @@ class _Walk:
         self.commit = max(self.commit, state.commit, self.start.op)
         scanned = False
         current = state.suffix[0]
-        while current.op - 1 > self.settled_base:
+        while current.op - 1 > low:
             before = by_checksum.get(current.parent)
             if before is None and not scanned:
                 scanned = True
@@ -239,14 +240,14 @@ class _Walk:
         """Whether `header` may be the canonical entry of `op`, after `before` (None: unknown)."""
         if header.op != op:
             return False
+        expected = self.identities.get(op)
+        if expected is not None:
+            return expected.checksum == header.checksum
         chained = before is None or header.parent == before.checksum
         if op <= self.settled_base:
             return chained
-        if op <= self.state.suffix_head:
-            expected = self.identities.get(op)
-            if expected is None:  # a candidate, if it continues what stands before it
-                return before is not None and chained
-            return expected.checksum == header.checksum
+        if op <= self.state.suffix_head:  # a candidate, if it continues what stands before it
+            return before is not None and chained
         return chained and header.view == self.state.log_view
 
     # Evidence
@@ -325,7 +326,7 @@ class _Walk:
     def is_hot(self, found: _Found, op: int) -> bool:
         return found.segment > self.used - HOT_SEGMENTS or op > self.commit - HOT_OPS
 
-    def judge(self, found: _Found, op: int) -> Decision:
+    def judge(self, found: _Found, op: int, before: Header | None = None) -> Decision:
         """What the evidence means; reads the entry when the op is hot."""
         if found.entry is None:
             if not self.is_hot(found, op) and not self.is_hole(op):
@@ -335,6 +336,8 @@ class _Walk:
             if message is not None and found.header is not None:
                 same = message.header.checksum == found.header.checksum
                 found.entry = Entry.GOOD if same else Entry.OTHER
+                if not same and self.acceptable(message.header, op, before):
+                    found.header = None  # one is of an older log, and what was to come over it was lost: but which?
         if self.is_hole(op):
             place = Place.HOLE
         elif found.header is not None:
@@ -350,8 +353,9 @@ class _Walk:
         return self.settled_base < op <= self.state.suffix_head and op not in self.identities
 
     def is_doubted(self, op: int, header: Header) -> bool:
-        """Whether this replica may have acknowledged an entry that its place does not prove."""
-        return op <= self.state.doubt or header.checksum in self.proven
+        """Whether this replica may have acknowledged an entry that its place does not prove. At or below the base it
+        had the entry, though a disk that loses writes without a trace may show neither it nor its witness."""
+        return op <= max(self.state.doubt, self.settled_base) or header.checksum in self.proven
 
     def without_place(self, first: int, at: int, index: int) -> list[RecoveredEntry]:
         """What is known of the ops from `first` on, whose place in the journal is lost: it would be at
@@ -366,7 +370,7 @@ class _Walk:
             header = self.identities.get(op)
             if header is None:
                 kind = EntryState.ABSENT if self.is_hole(op) else EntryState.FAULTY
-            elif op < self.state.suffix[0].op:
+            elif self.settled_base < op < self.state.suffix[0].op:
                 kind = EntryState.ABSENT  # committed, and below all that a view change asks about
             else:
                 doubted = self.is_damaged or self.is_doubted(op, header)
@@ -405,7 +409,7 @@ def scan(disk: Disk, state: ViewState, segment_bytes: int, start: Checkpoint) ->
         contents = walk.thaw(at)
         end = contents.end()
         found = walk.look(op, before, at, index, end)
-        decision = walk.judge(found, op)
+        decision = walk.judge(found, op, before)
         if decision in (Decision.END, Decision.TORN):
             torn = int(decision is Decision.TORN)
             break

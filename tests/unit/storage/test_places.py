@@ -338,6 +338,48 @@ def test_a_witness_sector_that_was_written_over_proves_of_no_entry_that_it_was_n
         assert (again.settled, again.head) == (recovered.settled, recovered.head)
 
 
+def test_nothing_at_or_below_the_base_was_never_written(kit: Any, bench: Any) -> None:
+    """A disk has lost the last entries and their witnesses without a trace; the base says that they were there."""
+    log = kit.chain([WHOLE] * 6)
+    bench.append(log)
+    bench.promise(ViewState(view=1, log_view=1, commit=6, base=6, suffix_head=6, suffix=(log[5].header,)))
+    bench.files.durable[journal_name(0)][4 * SECTOR :] = bytes(len(bench.files.durable[journal_name(0)]) - 4 * SECTOR)
+    witness = bench.files.durable[witness_name(0)]
+    witness[4 * RECORD_BYTES :] = bytes(len(witness) - 4 * RECORD_BYTES)
+    for _ in range(2):
+        recovered = kit.open(bench.files).recovered
+        assert states(recovered) == {5: (EntryState.FAULTY, False), 6: (EntryState.FAULTY, True)}
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        (witness_name, {}),
+        (journal_name, {4: (EntryState.FAULTY, True), 5: (EntryState.FAULTY, True), 6: (EntryState.FAULTY, True)}),
+    ],
+)
+def test_what_a_lost_write_has_left_of_an_older_log_is_told_by_the_chain(
+    kit: Any, bench: Any, lost: Any, expected: dict[int, tuple[EntryState, bool]]
+) -> None:
+    """View 1 wrote ops 4 to 6 over those of view 0, all are committed now, and the disk has not done some of that: the
+    old op 4 continues op 3 as the new one does."""
+    old = kit.chain([WHOLE] * 6)
+    bench.append(old)
+    stale = {name: bytes(bench.files.durable[name]) for name in (journal_name(0), witness_name(0))}
+    new = kit.chain([WHOLE] * 3, after=old[2].header, view=1, salt=7)
+    bench.promise(ViewState(view=1, log_view=1, base=3, suffix_head=3, suffix=(old[2].header,)))
+    bench.store.truncate(3)
+    bench.append(new)
+    head = new[-1].header
+    bench.promise(ViewState(view=2, log_view=2, commit=6, base=6, suffix_head=6, suffix=(head,)))
+    image = kit.copied(bench.files)
+    image.durable[lost(0)][:] = stale[lost(0)]
+    again = kit.open(image)
+    assert states(again.recovered) == expected
+    if not expected:
+        assert again.recovered.settled_header == head
+
+
 def test_rooted_reaches_over_damage_whose_place_is_known(kit: Any, bench: Any) -> None:
     log = kit.chain([WHOLE] * 9)
     bench.append(log)

@@ -309,6 +309,17 @@ def test_a_conflict_about_what_the_others_have_trimmed_is_refuted_by_what_follow
     goes_on(cluster)
 
 
+def test_a_conflict_about_the_last_op_of_a_log_that_starts_again_is_refuted(cluster: Cluster) -> None:
+    """Nothing below it is in memory: that the primary says the same suffices."""
+    _, backup, _ = roles(cluster)
+    for op in range(4):
+        del backup.core.log.headers[op]
+    send(cluster, backup, forged_beat(backup, 4))
+    assert backup.core.conflict is not None
+    cluster.run(400, lambda: backup.core.conflict is None)
+    goes_on(cluster)
+
+
 def test_headers_that_nobody_asked_for_neither_confirm_nor_refute_it(cluster: Cluster) -> None:
     primary, backup, other = roles(cluster)
     cluster.lost = lambda source, target, message: True
