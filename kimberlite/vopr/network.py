@@ -103,8 +103,8 @@ class SimNetwork:
         damaged[at // 8] ^= 1 << (at % 8)
         return bytes(damaged)
 
-    def launch(self, source: Address, destination: Address, data: bytes) -> None:
-        """Put bytes on a link; they arrive after its delay."""
+    def launch(self, source: Address, destination: Address, data: bytes, at_once: bool = False) -> None:
+        """Put bytes on a link; they arrive after its delay. At once: what is wrong now might be right by then."""
         random, plan = self._random, self._plan
         delay = plan.latency_ns // 2 + below(random, plan.latency_ns)
         if self.distance:
@@ -115,7 +115,7 @@ class SimNetwork:
         if self.clogs:
             begins = max(begins, self.clogs.get((source, destination), 0))
         self.in_flight += 1
-        self._schedule(begins + delay, self._arrive, source, destination, data)
+        self._schedule(self._now() if at_once else begins + delay, self._arrive, source, destination, data)
 
     def _arrive(self, source: Address, destination: Address, data: bytes) -> None:
         self.in_flight -= 1

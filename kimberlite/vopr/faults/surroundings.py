@@ -125,7 +125,8 @@ def _hostile(world: World, argument: int) -> Action | None:
 
 @kind(share=SELDOM)
 def _hostile_client(world: World, argument: int) -> Action | None:
-    """Requests under the name of a client that it never makes."""
+    """Requests under the name of a client that it never makes. They arrive at once: after the client's next one the
+    number behind that would be the right one, and what has name, session and number of a client is the client's."""
     random = Random(argument)
     leading = [
         node for node in world.nodes if node.up and (role := node.driver.core.leading) is not None and role.ready
@@ -141,6 +142,7 @@ def _hostile_client(world: World, argument: int) -> Action | None:
 
     def launch() -> None:
         for message in hostile.requests(random, known):
-            world.network.launch(client.name, core.state.index, message.header.raw + bytes(message.body))
+            data = message.header.raw + bytes(message.body)
+            world.network.launch(client.name, core.state.index, data, at_once=True)
 
     return launch

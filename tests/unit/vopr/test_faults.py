@@ -259,6 +259,15 @@ def test_what_no_client_asks_for_is_not_executed() -> None:
     assert b"forged" not in world.checkers.log
 
 
+def test_what_no_client_asks_for_arrives_before_the_client_goes_on() -> None:
+    """Later its number might be the next one of that client, and nothing would tell it from a request of the client."""
+    world = busy()
+    before = world.network.received
+    assert counted(world, "hostile_client", 0)
+    world.run_until(world.now, lambda: False)
+    assert world.network.received == before + 1
+
+
 def test_the_beginning_of_a_segment_is_damaged_before_a_trim() -> None:
     plan = replace(CALM, client_count=4, segment_bytes=64 << 10, event_bytes=9000, requests=300, checkpoint_ops=4)
     world = World(plan, faults=())
