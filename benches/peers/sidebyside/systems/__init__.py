@@ -1,0 +1,1 @@
+"""One module a system. `bench(args, results)` measures one; it raises Skip when the system is not here."""
