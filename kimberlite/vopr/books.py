@@ -19,6 +19,8 @@ from kimberlite.vsr.state import State
 from kimberlite.vsr.timers import Timer
 from kimberlite.vsr.work import Append
 
+_ATTRIBUTES: dict[type, tuple[str, ...]] = {}  # of classes that were looked at
+
 
 def check(core: Replica) -> None:
     """Raises Violation at the first thing that is wrong."""
@@ -76,11 +78,19 @@ def _of_timers(core: Replica) -> Iterator[str]:
     if due is not None and due <= s.now:
         return
     for owner in (s.role, s, s.repairs):
-        for kind in type(owner).__mro__:
-            for name in getattr(kind, "__slots__", ()):
-                timer = getattr(owner, name, None)
-                if isinstance(timer, Timer) and timer.deadline is not None and (due is None or timer.deadline < due):
-                    yield f"{name} of {type(owner).__name__} ends at {timer.deadline}, nothing is said to before {due}"
+        for name in _attributes(type(owner)):
+            timer = getattr(owner, name, None)
+            if isinstance(timer, Timer) and timer.deadline is not None and (due is None or timer.deadline < due):
+                yield f"{name} of {type(owner).__name__} ends at {timer.deadline}, nothing is said to before {due}"
+
+
+def _attributes(kind: type) -> tuple[str, ...]:
+    """All that instances of a class may have."""
+    known = _ATTRIBUTES.get(kind)
+    if known is None:
+        names = (name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))
+        known = _ATTRIBUTES[kind] = tuple(names)
+    return known
 
 
 def _of_primary(s: State, leading: Leading) -> Iterator[str]:

@@ -308,7 +308,7 @@ class Checkers:
         commit = state.commit_max
         if not log.durable <= log.linked <= log.op:
             raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
-        self.check_journal(replica, log, log.first_op, None if core.is_writing else node.store.head)
+        self.check_journal(replica, log, log.first_op, None if state.outbox.owed else node.store.head)
         view, asked = self.asked.get(replica, NEVER_ASKED)
         if view != state.view or asked or state.repairs.requests or self.expired:
             self._check_asked(state)
@@ -323,14 +323,15 @@ class Checkers:
                 f"{promises.checkpoint_op}, commit {commit}",
             )
         floor = self.commit_floor.get(replica, 0)
-        if commit < floor:
-            raise Violation("I3 monotone commit", f"replica {replica}: commit {commit} after {floor}")
-        if commit > self.decided:
-            raise Violation(
-                "I8 founded commits",
-                f"replica {replica} takes op {commit} for committed, no primary counted above {self.decided}",
-            )
-        self.commit_floor[replica] = commit
+        if commit != floor:
+            if commit < floor:
+                raise Violation("I3 monotone commit", f"replica {replica}: commit {commit} after {floor}")
+            if commit > self.decided:
+                raise Violation(
+                    "I8 founded commits",
+                    f"replica {replica} takes op {commit} for committed, no primary counted above {self.decided}",
+                )
+            self.commit_floor[replica] = commit
         if state.log_view > state.view:
             raise Violation(
                 "I4 monotone views", f"replica {replica}: log_view {state.log_view} above view {state.view}"

@@ -15,6 +15,7 @@ from kimberlite.client.session import Session
 from kimberlite.errors import CorruptEntryError, OutcomeUnknownError, PositionError
 from kimberlite.types import Message
 from kimberlite.vopr.checkers import Acknowledged, Violation
+from kimberlite.vopr.draws import below, one_of
 from kimberlite.vopr.plan import MS
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class SimClient:
         random = world.workload
         stem = b"%d-%d-" % (self.index, number)
         size = world.plan.event_bytes
-        count = min(random.choice((1, 1, 2, 7)), max((world.plan.prepare_bytes_max - AROUND_BYTES) // size, 1))
-        events = tuple(stem + b"%d-" % i + b"x" * random.randrange(size) for i in range(count))
+        count = min(one_of(random, (1, 1, 2, 7)), max((world.plan.prepare_bytes_max - AROUND_BYTES) // size, 1))
+        events = tuple(stem + b"%d-" % i + b"x" * below(random, size) for i in range(count))
         record = Acknowledged(self.index, number, events, world.now)
         self.history.append(record)
         handle = self.session.append(events, world.now, world.now + APPEND_DEADLINE_NS)
@@ -122,7 +123,7 @@ class SimClient:
 
     @property
     def busy(self) -> bool:
-        return self.quota > 0 or bool(self.waiting) or not self.session.idle
+        return True if self.quota > 0 or self.waiting else not self.session.idle
 
     def is_answered(self, since: int, may_refuse: bool = False) -> bool:
         """Whether something that it asked for since then was acknowledged, or refused with the reason."""
@@ -166,12 +167,12 @@ class SimReader:
         world, random = self._world, self._random
         if not world.network.faults_on:
             return
-        world.at(world.now + random.randrange(READ_GAP_NS), self.step)
-        node = random.choice(world.nodes)
+        world.at(world.now + below(random, READ_GAP_NS), self.step)
+        node = one_of(random, world.nodes)
         follows = random.random() < 0.7
-        position = self._position if follows else random.randrange(len(world.checkers.log) + 1)
-        limits = random.choice(READ_EVENTS_MAX), random.choice(READ_BYTES_MAX)
-        world.act(node.index, node.life, lambda: self._read(node, position, limits, follows))
+        position = self._position if follows else below(random, len(world.checkers.log) + 1)
+        limits = one_of(random, READ_EVENTS_MAX), one_of(random, READ_BYTES_MAX)
+        world.act(node.index, node.life, self._read, node, position, limits, follows)
 
     def _read(self, node: SimNode, position: int, limits: tuple[int, int], follows: bool) -> None:
         world = self._world

@@ -1,8 +1,9 @@
 """I17: how much a replica may hold at every step, what must be left of it at rest, and what replicas may say then.
 
 `NAMES`, `held` and `limits` are three columns of one table: what a queue or table is called, how much is in it, and the
-most that the configuration allows. Comparing them costs some twenty lengths a step; the bodies of entries, which have
-to be added up, are weighed now and then.
+most that the configuration allows. `fits` compares them at every step, and makes nothing on the way; what it does not
+find within its bound is looked at closely (`check_held`). The bodies of entries, which have to be added up, are weighed
+now and then.
 
 Looks into the core and the store, and changes nothing. May import: types, storage, vsr.
 """
@@ -102,6 +103,46 @@ def held(core: Replica, store: Store, disk: SimDisk) -> tuple[int, ...]:
         len(store._segments.spare),
         len(store._segments.open),
     )
+
+
+def fits(core: Replica, store: Store, disk: SimDisk, most: tuple[int, ...]) -> bool:
+    """Whether there is no more of each of NAMES than `most`, what `limits` allows. Among the writes that a disk has not
+    done are those that nobody asked for, and which `held` leaves out: so it may say no where all is well."""
+    (
+        queue, queue_bytes, waiting, in_flight, pipeline, committing, early, headers_requests, headers_overdue,
+        requests, votes, evidence, sessions, headers, bodies, entered, owed, writes, writing, faulty, spare, opened,
+    ) = most  # fmt: skip
+    state = core.state
+    log, scope, repairs, role = state.log, state.scope, state.repairs, state.role
+    if not (
+        len(log.headers) <= headers
+        and len(log.bodies) <= bodies
+        and len(scope.entered) <= entered
+        and len(state.outbox.owed) <= owed
+        and len(disk._queue) <= writes
+        and len(store._writer.in_flight) <= writing
+        and len(repairs.requests) <= requests
+        and len(repairs.early) <= early
+        and len(scope.headers_requests) <= headers_requests
+        and len(scope.headers_overdue) <= headers_overdue
+        and len(role.votes.at) <= votes
+        and len(state.sessions._table) <= sessions
+        and len(log.faulty) + len(store._faulty.ops) <= faulty
+        and len(store._segments.spare) <= spare
+        and len(store._segments.open) <= opened
+    ):
+        return False
+    if isinstance(role, Leading):
+        asked = role.requests
+        return (
+            len(asked.queue) <= queue
+            and asked.bytes <= queue_bytes
+            and len(asked.waiting) <= waiting
+            and len(asked.in_flight) <= in_flight
+            and len(role.pipeline) <= pipeline
+            and len(role.committing) <= committing
+        )
+    return not isinstance(role, ChangingView) or len(role.evidence) <= evidence
 
 
 def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:

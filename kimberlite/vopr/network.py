@@ -13,7 +13,8 @@ from random import Random
 from kimberlite._fast import framing
 from kimberlite.errors import FrameError
 from kimberlite.types import Message
-from kimberlite.vopr.plan import MS, Plan, below
+from kimberlite.vopr.draws import below
+from kimberlite.vopr.plan import MS, Plan
 
 FRAME_MAX = 4 << 20
 KEPT = 128  # old frames that may arrive again
@@ -53,35 +54,42 @@ class SimNetwork:
 
     def send(self, source: Address, destination: Address, message: Message) -> None:
         self.sent += 1
-        random, plan = self._random, self._plan
+        random, plan, faults_on = self._random.random, self._plan, self.faults_on
         if (self.cuts or self.silenced or self.muted or self.lossy) and self._is_lost(source, destination, message):
             self.dropped += 1
             return
+        if not faults_on:
+            self.launch(source, destination, b"".join((message.header.raw, message.body)))
+            return
         among_replicas = type(source) is int and type(destination) is int
         copies = 1
-        if self.faults_on:
-            if random.random() < plan.loss:
-                self.dropped += 1
-                return
-            # A client's connection carries what was sent once at most once.
-            if among_replicas and random.random() < plan.duplication:
-                copies = 2
-                self.sent += 1
+        if random() < plan.loss:
+            self.dropped += 1
+            return
+        # A client's connection carries what was sent once at most once.
+        if among_replicas and random() < plan.duplication:
+            copies = 2
+            self.sent += 1
         data = b"".join((message.header.raw, message.body))
-        if self.faults_on and among_replicas:
-            if self.sent % KEEP_EVERY == 0:
-                self.kept.append((source, destination, data))
-            if plan.replay and self.kept and random.random() < plan.replay:
-                self.sent += 1
-                old_source, old_destination, old_data = self.kept[random.randrange(len(self.kept))]
-                if random.random() < STRAY:  # what another replica was sent: an address changed hands
-                    old_destination = random.randrange(plan.replica_count)
-                self.launch(old_source, old_destination, old_data)
+        if among_replicas:
+            self._replay(source, destination, data)
         for _ in range(copies):
             damaged = data
-            if self.faults_on and plan.corruption and random.random() < plan.corruption:
+            if plan.corruption and random() < plan.corruption:
                 damaged = self._flip(data)
             self.launch(source, destination, damaged)
+
+    def _replay(self, source: Address, destination: Address, data: bytes) -> None:
+        """Keep a frame that replicas send each other, now and then, and send one of those that were kept."""
+        random, plan = self._random, self._plan
+        if self.sent % KEEP_EVERY == 0:
+            self.kept.append((source, destination, data))
+        if plan.replay and self.kept and random.random() < plan.replay:
+            self.sent += 1
+            old_source, old_destination, old_data = self.kept[random.randrange(len(self.kept))]
+            if random.random() < STRAY:  # what another replica was sent: an address changed hands
+                old_destination = random.randrange(plan.replica_count)
+            self.launch(old_source, old_destination, old_data)
 
     def _is_lost(self, source: Address, destination: Address, message: Message) -> bool:
         """Whether something that lasts a while keeps a message from its link."""

@@ -20,15 +20,16 @@ from kimberlite.types import Command, Message
 from kimberlite.vopr import claims, upkeep
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
+from kimberlite.vopr.draws import below
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
-from kimberlite.vopr.plan import EPOCH_NS, MS, below
+from kimberlite.vopr.plan import EPOCH_NS, MS
 from kimberlite.vopr.questions import ASKING
 from kimberlite.vsr.config import CoreConfig, Timing
 
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
 
-START_VIEW, REPLY = Command.START_VIEW, Command.REPLY
+START_VIEW, PREPARE_OK, REPLY = Command.START_VIEW, Command.PREPARE_OK, Command.REPLY
 TICK_NS = 10 * MS
 SCRUB_INTERVALS_NS = (100 * MS, 1000 * MS, 5000 * MS)
 
@@ -182,16 +183,17 @@ class _Port:
 
     def send(self, replica: int, message: Message) -> None:
         world, index, header = self._world, self._index, message.header
+        command = header.command
         world.checkers.on_send(world, index, message)
-        if header.command in ASKING:
+        if command in ASKING:
             world.checkers.on_ask(world, index, replica, header)
             world.questions.on_send(world.now, index, replica, header)
-        elif header.command == START_VIEW:
+        elif command == START_VIEW:
             world.leads.on_send(world, index, replica, header)
-        elif header.command == Command.PREPARE_OK:
+        elif command == PREPARE_OK:
             claims.check(world.nodes[index].driver.core.state, header)
         if world.idle_frames is not None:
-            world.idle_frames[index, replica, header.command] += 1
+            world.idle_frames[index, replica, command] += 1
         world.network.send(index, replica, message)
 
     def refuse(self, message: Message) -> None:

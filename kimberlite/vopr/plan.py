@@ -36,15 +36,6 @@ def streams(seed: int) -> tuple[Random, Random, Random]:
     return Random(f"schedule {seed}"), Random(f"faults {seed}"), Random(f"workload {seed}")
 
 
-def below(random: Random, bound: int) -> int:
-    """random.randrange(bound), for a bound above 0: the same draw in half of the time."""
-    bits = bound.bit_length()
-    number = random.getrandbits(bits)
-    while number >= bound:
-        number = random.getrandbits(bits)
-    return number
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The parameters of one run. Probabilities are per message or per fault step."""

@@ -25,6 +25,7 @@ from kimberlite.errors import KimberliteError, WriteFailedError
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.clock import JUMP_NS
 from kimberlite.node.driver import requests_of
+from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Bytes, Message
 from kimberlite.vopr.checkers import (
     Checkers,
@@ -50,6 +51,7 @@ GC_OBJECTS = 20_000  # made and not freed, between two collections
 LOOK_NS = 1 * MS  # between two looks whether a phase is done
 SAFETY_NS_MAX = 120_000 * MS
 SERVE_DELAY_NS = 20_000
+UNREAD = (-1, Promises())  # no version has that number
 FAULT_ORDER = -(1 << 62)  # faults come before anything else of the same instant
 
 
@@ -86,7 +88,7 @@ class World:
         self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
         self._fault_sequence = FAULT_ORDER
-        self._promises: dict[int, tuple[int, Promises]] = {}
+        self._promises: dict[int, tuple[int, Promises]] = {}  # replica -> what its superblock said in that version
         # Silent damage strikes one replica only, so that a good copy of everything remains; checks that
         # look at a disk take this replica's word while damage is about.
         self.rot_victim = self.faults.randrange(plan.replica_count) if plan.replica_count >= 3 else None
@@ -135,7 +137,7 @@ class World:
 
     def run_until(self, deadline: int, done: Callable[[], bool]) -> bool:
         """Run events until `done` or the deadline; whether it is done."""
-        queue = self._queue
+        queue, pop = self._queue, heapq.heappop
         look_at = self.now + LOOK_NS  # at instants that do not depend on what is in the queue
         while queue and (when := queue[0][0]) <= deadline:
             if when > look_at:
@@ -143,7 +145,7 @@ class World:
                     self.now = look_at
                     return True
                 look_at += (when - look_at + LOOK_NS - 1) // LOOK_NS * LOOK_NS
-            self.now, _, action, arguments = heapq.heappop(queue)
+            self.now, _, action, arguments = pop(queue)
             action(*arguments)
         self.now = max(self.now, deadline)
         return done()
@@ -181,8 +183,9 @@ class World:
             self._spring(node)
         if self.slow_nodes:
             self._be_busy(node, self.slow_nodes.get(node.index, 0))
-        if node.disk.device.waited_ns:
-            self._be_busy(node, node.disk.device.waited_ns)
+        waited = node.disk.device.waited_ns
+        if waited:
+            self._be_busy(node, waited)
 
     def _spring(self, node: SimNode) -> None:
         waiting, self.ambushes = self.ambushes, []
@@ -267,18 +270,18 @@ class World:
 
     def is_client_busy(self) -> bool:
         """Whether any client waits for anything. Asked for every millisecond: who was found waiting is asked first."""
-        if not self.clients[self._waiting].busy:
-            self._waiting = next((client.index for client in self.clients if client.busy), 0)
+        if self.clients[self._waiting].busy:
+            return True
+        self._waiting = next((client.index for client in self.clients if client.busy), 0)
         return self.clients[self._waiting].busy
 
     def promises(self, index: int) -> Promises:
         """What the superblock on that replica's disk says now."""
         files = self.files[index]
-        version = files.versions.get("superblock", 0)
-        cached = self._promises.get(index)
-        if cached is None or cached[0] != version:
-            cached = self._promises[index] = (version, durable_promises(files))
-        return cached[1]
+        version, promises = self._promises.get(index, UNREAD)
+        if version != files.versions.get(SUPERBLOCK, 0):
+            version, promises = self._promises[index] = files.versions.get(SUPERBLOCK, 0), durable_promises(files)
+        return promises
 
     # Faults
 

@@ -420,3 +420,17 @@ def test_entries_that_a_view_change_made_void_do_not_count(finished: World) -> N
     assert not Promises(log_view=log_view, suffix_head=head, suffix={entry.op: entry.checksum}).is_void(entry)
     assert Promises(log_view=log_view, suffix_head=head, suffix={entry.op: other.checksum}).is_void(entry)
     assert not Promises(log_view=log_view, suffix_head=head, suffix={other.op: other.checksum}).is_void(entry)
+
+
+def test_what_is_looked_at_in_every_step_is_all_that_has_a_bound(world: World) -> None:
+    """`fits` is the quick form of `held` and `check_held`: each of NAMES that is above its bound is found by it."""
+    follower = next(node for node in world.nodes if node.driver.core.leading is None)
+    for node in (leader(world), follower):
+        core = node.driver.core
+        there = limits.held(core, node.store, node.disk)
+        assert limits.fits(core, node.store, node.disk, there)
+        for number, name in enumerate(limits.NAMES):
+            most = (*there[:number], there[number] - 1, *there[number + 1 :])
+            is_led = number < len(limits.NOTHING_LED)
+            is_looked_at = name != "evidence" and (not is_led or core.leading is not None)
+            assert limits.fits(core, node.store, node.disk, most) is not is_looked_at, name
