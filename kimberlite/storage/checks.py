@@ -88,7 +88,7 @@ class Checks:
 
     def superblock(self, block: SuperblockFile, copy: int) -> Checked:
         """Read a copy of the superblock; one that is not as it should be is written again."""
-        if block.last is not block.current and block.last.sequence != block.current.sequence:
+        if not block.is_settled:
             return Checked()  # they are being written
         if block.is_good(copy):
             return Checked(superblock.COPY_BYTES)

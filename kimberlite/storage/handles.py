@@ -31,10 +31,10 @@ class Handles:
         self._held: Counter[int] = Counter()
 
     def journal(self, number: int) -> int:
-        return self._handle(journal_name(number), number)
+        return self._handle(journal_name(number))
 
     def witness(self, number: int) -> int:
-        return self._handle(witness_name(number), number)
+        return self._handle(witness_name(number))
 
     def adopt(self, number: int, journal: int | None, witness: int | None) -> None:
         """Take over handles that were opened elsewhere."""
@@ -65,7 +65,7 @@ class Handles:
             if handle is not None:
                 self._disk.release(handle)
 
-    def _handle(self, name: str, number: int) -> int:
+    def _handle(self, name: str) -> int:
         handle = self._open.get(name)
         if handle is None:
             handle = self._open_file(name)

@@ -54,6 +54,18 @@ _DISTANCE_MAX = 2**32 - 1
 
 
 @dataclass(slots=True)
+class _Run:
+    """Ops that are in one segment: from `base` up to, not including, `end`."""
+
+    base: int
+    end: int
+    number: int
+
+
+NOWHERE = _Run(0, 0, 0)
+
+
+@dataclass(slots=True)
 class _Index:
     start: Start
     count: int  # entries
@@ -86,6 +98,7 @@ class ColdSegments:
         self._sectors: OrderedDict[tuple[int, int], bytearray] = OrderedDict()
         self._under_way: Counter[tuple[int, int]] = Counter()  # writes of a sector
         self._apart: dict[int, Apart] = {}  # of segments that have any
+        self._last = NOWHERE  # found last by `segment_of`, until a beginning is another
 
     # What there is
 
@@ -93,7 +106,7 @@ class ColdSegments:
         """The lowest segment is `number`; `start` where its own files say nothing."""
         for gone in range(self.first, min(number, self._end)):
             self.forget(gone)
-        self.first = number
+        self.first, self._last = number, NOWHERE
         if start is not None:
             self._first_start = start
 
@@ -101,7 +114,7 @@ class ColdSegments:
         """Segments below `number` are cold; that one begins at `start`."""
         for gone in range(number, self._end):
             self.forget(gone)
-        self._end, self._end_start = number, start
+        self._end, self._end_start, self._last = number, start, NOWHERE
 
     def take_over(self, number: int, start: Start | None, apart: Apart) -> None:
         """A segment that is no longer written: where it begins, if that is known, and what its files do not
@@ -112,6 +125,7 @@ class ColdSegments:
             self._apart[number] = apart
 
     def _learn(self, number: int, start: Start) -> None:
+        self._last = NOWHERE
         self._starts[number] = start
         self._starts.move_to_end(number)
         if len(self._starts) > STARTS_MAX:
@@ -119,6 +133,7 @@ class ColdSegments:
 
     def forget(self, number: int) -> None:
         """A segment will be written again, or is gone."""
+        self._last = NOWHERE
         self._starts.pop(number, None)
         self._apart.pop(number, None)
         index = self._indexes.pop(number, None)
@@ -186,6 +201,8 @@ class ColdSegments:
 
     def segment_of(self, op: int) -> int:
         """The cold segment with `op`, which is above the first one's base and below the end's."""
+        if self._last.base <= op < self._last.end:
+            return self._last.number
         low, high = self.first, self._end - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -193,6 +210,9 @@ class ColdSegments:
                 low = middle
             else:
                 high = middle - 1
+        if low < self._end:
+            base, end = self.start(low).base, self.start(low + 1).base  # may learn a beginning: before `_last` is set
+            self._last = _Run(base, end, low)
         return low
 
     def _segment_at(self, position: int) -> int:

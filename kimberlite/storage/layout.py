@@ -33,7 +33,7 @@ class Layout:
     def __init__(self, title: str, rows: str) -> None:
         """rows: one field a line, as `name kind meaning`, where kind is u8 ... u64, bytes:N or zero:N."""
         self.title = title
-        fields, formats, offset = [], ["<"], 0
+        fields, formats, packed, offset = [], ["<"], ["<"], 0
         for row in rows.strip().splitlines():
             name, kind, meaning = row.split(maxsplit=2)
             kind, _, length = kind.partition(":")
@@ -41,17 +41,18 @@ class Layout:
             size = struct.calcsize("<" + code)
             fields.append(Field(name, offset, size, kind, meaning))
             formats.append(code)
+            packed.append(code.replace("s", "x") if kind == "zero" else code)
             offset += size
         self.fields = tuple(fields)
         self.size = offset
         self._struct = struct.Struct("".join(formats))
+        self._packed = struct.Struct("".join(packed))  # without what is reserved: that is made zero
         self._reserved = frozenset(field.name for field in fields if field.kind == "zero")
+        self._given = tuple(field.name for field in fields if field.kind != "zero")
 
     def pack(self, values: Mapping[str, int | bytes]) -> bytes:
         """The bytes of these values, one for every field that is not reserved."""
-        return self._struct.pack(
-            *(b"" if field.name in self._reserved else values[field.name] for field in self.fields)
-        )
+        return self._packed.pack(*[values[name] for name in self._given])
 
     def unpack(self, data: bytes | memoryview) -> dict[str, int | bytes] | None:
         """The values by name, from the first `size` bytes of data; None when a reserved byte is not zero."""

@@ -104,7 +104,7 @@ def format_store(
     if disk.exists(partial):
         disk.remove(partial)
     file = disk.create(partial, superblock.COPIES * superblock.COPY_BYTES)
-    disk.submit(1, superblock.phases(disk, file, block))
+    disk.submit(1, superblock.phases(disk, file, superblock.encode(block, 0)))
     disk.flush()
     disk.completions()
     disk.rename(partial, superblock.NAME)
@@ -232,7 +232,7 @@ class Store:
     @property
     def checkpoint_op(self) -> int:
         """Op of the checkpoint that a restart can begin with; 0 when there is none, or none that can be read."""
-        return 0 if self._checkpoints.is_lost else self.checkpoint.op
+        return 0 if self._checkpoints.is_lost else self._superblock.current.checkpoint.header.op
 
     @property
     def first_op(self) -> int:
@@ -283,7 +283,8 @@ class Store:
 
     def completions(self) -> list[int]:
         tokens = self._submissions.completions()
-        self._segments.leave()
+        if len(self._segments.open) > 1:
+            self._segments.leave()
         self._checkpoints.go_on()
         self._sweep()
         return tokens
@@ -311,9 +312,9 @@ class Store:
 
     def _sweep(self) -> None:
         """Let go of what nothing refers to any more, one segment and one file at a time."""
-        gone = self._segments.drop_first(self.checkpoint.first_segment)
-        if gone:
-            self._checkpoints.leave(gone)
+        first_segment = self._superblock.current.checkpoint.first_segment
+        if self._segments.cold.first < first_segment:
+            self._checkpoints.leave(self._segments.drop_first(first_segment))
         self._checkpoints.sweep()
 
     # Reading

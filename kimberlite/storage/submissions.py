@@ -49,10 +49,11 @@ class Submissions:
 
     def completions(self) -> list[int]:
         """The tokens of what has become durable, in order. Raises WriteFailedError."""
-        tokens = []
+        tokens: list[int] = []
         for disk_token in self._disk.completions():
             token, done, held = self._pending.pop(disk_token)
-            self._handles.let_go(held)
+            if held:
+                self._handles.let_go(held)
             if done is not None:
                 done()
             if token is not None:

@@ -210,10 +210,9 @@ def read_copies(disk: Disk, file: int) -> list[Superblock | None]:
     return copies
 
 
-def phases(disk: Disk, file: int, block: Superblock, copies: Iterable[int] = range(COPIES)) -> list[list[Write]]:
-    """The write of these copies, one after another."""
+def phases(disk: Disk, file: int, whole: bytes, copies: Iterable[int] = range(COPIES)) -> list[list[Write]]:
+    """The write of these copies, one after another. whole: what `encode` makes of one."""
     result = []
-    whole = encode(block, 0)
     for copy in copies:
         buffer = disk.aligned(COPY_BYTES)
         buffer[:] = whole
@@ -245,7 +244,7 @@ class SuperblockFile:
 
         Intact copies are left alone: there may be only two, and a crash must not tear one of them.
         """
-        return phases(self._disk, self._file, self.current, self._damaged)
+        return phases(self._disk, self._file, encode(self.current, 0), self._damaged) if self._damaged else []
 
     def is_good(self, copy: int) -> bool:
         """Whether a copy on the disk is what is in force. While an update is under way it need not be."""
@@ -261,7 +260,7 @@ class SuperblockFile:
 
     def rewrite(self, copy: int) -> list[list[Write]]:
         """The write of one copy of what is in force."""
-        return phases(self._disk, self._file, self.current, [copy])
+        return phases(self._disk, self._file, encode(self.current, 0), [copy])
 
     def update(
         self, state: ViewState | None = None, checkpoint: Checkpoint | None = None
@@ -298,13 +297,19 @@ class SuperblockFile:
         block = replace(
             last, state=state, checkpoint=checkpoint, sequence=last.sequence + 1, parent=last.checksum, checksum=ZERO16
         )
-        self._last = replace(block, checksum=encode(block, 0)[:16])
-        return self._last, phases(self._disk, self._file, self._last)
+        whole = encode(block, 0)
+        self._last = replace(block, checksum=whole[:16])
+        return self._last, phases(self._disk, self._file, whole)
 
     @property
     def last(self) -> Superblock:
         """What was handed to the disk last: `current` once all is durable."""
         return self._last
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing was handed to the disk that is not in force."""
+        return self._last is self.current or self._last.sequence == self.current.sequence
 
     def confirm(self, block: Superblock) -> None:
         """Read an update back when it is durable. Raises WriteFailedError below the write quorum."""

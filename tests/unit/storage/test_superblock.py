@@ -229,7 +229,7 @@ def test_opening_nothing_says_how_to_make_something() -> None:
 
 
 def test_r9_copies_are_written_one_after_another_to_sectors_of_their_own() -> None:
-    phases = superblock.phases(disk_of(formatted(OLD), Clock()), 0, OLD)
+    phases = superblock.phases(disk_of(formatted(OLD), Clock()), 0, superblock.encode(OLD, 0))
     assert [[write.offset for write in phase] for phase in phases] == [[copy * COPY_BYTES] for copy in range(COPIES)]
     assert all(len(write.buffer) == COPY_BYTES for phase in phases for write in phase)
 
