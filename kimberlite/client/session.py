@@ -53,6 +53,7 @@ from kimberlite.types import (
     reason_text,
 )
 
+HELLO, REPLY, REJECT = Command.HELLO, Command.REPLY, Command.REJECT
 MS = 1_000_000
 RETRY_FIRST_NS = 100 * MS  # until a round trip has been seen
 RETRY_MIN_NS = 50 * MS
@@ -248,16 +249,16 @@ class Session:
     def step(self, message: Message, now: int) -> None:
         """A frame from a replica. Anything that is not about the request in flight is ignored."""
         header = message.header
-        if header.command == Command.HELLO:
+        if header.command == HELLO:
             self._learn_view(header.view)
             return
         request = self._request
         if request is None or header.context != request.message.header.checksum:
             return
-        if header.command == Command.REPLY:
+        if header.command == REPLY:
             self._learn_view(header.view)
             self._on_reply(message, request, now)
-        elif header.command == Command.REJECT:
+        elif header.command == REJECT:
             self._on_reject(message, request, now)
 
     def tick(self, now: int) -> None:
@@ -293,8 +294,8 @@ class Session:
 
     def next_deadline(self) -> int | None:
         """When `tick` must be called; None when only another input can change anything."""
-        deadlines = [at for at in (self._expires_at, self._retry_at) if at is not None]
-        return min(deadlines) if deadlines else None
+        expires, again = self._expires_at, self._retry_at
+        return again if expires is None or (again is not None and again < expires) else expires
 
     def is_overdue(self, now: int) -> bool:
         """Whether `tick` would end an append for want of time."""

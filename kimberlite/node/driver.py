@@ -381,13 +381,14 @@ class Driver:
                 batches.append(Batch(request.body, request.events, position, header.op, header.timestamp))
                 position += request.events
         given = self.machine.apply(batches) if batches else ()
-        invariant(
-            len(given) == len(batches),
-            "the state machine gives one reply for each batch",
-            op=header.op,
-            batches=len(batches),
-            replies=len(given),
-        )
+        if len(given) != len(batches):
+            invariant(
+                False,
+                "the state machine gives one reply for each batch",
+                op=header.op,
+                batches=len(batches),
+                replies=len(given),
+            )
         replies = iter(given)
         results: list[Result] = []
         position = header.position
@@ -399,13 +400,14 @@ class Driver:
                 )
             )
             position += request.events
-        invariant(
-            position == header.position + header.count,
-            "the requests of a prepare hold the events its header counts",
-            op=header.op,
-            header=header.count,
-            requests=position - header.position,
-        )
+        if position != header.position + header.count:
+            invariant(
+                False,
+                "the requests of a prepare hold the events its header counts",
+                op=header.op,
+                header=header.count,
+                requests=position - header.position,
+            )
         self._now = self._clock()
         self.core.applied_op(header.op, results, self._now)
         if header.operation == TRIM and message is not None:

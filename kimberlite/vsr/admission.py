@@ -159,6 +159,12 @@ TABLE: tuple[Row, ...] = (
     _row("headers of another view", _HEADERS, _OLD_VIEW, {View.OLDER, View.NEWER}),
 )
 
+# For every frame: a name of the module is looked up in a quarter of the time that a member of an enum takes.
+OLDER, SAME, NEWER = View
+PRIMARY, BACKUP = Rank
+LEADER, OTHER = Sender
+PREPARE, REFUSE = Command.PREPARE, Act.REFUSE
+
 Key = tuple[int, int, int, int, int]  # command, view, status, rank, sender
 
 _RULINGS: dict[Key, Ruling] = {
@@ -173,14 +179,16 @@ def decide(command: int, view: View, status: int, rank: Rank, sender: Sender) ->
 
 def look(s: State, header: Header, may_be_newer: bool = True) -> Ruling:
     """What the table says of a frame here and now. may_be_newer: False when its view could not be entered."""
-    is_newer = header.view > s.view and may_be_newer
-    view = View.SAME if header.view == s.view else View.NEWER if is_newer else View.OLDER
-    sender = Sender.LEADER if header.replica == s.membership.leader(header.view) else Sender.OTHER
-    return decide(header.command, view, s.status, Rank.PRIMARY if s.is_primary else Rank.BACKUP, sender)
+    seen, own, leader = header.view, s.view, s.membership.leader
+    led_by = leader(seen)
+    view = SAME if seen == own else NEWER if seen > own and may_be_newer else OLDER
+    sender = LEADER if header.replica == led_by else OTHER
+    rank = PRIMARY if s.index == (led_by if seen == own else leader(own)) else BACKUP
+    return decide(header.command, view, s.role.status, rank, sender)
 
 
 def is_of_its_primary(s: State, header: Header, ruling: Ruling) -> bool:
     """Whether a prepare that is not accepted comes from who made it: one that is not known here was asked of nobody, so
     that no other replica has sent it. One of an older view may be as old as that."""
-    is_prepare = header.command == Command.PREPARE and ruling.act is not Act.REFUSE
+    is_prepare = header.command == PREPARE and ruling.act is not REFUSE
     return is_prepare and header.view >= s.view and header.replica != s.index

@@ -64,7 +64,8 @@ class Log:
     def append(self, message: Message) -> None:
         """The next prepare of this view."""
         header = message.header
-        invariant(header.op == self.op + 1, "prepares are appended in order", op=header.op, head=self.op)
+        if header.op != self.op + 1:
+            invariant(False, "prepares are appended in order", op=header.op, head=self.op)
         self.headers[header.op] = header
         self.bodies[header.op] = message
         self.held_bytes += header.size + ENTRY_BYTES
@@ -94,14 +95,15 @@ class Log:
             following = headers.get(self.linked + 1)
             if following is None:
                 break
-            invariant(
-                following.parent == headers[self.linked].checksum,
-                "the log is one hash chain",
-                op=following.op,
-                view=following.view,
-                parent=following.parent.hex(),
-                expected=headers[self.linked].checksum.hex(),
-            )
+            if following.parent != headers[self.linked].checksum:
+                invariant(
+                    False,
+                    "the log is one hash chain",
+                    op=following.op,
+                    view=following.view,
+                    parent=following.parent.hex(),
+                    expected=headers[self.linked].checksum.hex(),
+                )
             if self.candidates and not self._settle_candidate(following):
                 break
             self.linked += 1
@@ -177,13 +179,14 @@ class Log:
 
     def mark_durable(self, header: Header) -> bool:
         """An entry was written; False when the log has moved on to another identity."""
-        self.writing.pop(header.op, None)
-        known = self.headers.get(header.op)
+        op = header.op
+        self.writing.pop(op, None)
+        known = self.headers.get(op)
         if known is None or known.checksum != header.checksum:
             return False
-        self.faulty.discard(header.op)
-        if header.op > self.durable:
-            self.on_disk.add(header.op)
+        self.faulty.discard(op)
+        if op > self.durable:
+            self.on_disk.add(op)
             self.link()
         return True
 
@@ -248,11 +251,12 @@ class Log:
         """Entries to write now: damaged or missing ones in place, then appends in order, as far as there is
         room for them. The others stay here, not durable and so not acknowledged, until there is."""
         writes: list[Message] = []
-        bodies = self.bodies
+        bodies, head = self.bodies, self.journal_head
         self.is_waiting_for_room = False
-        if self.durable < self.journal_head or self.faulty:
+        if self.durable < head or self.faulty:
             self._in_place(writes)
-        head = self.journal_head
+        if not writes and self.linked <= head:
+            return writes
         settled = head <= self.durable or head in self.on_disk or head in self.writing
         if not settled and not any(message.header.op == head for message in writes):
             return self._begin(writes)  # the place of what follows may depend on its repair

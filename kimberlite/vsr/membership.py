@@ -26,7 +26,8 @@ class Membership(NamedTuple):
 
     def leader(self, view: int) -> int:
         """The replica that leads a view, if that view begins."""
-        return self.voters[view % len(self.voters)]
+        voters = self.voters
+        return voters[view % len(voters)]
 
     def committed(self, acks: int) -> bool:
         """Whether an op that these have on their disks is committed."""

@@ -300,9 +300,10 @@ def on_body(s: State, message: Message) -> bool:
 def on_durable(s: State, header: Header) -> None:
     """An entry was written: when it lies below what memory keeps, let go of it. It may tell where its neighbours
     stand, which had no certain place."""
-    if header.op <= s.execution.applied and header.op not in s.log.faulty:
-        s.log.let_go(header.op)
-        for near in (header.op - 1, header.op + 1):
+    op = header.op
+    if op <= s.execution.applied and op not in s.log.faulty:
+        s.log.let_go(op)
+        for near in (op - 1, op + 1):
             s.repairs.pacing.brought_something((ENTRY, near))
 
 

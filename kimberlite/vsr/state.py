@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kimberlite.types import (
@@ -46,6 +47,10 @@ from kimberlite.vsr.work import ServeHeaders, ServePrepare, ToClient, ToReplica
 if TYPE_CHECKING:
     from kimberlite.vsr.conflict import Conflict
     from kimberlite.vsr.role import Role
+
+# Made for every frame and op, of their fields: in half of the time that the call of a named tuple takes.
+_event, _to_replica = partial(tuple.__new__, Event), partial(tuple.__new__, ToReplica)
+DROPPED = EventKind.DROPPED
 
 
 @dataclass(slots=True)
@@ -311,10 +316,10 @@ class State:
     # Telling
 
     def emit(self, kind: EventKind, a: int = 0, b: int = 0, c: int = 0) -> None:
-        self.outbox.work.events.append(Event(kind, a, b, c))
+        self.outbox.work.events.append(_event((kind, a, b, c)))
 
     def drop(self, message: Message, reason: DropReason) -> None:
-        self.outbox.work.events.append(Event(EventKind.DROPPED, message.header.command, reason))
+        self.outbox.work.events.append(Event(DROPPED, message.header.command, reason))
 
     def refuse(self, message: Message, reason: DropReason) -> None:
         """No honest replica sends that: drop it, and have its connection closed."""
@@ -342,15 +347,15 @@ class State:
 
     def send(self, replica: int, message: Message) -> None:
         """A frame of this replica: it leaves when what it reveals is durable."""
-        self.outbox.reveal(ToReplica(replica, message))
+        self.outbox.reveal(_to_replica((replica, message)))
 
     def broadcast(self, message: Message) -> None:
         for replica in self.peers:
-            self.outbox.reveal(ToReplica(replica, message))
+            self.outbox.reveal(_to_replica((replica, message)))
 
     def pass_on(self, replica: int, entry: Message) -> None:
         """An entry of the log, which says nothing of this replica but that it has it."""
-        self.outbox.work.send.append(ToReplica(replica, entry))
+        self.outbox.work.send.append(_to_replica((replica, entry)))
 
     def send_client(self, client: ClientId, message: Message) -> None:
         self.outbox.work.send.append(ToClient(client, message))
@@ -379,7 +384,8 @@ class State:
 
     def learn_commit(self, commit: int) -> None:
         """A commit number of the canonical log, as a peer says."""
-        self.scope.commit_heard = max(self.scope.commit_heard, commit)
+        if commit > self.scope.commit_heard:
+            self.scope.commit_heard = commit
         self.note_committed()
 
     def note_commit(self) -> None:
@@ -397,9 +403,11 @@ class State:
     def note_committed(self) -> None:
         """In its own view, from the moment it is installed, this log is a prefix of the canonical
         one, so that a commit number speaks of its entries too: what it allows to apply is never dropped."""
-        self.note_commit()
-        if self.log_view == self.view:
-            self.log.committed = max(self.log.committed, min(self.commit_max, self.log.linked))
+        if self.scope.commit_heard > self.commit_max:
+            self.note_commit()
+        log, committed = self.log, self.commit_max
+        if self.log_view == self.view and committed > log.committed:
+            log.committed = max(log.committed, min(committed, log.linked))
 
     # Promises
 
