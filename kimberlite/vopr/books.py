@@ -99,6 +99,9 @@ def _of_primary(s: State, leading: Leading) -> Iterator[str]:
         yield f"ops {ops} are under way, the log ends with op {s.log.op}"
     if (ops[0] if ops else s.log.op + 1) > s.commit_max + 1:
         yield f"ops {ops} are under way, op {s.commit_max} is committed, the log ends with op {s.log.op}"
+    size = sum(len(message.body) for message in leading.requests)
+    if size != leading.requests.bytes:
+        yield f"{leading.requests.bytes} bytes of requests count as queued, {size} are"
     prepared = [*leading.pipeline, *leading.committing.values()]
     clients = {request.header.client for one in prepared for request, _ in one.requests}
     clients |= {message.header.client for message, _ in leading.requests.queue}

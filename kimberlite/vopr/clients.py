@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 READ_GAP_NS = 100 * MS
 READ_EVENTS_MAX, READ_BYTES_MAX = (1, 10, 1000), (1, 5000, 100_000)
 APPEND_DEADLINE_NS = 1500 * MS
+# Of appends in a burst: how many have little time, how many are taken back, and how soon at the latest.
+SHORT_SHARE, CANCELLED_SHARE, SHORT_NS = 0.2, 0.1, 60 * MS
 AROUND_BYTES = 2000  # of a prepare, what goes around the events
 
 
@@ -67,10 +69,25 @@ class SimClient:
         self.begin()
 
     def append(self) -> None:
+        """The next appends, when those before have their outcomes: one, or a burst, of which some have little time and
+        some are taken back."""
         world = self.world
         if self.quota <= 0 or self.waiting:
             return
-        self.quota -= 1
+        count = min(self.quota, world.plan.burst)
+        self.quota -= count
+        for _ in range(count):
+            deadline = APPEND_DEADLINE_NS
+            if count > 1 and world.workload.random() < SHORT_SHARE:
+                deadline = world.workload.randrange(SHORT_NS)
+            handle = self._append(deadline)
+            if count > 1 and world.workload.random() < CANCELLED_SHARE:
+                world.at(world.now + world.workload.randrange(SHORT_NS), self._cancel, self.life, handle)
+        self.session.flush(world.now)
+        self.pump()
+
+    def _append(self, deadline_ns: int) -> int:
+        world = self.world
         number = len(self.history)
         random = world.workload
         stem = b"%d-%d-" % (self.index, number)
@@ -79,10 +96,16 @@ class SimClient:
         events = tuple(stem + b"%d-" % i + b"x" * below(random, size) for i in range(count))
         record = Acknowledged(self.index, number, events, world.now)
         self.history.append(record)
-        handle = self.session.append(events, world.now, world.now + APPEND_DEADLINE_NS)
+        handle = self.session.append(events, world.now, world.now + deadline_ns)
         self.waiting[handle] = record
-        self.session.flush(world.now)
-        self.pump()
+        return handle
+
+    def _cancel(self, life: int, handle: int) -> None:
+        """Nobody waits for that append any more; what becomes of it is unknown, unless that is known already."""
+        if life == self.life and self.waiting.pop(handle, None) is not None:
+            self.session.cancel(handle)
+            self.pump()
+            self.append()
 
     def step(self, message: Message) -> None:
         self.session.step(message, self.world.now)

@@ -165,7 +165,7 @@ def _miss_ops(world: World, ops: int) -> None:
 
 def _give_work(world: World, appends: int) -> None:
     for client in world.clients:
-        client.quota += appends
+        client.quota += appends * world.plan.burst  # those of a burst share a request
         client.append()
 
 

@@ -127,6 +127,7 @@ def _driver(world: World, index: int, life: int, store: ObservedStore, recovered
             queue_max=plan.queue_max,
             prepare_bytes_max=plan.prepare_bytes_max,
             request_bytes_max=plan.prepare_bytes_max,
+            **plan.core_bounds,
         ),
         codec=FastCodec(),
         recovered=recovered,

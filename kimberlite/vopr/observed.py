@@ -162,7 +162,7 @@ class ObservedStore(Store):
     core: ObservedReplica | None = None  # whose log it keeps, from the moment there is one
 
     def __init__(self, world: World, disk: SimDisk) -> None:
-        super().__init__(disk, framing.make_header)
+        super().__init__(disk, framing.make_header, world.plan.handles_max)
         self._world = world
         self._device, self._versions = disk.device, disk.files.versions
         # Entries found good: the versions that both files of their segment had then, and what the scrubber was told.

@@ -5,7 +5,9 @@ the phase. The others are a quorum, and healthy: every client must be answered w
 That a cluster recovers once a fault has ended is check E1, and is not enough: a disk that hangs and a link that is cut
 one way stay like that until a person comes. The violation (check E6) names the fault.
 
-Each fault is put upon a *primary* and a *backup* of the moment it begins; the backup is drawn from the others.
+Each fault is put upon a *primary* and a *backup* of the moment it begins; the backup is drawn from the others. In many
+runs a view is left in the midst of it, for whoever leads then is asked to step down: the clients must be served within
+twice the time. Where just enough replicas are left for a commit, and one of them limps, who leads goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from kimberlite.errors import UsageError
 from kimberlite.types import Command
-from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.checkers import COMMIT_QUORUM, Violation
 from kimberlite.vopr.clients import serve_all
 from kimberlite.vopr.disk import PROMISE, WRITE, empty, fill
 from kimberlite.vopr.late_return import SLOW_DISK, leader
@@ -40,6 +42,8 @@ FOREVER_NS = 1 << 60
 FAR_NS = 25 * MS
 SLUGGISH_NS, CRAWLING_NS = 700 * MS, 1500 * MS  # a phase of a write
 SLOW_NODE_NS = 3 * MS  # for each input
+LIMPING_NS, HASTY_NS = 80 * MS, 400 * MS  # a phase of a write, which has two; what a primary waits for at least
+SILENCE_NS = 1500 * MS  # after which everybody knows who is down
 BEHIND_NS = 20 * MS  # in which a replica that gets no entries falls behind
 ALARM_NS, ALARM_GAP_NS = 900 * MS, 2500 * MS  # longer than a primary is waited for; longer than a vote counts
 HUSH_NS, HUSH_GAP_NS = 200 * MS, 1200 * MS  # longer than from one heartbeat to the next; shorter than a vote counts
@@ -70,6 +74,8 @@ REPLACED = (
     "primary does not hear",
     "primary steps down",
 )
+# Who leads goes on: nobody else would be better.
+KEPT = "just enough are left"
 REFUSING = ("primary has a full disk",)  # appends are refused then, with the reason: see docs/cluster.md
 
 
@@ -160,6 +166,36 @@ _on_each("does not hear", _deafen)
 _on_each("has a clock hours ahead", lambda world, index: _set_clock(world, index, 3))
 _on_each("has a clock hours behind", lambda world, index: _set_clock(world, index, -3))
 _on_each("has a full disk", _fill)
+
+# What befalls one of those that are just enough
+
+
+def _just_enough(world: World, cast: Cast, index: int, fault: Callable[[World, int], None]) -> None:
+    """So many backups are down that no commit can do without the others, and one of these has the fault."""
+    count = world.plan.replica_count
+    spare = [other for other in range(count) if other not in (cast.primary, cast.backup)]
+    for other in spare[: count - COMMIT_QUORUM[count]]:
+        world.crash(other)
+    world.run_until(world.now + SILENCE_NS, lambda: False)
+    if index == cast.primary:  # its own write is waited for longer than any other
+        _set_abdicate(world, HASTY_NS)
+    fault(world, index)
+
+
+LIMPING = {
+    "has a slow disk": _slow_disk,
+    "has a disk that takes its time": partial(_crawling_disk, write_ns=LIMPING_NS),
+    "is slow": _slow_node,
+    "is slow to answer": _far_away,
+}
+for _name, _fault in LIMPING.items():
+    FAULTS[f"just enough are left, of which the primary {_name}"] = lambda world, cast, fault=_fault: _just_enough(  # type: ignore[misc]
+        world, cast, cast.primary, fault
+    )
+    FAULTS[f"just enough are left, of which a backup {_name}"] = lambda world, cast, fault=_fault: _just_enough(  # type: ignore[misc]
+        world, cast, cast.backup, fault
+    )
+
 
 # What befalls who has just begun to lead
 
@@ -296,9 +332,7 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
     if name == ANY:
         wanted = random.random() < RARE
         name = random.choice([fault for fault in FAULTS if is_rare(fault) is wanted])
-    for node in world.nodes:
-        state = node.driver.core.state
-        state.config = replace(state.config, timing=replace(state.config.timing, abdicate_ns=ABDICATE_NS))
+    _set_abdicate(world, ABDICATE_NS)
     primary = leader(world)
     backup, other = random.sample([index for index in range(world.plan.replica_count) if index != primary], 2)
     for client in world.clients:
@@ -308,8 +342,16 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
     world.trace.add(world.now, "persistent", name.encode(), primary, backup, other)
     world.count(f"PERSISTENT {name}")
     FAULTS[name](world, Cast(primary, backup, other))
-    for _ in range(ROUNDS):
-        _serve_all(world, f"{name} (primary {primary}, backup {backup}, another {other})", name in REFUSING)
+    asked_at = random.choice((None, *range(1, ROUNDS))) if _may_change_views(name) else None
+    for turn in range(ROUNDS):
+        what = f"{name} (primary {primary}, backup {backup}, another {other})"
+        if turn == asked_at:
+            _check_replaced(world, name, primary)
+            leading = world.nodes[leader(world)]
+            world.act(leading.index, leading.life, leading.driver.step_down)
+            _serve_all(world, f"{what}, and replica {leading.index} steps down", False, 2 * LIMIT_NS)
+        else:
+            _serve_all(world, what, name in REFUSING)
         world.run_until(world.now + PAUSE_NS, lambda: False)
     for client in world.clients:
         client.quota = 0
@@ -317,19 +359,37 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
         world.run_until(world.now + _alarms_last_ns(world.plan.replica_count), lambda: False)
         if leader(world) != primary:
             raise Violation("E6 false alarms", f"{name}: replica {primary} was replaced, though a quorum heard it")
-    if name in REPLACED and leader(world) == primary:
-        raise Violation("E6 no fault", f"{name}, and replica {primary} leads as before")
+    if name.startswith(KEPT) and leader(world) != primary:
+        raise Violation("E6 kept", f"{name}: replica {primary} was replaced, by one that waits for the same replicas")
+    if asked_at is None:
+        _check_replaced(world, name, primary)
     _end(world)
     return name
 
 
-def _serve_all(world: World, fault: str, may_refuse: bool) -> None:
+def _set_abdicate(world: World, abdicate_ns: int) -> None:
+    for node in world.nodes:
+        state = node.driver.core.state
+        state.config = replace(state.config, timing=replace(state.config.timing, abdicate_ns=abdicate_ns))
+
+
+def _check_replaced(world: World, name: str, primary: int) -> None:
+    if name in REPLACED and leader(world) == primary:
+        raise Violation("E6 no fault", f"{name}, and replica {primary} leads as before")
+
+
+def _may_change_views(name: str) -> bool:
+    """Whether a view change in the midst of it is nothing but one more thing to cope with."""
+    return name not in (*REFUSING, "false alarms") and not name.startswith(KEPT)
+
+
+def _serve_all(world: World, fault: str, may_refuse: bool, limit_ns: int = LIMIT_NS) -> None:
     """Every client has something acknowledged that it asked for after this moment, or is told why not."""
-    names = serve_all(world, BURST, LIMIT_NS, may_refuse)
+    names = serve_all(world, BURST, limit_ns, may_refuse)
     if names:
         raise Violation(
             "E6 availability",
-            f"{fault}: clients {names} were not answered for {LIMIT_NS // MS} ms; {world.describe()}",
+            f"{fault}: clients {names} were not answered for {limit_ns // MS} ms; {world.describe()}",
         )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 from kimberlite.errors import UsageError
 from kimberlite.vopr.faults import KINDS, Kind
@@ -34,6 +35,9 @@ REQUESTS = 100  # appends of a run unless told otherwise
 def streams(seed: int) -> tuple[Random, Random, Random]:
     """(schedule, faults, workload)."""
     return Random(f"schedule {seed}"), Random(f"faults {seed}"), Random(f"workload {seed}")
+
+
+CORE_BOUNDS = ("prepare_requests_max", "repair_window", "headers_per_message", "headers_ahead", "apply_per_round")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,23 @@ class Plan:
     snapshot_ns: int = 0  # a snapshot takes up to so long
     retention_bytes: int = 0  # the log keeps so much, or more; 0: as much as there is
     retention_age_s: int = 0  # and events until they are so old; 0: of any age
+    prepare_requests_max: int = 512  # CORE_BOUNDS: as in CoreConfig
+    repair_window: int = 512
+    headers_per_message: int = 256
+    headers_ahead: int = 1024
+    apply_per_round: int = 256
+    handles_max: int = 256  # segment files that a replica has open
+    burst: int = 1  # appends that a client makes at a time
 
     @property
     def repair_bytes(self) -> int:
         """A small window, but where a replica has to catch up in so much time."""
         return 8 << 20 if self.late_ops else REPAIR_BYTES
+
+    @property
+    def core_bounds(self) -> dict[str, int]:
+        """Fields of CoreConfig; those that it has by itself where a replica has to catch up in so much time."""
+        return {} if self.late_ops else {name: getattr(self, name) for name in CORE_BOUNDS}
 
     @property
     def prepare_bytes_max(self) -> int:
@@ -159,13 +175,31 @@ def select(name: str) -> Callable[[Plan, Random], Plan]:
 
 def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
     """The plan of a seed. Raises UsageError for a name that there is not."""
-    return select(name)(_with_retention(_draw(seed, requests)), Random(f"{name} {seed}"))
+    return select(name)(_with_small_bounds(_with_retention(_draw(seed, requests))), Random(f"{name} {seed}"))
+
+
+SMALL = {  # so few ops, or files, are met by every run
+    "prepare_requests_max": 2,
+    "repair_window": 4,
+    "headers_per_message": 3,
+    "headers_ahead": 8,
+    "apply_per_round": 2,
+    "handles_max": 4,
+}
 
 
 def _weight(seed: int, kind: Kind) -> float:
     """Of a kind of fault in a run; one more kind leaves those of the others alone."""
     random = Random(f"weight of {kind.name} {seed}")
     return max(kind.floor, random.random() if random.random() < kind.share else 0.0)
+
+
+def _with_small_bounds(plan: Plan) -> Plan:
+    """Bounds that are made for thousands of ops are never met by a hundred: in many runs some are so small that they
+    are."""
+    random = Random(f"bounds {plan.seed}")
+    small: dict[str, Any] = {name: value for name, value in SMALL.items() if random.random() < 0.5}
+    return replace(plan, **small)
 
 
 def _with_retention(plan: Plan) -> Plan:
@@ -175,10 +209,15 @@ def _with_retention(plan: Plan) -> Plan:
     by = random.choice(("", "", "size", "age"))
     if not by:
         return plan
-    weights = {**plan.weights, "clock_step": random.random()} if by == "age" else plan.weights
+    weights, skew_ns = plan.weights, plan.clock_skew_ns
+    if by == "age" and random.random() < 0.5:  # what goes too early shows where clocks are right
+        weights, skew_ns = {**weights, "clock_jump": 0.0}, min(skew_ns, 20 * MS)
+    elif by == "age":
+        weights = {**weights, "clock_step": random.random()}
     return replace(
         plan,
         weights=weights,
+        clock_skew_ns=skew_ns,
         segment_bytes=64 << 10,
         event_bytes=max(plan.event_bytes, 2000),
         checkpoint_ops=min(plan.checkpoint_ops, 16),
@@ -227,4 +266,5 @@ def _draw(seed: int, requests: int) -> Plan:
         checkpoint_bytes=random.choice((64 << 20, 64 << 20, 32 << 10)),
         reader_count=random.choice((0, 1, 3)),
         snapshot_ns=random.choice((0, 20, 500, 3000)) * MS,
+        burst=random.choice((1, 1, 2, 5)),
     )

@@ -78,8 +78,13 @@ def first_answer(s: State, conflict: Conflict, beat: Header) -> int:
 
 def _ask(s: State, conflict: Conflict, last: int) -> None:
     conflict.asked_at, conflict.nonce = s.now, s.next_nonce()
-    first = max(last - ASK_OPS + 1, 1)
+    first = first_asked(s, last)
     s.broadcast(s.make(Command.REQUEST_HEADERS, op=first, position=last, nonce=conflict.nonce))
+
+
+def first_asked(s: State, last: int) -> int:
+    """One answer reaches from there to `last`: what it leaves out is at the end of what was asked for."""
+    return max(last - min(ASK_OPS, s.config.headers_per_message) + 1, 1)
 
 
 def on_headers(s: State, header: Header, chain: Sequence[Header]) -> bool:

@@ -10,7 +10,7 @@ from kimberlite.errors import FrameError
 from kimberlite.types import HEADER_SIZE, Command, Header, Message
 from kimberlite.vopr import network
 from kimberlite.vopr.canaries.registry import Patch, Unverified, canary
-from kimberlite.vsr import repair, replica
+from kimberlite.vsr import conflict, repair, replica
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.replica import Replica
@@ -124,3 +124,8 @@ def _cut_takes_nothing_above() -> list[Patch]:
         self.on_disk |= there
 
     return [(Log, "drop_candidates", drop_candidates)]
+
+
+@canary("more headers are asked for than an answer holds, from the far end")
+def _asked_for_from_too_far_below() -> list[Patch]:
+    return [(conflict, "first_asked", lambda s, op: max(op - conflict.ASK_OPS + 1, 1))]

@@ -42,7 +42,7 @@ def _damage(world: World, index: int, name: str, offset: int, random: Random) ->
         corrupt(files, name, offset, random.choice((1, 64)), random)
 
 
-@kind(share=SELDOM)
+@kind()
 def _end_rot(world: World, argument: int) -> Action | None:
     """A replica dies and the end of its log is damaged before it starts again: the last entries, their witnesses, both,
     or the witnesses behind the end, which say then that something may have been there."""

@@ -46,6 +46,11 @@ def budget_leaks(core: Replica) -> None:
     next(iter(core.state.peers.values())).repairs += 1
 
 
+def queued_bytes_leak(core: Replica) -> None:
+    assert core.leading is not None
+    core.leading.requests.bytes += 1
+
+
 def bytes_leak(core: Replica) -> None:
     core.state.log.held_bytes += 1
 
@@ -72,6 +77,7 @@ def timer_is_not_looked_at(core: Replica) -> None:
         ops_left_out,
         in_flight_for_ever,
         budget_leaks,
+        queued_bytes_leak,
         bytes_leak,
         damaged_counts_as_there,
         nothing_is_written,

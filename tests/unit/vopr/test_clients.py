@@ -8,7 +8,7 @@ import pytest
 from calm import calm
 
 from kimberlite.node.reader import LogReader
-from kimberlite.vopr.checkers import Violation
+from kimberlite.vopr.checkers import Violation, check_history
 from kimberlite.vopr.clients import APPEND_DEADLINE_NS, SimReader
 from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import World
@@ -43,6 +43,18 @@ def test_a_client_that_dies_leaves_its_timer_to_nobody(monkeypatch: pytest.Monke
     client.restart()
     world.run_until(world.now + 2 * APPEND_DEADLINE_NS, lambda: not client.waiting)
     assert not client.waiting
+
+
+def test_appends_of_a_burst_share_requests_and_have_outcomes_of_their_own() -> None:
+    world = World(replace(CALM, burst=5, requests=200), faults=())
+    for client in world.clients:
+        world.at(world.now, client.begin)
+    assert world.run_until(world.now + 30_000 * MS, lambda: not world.is_client_busy())
+    history = [record for client in world.clients for record in client.history]
+    acknowledged = [record for record in history if record.position is not None]
+    assert len(history) == 200 > len(acknowledged) > 150  # some had too little time, some were taken back
+    check_history(history, world.checkers.log)
+    assert max(node.driver.core.state.log.op for node in world.nodes) < 150
 
 
 def test_nobody_reads_when_the_faults_have_ended() -> None:

@@ -98,3 +98,23 @@ def test_a_fault_that_there_is_not_is_refused() -> None:
     persistent.check("primary hangs")
     with pytest.raises(UsageError, match="no persistent fault is called 'nonsense'; there are primary is down,"):
         persistent.check("nonsense")
+
+
+def test_who_is_replaced_by_one_that_waits_for_the_same_replicas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "just enough are left, of which the primary is slow"
+    slow = persistent.FAULTS[name]
+
+    def impatient(world: World, cast: persistent.Cast) -> None:
+        slow(world, cast)
+        primary = world.nodes[cast.primary]
+        world.act(primary.index, primary.life, primary.driver.step_down)
+
+    monkeypatch.setitem(persistent.FAULTS, name, impatient)
+    with pytest.raises(Violation, match=f"E6 kept: {name}: replica .* by one that waits for the same replicas"):
+        run(name, 3)
+
+
+def test_views_are_left_in_the_midst_of_a_fault() -> None:
+    name = "link between two backups cut"
+    views = [world.nodes[0].driver.core.state.view for seed in range(4) for world in [run(name, 3, seed)]]
+    assert min(views) < max(views)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from kimberlite.errors import UsageError
 from kimberlite.vopr.faults import KINDS
-from kimberlite.vopr.plan import DEFAULT, PLANS, draw, streams
+from kimberlite.vopr.plan import DEFAULT, PLANS, SMALL, Plan, draw, streams
+
+USUAL = {field.name: field.default for field in dataclasses.fields(Plan)}
 
 
 def test_a_seed_draws_the_same_plan_each_time_and_seeds_differ() -> None:
@@ -53,6 +57,15 @@ def test_every_kind_of_fault_and_of_trouble_is_drawn_and_is_left_out_somewhere()
         values = {bool(getattr(plan, name)) for plan in plans}
         assert values == {True, False}, name
     assert {plan.replica_count for plan in plans} == {1, 2, 3, 4, 5, 6}
+
+
+def test_small_bounds_are_drawn_and_left_alone_somewhere() -> None:
+    plans = [draw(seed) for seed in range(100)]
+    for name, small in SMALL.items():
+        assert {getattr(plan, name) for plan in plans} == {small, USUAL[name]}, name
+    assert not any(plan.core_bounds for plan in plans if plan.late_ops)
+    assert all(plan.core_bounds for plan in plans if not plan.late_ops)
+    assert {plan.burst for plan in plans} == {1, 2, 5}
 
 
 def test_a_named_plan_draws_from_something_else() -> None:

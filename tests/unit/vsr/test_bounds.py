@@ -278,6 +278,16 @@ def test_a_forged_heartbeat_is_refuted_by_the_primary_and_all_goes_on(cluster: C
     goes_on(cluster)
 
 
+def test_one_answer_reaches_the_op_in_question_however_little_a_frame_holds(cluster: Cluster) -> None:
+    for node in cluster.up:
+        node.core.state.config = replace(node.core.config, headers_per_message=2)
+    _, backup, _ = roles(cluster)
+    send(cluster, backup, forged_beat(backup, 4))
+    cluster.run(400, lambda: backup.core.conflict is None)
+    assert backup.core.conflict is None
+    goes_on(cluster)
+
+
 @pytest.mark.parametrize("op", [0, 1, 2])
 def test_nobody_is_asked_for_what_the_log_began_with(cluster: Cluster, op: int) -> None:
     """No answer could settle it: the root is none's to give, and what was trimmed is gone."""
