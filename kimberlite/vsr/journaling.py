@@ -80,8 +80,8 @@ def on_faulty(s: State, op: int, header: Header | None) -> None:
     if not is_of_log(s, op):
         return
     log, done = s.log, s.execution
-    if header is None and op in log.bodies:
-        header = log.bodies[op].header
+    if op in log.bodies:
+        header = log.bodies[op].header  # a witness may be left of an older log
     if header is not None and op <= log.linked:  # above, the journal may hold another log's entry
         log.headers.setdefault(op, header)
     log.mark_faulty(op)

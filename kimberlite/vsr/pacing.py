@@ -30,6 +30,10 @@ class Pacing:
         known = self._barren.get(question)
         return known is None or now >= known[1]
 
+    def is_barren(self, question: Question) -> bool:
+        """Whether it brought nothing more often than frames get lost."""
+        return self._barren.get(question, (0, 0))[0] > FREE
+
     def brought_nothing(self, question: Question, now: int) -> None:
         times, due = self._barren.pop(question, (0, now))
         if now > due + 2 * self._most_ns:  # long ago

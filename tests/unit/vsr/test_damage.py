@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from lab import MS, ROOT, Core, chain, headers_of, messages_sent, ping, prepare, restarted, sent
+from lab import MS, ROOT, Cluster, Core, chain, headers_of, messages_sent, ping, prepare, restarted, sent
 
 from kimberlite.types import Command, EntryState, Header, Message, Recovered, RecoveredEntry, ViewState
 from kimberlite.vsr.leading import Leading
@@ -210,3 +210,22 @@ def test_what_is_damaged_of_it_is_asked_for_by_the_identity_that_is_learned() ->
     assert [entry.header.op for entry in persist.entries] == [2]
     core.durable(persist.token, 40)
     assert core.log.durable == 3
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_identity_that_nobody_has_is_asked_of_the_others(in_memory: bool) -> None:
+    """The witness of a damaged entry was left by an older log, where a disk lost the write that came over it."""
+    cluster = Cluster(3)
+    cluster.settle()
+    cluster.register()
+    for number in range(1, 6):
+        cluster.append(number, b"event")
+    cluster.run(500)
+    backup = cluster.backups[0]
+    log = backup.core.log
+    true = log.headers.pop(3)
+    if not in_memory:
+        log.let_go(3)
+    backup.core.entry_faulty(3, chain(1, log.headers[2], b"of an older log")[1], cluster.now)
+    cluster.run(10_000, lambda: not log.faulty)
+    assert log.headers[3] == true
