@@ -39,12 +39,13 @@ def _of_log(log: Log) -> Iterator[str]:
     for op in log.candidates:
         if op <= log.linked:
             yield f"op {op} is a candidate though the log is linked up to op {log.linked}"
+    kept, headers, held = {op for op, _ in log._applied}, log.headers, 0
     for op, message in log.bodies.items():
-        known = log.headers.get(op)
-        if known is not None and known.checksum != message.header.checksum:
+        header, known = message.header, headers.get(op)
+        if known is not header and known is not None and known.checksum != header.checksum:
             yield f"the body that is kept for op {op} is of another entry"
-    kept = {op for op, _ in log._applied}
-    held = sum(message.header.size + ENTRY_BYTES for op, message in log.bodies.items() if op not in kept)
+        if op not in kept:
+            held += header.size + ENTRY_BYTES
     if held != log.held_bytes:
         yield f"{log.held_bytes} bytes count as held, {held} are"
 

@@ -76,7 +76,7 @@ def durable_promises(files: Files) -> Promises:
     found: dict[tuple[int, bytes], list[memoryview]] = {}
     if content is None:
         return Promises()
-    whole = memoryview(bytes(content))
+    whole = memoryview(content)
     for copy in range(4):
         data = whole[copy * COPY_BYTES : (copy + 1) * COPY_BYTES]
         if xxhash.xxh3_128_digest(data[32:]) != data[:16]:
@@ -105,9 +105,9 @@ def has_durable_entry(files: Files, header: Header) -> bool:
 
 def _entry_at(files: Files, name: str, at: int, header: Header) -> bool:
     content = files.durable.get(name)
-    if content is None or content[at : at + 256] != header.raw:
+    if content is None or content[at : at + HEADER_SIZE] != header.raw:
         return False
-    body = bytes(content[at + 256 : at + header.size])
+    body = content[at + HEADER_SIZE : at + header.size]
     return xxhash.xxh3_128_digest(body) == header.checksum_body
 
 
@@ -303,17 +303,19 @@ class Checkers:
 
     def on_step(self, world: World, replica: int) -> None:
         node = world.nodes[replica]
-        core = node.driver.core
-        state, log = core.state, core.state.log
-        commit = state.commit_max
-        if not log.durable <= log.linked <= log.op:
-            raise Violation("I7 order", f"replica {replica}: durable {log.durable}, linked {log.linked}, op {log.op}")
-        self.check_journal(replica, log, log.first_op, None if state.outbox.owed else node.store.head)
+        state = node.driver.core.state
+        log, commit = state.log, state.commit_max
+        durable = log.durable
+        if not durable <= log.linked <= log.op:
+            raise Violation("I7 order", f"replica {replica}: durable {durable}, linked {log.linked}, op {log.op}")
+        head = None if state.outbox.owed else node.store.head
+        if log.faulty or durable > log.journal_head or (head is not None and head != log.journal_head):
+            self.check_journal(replica, log, log.first_op, head)
         view, asked = self.asked.get(replica, NEVER_ASKED)
         if view != state.view or asked or state.repairs.requests or self.expired:
             self._check_asked(state)
         applied = state.execution.applied
-        if applied > commit or applied > log.durable:
+        if applied > commit or applied > durable:
             raise Violation("I7 order", f"replica {replica}: applied {applied} above commit {commit}")
         promises = world.promises(replica)
         if not promises.first_op - 1 <= promises.checkpoint_op <= commit:
@@ -494,7 +496,7 @@ class Checkers:
             )
         if command == PREPARE_OK:
             if header.op:
-                self._on_acknowledgement(world, replica, header.op)
+                self._on_acknowledgement(world, replica, header.op, promises.first_op)
         elif command == START_VIEW_CHANGE:
             self.voters.setdefault(view, set()).add(replica)
         elif command == START_VIEW:
@@ -522,11 +524,10 @@ class Checkers:
             if nacked and acknowledged.get(known.op) == known.checksum:
                 raise Violation("I12 true nacks", f"replica {replica} nacks op {known.op}, which it has acknowledged")
 
-    def _on_acknowledgement(self, world: World, replica: int, op: int) -> None:
+    def _on_acknowledgement(self, world: World, replica: int, op: int, first_op: int) -> None:
         """It speaks for everything up to `op`: all of that must be on the disk, but for what was trimmed."""
         state = world.nodes[replica].driver.core.state
         acknowledged = self.acknowledged[replica]
-        first_op = world.promises(replica).first_op
         while op >= first_op:
             entry = state.log.headers.get(op)
             if entry is None or acknowledged.get(op) == entry.checksum:

@@ -131,8 +131,7 @@ class SimClient:
         deadline = self.session.next_deadline()
         if deadline is not None and (self.timer_at is None or deadline < self.timer_at):
             self.timer_at = deadline
-            life = self.life
-            world.at(max(deadline, world.now), lambda: self._on_timer(life, deadline))
+            world.at(max(deadline, world.now), self._on_timer, self.life, deadline)
         if done:
             world.at(world.now + 1000, self.append)
 

@@ -130,7 +130,7 @@ class Files:
 
     def note(self, name: str, offset: int, data: Bytes, torn: bool = False) -> None:
         """`data` has just been put at `offset`."""
-        self.changed(name)
+        self.versions[name] = self.versions.get(name, 0) + 1
         end = offset + len(data)
         if end > self.used.get(name, -1):
             self.used[name] = end
@@ -250,16 +250,17 @@ class SimDisk:
         name = self._handles[file]
         if file in self._released:
             invariant(False, "a file that is read is open", file=name)
-        if self.device.slow or self.device.hung:
+        files, device = self.files, self.device
+        if device.slow or device.hung:
             self._wait_for_read()
-        bad = self.files.unreadable.get(name)
+        bad = files.unreadable.get(name) if files.unreadable else None
         if bad and not bad.isdisjoint(range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)):
             raise OSError(errno.EIO, "unreadable sector", name)
-        if self.device.lies is not None:
-            data = self.files.durable[name][offset : offset + length]
-            self.device.lies.on_read(name, offset, data)
+        if device.lies is not None:
+            data = files.durable[name][offset : offset + length]
+            device.lies.on_read(name, offset, data)
             return memoryview(bytes(data))
-        return memoryview(memoryview(self.files.durable[name])[offset : offset + length].tobytes())
+        return memoryview(memoryview(files.durable[name])[offset : offset + length].tobytes())
 
     def _wait_for_read(self) -> None:
         device = self.device
@@ -276,24 +277,25 @@ class SimDisk:
     def submit(self, token: int, phases: Sequence[Sequence[Write]]) -> None:
         if self._failure is not None:
             return
+        kept, operations = [], []
         for phase in phases:
-            for write in phase:
-                if write.file in self._released:
-                    invariant(False, "a file that is written is open", file=self._handles[write.file])
-                if write.offset % SECTOR or len(write.buffer) % SECTOR:
-                    raise ValueError(f"unaligned write: offset {write.offset}, length {len(write.buffer)}")
+            writes, operation = [], WRITE
+            for file, offset, buffer in phase:
+                name, length = self._handles[file], len(buffer)
+                if file in self._released:
+                    invariant(False, "a file that is written is open", file=name)
+                if offset % SECTOR or length % SECTOR:
+                    raise ValueError(f"unaligned write: offset {offset}, length {length}")
+                if name == SUPERBLOCK:
+                    operation = PROMISE
                 self.writes += 1
-                self.write_bytes += len(write.buffer)
-        kept = [[_write((file, offset, bytes(buffer))) for file, offset, buffer in phase] for phase in phases]
-        submission = Submission(token, kept, [self._operation(phase) for phase in phases], [])
+                self.write_bytes += length
+                writes.append(_write((file, offset, bytes(buffer))))
+            kept.append(writes)
+            operations.append(operation)
+        submission = Submission(token, kept, operations, [])
         self._queue.append(submission)
         self._time(submission, max(self._clock(), self._free_at))
-
-    def _operation(self, phase: Sequence[Write]) -> str:
-        for write in phase:
-            if self._handles[write.file] == SUPERBLOCK:
-                return PROMISE
-        return WRITE
 
     def _time(self, submission: Submission, start: int) -> None:
         """Say when what is left of a submission will be durable, if it begins at `start`."""
@@ -357,7 +359,8 @@ class SimDisk:
         )
 
     def completions(self) -> list[int]:
-        self.complete_until(self._clock())
+        if self._queue:
+            self.complete_until(self._clock())
         if self._failure is not None:
             raise self._failure
         done, self._completed = self._completed, []
@@ -376,8 +379,8 @@ class SimDisk:
         self._queue.clear()
 
     def _put(self, file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-        name = self._handles[file]
-        content = self.files.durable[name]
+        name, files = self._handles[file], self.files
+        content = files.durable[name]
         if offset > len(content):  # one that was cut short
             content.extend(bytes(offset - len(content)))
         if self.device.lies is not None:
@@ -388,8 +391,8 @@ class SimDisk:
                 return
             offset = place
         content[offset : offset + len(data)] = data
-        self.files.note(name, offset, data)
-        if self.files.unreadable:
+        files.note(name, offset, data)
+        if files.unreadable:
             self._make_readable(name, offset, len(data))
 
     def _make_readable(self, name: str, offset: int, length: int) -> None:

@@ -6,7 +6,7 @@ Each class calls what it is made of, unchanged, and looks at what goes in and wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import xxhash
 
@@ -14,7 +14,7 @@ from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
 from kimberlite.node.driver import Driver, requests_of
 from kimberlite.state_machine import Batch
-from kimberlite.storage.journal import journal_name, witness_name
+from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, witness_name
 from kimberlite.storage.scrub import Checked
 from kimberlite.storage.store import Store
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
@@ -43,7 +43,7 @@ PREPARE_ACKED = EventKind.PREPARE_ACKED  # the most frequent one: looked up in a
 WEIGH_EVERY = 32  # steps: adding up the bodies in memory costs more than all else that is looked at
 
 if TYPE_CHECKING:
-    from kimberlite.vopr.disk import SimDisk
+    from kimberlite.vopr.disk import Files, SimDisk
     from kimberlite.vopr.nodes import SimNode
     from kimberlite.vopr.world import World
     from kimberlite.vsr.log import Log
@@ -120,6 +120,8 @@ class ObservedDriver(Driver):
     def _execute(self, header: Header, message: Message | None) -> None:
         world = self.world
         requests = requests_of(header, message)
+        if message is not None and requests:
+            message.unpacked = requests  # the driver makes the same of it
         world.checkers.on_applied(self.index, header, requests)
         world.checkers.on_events(header.op, requests)
         if header.operation == Operation.TRIM and message is not None:
@@ -150,10 +152,34 @@ class ObservedReplica(Replica):
             self.world.count("WRITTEN_IN_A_LATER_VIEW")
         super().durable(token, now)
 
-    @property
-    def is_writing(self) -> bool:
-        """Whether something that it asked for is not durable yet."""
-        return bool(self.state.outbox.owed)
+
+class Good(NamedTuple):
+    """An entry that was found good: where it and its witness stand, what was read there, and what the scrubber was
+    told."""
+
+    journal: str
+    offset: int
+    entry: bytearray
+    witness: str
+    at: int
+    record: bytearray
+    said: Checked
+
+    @classmethod
+    def of(cls, files: Files, number: int, index: int, place: tuple[int, int], said: Checked) -> Good:
+        """index: of the entry in its segment. place: its offset and size."""
+        journal, witness, at = journal_name(number), witness_name(number), index * RECORD_BYTES
+        entry = files.durable[journal][place[0] : sum(place)]
+        return cls(journal, place[0], entry, witness, at, files.durable[witness][at : at + RECORD_BYTES], said)
+
+    def stands_in(self, files: Files) -> bool:
+        """Whether it stands there now."""
+        journal, offset, entry, witness, at, record, _ = self
+        durable = files.durable
+        if journal not in durable or witness not in durable:
+            return False
+        is_same = durable[journal][offset : offset + len(entry)] == entry
+        return is_same and durable[witness][at : at + RECORD_BYTES] == record
 
 
 class ObservedStore(Store):
@@ -164,10 +190,10 @@ class ObservedStore(Store):
     def __init__(self, world: World, disk: SimDisk) -> None:
         super().__init__(disk, framing.make_header, world.plan.handles_max)
         self._world = world
-        self._device, self._versions = disk.device, disk.files.versions
-        # Entries found good: the versions that both files of their segment had then, and what the scrubber was told.
-        self._good: dict[int, tuple[str, int, str, int, Checked]] = {}
-        self._good_copies: dict[int, tuple[int, Checked]] = {}  # of the superblock, likewise
+        self._device, self._files = disk.device, disk.files
+        self._good: dict[int, Good] = {}
+        # Copies of the superblock found good: the version that it had then, and what the scrubber was told.
+        self._good_copies: dict[int, tuple[int, Checked]] = {}
 
     def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
         message = super().read(op, checksum, ahead)
@@ -182,38 +208,38 @@ class ObservedStore(Store):
         return found
 
     def check_entry(self, op: int) -> Checked:
-        """In virtual time a tour follows the other. What was found good is good while nobody writes to its files or
-        damages them, the disk gives what is there and takes no time, and nothing is being written."""
+        """In virtual time a tour follows the other. What was found good is good while the same bytes stand there, the
+        disk gives what is there and takes no time, and nothing is being written."""
         if not self._may_know or self._writer.in_flight or self._checks.is_rewriting:
             return super().check_entry(op)
-        versions = self._versions
         known = self._good.get(op)
-        if known is not None and versions.get(known[0], 0) == known[1] and versions.get(known[2], 0) == known[3]:
-            return known[4] if self.first_op <= op <= self.head and op not in self.faulty else super().check_entry(op)
-        checked = super().check_entry(op)
-        if checked.bytes and not checked.damage:
-            segment = self._segments.open_at(op)
-            number = segment.number if segment is not None else self._segments.cold.segment_of(op)
-            journal, witness = journal_name(number), witness_name(number)
-            self._good[op] = journal, versions.get(journal, 0), witness, versions.get(witness, 0), checked
-        return checked
+        if known is not None and known.stands_in(self._files):
+            return known.said if self.first_op <= op <= self.head and op not in self.faulty else super().check_entry(op)
+        said = super().check_entry(op)
+        if said.bytes and not said.damage:
+            number, index, header, offset = self.place_of(op)
+            if header is not None and offset is not None:
+                self._good[op] = Good.of(self._files, number, index, (offset, round_up(header.size)), said)
+        return said
 
     def check_superblock(self, copy: int) -> Checked:
         """Like check_entry."""
-        version = self._versions.get(SUPERBLOCK, 0)
+        version = self._files.versions.get(SUPERBLOCK, 0)
         known = self._good_copies.get(copy)
         if known is not None and known[0] == version and self._may_know and self._superblock.is_settled:
             return known[1]
-        checked = super().check_superblock(copy)
-        if checked.bytes and not checked.damage:
-            self._good_copies[copy] = version, checked
-        return checked
+        said = super().check_superblock(copy)
+        if said.bytes and not said.damage:
+            self._good_copies[copy] = version, said
+        return said
 
     @property
     def _may_know(self) -> bool:
-        """Whether a read gives what is there, and takes no time."""
-        device = self._device
-        return not device.slow and not device.hung and device.lies is None
+        """Whether every read gives what is there, and takes no time."""
+        device, unreadable = self._device, self._files.unreadable
+        if device.slow or device.hung or device.lies is not None:
+            return False
+        return not unreadable or not any(unreadable.values())
 
     def truncate(self, op: int) -> None:
         super().truncate(op)

@@ -47,7 +47,7 @@ from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 
 FAR_NS = 1 << 40 << 20  # beyond the end of every run
-GC_OBJECTS = 20_000  # made and not freed, between two collections
+GC_OBJECTS = 100_000  # made and not freed, between two collections
 LOOK_NS = 1 * MS  # between two looks whether a phase is done
 SAFETY_NS_MAX = 120_000 * MS
 SERVE_DELAY_NS = 20_000
@@ -175,10 +175,13 @@ class World:
             raise Violation("own invariant", f"replica {node.index}: {error}") from error
         self.checkers.on_step(self, node.index)
         node.watch.look(self, node)
+        driver = node.driver
         if node.tick_at - self.now > TICK_NS:
-            self._tick_soon(node)
-        if node.driver.behind:
-            self.at(self.now + SERVE_DELAY_NS, self.act, node.index, node.life, node.driver.on_tick)
+            due = driver.core.next_deadline()
+            if due is not None and due < node.tick_at:
+                self._tick_soon(node, due)
+        if driver.behind:
+            self.at(self.now + SERVE_DELAY_NS, self.act, node.index, node.life, driver.on_tick)
         if self.ambushes:
             self._spring(node)
         if self.slow_nodes:
@@ -227,14 +230,12 @@ class World:
             node.tick_at += (due - node.tick_at + TICK_NS - 1) // TICK_NS * TICK_NS
         self.at(node.tick_at, self.tick, node)
 
-    def _tick_soon(self, node: SimNode) -> None:
-        """Something has changed in a replica: there may be something to do before its next tick."""
-        due = node.driver.core.next_deadline()
-        if due is not None and due < node.tick_at:
-            sooner = (node.tick_at - max(due, self.now + 1)) // TICK_NS * TICK_NS
-            if sooner:
-                node.tick_at -= sooner
-                self.at(node.tick_at, self.tick, node)
+    def _tick_soon(self, node: SimNode, due: int) -> None:
+        """Something has changed in a replica: there is something to do before its next tick."""
+        sooner = (node.tick_at - max(due, self.now + 1)) // TICK_NS * TICK_NS
+        if sooner:
+            node.tick_at -= sooner
+            self.at(node.tick_at, self.tick, node)
 
     def scrub(self, node: SimNode, action: Callable[[], object]) -> None:
         """Let the scrubber of a replica read, and the replica know what it found."""
@@ -357,7 +358,7 @@ class World:
         """A replica does nothing until then; what comes meanwhile waits."""
         node = self.nodes[index]
         node.paused_until = until
-        self.at(until, lambda: self._resume(index, node.life))
+        self.at(until, self._resume, index, node.life)
 
     def hang(self, index: int, operations: Sequence[str], until: int = FOREVER) -> None:
         """Operations of that disk do not end before then, or before `cure`."""
@@ -403,7 +404,9 @@ class World:
         while node.backlog and node.up and self.now >= node.paused_until:
             self._carry_out(node, *node.backlog.popleft())
         if node.tick_at - self.now > TICK_NS:
-            self._tick_soon(node)
+            due = node.driver.core.next_deadline()
+            if due is not None and due < node.tick_at:
+                self._tick_soon(node, due)
 
     # The run
 

@@ -71,3 +71,22 @@ def test_a_slow_disk_is_read_for_the_time_that_it_takes(quiet: tuple[World, SimN
     node.disk.device.slow["read"] = 10
     node.store.check_entry(ENTRY_OP)
     assert node.disk.device.waited_ns > 0
+
+
+def test_an_entry_stays_good_while_others_are_written_around_it(
+    quiet: tuple[World, SimNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, node = quiet
+    first = node.store.check_entry(ENTRY_OP)
+    number, _ = place(node.store, ENTRY_OP)
+    world.files[0].changed(journal_name(number))
+    monkeypatch.setattr(type(node.disk), "read", lambda *_: pytest.fail("it is read again"))
+    assert node.store.check_entry(ENTRY_OP) == first
+
+
+def test_damage_of_a_good_copy_of_the_superblock_is_found(quiet: tuple[World, SimNode]) -> None:
+    world, node = quiet
+    assert not node.store.check_superblock(2).damage
+    assert not node.store.check_superblock(2).damage
+    corrupt(world.files[0], "superblock", 2 * 16384 + 200, 1, world.faults)
+    assert node.store.check_superblock(2).damage == (Damage.SUPERBLOCK,)
