@@ -55,14 +55,14 @@ _DISTANCE_MAX = 2**32 - 1
 
 @dataclass(slots=True)
 class _Run:
-    """Ops that are in one segment: from `base` up to, not including, `end`."""
+    """Ops that are in one segment: from where it begins up to, not including, `end`."""
 
-    base: int
-    end: int
     number: int
+    start: Start
+    end: int
 
 
-NOWHERE = _Run(0, 0, 0)
+NOWHERE = _Run(-1, Start(0, 0), 0)
 
 
 @dataclass(slots=True)
@@ -154,6 +154,8 @@ class ColdSegments:
     # Where segments begin
 
     def start(self, number: int) -> Start:
+        if number == self._last.number:
+            return self._last.start
         if number == self._end:
             return self._end_start
         known = self._starts.get(number)
@@ -201,8 +203,9 @@ class ColdSegments:
 
     def segment_of(self, op: int) -> int:
         """The cold segment with `op`, which is above the first one's base and below the end's."""
-        if self._last.base <= op < self._last.end:
-            return self._last.number
+        last = self._last
+        if last.start.base <= op < last.end:
+            return last.number
         low, high = self.first, self._end - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -211,8 +214,8 @@ class ColdSegments:
             else:
                 high = middle - 1
         if low < self._end:
-            base, end = self.start(low).base, self.start(low + 1).base  # may learn a beginning: before `_last` is set
-            self._last = _Run(base, end, low)
+            start, end = self.start(low), self.start(low + 1).base  # may learn a beginning: before `_last` is set
+            self._last = _Run(low, start, end)
         return low
 
     def _segment_at(self, position: int) -> int:

@@ -109,7 +109,8 @@ class JournalReader:
 
     def is_at_rest(self, op: int) -> bool:
         """Whether an entry of the log stands under `op`, and nothing is wrong with it as far as is known."""
-        return self._first_op <= op <= self._segments.head and op not in self._in_flight and op not in self._faulty.ops
+        first_op = self._superblock.current.checkpoint.first_op
+        return first_op <= op <= self._segments.head and op not in self._in_flight and op not in self._faulty.ops
 
     def read(self, op: int, checksum: Checksum | None, ahead: int) -> Message | None:
         """See LogStore."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kimberlite.errors import invariant
+from kimberlite.errors import InvariantError, invariant
 from kimberlite.storage.faulty import FaultyOps
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Write
@@ -51,16 +51,18 @@ class JournalWriter:
             op, size = message.header.op, round_up(message.header.size)
             if op != segments.head + 1:
                 invariant(False, "the journal grows by the next op", op=op, head=segments.head)
-            invariant(
-                size <= segment_bytes,
-                "an entry fits a segment: segments must be larger than the largest frame",
-                entry=size,
-                segment=segment_bytes,
-            )
+            if size > segment_bytes:
+                invariant(
+                    False,
+                    "an entry fits a segment: segments must be larger than the largest frame",
+                    entry=size,
+                    segment=segment_bytes,
+                )
             segment = segments.open[-1]
             hold(segment.number, held)
-            invariant(segment.end is not None, "the place of the next entry is known", op=op)
-            offset = segment.end or 0
+            offset = segment.end
+            if offset is None:
+                raise InvariantError("the place of the next entry is known", op=op)
             if offset + size > segment_bytes:
                 wipes += self._wipe(segment, offset)
                 hold(segment.number + 1, held)

@@ -34,6 +34,8 @@ class Space:
     def make_room(self, now: int, needed: bool) -> bool:
         """See LogStore."""
         room, size = self.room, self._segments.segment_bytes
+        if room.spare and not needed and not room.is_exhausted:
+            return False
         is_time = not room.spare and PREPARE_AT * (size - room.rest) > size
         if now < self._retry_at or not (needed or is_time or room.is_exhausted):
             return False
