@@ -23,6 +23,7 @@ May import: errors, types, state_machine, vsr, _fast, storage.interface, node.ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from itertools import zip_longest
 from typing import Protocol, cast
@@ -62,6 +63,8 @@ from kimberlite.vsr.work import Apply, Persist, Promise, ServeHeaders, ServePrep
 PREPARE = Command.PREPARE
 NOOP, TRIM, BATCH = Operation.NOOP, Operation.TRIM, Operation.BATCH
 APPLY, REGISTER = Operation.APPLY, Operation.REGISTER
+# Made for every request, of their fields: in half of the time that the call of a named tuple takes.
+_request, _result = partial(tuple.__new__, ClientRequest), partial(tuple.__new__, Result)
 ROUNDS_MAX = 16
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
 
@@ -393,13 +396,10 @@ class Driver:
         results: list[Result] = []
         position = header.position
         for request in requests:
-            body = next(replies) if request.operation == APPLY else b""
-            results.append(
-                Result(
-                    request.client, request.session, request.request, request.operation, position, request.events, body
-                )
-            )
-            position += request.events
+            client, session, number, operation, count, _ = request
+            body = next(replies) if operation == APPLY else b""
+            results.append(_result((client, session, number, operation, position, count, body)))
+            position += count
         if position != header.position + header.count:
             invariant(
                 False,
@@ -492,15 +492,16 @@ def _is_sound_request(request: ClientRequest) -> bool:
 
 def requests_of(header: Header, message: Message | None) -> list[ClientRequest]:
     """The client requests that a committed prepare holds, in order. Raises FormatVersionError."""
-    if header.operation == BATCH:
+    if message is not None and message.unpacked is not None:
+        return cast("list[ClientRequest]", message.unpacked)
+    operation = header.operation
+    if operation == BATCH:
         if message is None:
             raise InvariantError("a batch of requests needs its body", op=header.op)
-        if message.unpacked is not None:
-            return cast("list[ClientRequest]", message.unpacked)
         return [ClientRequest(*request) for request in events.unpack_requests(message.body)]
-    if header.operation in (APPLY, REGISTER):
+    if operation in (APPLY, REGISTER):
         body: Bytes = message.body if message is not None else b""
-        return [ClientRequest(header.client, header.session, header.request, header.operation, header.count, body)]
-    if header.operation in (NOOP, TRIM):
+        return [_request((header.client, header.session, header.request, operation, header.count, body))]
+    if operation in (NOOP, TRIM):
         return []
     raise unknown_operation(header)

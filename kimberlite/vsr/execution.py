@@ -7,6 +7,7 @@ start executes once more what its disk knew to be committed, in silence. Imports
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # For every op: a name of the module is looked up in a quarter of the time that a member of an enum takes.
 REPLAYED, COMMITTED = EventKind.REPLAYED, EventKind.COMMITTED
 REGISTER, NORMAL = Operation.REGISTER, Status.NORMAL
+_apply = partial(tuple.__new__, Apply)  # of its fields, in half of the time
 
 
 def applicable(s: State) -> int:
@@ -43,14 +45,13 @@ def hand_out(s: State) -> None:
         if message is None and op in log.faulty:
             break  # being repaired
         header = message.header if message is not None else log.headers.get(op)
-        s.outbox.work.apply.append(Apply(op, header, message))
+        s.outbox.work.apply.append(_apply((op, header, message)))
         done.emitted = op
 
 
 def is_waiting(s: State) -> bool:
     """Whether the next round has something to hand out."""
-    emitted = s.execution.emitted
-    return emitted < s.commit_max and emitted < s.log.durable and emitted < applicable(s) and not s.log.faulty
+    return s.execution.emitted < applicable(s) and not s.log.faulty
 
 
 def on_applied(s: State, op: int, results: Sequence[Result]) -> None:

@@ -280,13 +280,12 @@ class Log:
     def _in_place(self, writes: list[Message]) -> None:
         """Rewrites at or below the journal's head. Ascending: the place of an entry whose
         neighbour below is unknown follows only when that one is rewritten."""
-        last = min(self.journal_head, self.linked)
-        above = [op for op in range(self.durable + 1, last + 1) if op not in self.on_disk]
-        below = sorted(op for op in self.faulty if op <= self.durable) if self.faulty else []
+        last, on_disk, writing = min(self.journal_head, self.linked), self.on_disk, self.writing
+        wanted = [op for op in range(self.durable + 1, last + 1) if op not in on_disk and op not in writing]
+        if self.faulty:
+            wanted = sorted(op for op in self.faulty if op <= self.durable and op not in writing) + wanted
         blocked = -1
-        for op in (*below, *above):
-            if op in self.writing:
-                continue
+        for op in wanted:
             message = self.bodies.get(op)
             if message is None or blocked == op - 1:
                 blocked = op

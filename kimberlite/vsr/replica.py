@@ -236,7 +236,7 @@ class Replica:
     def next_deadline(self) -> int | None:
         """When `tick` has something to do; None when only an input can change anything."""
         s = self.state
-        if s.disk.wants_room or execution.is_waiting(s):
+        if s.disk.wants_room or (s.execution.emitted < s.commit_max and execution.is_waiting(s)):
             return s.now
         due = s.role.deadline(s)
         for at in (s.repairs.timer.deadline, s.ping_timer.deadline):
