@@ -26,8 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from kimberlite._fast import framing, witness
-from kimberlite.errors import FrameError
+from kimberlite._fast import witness
+from kimberlite.storage.beginnings import base_of_others, first_headers, highest_base
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import (
@@ -169,27 +169,18 @@ class ColdSegments:
     def _find_start(self, number: int) -> Start:
         if number == self.first == 0 and self._first_start.base == 1:
             return Start(1, self._first_start.position)  # no guess: nothing was ever trimmed
-        record = decode_record(self._sector(number, 0)[:RECORD_BYTES], number, 0)
-        witnessed = record.header if record is not None else None
-        try:
-            standing = framing.decode_header(self._disk.read(self._handles.journal(number), 0, SECTOR))
-        except (FrameError, OSError):
-            standing = None
-        if witnessed is not None and standing is not None and witnessed.checksum == standing.checksum:
+        witnessed, standing = self._first_headers(number)
+        if witnessed is not None and witnessed == standing:
             return Start(witnessed.op, witnessed.position)
         # One of them is damaged, or was not written when a newer log began the segment with another op.
         evidence = [header.op for header in (standing, witnessed) if header is not None]
-        records = records_of(self.image(number), number)
-        others = Counter(
-            record.header.op - at
-            for at, record in enumerate(records)
-            if record is not None and at >= (RECORDS_PER_SECTOR if witnessed is not None else 0)
-        )
-        if others:
-            evidence.append(others.most_common(1)[0][0])
+        evidence += base_of_others(self.image(number), number, witnessed is not None)
+        least = 0
         if number > self.first:
-            evidence.append(self.start(number - 1).base + len(records_of(self.image(number - 1), number - 1)))
+            least = self.start(number - 1).base + 1
+            evidence.append(least - 1 + len(records_of(self.image(number - 1), number - 1)))
         base = Counter(evidence or [self._first_start.base]).most_common(1)[0][0]
+        base = min(max(base, least), highest_base(number, self._end, self._end_start.base, self._told_base))
         for header in (witnessed, standing):
             if header is not None and header.op == base:
                 return Start(base, header.position)
@@ -200,6 +191,14 @@ class ColdSegments:
         if last is not None:
             return Start(base, last.position + last.count)
         return Start(base, before.position, certain=False)
+
+    def _first_headers(self, number: int) -> tuple[Header | None, Header | None]:
+        sector = self._sector(number, 0)  # first: to open one file may close another
+        return first_headers(self._disk, self._handles.journal(number), sector, number)
+
+    def _told_base(self, number: int) -> int | None:
+        told, standing = self._first_headers(number)
+        return told.op if told is not None and told == standing else None
 
     def segment_of(self, op: int) -> int:
         """The cold segment with `op`, which is above the first one's base and below the end's."""

@@ -60,6 +60,7 @@ def late_return(world: World) -> None:
     world.trace.add(world.now, "late", how.encode(), late, missed, *victims)
     world.counts[f"LATE_{how.replace(' ', '_')}"] = 1
     limit = START_NS + OP_NS * plan.late_ops * (LARGE_FACTOR if plan.event_bytes > SMALL_EVENTS_MAX else 1)
+    limit += WRITE_PHASES * _writes_missed(world, late, primary) * world.plan.disk_latency_ns
     limit += _hinder(world, random, late, primary)
     if how == "primary dies":
         limit += FAILOVER_NS

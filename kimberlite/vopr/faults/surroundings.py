@@ -125,13 +125,14 @@ def _hostile(world: World, argument: int) -> Action | None:
 
 @kind(share=SELDOM)
 def _hostile_client(world: World, argument: int) -> Action | None:
-    """Requests under the name of a client that it never makes. They arrive at once: after the client's next one the
-    number behind that would be the right one, and what has name, session and number of a client is the client's."""
+    """Requests under the name of a client that it never makes. They are looked at at once, by a primary that is awake:
+    after the client's next one the number behind that would be the right one, and what has name, session and number of
+    a client is the client's."""
     random = Random(argument)
     leading = [
         node for node in world.nodes if node.up and (role := node.driver.core.leading) is not None and role.ready
     ]
-    if not leading:
+    if not leading or leading[-1].paused_until > world.now:
         return None
     core = leading[-1].driver.core
     client = random.choice(world.clients)

@@ -213,6 +213,24 @@ def test_a_segment_that_tells_nothing_of_its_beginning_begins_where_the_one_befo
         check_all(log, cold)
 
 
+def test_no_guess_reaches_beyond_what_is_known_of_the_segments_behind(log: Log) -> None:
+    """Damaged witness files may have held any number of records: the segments behind say how many at most."""
+    for last in range(2, SEGMENTS - 1):
+        files = log.copied()
+        for number in range(1, last):
+            files.durable[witness_name(number)][:] = b"\xff" * witness_bytes(log.kit.segment)
+            damage_entry(log, files, log.bases[number])
+        cold, _ = log.cold(files)
+        bases = [cold.start(number).base for number in range(SEGMENTS)]
+        assert bases == sorted(set(bases))
+        assert bases[0] == 1 and bases[last:] == log.bases[last:]
+        check_all(log, cold, {op for number in range(1, last) for op in log.ops_of(number)} | {log.bases[1] - 1})
+        for number in range(1, last):
+            for op in log.ops_of(number):
+                assert rewritten(cold, log.entries[op - 1]) == log.places[op - 1]
+        check_all(log, cold)
+
+
 @pytest.mark.parametrize("what", ["witness", "entry"])
 def test_what_an_older_log_has_left_does_not_move_a_segment(log: Log, what: str) -> None:
     """A lost write: the first sector of a file as it was when the segment began with another op."""

@@ -188,6 +188,7 @@ OF_STORAGE = {
     "storage/open_segment.py",  # of an open store: the one that is written
     "storage/journal_reader.py",
     "storage/read_ahead.py",
+    "storage/beginnings.py",
     "storage/checks.py",
 }
 
