@@ -312,18 +312,28 @@ def minimize(
 @click.option("--seeds-max", type=POSITIVE, default=planted.SEEDS_MAX, show_default=True, help="Seeds to try for each.")
 @click.option("--only", metavar="NAME", multiple=True, help="That planted bug only; may be given several times.")
 @requests_option
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep there what has been tried, and go on from there when the file exists.",
+)
 @json_option
-def canaries(seeds_max: int, only: tuple[str, ...], requests: int, as_json: bool) -> None:
+def canaries(seeds_max: int, only: tuple[str, ...], requests: int, state: Path | None, as_json: bool) -> None:
     """Plant each known bug in turn and run seeds until a check finds it.
 
     Prints how many seeds it took and which check it was. A seed that fails without the bug as well is
     not counted as finding it. Ends with exit code 52 when one is not found; cut short by Ctrl-C with 130, by
     SIGTERM with 143.
+
+    With --state it can be cut short in any way, and the same command goes on later, with another --seeds-max or
+    --only too. A file of other code is refused.
     """
     names = planted.select(only)
+    notes = planted.Notes(state, requests) if state is not None else None
     found: list[planted.Hunt] = []
     with Interruption() as interruption, Bar("bugs", len(names)) as advance:
-        for hunt in interruption.until(planted.hunt(name, seeds_max, requests) for name in names):
+        for hunt in interruption.until(planted.hunt_all(names, seeds_max, requests, notes)):
             found.append(hunt)
             if as_json:
                 print_json(asdict(hunt))

@@ -19,7 +19,7 @@ from kimberlite.vopr.canaries import (  # noqa: F401, I001 - what is imported is
     checkpointing,
     simulating,
 )
-from kimberlite.vopr.canaries.hunting import SEEDS_MAX, Hunt, hunt
+from kimberlite.vopr.canaries.hunting import SEEDS_MAX, Hunt, Notes, hunt, hunt_all
 from kimberlite.vopr.canaries.registry import CANARIES, Canary, planted, select
 
-__all__ = ["CANARIES", "SEEDS_MAX", "Canary", "Hunt", "hunt", "planted", "select"]
+__all__ = ["CANARIES", "SEEDS_MAX", "Canary", "Hunt", "Notes", "hunt", "hunt_all", "planted", "select"]

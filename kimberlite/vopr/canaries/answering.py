@@ -124,6 +124,29 @@ def _two_replicas_by_turns() -> list[Patch]:
     return [(client.Session, "_another", lambda self, preferred, attempts: self._next_target())]
 
 
+@canary("an append that has expired leaves no place for its events")
+def _expired_leaves_no_place() -> list[Patch]:
+    original = client.Append.keep_place
+
+    def keep_place(self: client.Append) -> None:
+        original(self)
+        self.count = 0
+
+    return [(client.Append, "keep_place", keep_place)]
+
+
+@canary("a request that was taken back keeps its number")
+def _taken_back_keeps_its_number() -> list[Patch]:
+    original = client.Session._take_back
+
+    def take_back(self: client.Session, request: client.Request, now: int) -> None:
+        number = self._request_number
+        original(self, request, now)
+        self._request_number = number
+
+    return [(client.Session, "_take_back", take_back)]
+
+
 @canary("timestamps are what the clock says")
 def _timestamp_repeats() -> list[Patch]:
     return [(Clock, "stamp", lambda self, now, previous: now + self.offset)]

@@ -180,3 +180,14 @@ def _read_from_the_beginning_of_a_batch() -> list[Patch]:
 @canary("what was trimmed is looked for like anything else")
 def _trimmed_positions_are_served() -> list[Patch]:
     return [(store.Store, "first_position", property(lambda self: 0))]
+
+
+@canary("a snapshot is begun while another one is under way")
+def _two_snapshots_at_once() -> list[Patch]:
+    original = Driver._make_checkpoint
+
+    def make_checkpoint(self: Driver, op: int) -> None:
+        self._snapshot_under_way = False
+        original(self, op)
+
+    return [(Driver, "_make_checkpoint", make_checkpoint)]

@@ -131,3 +131,21 @@ def _headers_asked_for_ever() -> list[Patch]:
             repair._ask_for_headers(s, s.log.linked + 1)
 
     return [(repair, "_request_headers", request_headers), (repair, "_is_wanting", lambda s: True)]
+
+
+@canary("a primary does not wait for its own write when nobody else could lead without that")
+def _own_write_not_waited_for() -> list[Patch]:
+    return [(abdication, "is_waited_for_by_all", lambda s, oldest: False)]
+
+
+@canary("requests that were refused go on counting against the bytes of the queue")
+def _refused_requests_count_on() -> list[Patch]:
+    original = Requests.refused
+
+    def refused(self: Requests) -> list[Message]:
+        size = self.bytes
+        found = original(self)
+        self.bytes = size
+        return found
+
+    return [(Requests, "refused", refused)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from kimberlite.errors import WriteFailedError
 from kimberlite.storage import store, superblock
+from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import ROOM_UNBOUNDED, Checkpoint, Message, Reason, Room
@@ -40,6 +42,20 @@ def _sync_error_ignored() -> list[Patch]:
             return tokens
 
     return [(Submissions, "completions", completions)]
+
+
+@canary("a file is released while something is written to it")
+def _file_released_while_written() -> list[Patch]:
+    original = Handles._release_idle
+
+    def release_idle(self: Handles, but: str, count: int) -> int:
+        held, self._held = self._held, Counter()
+        try:
+            return original(self, but, count)
+        finally:
+            self._held = held
+
+    return [(Handles, "_release_idle", release_idle)]
 
 
 @canary("do_view_change is sent before the view is on the disk")

@@ -197,10 +197,10 @@ def test_canaries_say_how_they_were_found(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_canaries_fail_when_one_is_missed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def hunt(name: str, seeds_max: int, requests: int) -> Hunt:
+    def hunt(name: str, seeds_max: int, requests: int, first: int) -> Hunt:
         return Hunt(name, seeds_max, "" if name == "quorum-off-by-one" else "I1", "")
 
-    monkeypatch.setattr("kimberlite.vopr.canaries.hunt", hunt)
+    monkeypatch.setattr("kimberlite.vopr.canaries.hunting.hunt", hunt)
     assert main(["vopr", "canaries", "--seeds-max", "3"]) == CanaryMissedError.exit_code == 52
     captured = capsys.readouterr()
     assert "planted bugs not found: quorum-off-by-one" in captured.err
@@ -364,10 +364,10 @@ def test_run_that_is_killed_goes_on(tmp_path: Path) -> None:
 def test_canaries_cut_short(
     number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hunt(name: str, seeds_max: int, requests: int) -> Hunt:
+    def hunt(name: str, seeds_max: int, requests: int, first: int) -> Hunt:
         return Hunt(name, 1, "I1", "")
 
-    monkeypatch.setattr("kimberlite.vopr.canaries.hunt", after(3, number, hunt))
+    monkeypatch.setattr("kimberlite.vopr.canaries.hunting.hunt", after(3, number, hunt))
     assert main(["vopr", "canaries"]) == code
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == "2 of 2 planted bugs found"

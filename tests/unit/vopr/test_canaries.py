@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kimberlite.errors import UsageError
-from kimberlite.vopr.canaries import CANARIES, Canary, hunt, hunting, planted, select
+from kimberlite.errors import CampaignStateError, UsageError
+from kimberlite.vopr.canaries import CANARIES, Canary, Notes, hunt, hunt_all, hunting, planted, select
 from kimberlite.vopr.run import Outcome, Script
 from kimberlite.vsr.leading import Leading
 
@@ -131,3 +131,37 @@ def test_faults_that_are_silently_absent_are_noticed(monkeypatch: pytest.MonkeyP
     found = hunt("faults-silently-zero", seeds_max=3, requests=5)
     assert (found.check, found.seeds) == ("E4 coverage", 3)
     assert "FAULTY" in found.violation
+
+
+def test_what_was_tried_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried: list[int] = []
+
+    def fake(script: Script) -> Outcome:
+        tried.append(script.seed)
+        fails = script.seed == 45 and Leading.may_commit is not may_commit
+        return Outcome(script.seed, "", 0, "I1" if fails else "", "I1: x", "", {}, ())
+
+    may_commit = Leading.may_commit
+    monkeypatch.setattr(hunting, "run", fake)
+    monkeypatch.setattr(hunting, "drill", lambda: None)
+    path = tmp_path / "notes"
+    names = ["quorum-off-by-one"]
+    (missed,) = hunt_all(names, seeds_max=30, notes=Notes(path))
+    assert (missed.check, missed.seeds, tried) == ("", 30, list(range(30)))
+    (found,) = hunt_all(names, seeds_max=100, notes=Notes(path))
+    assert (found.check, found.seed, found.seeds) == ("I1", 45, 46)
+    assert tried == [*range(46), 45], "the last one again, without the bug"
+    (again,) = hunt_all(names, seeds_max=100, notes=Notes(path))
+    assert again == found and len(tried) == 47
+    (alone,) = hunt_all(names, seeds_max=100)
+    assert alone == found
+
+
+def test_notes_of_something_else_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    Notes(path, 5)
+    with pytest.raises(CampaignStateError, match="is of other code or runs"):
+        Notes(path, 6)
+    path.write_text("nonsense")
+    with pytest.raises(CampaignStateError, match="holds no notes of planted bugs"):
+        Notes(path, 5)
