@@ -47,7 +47,7 @@ from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
 
 FAR_NS = 1 << 40 << 20  # beyond the end of every run
-GC_OBJECTS = 100_000  # made and not freed, between two collections
+GC_OBJECTS = 20_000  # made and not freed, between two collections
 LOOK_NS = 1 * MS  # between two looks whether a phase is done
 SAFETY_NS_MAX = 120_000 * MS
 SERVE_DELAY_NS = 20_000
