@@ -38,7 +38,10 @@ def is_held_up(s: State, op: int) -> bool:
 
 def hand_out(s: State) -> None:
     """Committed ops that are durable here, in order, a bounded number a round."""
-    done, log = s.execution, s.log
+    done = s.execution
+    if done.emitted >= s.commit_max:
+        return
+    log = s.log
     last = min(applicable(s), done.emitted + s.config.apply_per_round)
     for op in range(done.emitted + 1, last + 1):
         message = log.bodies.get(op)

@@ -222,8 +222,7 @@ class Replica:
         s.note_committed()
         journaling.write(s)
         s.role.acknowledge(s)
-        if s.execution.emitted < s.commit_max:
-            execution.hand_out(s)
+        execution.hand_out(s)
         if s.execution.recover_to is not None:
             execution.note_recovered(s)
         return s.outbox.take()
