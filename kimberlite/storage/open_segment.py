@@ -133,7 +133,8 @@ class OpenSegment:
     def wipe(self) -> tuple[int, bytes] | None:
         """Take what an older log has left behind the last entry out of the image; the sectors that changed."""
         used = self.count * RECORD_BYTES
-        nothing = bytes(len(self.image) - used)
+        # The image may end before the last entry does: where the witnesses of the last ones were lost.
+        nothing = bytes(max(len(self.image) - used, 0))
         if self.image[used:] == nothing:
             return None
         self.image[used:] = nothing

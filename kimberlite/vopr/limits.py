@@ -145,8 +145,9 @@ def fits(core: Replica, store: Store, disk: SimDisk, most: tuple[int, ...]) -> b
     return not isinstance(role, ChangingView) or len(role.evidence) <= evidence
 
 
-def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
-    """The most there may be of each of NAMES."""
+def limits(config: CoreConfig, segment_bytes: int, found: int = 0) -> tuple[int, ...]:
+    """The most there may be of each of NAMES. found: segments that the start of this life found behind its checkpoint:
+    where damage hides which of two an entry stands in, all behind it are spare until they are written again."""
     segments = PIPELINE_LIMIT + config.repair_bytes // segment_bytes + 2  # that entries being written are in
     ahead = config.headers_ahead + HEADERS_REQUESTS_MAX * config.headers_per_message
     # Above what the own disk, or execution, does not keep up with nothing more is taken.
@@ -172,7 +173,9 @@ def limits(config: CoreConfig, segment_bytes: int) -> tuple[int, ...]:
         2 * WRITES_MAX + PROMISES_MAX,  # one group may be written in place and appended
         unapplied,
         OP_MAX,  # as much as a disk can lose; but all of it is repaired
-        PIPELINE_LIMIT + 1,
+        max(
+            PIPELINE_LIMIT + 1, found
+        ),  # what a cut gives back is not committed, and a new one is made when none is left
         segments,
     )
 

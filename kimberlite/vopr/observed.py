@@ -267,7 +267,8 @@ class Watch:
         core = node.driver.core
         state = core.state
         if not self._most:
-            self._most = limits.limits(state.config, node.store.segment_bytes)
+            found = len(node.store._segments.spare) + len(node.store._segments.open)
+            self._most = limits.limits(state.config, node.store.segment_bytes, found)
         self._steps += 1
         if self._steps % WEIGH_EVERY == 0:
             limits.weigh(core)

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from kimberlite.storage.interface import SECTOR
-from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
+from kimberlite.storage.journal import RECORD_BYTES, Contents, journal_name, witness_name
+from kimberlite.storage.open_segment import OpenSegment
+from kimberlite.storage.places import Start
 from kimberlite.types import EntryState, Message, ViewState
 from kimberlite.vopr.disk import Files, corrupt, make_unreadable
 
@@ -336,6 +338,20 @@ def test_a_witness_sector_that_was_written_over_proves_of_no_entry_that_it_was_n
         # The witnesses of the intact entries were written again: what is in doubt stays so.
         again = kit.open(image).recovered
         assert (again.settled, again.head) == (recovered.settled, recovered.head)
+
+
+def test_a_log_grows_behind_an_entry_whose_witness_was_lost_with_its_sector(kit: Any, bench: Any) -> None:
+    """As a segment is found again that is written once more: nine entries, and the witnesses of eight."""
+    log = kit.chain([WHOLE] * 10)
+    bench.append(log[:9])
+    image = bench.files.durable[witness_name(0)][:SECTOR]
+    headers, offsets = [message.header for message in log[:9]], [SECTOR * index for index in range(9)]
+    segment = OpenSegment.of(0, Start(1, 0), Contents(bytearray(image), headers, offsets))
+    assert segment.wipe() is None
+    assert segment.end is not None
+    segment.add(log[9].header, segment.end)
+    assert [segment.header(index) for index in range(10)] == [message.header for message in log]
+    assert segment.place(9) == 9 * SECTOR
 
 
 def test_nothing_at_or_below_the_base_was_never_written(kit: Any, bench: Any) -> None:

@@ -434,3 +434,9 @@ def test_what_is_looked_at_in_every_step_is_all_that_has_a_bound(world: World) -
             is_led = number < len(limits.NOTHING_LED)
             is_looked_at = name != "evidence" and (not is_led or core.leading is not None)
             assert limits.fits(core, node.store, node.disk, most) is not is_looked_at, name
+
+
+def test_spare_segments_are_as_many_as_a_start_has_found() -> None:
+    config, spare = World(CALM, faults=()).nodes[0].driver.core.state.config, limits.NAMES.index("spare segments")
+    most = [limits.limits(config, 64 << 10, found)[spare] for found in (0, 33, 40)]
+    assert most == [33, 33, 40]
