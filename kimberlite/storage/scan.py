@@ -308,7 +308,7 @@ class _Walk:
         first_beyond = self.bases.get(beyond.segment, 0)
         if first_beyond > op:
             return here
-        if first_beyond == op:
+        if first_beyond == op and beyond.witness is not Witness.OTHER:  # else an older log began it there
             return beyond
         if beyond.entry is Entry.ZERO and beyond.witness is Witness.ZERO:
             return here

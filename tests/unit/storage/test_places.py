@@ -86,6 +86,24 @@ def test_the_head_of_the_log_is_not_forgotten_where_an_older_one_stands_before_i
     assert again.reopen().recovered.settled == 16
 
 
+def test_nor_where_an_older_one_stands_behind_it(kit: Any, bench: Any) -> None:
+    """Op 16 of view 0 began the second segment, that of view 1 fits in the first, and entry and witness of it are gone:
+    the beginning of the second segment speaks of the older log."""
+    old = kit.chain([WHOLE] * 15 + [DOUBLE])
+    bench.append(old)
+    (new,) = kit.chain([WHOLE], after=old[14].header, view=1, salt=7)
+    bench.promise(ViewState(view=1, log_view=1, base=15, suffix_head=15, suffix=(old[14].header,)))
+    bench.store.truncate(15)
+    bench.append([new])
+    damage_entry(bench.files, 0, 15 * SECTOR)
+    damage_witness(bench.files, 0, 15)
+    again = bench.reopen()
+    assert again.recovered.settled == 15
+    assert states(again.recovered)[16] == (EntryState.FAULTY, False)
+    again.append([new])
+    assert again.reopen().recovered.settled == 16
+
+
 def test_a_segment_used_again_holds_no_witness_of_its_former_log(kit: Any, bench: Any) -> None:
     old = kit.chain([WHOLE] * (2 * SECTORS))
     bench.append(old)
