@@ -189,7 +189,8 @@ TABLE: dict[tuple[Party, Command], Frame] = {
         {"client": Field("the client's id"), "count": Field("version of the frames: net.CLIENT_VERSION")},
     ),
     (Party.REPLICA, Command.HELLO): Frame(
-        "The first frame of a replica, on a connection to another one or as the answer to a client.",
+        "The first frame of a replica, on a connection to another one or as the answer to a client. Unasked, to those "
+        "that have sent requests: another view has begun.",
         {
             "view": Field("view of the replica"),
             "count": Field("size of the cluster"),

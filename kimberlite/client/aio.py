@@ -230,7 +230,7 @@ class Log(Reading):
         for header, body in frames:
             if self._reader.on_frame(header, body):
                 if self._session is not None:
-                    self._session.view = max(self._session.view, header.view)
+                    self._session.routing.learn(header.view)
             elif self._session is not None:
                 self._session.step(Message(header, body), now)
         self._pump()
@@ -255,7 +255,7 @@ class Log(Reading):
 
     def _primary(self) -> int | None:
         """The replica that leads, as far as known."""
-        return None if self._session is None else self._session.view % self._session.replica_count
+        return None if self._session is None else self._session.routing.leader
 
     def _pump(self) -> None:
         """Carry out what the session asks for, and set its timer."""

@@ -9,6 +9,9 @@ Refusals. A request is *surely refused* when every copy of it was answered by a 
 that this copy will never be executed. What is surely refused for a reason that passes (no primary, a full
 queue, no disk space, an evicted session) is sent again with back-off until its deadline: after an
 eviction in a new session, under a new identity. A busy replica says how long to wait.
+ Whom to ask is
+said by client.routing; between two attempts are RETRY_NS at most, and half of it by chance, longer only where answers
+usually take longer.
 
 Deadlines. An append that was never sent, or was surely refused, fails with what stood in its way:
 UnavailableError, BusyError, NoSpaceError, SessionEvictedError; nothing happened. One whose request may have
@@ -18,7 +21,7 @@ has not left yet.
 
 Inputs: append_batch, cancel, step, tick, connected, disconnected, close. Outputs: take_output, next_deadline.
 Times are monotonic nanoseconds handed in. The seed gives the jitter; there is no other randomness.
-May import: errors, types, _fast.
+May import: errors, types, _fast, client.routing.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from random import Random
 from typing import NamedTuple
 
 from kimberlite._fast import events as event_batches
+from kimberlite.client.routing import Routing
 from kimberlite.errors import (
     BusyError,
     EventTooLargeError,
@@ -57,6 +61,7 @@ HELLO, REPLY, REJECT = Command.HELLO, Command.REPLY, Command.REJECT
 MS = 1_000_000
 RETRY_FIRST_NS = 100 * MS  # until a round trip has been seen
 RETRY_MIN_NS = 50 * MS
+RETRY_NS = 100 * MS
 RETRY_MAX_NS = 1000 * MS
 BACK_OFF_NS = 5 * MS  # after a refusal that says no time to wait; doubles
 BUSY_WAIT_MAX_NS = 5000 * MS  # believed of a replica that says how long to wait
@@ -136,11 +141,10 @@ class Session:
         self._random = Random(seed)
         self._new_client_id = new_client_id or (lambda: self._random.randbytes(16))
         self.client_id = client_id
-        self.replica_count = replica_count
+        self.routing = Routing(replica_count)
         self._request_bytes_max = request_bytes_max
         self._events_max = events_max
         self.number = 0  # of the session; 0 while not registered
-        self.view = 0
         self._request_number = 0
         self._next_handle = 1
         self._waiting: dict[int, Append] = {}  # by handle, in the order in which they are sent
@@ -149,8 +153,6 @@ class Session:
         self._cancelled: set[int] = set()  # handles in the request in flight
         self._evictions = 0  # since the last reply
         self._request: Request | None = None
-        self._connected: set[int] = set()
-        self._target = 0
         self._retry_at: int | None = None
         self._expires_at: int | None = None
         self._round_trip = 0
@@ -225,7 +227,7 @@ class Session:
     def flush(self, now: int) -> None:
         """Send what waits, when nothing is in flight. Call after a burst of appends."""
         may_begin = self._retry_at is None or now >= self._retry_at
-        if self._request is None and self._waiting and self._connected and may_begin:
+        if self._request is None and self._waiting and self.routing.connected and may_begin:
             if not self.number:
                 self._begin(self._register(), [], now)
             else:
@@ -233,7 +235,7 @@ class Session:
 
     def connected(self, replica: int, now: int) -> None:
         """A connection to that replica is ready."""
-        self._connected.add(replica)
+        self.routing.connected.add(replica)
         if self._request is None:
             self.flush(now)
         elif self._retry_at is None:
@@ -241,22 +243,23 @@ class Session:
 
     def disconnected(self, replica: int, now: int) -> None:
         """The connection is gone: what was sent there may or may not have arrived."""
-        self._connected.discard(replica)
-        if self._request is not None and replica == self._target and not self._request.has_no_session:
-            self._target = self._next_target()
+        routing = self.routing
+        routing.connected.discard(replica)
+        if self._request is not None and replica == routing.target and not self._request.has_no_session:
+            routing.next()
             self._send(now)
 
     def step(self, message: Message, now: int) -> None:
         """A frame from a replica. Anything that is not about the request in flight is ignored."""
         header = message.header
         if header.command == HELLO:
-            self._learn_view(header.view)
+            self._on_view(header.view, now)
             return
         request = self._request
         if request is None or header.context != request.message.header.checksum:
             return
         if header.command == REPLY:
-            self._learn_view(header.view)
+            self.routing.learn(header.view)
             self._on_reply(message, request, now)
         elif header.command == REJECT:
             self._on_reject(message, request, now)
@@ -281,7 +284,7 @@ class Session:
             self.flush(now)
         else:
             if request.back_off == 0:
-                self._target = self._next_target()
+                self.routing.was_silent(now)
             self._send(now)
 
     # Outputs
@@ -367,7 +370,7 @@ class Session:
     def _begin(self, message: Message, appends: list[Append], now: int) -> None:
         self._request = Request(message, appends)
         self._cancelled.clear()
-        self._target = self.view % self.replica_count
+        self.routing.begin()
         self._send(now)
 
     def _send(self, now: int) -> None:
@@ -375,9 +378,10 @@ class Session:
         request = self._request
         if request is None:
             return
-        if self._target not in self._connected:
-            self._target = self._next_target()
-        if self._target not in self._connected:
+        routing = self.routing
+        if not routing.can_send:
+            routing.next()
+        if not routing.can_send:
             self._retry_at = None  # `connected` sends it
             return
         request.attempts += 1
@@ -386,31 +390,22 @@ class Session:
         if request.first_sent_at is None:
             request.first_sent_at = now
         self._retry_at = now + self._retry_interval(request.attempts)
-        self._sends.append((self._target, request.message))
+        self._sends.append((routing.target, request.message))
 
     def _retry_interval(self, attempts: int) -> int:
-        base = min(max(4 * self._round_trip, RETRY_MIN_NS), RETRY_MAX_NS) if self._round_trip else RETRY_FIRST_NS
-        interval = min(base << min(attempts - 1, 5), RETRY_MAX_NS)
+        base = max(4 * self._round_trip, RETRY_MIN_NS) if self._round_trip else RETRY_FIRST_NS
+        longest = min(max(2 * self._round_trip, RETRY_NS), RETRY_MAX_NS)
+        interval = min(base << min(attempts - 1, 5), longest)
         return interval + int(self._random.random() * interval / 2)
 
-    def _next_target(self) -> int:
-        """Round the replicas, those that are connected only, when there are any."""
-        for step in range(1, self.replica_count + 1):
-            candidate = (self._target + step) % self.replica_count
-            if candidate in self._connected:
-                return candidate
-        return self._target
-
-    def _another(self, preferred: int, attempts: int) -> int:
-        """Whom to ask when the one that should lead says that it does not, or can not be asked: each of the others in
-        turn, between two attempts at that one. The view may be one that nobody is in, when who told of it died before
-        it had written it down; then another replica leads, in an earlier view."""
-        others = [(preferred + step) % self.replica_count for step in range(1, self.replica_count)]
-        others = [replica for replica in others if replica in self._connected]
-        return others[attempts // 2 % len(others)] if others else preferred
-
-    def _learn_view(self, view: int) -> None:
-        self.view = max(self.view, view)
+    def _on_view(self, view: int, now: int) -> None:
+        """A replica says which view it is in: the request in flight goes to the primary of a newer one at once."""
+        request, routing = self._request, self.routing
+        if not routing.learn(view) or request is None or request.has_no_session:
+            return
+        if routing.leader in routing.connected and (routing.leader != routing.target or request.back_off):
+            routing.target = routing.leader
+            self._send(now)
 
     # Answers
 
@@ -461,10 +456,8 @@ class Session:
 
     def _go_elsewhere(self, message: Message, request: Request, now: int) -> None:
         """Another replica leads, or none yet."""
-        self._learn_view(message.header.view)
-        preferred = self.view % self.replica_count
-        may_lead = preferred != message.header.replica and preferred in self._connected
-        self._target = preferred if may_lead else self._another(preferred, request.attempts)
+        self.routing.learn(message.header.view)
+        may_lead = self.routing.choose(message.header.replica, request.attempts, now)
         # Nobody may lead yet: do not run round the replicas faster than they can elect.
         request.back_off = BACK_OFF_NS if may_lead else 4 * BACK_OFF_NS
         self._retry_at = now + request.back_off + int(self._random.random() * BACK_OFF_NS)
@@ -619,7 +612,7 @@ class Session:
                 "the primary was busy until the deadline: nothing was appended; send less at a time, or wait longer",
                 reason=reason,
             )
-        if not self._connected:
+        if not self.routing.connected:
             return UnavailableError(
                 "no replica could be reached before the deadline: nothing was sent; check the addresses and that the "
                 "replicas are running"

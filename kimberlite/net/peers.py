@@ -14,6 +14,9 @@ One connection speaks for a replica. A second one waits, one for each replica, w
 lives (HELLO again, which the side that dialled answers with HELLO): it takes the place when nothing came
 within PROBE_S. So nobody takes the place of a peer that is there, and one that came back is not kept out.
 
+A peer is gone when the connection to it, which had lasted, is closed, another one is refused, and nothing more comes
+from it: its process has ended, and the kernel says so at once. (A listener that comes and goes says so once.)
+
 A link that takes nothing for SILENCE_MS is given up and dialled anew, for the kernel waits longer and longer between
 two attempts to get something through.
 May import: errors, types, _fast, net.sockets, net.transport.
@@ -36,6 +39,8 @@ HELLO_BYTES_MAX = 16 << 10
 SEND_QUEUE_MAX = 16 << 20  # bytes queued for a peer that does not read
 DIAL_FIRST_S = 0.02
 DIAL_MAX_S = 0.5
+LASTED_S = 1.0  # a connection that was there for so long is dialled again at once when it ends
+QUICK_DIALS, QUICK_DIAL_S = 4, 0.002  # so often: its listener may end a moment later
 CONNECT_TIMEOUT_S = 1.5  # the kernel sends its request again after one second
 STRANGERS_MAX = 32  # accepted on the peer port that have not said who they are
 PROBE_S = 0.5
@@ -125,13 +130,15 @@ class PeerNetwork:
         view: Callable[[], int],
         on_messages: Callable[[list[Message]], None],
         on_refusal: Callable[[int, Refusal], None] | None = None,
+        on_gone: Callable[[int], None] | None = None,
         frame_max: int = 4 << 20,
         strangers_max: int = STRANGERS_MAX,
         counters: Counters | None = None,
         seed: int = 0,
     ) -> None:
         """on_refusal: told when the process at the address of a replica turns out to be another
-        one, once for each such replica until it has been the right one again. strangers_max: connections that have
+        one, once for each such replica until it has been the right one again. on_gone: told of a peer that is gone,
+        after the last of its frames. strangers_max: connections that have
         not said who they are; replicas have places of their own."""
         self.index = index
         self._addresses = addresses
@@ -141,6 +148,7 @@ class PeerNetwork:
         self._view = view
         self._on_messages = on_messages
         self._on_refusal = on_refusal
+        self._on_gone = on_gone
         self._frame_max = frame_max
         self._strangers_max = strangers_max
         self._counters = counters or NullCounters()
@@ -153,6 +161,7 @@ class PeerNetwork:
         self._stopped = False
         self.diallers: list[asyncio.Task[None]] = []  # one for each peer, for as long as this runs
         self._greeted: set[int] = set()  # replicas that have answered our HELLO on the present connection
+        self._refused: set[int] = set()  # replicas whose listener was gone when their connection had just ended
         self.refusals: dict[int, Refusal] = {}  # replica -> why the process at its address is not it
         self.met = False  # whether a peer of this cluster has ever answered
 
@@ -225,6 +234,7 @@ class PeerNetwork:
     async def _dial(self, replica: int) -> None:
         loop = asyncio.get_running_loop()
         delay = DIAL_FIRST_S
+        quick = 0  # attempts that follow at once
         while True:
             closed: asyncio.Future[None] = loop.create_future()
             host, port = self._addresses[replica]
@@ -232,20 +242,37 @@ class PeerNetwork:
                 # Not wait_for: in Python 3.11 that loses a cancellation in the moment when the attempt ends.
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     connection = await connect(lambda closed=closed: self._dialled(replica, closed), host, port)  # type: ignore[misc]
-            except (OSError, RuntimeError):  # and TimeoutError, which is one; no thread to resolve the name
-                pass
+            except (OSError, RuntimeError) as error:  # and TimeoutError, which is one; no thread to resolve the name
+                if quick and isinstance(error, ConnectionRefusedError):
+                    quick = 0
+                    self._refused.add(replica)
+                    self._note_gone(replica)
             else:
                 began = loop.time()
+                self._refused.discard(replica)
                 self._outgoing[replica] = connection
                 connection.send(self._hello())
                 await closed
+                if replica in self._greeted and loop.time() - began >= LASTED_S:
+                    quick = QUICK_DIALS
                 if self._outgoing.get(replica) is connection:
                     del self._outgoing[replica]
                     self._greeted.discard(replica)
                 if loop.time() - began > DIAL_MAX_S:
                     delay = DIAL_FIRST_S
+            if quick:
+                quick -= 1
+                await asyncio.sleep(QUICK_DIAL_S)
+                continue
             await asyncio.sleep(delay * (0.5 + self._random.random()))
             delay = min(delay * 2, DIAL_MAX_S)
+
+    def _note_gone(self, replica: int) -> None:
+        """It is gone once its frames have all come, too."""
+        if replica in self._refused and self._first(replica) is None:
+            self._refused.discard(replica)
+            if self._on_gone is not None and not self._stopped:
+                self._on_gone(replica)
 
     def _dialled(self, replica: int, closed: asyncio.Future[None]) -> FrameConnection:
         def finish(_: FrameConnection, error: Exception | None) -> None:
@@ -335,6 +362,8 @@ class PeerNetwork:
                 del self._waiting[index]
             elif replica == index:
                 self._judge(index)
+        if replica is not None:
+            self._note_gone(replica)
 
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
         peer = self._incoming.get(connection)

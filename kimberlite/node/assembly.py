@@ -54,6 +54,7 @@ class Inputs(NamedTuple):
 
     on_peer_messages: Callable[[list[Message]], None]
     on_peer_refusal: Callable[[int, Refusal], None]
+    on_peer_gone: Callable[[int], None]
     on_client_requests: Callable[[list[Message]], None]
     on_damage: Callable[[int], None]
     status: Callable[[], dict[str, object]]
@@ -196,6 +197,7 @@ def _peers(config: Config, share: descriptors.Share, core: Replica, inputs: Inpu
         view=lambda: core.state.view,
         on_messages=inputs.on_peer_messages,
         on_refusal=inputs.on_peer_refusal,
+        on_gone=inputs.on_peer_gone,
         frame_max=config.limits.frame_bytes_max,
         strangers_max=share.strangers,
         counters=recorder.traffic,

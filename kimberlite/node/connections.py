@@ -46,6 +46,7 @@ class Client:
         *(
             "is_waiting",
             "is_regular",
+            "appends",
             "owed",
             "has_turn",
             "seen",
@@ -66,6 +67,7 @@ class Client:
         self.parked_until: asyncio.TimerHandle | None = None
         self.is_waiting = False  # in the waiting room
         self.is_regular = False  # greeted, and not there
+        self.appends = False  # it has sent a request
         self.owed = 0  # see node.turns
         self.has_turn = False
         self.seen = -1  # bytes received when it was last looked at
@@ -109,6 +111,10 @@ class Connections:
 
     def all(self) -> Iterable[FrameConnection]:
         return list(self._clients)
+
+    def regular(self) -> Iterable[Client]:
+        """Those that have greeted, and are not in the waiting room."""
+        return [client for client in self._clients.values() if client.is_regular and client.connection.is_open]
 
     def stop(self) -> None:
         if self._look_handle is not None:

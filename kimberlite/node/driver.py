@@ -191,6 +191,12 @@ class Driver:
             self.core.propose(request, now)
         self._run()
 
+    def on_peer_gone(self, replica: int) -> None:
+        """The process of another replica has ended, and all that it sent has come in."""
+        self._now = self._clock()
+        self.core.peer_gone(replica, self._now)
+        self._run()
+
     def on_damage(self) -> None:
         """A reader could not read an entry: have it repaired."""
         self._now = self._clock()

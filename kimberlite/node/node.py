@@ -19,6 +19,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -37,7 +38,7 @@ from kimberlite.state_machine import EventLog, StateMachine
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.loop import PARSE, PROTOCOL
-from kimberlite.types import Access, Message, Reason
+from kimberlite.types import Access, Message, Reason, Status
 
 GAUGES_EVERY = 10  # ticks
 FREE_SPACE_EVERY = 100  # ticks
@@ -78,8 +79,10 @@ class Node:
         self._stopping = False
         self._messages: list[Message] = []
         self._requests: list[Message] = []
+        self._gone: list[int] = []
         self._round_scheduled = False
         self._applied_seen = 0
+        self._view_told = 0
 
     # Life
 
@@ -89,6 +92,7 @@ class Node:
         inputs = Inputs(
             on_peer_messages=self._on_peer_messages,
             on_peer_refusal=self._on_peer_refusal,
+            on_peer_gone=self._on_peer_gone,
             on_client_requests=self._on_client_requests,
             on_damage=self._on_damage,
             status=self.status,
@@ -181,6 +185,10 @@ class Node:
         self._messages += messages
         self._schedule_round()
 
+    def _on_peer_gone(self, replica: int) -> None:
+        self._gone.append(replica)  # behind its last frames
+        self._schedule_round()
+
     def _on_client_requests(self, messages: list[Message]) -> None:
         self._requests += messages
         self._schedule_round()
@@ -198,6 +206,9 @@ class Node:
         messages, self._messages = self._messages, []
         requests, self._requests = self._requests, []
         self._run(lambda: parts.driver.on_input(messages, requests))
+        gone, self._gone = self._gone, []
+        for replica in gone:
+            self._run(partial(parts.driver.on_peer_gone, replica))
 
     def _on_disk(self) -> None:
         self._run(self.parts.driver.on_disk)
@@ -296,6 +307,10 @@ class Node:
         if applied != self._applied_seen:
             self._applied_seen = applied
             parts.server.on_applied()
+        state = driver.core.state
+        if state.view != self._view_told and state.status == Status.NORMAL:
+            self._view_told = state.view
+            parts.server.tell_view()
         if left == PARSE:
             meter.switch(PARSE)  # called while frames are handled
         else:

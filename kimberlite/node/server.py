@@ -54,6 +54,7 @@ NO_FAULT = frozenset(
     }
 )
 READ_WAIT_MAX_NS = 60_000_000_000
+TOLD_PER_TURN = 64  # clients that are told of another view in one turn of the loop
 
 
 class ClientServer:
@@ -105,6 +106,7 @@ class ClientServer:
         )
         self._turns = Turns(progress)
         self._parked: set[Client] = set()
+        self._untold: list[Client] = []  # of the view that has begun
         self._answered = 0  # bytes of answers to reads and status
         self._server: Listener | None = None
         self._stopped = False
@@ -155,6 +157,29 @@ class ClientServer:
             if message.header.command == Command.REJECT:
                 route[-1].owed += LATER_NS if message.header.reason in NO_FAULT else REFUSAL_NS
             connection.send(message)
+
+    def tell_view(self) -> None:
+        """Another view has begun: whoever appends need not find out whom to ask now."""
+        news = Message(
+            self._make_header(
+                cluster=self._cluster,
+                command=Command.HELLO,
+                replica=self._index,
+                view=self._view(),
+                count=len(self._members),
+            )
+        )
+        self._untold = [client for client in self._clients.regular() if client.appends]
+        self._tell(news)
+
+    def _tell(self, news: Message) -> None:
+        """Some now, the others in the turns of the loop that follow: all of them are not worth a commit's time."""
+        for client in self._untold[-TOLD_PER_TURN:]:
+            if client.connection.queued_bytes <= REPLY_QUEUE_MAX:
+                client.connection.send(news)
+        del self._untold[-TOLD_PER_TURN:]
+        if self._untold:
+            asyncio.get_running_loop().call_soon(self._tell, news)
 
     # Connections
 
@@ -237,6 +262,7 @@ class ClientServer:
                     route = routes.get(header.client)
                     if route is None or route[-1] is not client:
                         self._clients.use(header.client, client)
+                    client.appends = True
                     requests.append(Message(header, body))
                     continue
                 self._reject(client, header, reason)

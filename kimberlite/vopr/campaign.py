@@ -52,6 +52,7 @@ LABELS: dict[str, int] = {
             "DUPLICATE",
             "FAULTY",
             "FORFEITED",
+            "GONE",
             "REJECTED_DISK_FULL",
             "REPAIRED",
             "REPAIR_EXPIRED",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
 # Replicas that must have voted before a view is left, and must be heard before one begins.
 VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
-VOTED_OUT = 2  # causes of VIEW_CHANGE_STARTED below this are a count of votes, the others hearsay
+HEARSAY = 2  # the one cause of VIEW_CHANGE_STARTED that is no count of votes
 COPY_BYTES = 16 * 1024
 FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, 472  # in a copy
 OP_AT = 80  # in a header
@@ -386,7 +386,7 @@ class Checkers:
     def on_view_left(self, replica: int, view: int, cause: int) -> None:
         """I5: a view is left only when a quorum asks for it."""
         voters = self.voters.get(view - 1, set()) | {replica}
-        if cause < VOTED_OUT and len(voters) < VIEW_CHANGE_QUORUM[self.replica_count]:
+        if cause != HEARSAY and len(voters) < VIEW_CHANGE_QUORUM[self.replica_count]:
             raise Violation("I5 votes", f"replica {replica} leaves view {view - 1}, only {sorted(voters)} voted for it")
 
     def on_view_begun(self, replica: int, view: int) -> None:

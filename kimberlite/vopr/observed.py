@@ -18,7 +18,7 @@ from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, wit
 from kimberlite.storage.scrub import Checked
 from kimberlite.storage.store import Store
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
-from kimberlite.types import Checksum, Header, Message, Operation, Reason
+from kimberlite.types import Checksum, Command, Header, Message, Operation, Reason
 from kimberlite.vopr import books, limits
 from kimberlite.vsr.events import DropReason, Event, EventKind
 from kimberlite.vsr.replica import Replica
@@ -35,6 +35,7 @@ HEARD = frozenset(  # what a checker is told of
         EventKind.PREPARE_ACKED,
         EventKind.REPAIR_EXPIRED,
         EventKind.VIEW_CHANGE_STARTED,
+        EventKind.VIEW_CHANGED,
         EventKind.FORFEITED,
         EventKind.CHECKPOINTED,
     }
@@ -104,10 +105,20 @@ class Observer:
             world.checkers.expired.setdefault(self._index, set()).add(a)
         elif kind is EventKind.VIEW_CHANGE_STARTED:
             world.checkers.on_view_left(self._index, a, b)
+        elif kind is EventKind.VIEW_CHANGED:
+            tell_clients(world, self._index)
         elif kind is EventKind.FORFEITED:
             world.leads.on_forfeited(world, self._index)
         elif kind is EventKind.CHECKPOINTED:
             world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
+
+
+def tell_clients(world: World, index: int) -> None:
+    """Of the view that has begun at a replica, as a node does."""
+    view = world.nodes[index].driver.core.state.view
+    header = framing.make_header(cluster=world.cluster, command=Command.HELLO, replica=index, view=view)
+    for client in world.clients:
+        world.network.send(index, client.name, Message(header))
 
 
 class ObservedDriver(Driver):

@@ -27,6 +27,7 @@ from kimberlite.node.clock import JUMP_NS
 from kimberlite.node.driver import requests_of
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Bytes, Message
+from kimberlite.vopr import departures
 from kimberlite.vopr.checkers import (
     Checkers,
     Promises,
@@ -296,6 +297,7 @@ class World:
         self.doomed[index] = None
         tear = Random(f"tear {self.plan.seed} {index} {self.now}")
         node.disk.crash(tear, TearPolicy(garbage=self.plan.garbage))
+        departures.tell(self, index)
         for client in self.clients:
             client.session.disconnected(index, self.now)
             client.pump()

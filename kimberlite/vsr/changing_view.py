@@ -45,6 +45,8 @@ class ChangingView(Between):
         """The view is entered: make that durable, then give evidence."""
         self._resend_timer.start(s.now + s.prng.jitter(s.config.timing.do_view_change_resend_ns))
         self.start_timer(s)
+        # Who is gone will not lead it: as soon as this view is durable, it is voted out.
+        self.votes.is_cast = not s.is_primary and s.peers[s.primary].is_gone
         s.persist_view()
 
     def resume(self, s: State) -> None:

@@ -67,11 +67,12 @@ class Event(NamedTuple):
 
 
 class ViewChangeCause(IntEnum):
-    """Why a replica left its view. Below NEWER_VIEW: it counted the votes itself."""
+    """Why a replica left its view. All but NEWER_VIEW: it counted the votes itself."""
 
     PRIMARY_SILENT = 0  # a quorum voted
     ABDICATED = 1  # the same, and it is the primary that had asked for it
     NEWER_VIEW = 2  # heard of from a peer
+    PRIMARY_GONE = 3  # a quorum voted, this replica because nothing listens any more where the primary was
 
 
 class GaveUp(IntEnum):

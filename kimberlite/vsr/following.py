@@ -109,7 +109,8 @@ class Following(Role):
         s.detector.heard(s.now)
         if self.votes.is_cast:
             self.votes.withdraw(s.index)
-        s.peers[s.primary].last_heard = s.now
+        primary = s.peers[s.primary]
+        primary.last_heard, primary.is_gone = s.now, False
 
     def on_known_prepare(self, s: State, header: Header) -> None:
         if header.view == s.view and header.op <= s.log.durable:

@@ -126,8 +126,7 @@ class Leading(Role):
     def sends_heartbeats(self) -> bool:
         return self.gave_up is None
 
-    @property
-    def cause(self) -> ViewChangeCause:
+    def cause(self, s: State) -> ViewChangeCause:
         return ViewChangeCause.PRIMARY_SILENT if self.gave_up is None else ViewChangeCause.ABDICATED
 
     # Requests

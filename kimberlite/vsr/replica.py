@@ -120,6 +120,13 @@ class Replica:
             if ruling.act is Act.INFORM:
                 signs_of_life.inform(s, header.replica)
 
+    def peer_gone(self, replica: int, now: int) -> None:
+        """Nothing listens any more at the address of another replica, which was there: its process has ended."""
+        s = self.state
+        s.now = now
+        if replica in s.peers:
+            transitions.carry_out(s, signs_of_life.miss(s, replica))
+
     def propose(self, message: Message, now: int) -> Admission:
         """A client's request. Refusals are answered with a REJECT frame."""
         s = self.state

@@ -162,6 +162,10 @@ class Role:
         """The primary itself asks to be replaced, or gives its view up before it begins."""
         return self.suspect(s)
 
+    def on_gone(self, s: State, replica: int) -> Transition | None:
+        """The process of another replica has ended."""
+        return self.suspect(s) if replica == s.primary and not self.votes.is_cast else None
+
     def tick_votes(self, s: State) -> Transition | None:
         """Say again what has been said: votes get lost."""
         if self.votes.timer.due(s.now) and self.votes.is_cast:
@@ -179,17 +183,18 @@ class Role:
         window = s.config.timing.vote_window_ns
         fresh = bit_set(replica for replica, at in self.votes.at.items() if s.now - at <= window)
         if self.enough_votes(s, fresh) and s.outbox.may_promise:
-            return EnterView(s.view + 1, self.cause)
+            return EnterView(s.view + 1, self.cause(s))
         return None
 
     def enough_votes(self, s: State, fresh: int) -> bool:
         """A view is left only by a view-change quorum, whatever one replica believes."""
         return s.membership.may_leave_view(fresh)
 
-    @property
-    def cause(self) -> ViewChangeCause:
+    def cause(self, s: State) -> ViewChangeCause:
         """Why this replica leaves its view when a quorum has voted for that."""
-        return ViewChangeCause.PRIMARY_SILENT
+        primary = s.peers.get(s.primary)
+        is_gone = primary is not None and primary.is_gone
+        return ViewChangeCause.PRIMARY_GONE if is_gone else ViewChangeCause.PRIMARY_SILENT
 
     # What happens to every role
 

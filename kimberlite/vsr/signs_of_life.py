@@ -12,15 +12,27 @@ from kimberlite.types import Command, Message, Status
 from kimberlite.vsr.config import CONTACT_MIN_NS
 
 if TYPE_CHECKING:
+    from kimberlite.vsr.role import Transition
     from kimberlite.vsr.state import Peer, State
 
 
 def hear(s: State, peer: Peer) -> None:
     """A sign of life of another replica, perhaps the first after a silence."""
     silence, peer.last_heard = s.now - peer.last_heard, s.now
-    if silence > CONTACT_MIN_NS and silence > s.config.timing.contact_ns:
+    if peer.is_gone or (silence > CONTACT_MIN_NS and silence > s.config.timing.contact_ns):
+        peer.is_gone = False
         s.role.on_returned(s, peer)
         s.repairs.pacing.clear()  # it may have what nobody else has
+
+
+def miss(s: State, replica: int) -> Transition | None:
+    """Nothing listens any more where that replica was: its process has ended. Whoever waits for it as the primary
+    need not wait until its silence is long; a quorum has to find so, as with any suspicion."""
+    peer = s.peers[replica]
+    if peer.is_gone:
+        return None
+    peer.is_gone = True
+    return s.role.on_gone(s, replica)
 
 
 def tick(s: State) -> None:

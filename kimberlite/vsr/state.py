@@ -78,6 +78,7 @@ class Peer:
 
     said: Said = field(default_factory=Said)
     last_heard: int = 0
+    is_gone: bool = False  # nothing listens where it was, and nothing has come from it since
     held: int | None = None  # its last word on what its log holds: a hint whom to ask for an entry, never more
     commit: int = 0
     round_trip: int = 0
@@ -305,8 +306,8 @@ class State:
         """Whether that replica, or this one itself, gave a sign of life within contact_ns."""
         if replica == self.index:
             return True
-        last = self.peers[replica].last_heard
-        return last > 0 and self.now - last <= self.config.timing.contact_ns
+        peer = self.peers[replica]
+        return peer.last_heard > 0 and not peer.is_gone and self.now - peer.last_heard <= self.config.timing.contact_ns
 
     @property
     def quorum_margin(self) -> int:

@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"errors", "types", "_fast", "_sys"},
     "net": {"errors", "types", "_fast", "_sys"},
     "client": {"errors", "types", "config", "_fast", "net"},
-    "client.session": {"errors", "types", "_fast"},
+    "client.session": {"errors", "types", "_fast", "client.routing"},
+    "client.routing": set(),
     # "" is for __version__. Events and vsr.work are the core's contract, not the core.
     "telemetry": {"", "errors", "types", "process", "_fast", "_sys", "vsr.events", "vsr.work"},
     "node": {
@@ -78,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "vsr",
         "storage",
         "client.session",
+        "client.routing",
         "node.driver",
         "node.checkpoints",
         "node.clock",
@@ -133,6 +135,7 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     "node.driver": IMPURE,
     "node.checkpoints": IMPURE,
     "client.session": IMPURE - {"random"},  # a seeded generator is handed in
+    "client.routing": IMPURE,
     "types": IMPURE,
     "errors": IMPURE,
     "state_machine": IMPURE,

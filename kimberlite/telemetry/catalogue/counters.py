@@ -111,8 +111,9 @@ COUNTERS = (
     ),
     counter(
         "view_changes",
-        "Views entered, by cause: primary_silent (a quorum voted), abdicated (this primary could not commit or was "
-        "stopped), newer_view (heard of from a peer).",
+        "Views entered, by cause: primary_silent (a quorum voted), primary_gone (the same, and nothing listened any "
+        "more where the primary was), abdicated (this primary could not commit or was stopped), newer_view (heard of "
+        "from a peer).",
         "0 in steady state; a few with each restart of a primary. A rate means an unstable network, disk or scheduler.",
         "VIEW_CHANGE_STARTED",
         KILL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kimberlite._fast import framing
 from kimberlite.client import session as client
+from kimberlite.client.routing import Routing
 from kimberlite.errors import UnavailableError
 from kimberlite.storage import store
 from kimberlite.types import Message, Operation
@@ -121,7 +122,11 @@ def _timeout_reported_as_refusal() -> list[Patch]:
 
 @canary("a client asks the primary of its view and the next replica by turns, and nobody else")
 def _two_replicas_by_turns() -> list[Patch]:
-    return [(client.Session, "_another", lambda self, preferred, attempts: self._next_target())]
+    def another(self: Routing, attempts: int, now: int) -> int:
+        self.next()
+        return self.target
+
+    return [(Routing, "another", another)]
 
 
 @canary("an append that has expired leaves no place for its events")

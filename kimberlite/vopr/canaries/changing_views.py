@@ -41,6 +41,14 @@ def _view_left_on_one_vote() -> list[Patch]:
     return [(Role, "enough_votes", lambda self, s, fresh: True)]
 
 
+@canary("a view is left when one replica finds that the process of its primary has ended")
+def _gone_is_left_by_one() -> list[Patch]:
+    def on_gone(self: Role, s: State, index: int) -> Transition | None:
+        return EnterView(s.view + 1, self.cause(s)) if index == s.primary and s.outbox.may_promise else None
+
+    return [(Role, "on_gone", on_gone)]
+
+
 @canary("a view begins after one message too few")
 def _view_begins_too_early() -> list[Patch]:
     def enough_evidence(self: ChangingView, s: State) -> bool:

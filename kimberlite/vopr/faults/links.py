@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from kimberlite.types import Command
+from kimberlite.vopr import departures
 from kimberlite.vopr.faults.registry import SELDOM, Action, kind, pair_of, target_of
 from kimberlite.vsr.config import MS
 
@@ -50,6 +51,21 @@ def _clog(world: World, argument: int) -> Action | None:
     if pair is None or until <= max(world.now, world.network.clogs.get(pair, 0)):
         return None
     return partial(world.network.clogs.__setitem__, pair, until)
+
+
+@kind(share=SELDOM)
+def _refusal(world: World, argument: int) -> Action | None:
+    """The listener of a replica that is there refuses for a moment: some of the others hold it to be gone."""
+    target, random = target_of(world, argument), Random(argument)
+    nodes = [node for node in world.nodes if node.index != target and node.up and random.random() < 0.5]
+    if not nodes or not world.nodes[target].up:
+        return None
+
+    def act() -> None:
+        for node in nodes:
+            departures.miss(world, node.index, node.life, target)
+
+    return act
 
 
 MUTED = (

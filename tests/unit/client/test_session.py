@@ -110,6 +110,87 @@ def begin(session: Session, *payloads: bytes, now: int = 0, deadline: int | None
     return only(session)
 
 
+# Whom to ask
+
+
+def news(view: int, replica: int = 1) -> Message:
+    return Message(make_header(cluster=CLUSTER, command=Command.HELLO, replica=replica, view=view, count=3))
+
+
+def test_a_request_goes_to_the_primary_of_a_view_that_a_replica_tells_of() -> None:
+    session = registered()
+    target, request = begin(session)
+    assert target == 0
+    session.step(news(1), MS)
+    assert only(session) == (1, request)
+    session.step(news(1, replica=2), 2 * MS)  # no news any more
+    session.step(news(0, replica=0), 3 * MS)
+    assert sent(session) == []
+
+
+def test_news_of_a_view_whose_primary_has_the_request_sends_nothing() -> None:
+    session = registered()
+    _, request = begin(session)
+    session.disconnected(0, MS)
+    assert only(session) == (1, request)
+    session.step(news(1), 2 * MS)
+    assert sent(session) == []
+    session.step(reject(request, Reason.NOT_PRIMARY, replica=1, view=1), 3 * MS)
+    assert sent(session) == []  # it waits a little
+    session.step(news(4), 4 * MS)
+    assert only(session) == (1, request)
+
+
+def test_news_while_nothing_is_under_way_is_where_the_next_request_goes() -> None:
+    session = registered()
+    session.step(news(2), MS)
+    assert begin(session)[0] == 2
+
+
+def test_a_silent_replica_is_not_asked_again_while_others_answer() -> None:
+    """A primary that is frozen: who is asked next says that it leads, and it is not asked for a second."""
+    session = registered()
+    target, request = begin(session)
+    asked = [target]
+    now = 0
+    while now < 900 * MS:
+        now = session.next_deadline() or 0
+        session.tick(now)
+        for target, message in sent(session):
+            asked.append(target)
+            if target != 0:
+                session.step(reject(message, Reason.NOT_PRIMARY, replica=target, view=0), now)
+    assert asked[:2] == [0, 1]
+    assert 0 not in asked[1:]
+    session.step(news(3, replica=2), now)  # of a newer view it may be the primary all the same
+    assert only(session) == (0, request)
+
+
+def test_silent_replicas_are_asked_in_turn_when_nobody_answers() -> None:
+    session = registered()
+    asked = [begin(session)[0]]
+    before = 0
+    while len(asked) < 30:
+        now = session.next_deadline() or 0
+        assert now - before <= 150 * MS
+        before = now
+        session.tick(now)
+        asked += [target for target, _ in sent(session)]
+    assert asked == [number % 3 for number in range(30)]
+
+
+def test_where_answers_take_long_attempts_are_further_apart() -> None:
+    """More copies would only be more to do for whoever is slow."""
+    session = registered()
+    for _ in range(30):
+        _, request = begin(session)
+        session.step(reply(request), 800 * MS)
+        outcomes(session)
+        session.tick(800 * MS)
+    begin(session, now=1000 * MS)
+    assert (session.next_deadline() or 0) >= 2000 * MS
+
+
 # Registration and coalescing
 
 

@@ -428,3 +428,65 @@ def test_an_address_in_use_is_named_and_nothing_is_started() -> None:
             await Peer(0, addresses, listen_on=("192.0.2.1", addresses[0][1])).network.start()
 
     run(test)
+
+
+def test_a_peer_that_ended_is_gone_at_once_and_after_its_last_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "LASTED_S", 0.0)
+
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        told: list[tuple[int, int]] = []
+        first = Peer(0, addresses, on_gone=lambda replica: told.append((replica, len(first.messages))))
+        second = Peer(1, addresses)
+        for peer in (first, second):
+            await peer.network.start()
+        await until(lambda: first.network.connected and second.network.connected)
+        for op in range(1, 101):
+            second.network.send(0, prepare(1, op))
+        await second.network.stop()
+        await until(lambda: told)
+        assert told == [(1, 100)]
+        await asyncio.sleep(3 * peers_module.DIAL_FIRST_S)  # it is refused again, and nothing is told again
+        assert told == [(1, 100)]
+        await stop(first)
+
+    run(test)
+
+
+def test_a_listener_that_comes_and_goes_makes_nobody_gone() -> None:
+    """Nor one that was never there: what had not lasted is nothing to be missed."""
+
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        told: list[int] = []
+        first = Peer(0, addresses, on_gone=told.append)
+        await first.network.start()
+        for _ in range(3):
+            second = Peer(1, addresses)
+            await second.network.start()
+            await until(lambda second=second: first.network.connected and second.network.connected)
+            await second.network.stop()
+            await until(lambda: not first.network.connected)
+            await asyncio.sleep(2 * peers_module.QUICK_DIALS * peers_module.QUICK_DIAL_S)
+        assert told == []
+        await stop(first)
+
+    run(test)
+
+
+def test_a_peer_that_accepts_again_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection broke, and it is there."""
+    monkeypatch.setattr(peers_module, "LASTED_S", 0.0)
+
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        told: list[int] = []
+        first = Peer(0, addresses, on_gone=told.append)
+        second = Peer(1, addresses)
+        for peer in (first, second):
+            await peer.network.start()
+        await until(lambda: first.network.connected and second.network.connected)
+        broken = first.network._outgoing[1]
+        broken.abort()
+        await until(lambda: first.network._outgoing.get(1) not in (None, broken) and first.network.connected)
+        assert told == []
+        await stop(first, second)
+
+    run(test)

@@ -528,3 +528,25 @@ def test_stopping_frees_the_port() -> None:
             pass
 
     asyncio.run(main())
+
+
+# News
+
+
+def test_whoever_appends_is_told_of_a_view_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "TOLD_PER_TURN", 2)
+
+    async def test(node: Node) -> None:
+        appending = [await connect(node, b"%d" % number * 16) for number in range(5)]
+        for client in appending:
+            client.send(Command.REQUEST, operation=Operation.REGISTER)
+        reading = await connect(node, b"r" * 16)
+        await until(lambda: sum(map(len, node.requests)) == 5)
+        node.server.tell_view()
+        for client in appending:
+            told = (await client.answer()).header
+            assert (told.command, told.context, told.client) == (Command.HELLO, ZERO16, ZERO16)
+        reading.send(Command.STATUS)
+        assert (await reading.answer()).header.command == Command.STATUS_REPLY  # and nothing before
+
+    run(test)
