@@ -26,8 +26,8 @@ FLAP_NS = 150 * MS
 # How long nothing may be committed: a start, then so much for each op missed.
 START_NS = 1000 * MS
 OP_NS = 1 * MS
-SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost,
-WRITE_PHASES = 3  # beside so many phases of each write: entries, witnesses, and what checkpoints write between
+SLOW_DISK, SLOW_DISK_NS = 10, 3000 * MS  # times as slow as the others, and what that may cost
+WRITE_PHASES = 3  # of each write that has to be made: entries, witnesses, and what checkpoints write between
 # Larger events, in bytes, make entries of which repair holds a few only, and a segment holds a few.
 SMALL_EVENTS_MAX, LARGE_FACTOR = 9000, 3
 ABDICATE_NS_MIN = 1000 * MS  # writes of a slow disk do not take longer, nor does it to lose an entry twice
@@ -60,8 +60,8 @@ def late_return(world: World) -> None:
     world.trace.add(world.now, "late", how.encode(), late, missed, *victims)
     world.counts[f"LATE_{how.replace(' ', '_')}"] = 1
     limit = START_NS + OP_NS * plan.late_ops * (LARGE_FACTOR if plan.event_bytes > SMALL_EVENTS_MAX else 1)
-    limit += WRITE_PHASES * _writes_missed(world, late, primary) * world.plan.disk_latency_ns
-    limit += _hinder(world, random, late, primary)
+    phases = WRITE_PHASES * _writes_missed(world, late, primary) * plan.disk_latency_ns
+    limit += phases + _hinder(world, random, late, phases)
     if how == "primary dies":
         limit += FAILOVER_NS
     for victim in victims:
@@ -96,9 +96,9 @@ def late_return(world: World) -> None:
     _end(world, victims)
 
 
-def _hinder(world: World, random: Random, late: int, primary: int) -> int:
+def _hinder(world: World, random: Random, late: int, phases_ns: int) -> int:
     """In some runs the way to the replica that is behind is long or loses frames, or its disk is slow. What that may
-    cost."""
+    cost. phases_ns: of the writes it has to make one after the other, as its disk is."""
     chance = random.random()
     if chance < 0.7:
         world.network.distance[late] = FAR_NS
@@ -110,14 +110,13 @@ def _hinder(world: World, random: Random, late: int, primary: int) -> int:
         return LOSS_LIMIT_NS
     if chance < 0.95 and world.plan.event_bytes <= SMALL_EVENTS_MAX:
         world.slow_down(late, (WRITE, PROMISE), SLOW_DISK)
-        phases = WRITE_PHASES * _writes_missed(world, late, primary)
-        return SLOW_DISK_NS + phases * SLOW_DISK * world.plan.disk_latency_ns
+        return SLOW_DISK_NS + phases_ns * (SLOW_DISK - 1)
     return 0
 
 
 def _writes_missed(world: World, late: int, primary: int) -> int:
     """At most so many writes, one after the other: a replica keeps so many bytes of entries that wait for its disk, and
-    a disk that is slow for each write does not write more at a time."""
+    no write is of more."""
 
     def last(index: int) -> int:
         return max(segment_number(name) or 0 for name in world.files[index].durable)

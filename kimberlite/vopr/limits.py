@@ -149,7 +149,7 @@ def limits(config: CoreConfig, segment_bytes: int, found: int = 0) -> tuple[int,
     """The most there may be of each of NAMES. found: segments that the start of this life found behind its checkpoint:
     where damage hides which of two an entry stands in, all behind it are spare until they are written again."""
     segments = PIPELINE_LIMIT + config.repair_bytes // segment_bytes + 2  # that entries being written are in
-    ahead = config.headers_ahead + HEADERS_REQUESTS_MAX * config.headers_per_message
+    asked = HEADERS_REQUESTS_MAX * config.headers_per_message
     # Above what the own disk, or execution, does not keep up with nothing more is taken.
     unapplied = config.repair_window + PIPELINE_LIMIT + config.held_bytes_max // ENTRY_BYTES
     return (
@@ -166,7 +166,7 @@ def limits(config: CoreConfig, segment_bytes: int, found: int = 0) -> tuple[int,
         config.replica_count,
         config.replica_count,
         config.sessions_max,
-        WINDOW + ahead,
+        WINDOW + max(config.headers_ahead, unapplied) + asked,  # heard ahead of the disk, or written and not executed
         WINDOW + unapplied,
         unapplied,
         WRITES_MAX + PROMISES_MAX,

@@ -8,7 +8,8 @@ It does not for a successor that would be no better:
 
 - while a quorum has the oldest op, or comes nearer to it;
 - while its disk is slow, and theirs took about as long for the same op; what takes long here alone adds up from one
-  op to the next, for a client that appends one event after another waits for each of them;
+  op to the next, for a client that appends one event after another waits for each of them. A moment in which nothing
+  is asked of it, as between an answer and the next request of that client, does not end such a row;
 - while nothing but its own write is missing, and only just a quorum is heard: whoever leads waits for that
   disk. It is given PATIENCE times as long;
 - before it is `ready`, while it comes nearer to what the last view left.
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from kimberlite.vsr.state import State
 
 PATIENCE = 5
-ROW = 4  # ops that take longer here than this part of abdicate_ns add up
+ROW = 4  # ops that take longer here than this part of abdicate_ns add up, if pauses between them are shorter
 
 
 @dataclass(slots=True)
@@ -41,8 +42,10 @@ class Lag:
 
     op: int = 0  # committed, and not executed here when it was looked; 0: none
     since: int = 0  # when
-    began: int = 0  # the same of the first op of a row that took long
-    took: int = 0  # from its prepare to its commit
+    row: int = 0  # how long the ops before it took that are of one row, each of which took long
+    ended_at: int = 0  # when the last of them was executed here
+    seen: int = 0  # what the others had committed at the last look
+    took: int = 0  # from the prepare of `op` to its commit
     reached: int = 0  # ops durable and executed here at the last look
     looked_at: int = 0
 
@@ -120,12 +123,18 @@ def lags(s: State, leading: Leading) -> bool:
     not been executed here: one op, or several in a row each of which took long."""
     abdicate_ns = s.config.timing.abdicate_ns
     patience = abdicate_ns + min(leading.lag.took, abdicate_ns)
-    return bool(leading.lag.op) and s.now - leading.lag.began > patience
+    return bool(leading.lag.op) and leading.lag.row + s.now - leading.lag.since > patience
 
 
 def took_long(s: State, lag: Lag) -> bool:
     """Whether the op that this primary was seen behind at took long here: longer than the others took for it."""
     return bool(lag.op) and s.now - lag.since > max(s.config.timing.abdicate_ns // ROW, lag.took)
+
+
+def ends_row(s: State, lag: Lag, is_behind: bool) -> bool:
+    """Whether something did not take long here, or nothing was asked for a while. is_behind: on the newest op."""
+    is_quick = bool(lag.op) or (s.commit_max > lag.seen and not is_behind)
+    return is_quick or s.now - lag.ended_at > s.config.timing.abdicate_ns // ROW
 
 
 def _look(s: State, leading: Leading) -> None:
@@ -137,10 +146,13 @@ def _look(s: State, leading: Leading) -> None:
     is_excused = has_slept or comes_nearer
     if lag.op and is_held_up(s, lag.op) and not is_excused:
         return
-    is_in_a_row = took_long(s, lag) and not is_excused
-    lag.op = s.commit_max if is_held_up(s, s.commit_max) else 0
-    lag.since = s.now
-    if not lag.op or not is_in_a_row:
-        lag.began = s.now
+    is_behind = is_held_up(s, s.commit_max)
+    if took_long(s, lag) and not is_excused:
+        lag.row += s.now - lag.since
+        lag.ended_at = s.now
+    elif is_excused or ends_row(s, lag, is_behind):
+        lag.row = 0
+    lag.op = s.commit_max if is_behind else 0
+    lag.since, lag.seen = s.now, s.commit_max
     prepared = leading.committing.get(lag.op)
     lag.took = s.now - prepared.prepared_at if prepared is not None else 0

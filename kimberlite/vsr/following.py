@@ -127,7 +127,7 @@ class Following(Role):
         s.scope.known_head = header.op
         s.note_committed()
         s.peers[header.replica].says(header.op)
-        self.trimmed_by_primary = header.request
+        self.trimmed_by_primary = s.log.gone_below = header.request
         self.echo_nonce = header.nonce
         self.ack_due = True
         if s.scope.known_head > s.log.op or s.log.durable < s.log.op:

@@ -82,7 +82,8 @@ def on_faulty(s: State, op: int, header: Header | None) -> None:
     log, done = s.log, s.execution
     if op in log.bodies:
         header = log.bodies[op].header  # a witness may be left of an older log
-    if header is not None and op <= log.linked:  # above, the journal may hold another log's entry
+    # Above `linked` the journal may hold another log's entry; of what is damaged already it is not asked twice.
+    if header is not None and op <= log.linked and op not in log.faulty:
         log.headers.setdefault(op, header)
     log.mark_faulty(op)
     done.emitted = max(done.applied, min(done.emitted, op - 1))

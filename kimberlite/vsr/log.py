@@ -41,6 +41,7 @@ class Log:
         """`head` and everything under it is on disk; `below` are headers under it, to keep. What is below first_op
         was trimmed."""
         self.first_op = first_op
+        self.gone_below = first_op  # the primary's log begins there, as it said last: nobody may have what is below
         self.headers: dict[int, Header] = {header.op: header for header in (*below, head)}
         self.bodies: dict[int, Message] = {}
         self.op = head.op
@@ -279,7 +280,8 @@ class Log:
 
     def _in_place(self, writes: list[Message]) -> None:
         """Rewrites at or below the journal's head. Ascending: the place of an entry whose
-        neighbour below is unknown follows only when that one is rewritten."""
+        neighbour below is unknown follows only when that one is rewritten, or from what stands above it when that one
+        is to be had from nobody any more."""
         last, on_disk, writing = min(self.journal_head, self.linked), self.on_disk, self.writing
         wanted = [op for op in range(self.durable + 1, last + 1) if op not in on_disk and op not in writing]
         if self.faulty:
@@ -288,7 +290,7 @@ class Log:
         for op in wanted:
             message = self.bodies.get(op)
             if message is None or blocked == op - 1:
-                blocked = op
+                blocked = op if op >= self.gone_below else blocked
             else:
                 writes.append(message)
 

@@ -113,7 +113,7 @@ def _expire(s: State) -> None:
         silent.add(request.peer)
         s.repairs.pacing.brought_nothing((ENTRY, op), s.now)
         s.emit(EventKind.REPAIR_EXPIRED, op, request.peer)
-        _doubt_identity(s, op)
+        doubt_identity(s, op)
     overdue = [
         request for request in s.scope.headers_requests.values() if _is_overdue(s, request.peer, request.sent_at)
     ]
@@ -127,7 +127,7 @@ def _expire(s: State) -> None:
         _note_expired(s, s.peers[replica])
 
 
-def _doubt_identity(s: State, op: int) -> None:
+def doubt_identity(s: State, op: int) -> None:
     """Nobody gives a damaged entry. What its witness calls it may be left of an older log, by a disk that lost a write,
     and nobody has that. What is executed has one name everywhere: the others are asked for it."""
     is_settled = op in s.log.faulty and op <= s.execution.applied and op < s.log.committed

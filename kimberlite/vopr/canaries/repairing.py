@@ -129,3 +129,8 @@ def _cut_takes_nothing_above() -> list[Patch]:
 @canary("more headers are asked for than an answer holds, from the far end")
 def _asked_for_from_too_far_below() -> list[Patch]:
     return [(conflict, "first_asked", lambda s, op: max(op - conflict.ASK_OPS + 1, 1))]
+
+
+@canary("an entry is asked for without end by the name that a damaged disk gave it")
+def _identity_never_doubted() -> list[Patch]:
+    return [(repair, "doubt_identity", lambda s, op: None)]

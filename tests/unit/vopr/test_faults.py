@@ -268,6 +268,14 @@ def test_what_no_client_asks_for_arrives_before_the_client_goes_on() -> None:
     assert world.network.received == before + 1
 
 
+def test_what_no_client_asks_for_waits_nowhere() -> None:
+    """Nor before a replica that stands still."""
+    world = busy()
+    for node in world.nodes:
+        node.paused_until = world.now + 1000 * MS
+    assert not counted(world, "hostile_client", 0)
+
+
 def test_the_beginning_of_a_segment_is_damaged_before_a_trim() -> None:
     plan = replace(CALM, client_count=4, segment_bytes=64 << 10, event_bytes=9000, requests=300, checkpoint_ops=4)
     world = World(plan, faults=())

@@ -86,6 +86,35 @@ def test_writes_that_take_long_one_after_another_add_up(cluster: Cluster, phase_
     assert bool(old.kinds(EventKind.ABDICATED)) == gives_up
 
 
+def test_the_moment_between_an_answer_and_the_next_request_ends_no_row(cluster: Cluster) -> None:
+    """A client that is some way away: nothing is asked of the primary while its answer and the next request travel."""
+    old = cluster.primary
+    number, answered_at = 2, 0
+
+    def append() -> None:
+        nonlocal number, answered_at
+        if not old.core.is_primary or old.core.status != Status.NORMAL or old.core.in_flight:
+            answered_at = cluster.now
+        elif cluster.now - answered_at > 100 * MS:
+            old.driver.on_input(requests=[cluster.request(number, b"x")])
+            number += 1
+
+    old.slow_disk(700 * MS)
+    cluster.run(3500, each=append)
+    assert old.kinds(EventKind.ABDICATED)
+
+
+def test_what_is_quick_ends_a_row(cluster: Cluster) -> None:
+    old = cluster.primary
+    for number in range(2, 20, 2):
+        for quick, phase_ms in enumerate((700, 1)):
+            old.slow_disk(phase_ms * MS)
+            old.driver.on_input(requests=[cluster.request(number + quick, b"x")])
+            cluster.run(1500 if phase_ms == 700 else 100)
+    assert old.kinds(EventKind.ABDICATED) == []
+    assert len(old.answers) >= 18
+
+
 def test_writes_that_take_long_now_and_then_do_not_add_up(cluster: Cluster) -> None:
     old = cluster.primary
     for number in range(2, 8):

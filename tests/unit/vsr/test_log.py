@@ -298,3 +298,17 @@ def test_what_is_written_is_let_go_and_what_is_damaged_is_held() -> None:
     assert log.durable == 5
     log.let_go_of_written(2)
     assert set(log.bodies) == {1}, "of another log"
+
+
+def test_damage_that_nobody_can_repair_any_more_blocks_nothing_above_it() -> None:
+    """Where an entry stands may be told by the one below it alone, which is waited for, unless it was trimmed."""
+    headers = chain(5)
+    log = filled(headers)
+    log.bodies.clear()
+    for op in (2, 3, 4):
+        log.mark_faulty(op)
+    for op in (3, 4):
+        log.keep(Message(headers[op]))
+    assert log.take_writes(ROOM_UNBOUNDED) == []
+    log.gone_below = 3
+    assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [3, 4]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from lab import MS, Cluster, Node
+from lab import MS, Cluster, Node, prepare
 
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.types import Command, Message, Status
@@ -133,6 +133,22 @@ def test_an_op_that_nobody_has_is_asked_for_less_and_less_and_soon_when_somebody
     cluster.lost = lambda source, target, message: False
     cluster.run(1000)
     assert not node.core.log.faulty
+
+
+def test_an_identity_that_nobody_has_is_asked_for_anew() -> None:
+    """The disk lost the last write of a witness, and gives that of an older log's entry, intact."""
+    cluster = trimmed_cluster()
+    node = cluster.backups[0]
+    stale = prepare(op=20, parent=bytes(16)).header
+    node.core.log.bodies.pop(20, None)
+    node.core.log.headers.pop(20, None)
+    node.core.entry_faulty(20, stale, cluster.now)
+    assert node.core.log.headers[20] == stale
+    cluster.run(1500)
+    node.core.entry_faulty(20, stale, cluster.now)  # a tour finds it again
+    cluster.run(1500)
+    assert not node.core.log.faulty
+    assert node.core.log.headers[20] != stale
 
 
 def test_damage_below_a_trim_that_comes_while_it_is_repaired_concerns_nobody_any_more() -> None:
