@@ -211,6 +211,8 @@ def _unknown_identity(s: State, now: int | None = None) -> int | None:
 def _request_entries(s: State) -> None:
     if s.outbox.promise is not None:
         return
+    if s.is_backed_up:  # by what is written and not executed: more is asked for ahead of what is written
+        s.log.let_go_of_written(s.execution.applied)
     for op in [op for op in s.repairs.early if op <= s.log.durable]:
         del s.repairs.early[op]
     end = s.repairs.end = s.log.window_end(s.config.repair_window, s.config.repair_bytes)

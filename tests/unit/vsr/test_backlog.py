@@ -115,6 +115,27 @@ def test_a_backup_that_can_not_execute_goes_on_writing(cluster: Cluster) -> None
     assert backup.machine.applied == cluster.primary.machine.applied
 
 
+def test_a_backup_that_can_not_execute_does_not_keep_what_repair_brings(cluster: Cluster) -> None:
+    """It comes back behind, and a snapshot holds its execution up."""
+    backup = cluster.backups[0]
+    cluster.lost = lambda source, target, message: backup.index in (source, target)
+    load(cluster, 1, 300)
+    core = backup.core
+    core.hold_execution()
+    cluster.lost = lambda source, target, message: False
+    limit = BACKLOG + core.config.repair_bytes + 2 * (SIZE + 1000 + ENTRY_BYTES)
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max(most, held(backup))
+
+    cluster.run(5000, lambda: core.log.durable == cluster.primary.core.log.op, each=look)
+    assert most <= limit
+    core.go_on_with_execution()
+    cluster.run(2000, lambda: core.applied == cluster.primary.core.applied)
+
+
 def test_no_more_views_are_entered_than_the_disk_follows(cluster: Cluster) -> None:
     node = cluster.backups[0]
     node.disk_off()

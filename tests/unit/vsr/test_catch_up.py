@@ -391,6 +391,7 @@ def test_what_is_to_be_executed_next_is_repaired_whatever_is_held() -> None:
     core = replica(1, head=50, backlog_bytes=1)
     core.settle()
     core.applied = core.apply_emitted = 20
+    core.entry_faulty(45, HEADERS[45], 20 * MS)
     core.log.keep(LOG[45])
     core.step(beat(50), 20 * MS)
     for op in (30, 21, 25):
