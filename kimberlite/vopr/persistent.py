@@ -76,6 +76,7 @@ REPLACED = (
 )
 # Who leads goes on: nobody else would be better.
 KEPT = "just enough are left"
+FULL_BACKUP = "backup has a full disk"
 REFUSING = ("primary has a full disk",)  # appends are refused then, with the reason: see docs/cluster.md
 
 
@@ -348,10 +349,12 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
         if turn == asked_at:
             _check_replaced(world, name, primary)
             leading = world.nodes[leader(world)]
+            view = leading.driver.core.state.view
             world.act(leading.index, leading.life, leading.driver.step_down)
-            _serve_all(world, f"{what}, and replica {leading.index} steps down", False, 2 * LIMIT_NS)
+            may_refuse = _refuses(name, backup, (view + 1) % world.plan.replica_count)
+            _serve_all(world, f"{what}, and replica {leading.index} steps down", may_refuse, 2 * LIMIT_NS)
         else:
-            _serve_all(world, what, name in REFUSING)
+            _serve_all(world, what, name in REFUSING or _refuses(name, backup, leader(world)))
         world.run_until(world.now + PAUSE_NS, lambda: False)
     for client in world.clients:
         client.quota = 0
@@ -381,6 +384,12 @@ def _check_replaced(world: World, name: str, primary: int) -> None:
 def _may_change_views(name: str) -> bool:
     """Whether a view change in the midst of it is nothing but one more thing to cope with."""
     return name not in (*REFUSING, "false alarms") and not name.startswith(KEPT)
+
+
+def _refuses(name: str, backup: int, leads: int) -> bool:
+    """Whether who leads, or is next to, is the backup whose disk is full: it says so to clients, as any primary does
+    whose disk is full, and does not leave the lead to another for that when it lacks nothing."""
+    return name == FULL_BACKUP and leads == backup
 
 
 def _serve_all(world: World, fault: str, may_refuse: bool, limit_ns: int = LIMIT_NS) -> None:
