@@ -26,21 +26,23 @@ def first_headers(disk: Disk, journal: int, sector: bytearray, number: int) -> t
     return (record.header if record is not None else None), standing
 
 
-def base_of_others(image: bytearray, number: int, beyond_first_sector: bool) -> list[int]:
-    """The base that most of the other witness records of a segment speak for, if there are any."""
+def bases_told(witnessed: Header | None, standing: Header | None, image: bytearray, number: int) -> list[int]:
+    """The ops that a segment may begin with: by its first entry, by its first witness record, and by most of the other
+    records."""
     others = Counter(
         record.header.op - at
         for at, record in enumerate(records_of(image, number))
-        if record is not None and at >= (RECORDS_PER_SECTOR if beyond_first_sector else 0)
+        if record is not None and at >= (RECORDS_PER_SECTOR if witnessed is not None else 0)
     )
-    return [base for base, _ in others.most_common(1)]
+    first = [header.op for header in (standing, witnessed) if header is not None]
+    return first + [base for base, _ in others.most_common(1)]
 
 
-def highest_base(number: int, end: int, end_base: int, told: Callable[[int], int | None]) -> int:
-    """The highest base that a segment can have: each one above it, up to the next whose own files tell where it begins
-    or to `end`, holds an entry at least. told: such a base, None when it is not certain."""
+def next_told(number: int, end: int, end_base: int, told: Callable[[int], int | None]) -> tuple[int, int]:
+    """The next segment above one whose own files tell where it begins, and that base; `end` where none does. Each below
+    holds an entry at least, which bounds where that begins. told: None when a segment tells nothing."""
     for above in range(number + 1, end):
         base = told(above)
         if base is not None:
-            return base - (above - number)
-    return end_base - (end - number)
+            return above, base
+    return end, end_base

@@ -27,14 +27,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from kimberlite._fast import witness
-from kimberlite.storage.beginnings import base_of_others, first_headers, highest_base
+from kimberlite.storage.beginnings import bases_told, first_headers, next_told
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import (
     RECORD_BYTES,
     RECORDS_PER_SECTOR,
     decode_record,
-    encode_record,
+    end_of,
+    put_record,
     read_entry,
     records_of,
     round_up,
@@ -98,6 +99,7 @@ class ColdSegments:
         self._sectors: OrderedDict[tuple[int, int], bytearray] = OrderedDict()
         self._under_way: Counter[tuple[int, int]] = Counter()  # writes of a sector
         self._apart: dict[int, Apart] = {}  # of segments that have any
+        self._bounded = 0, 0, 0  # from one segment up to another and that one's base: found last by `_highest_base`
         self._last = NOWHERE  # found last by `segment_of`, until a beginning is another
 
     # What there is
@@ -114,7 +116,7 @@ class ColdSegments:
         """Segments below `number` are cold; that one begins at `start`."""
         for gone in range(number, self._end):
             self.forget(gone)
-        self._end, self._end_start, self._last = number, start, NOWHERE
+        self._end, self._end_start, self._last, self._bounded = number, start, NOWHERE, (0, 0, 0)
 
     def take_over(self, number: int, start: Start | None, apart: Apart) -> None:
         """A segment that is no longer written: where it begins, if that is known, and what its files do not
@@ -133,7 +135,7 @@ class ColdSegments:
 
     def forget(self, number: int) -> None:
         """A segment will be written again, or is gone."""
-        self._last = NOWHERE
+        self._last, self._bounded = NOWHERE, (0, 0, 0)
         self._starts.pop(number, None)
         self._apart.pop(number, None)
         index = self._indexes.pop(number, None)
@@ -173,14 +175,12 @@ class ColdSegments:
         if witnessed is not None and witnessed == standing:
             return Start(witnessed.op, witnessed.position)
         # One of them is damaged, or was not written when a newer log began the segment with another op.
-        evidence = [header.op for header in (standing, witnessed) if header is not None]
-        evidence += base_of_others(self.image(number), number, witnessed is not None)
-        least = 0
-        if number > self.first:
-            least = self.start(number - 1).base + 1
+        evidence = bases_told(witnessed, standing, self.image(number), number)
+        least = self.start(number - 1).base + 1 if number > self.first else 0
+        if least:
             evidence.append(least - 1 + len(records_of(self.image(number - 1), number - 1)))
         base = Counter(evidence or [self._first_start.base]).most_common(1)[0][0]
-        base = min(max(base, least), highest_base(number, self._end, self._end_start.base, self._told_base))
+        base = max(min(base, self._highest_base(number)), least)
         for header in (witnessed, standing):
             if header is not None and header.op == base:
                 return Start(base, header.position)
@@ -197,8 +197,17 @@ class ColdSegments:
         return first_headers(self._disk, self._handles.journal(number), sector, number)
 
     def _told_base(self, number: int) -> int | None:
-        told, standing = self._first_headers(number)
-        return told.op if told is not None and told == standing else None
+        """The highest that its own files speak for: what they do not agree on is a bound all the same."""
+        witnessed, standing = self._first_headers(number)
+        if witnessed is not None and witnessed == standing:
+            return witnessed.op
+        return max(bases_told(witnessed, standing, self.image(number), number), default=None)
+
+    def _highest_base(self, number: int) -> int:
+        if not self._bounded[0] <= number < self._bounded[1]:
+            self._bounded = number, *next_told(number, self._end, self._end_start.base, self._told_base)
+        _, high, base = self._bounded
+        return base - (high - number)
 
     def segment_of(self, op: int) -> int:
         """The cold segment with `op`, which is above the first one's base and below the end's."""
@@ -265,13 +274,13 @@ class ColdSegments:
         if at == 0:
             place = 0
         elif at - 1 in self._apart.get(number, ()):
-            place = _end(*self._apart[number][at - 1])
+            place = end_of(*self._apart[number][at - 1])
         elif at - 1 in index.places:
             before = self._entry(number, index.start, at - 1, index.places[at - 1])
-            place = _end(before, index.places[at - 1])
+            place = end_of(before, index.places[at - 1])
         else:
             record = decode_record(image[(at - 1) * RECORD_BYTES : at * RECORD_BYTES], number, at - 1)
-            place = _end(record.header, record.offset) if record is not None else None
+            place = end_of(record.header, record.offset) if record is not None else None
         op = index.start.base + at
         is_of_log = at not in self._apart.get(number, ()) and op < self._end_start.base  # a beginning may be a guess
         if is_of_log and self._entry(number, index.start, at, place) is None:
@@ -385,7 +394,7 @@ class ColdSegments:
             index = self._index(number)
         place = index.places.get(at)
         if place is None and at > 0:
-            place = _end(*self._record(number, start, at - 1))  # perhaps repaired since
+            place = end_of(*self._record(number, start, at - 1))  # perhaps repaired since
         return place
 
     # For the store
@@ -571,7 +580,7 @@ class ColdSegments:
         sector = at // RECORDS_PER_SECTOR
         content = self._refreshed(number, sector)
         is_unreadable = content == _UNREADABLE
-        _put_record(content, number, at, header, place)
+        put_record(content, number, at, header, place)
         if number in self._apart:
             self._apart[number].pop(at, None)
         if is_unreadable:
@@ -596,7 +605,7 @@ class ColdSegments:
                 lower, upper = (found, known) if step < 0 else (known, found)
                 if upper.parent != lower.checksum:
                     break
-                _put_record(content, number, other, found, place)
+                put_record(content, number, other, found, place)
                 known = found
         for other in range(self._count(number) - first, RECORDS_PER_SECTOR):
             if other >= 0:  # never written
@@ -611,12 +620,3 @@ class ColdSegments:
             self._under_way[key] -= 1
             if not self._under_way[key]:
                 del self._under_way[key]
-
-
-def _end(header: Header | None, place: int | None) -> int | None:
-    return place + round_up(header.size) if header is not None and place is not None else None
-
-
-def _put_record(content: bytearray, number: int, at: int, header: Header, place: int) -> None:
-    where = at % RECORDS_PER_SECTOR * RECORD_BYTES
-    content[where : where + RECORD_BYTES] = encode_record(header, place, number, at)

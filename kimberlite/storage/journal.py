@@ -213,3 +213,14 @@ def records_of(image: bytearray, number: int) -> list[Record | None]:
 
 def is_zero_record(image: bytearray, index: int) -> bool:
     return image[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] == ZERO_RECORD
+
+
+def put_record(content: bytearray, number: int, at: int, header: Header, place: int) -> None:
+    """Into the sector that holds the record of index `at`."""
+    where = at % RECORDS_PER_SECTOR * RECORD_BYTES
+    content[where : where + RECORD_BYTES] = encode_record(header, place, number, at)
+
+
+def end_of(header: Header | None, place: int | None) -> int | None:
+    """Where what follows an entry stands, if that is known."""
+    return place + round_up(header.size) if header is not None and place is not None else None

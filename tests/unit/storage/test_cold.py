@@ -622,6 +622,25 @@ def test_no_guess_of_where_a_segment_begins_makes_damage_of_what_is_no_cold_entr
     assert faulty == {end - 2, end - 1}
 
 
+@pytest.mark.parametrize("gone", [1, 3])
+def test_what_is_guessed_of_where_segments_begin_hides_none_behind_them(log: Log, gone: int) -> None:
+    """Nothing tells where segments begin of which all is damaged: as little as it may be by those behind them. Counted
+    from those before them, garbage and all, they would seem to begin behind others which hold what is looked for."""
+    files = log.copied()
+    first = 4
+    for number in range(first, first + gone + 1):
+        damage_entry(log, files, log.bases[number])
+        damage_record(log, files, log.bases[number])
+    for number in range(first, first + gone):
+        files.durable[witness_name(number)][:] = b"\xff" * witness_bytes(log.kit.segment)
+    cold, _ = log.cold(files)
+    for number in range(first + gone, SEGMENTS - 1):
+        for op in log.ops_of(number):
+            assert cold.segment_of(op) == number
+    starts = [cold.start(number).base for number in range(SEGMENTS)]
+    assert starts == sorted(set(starts))
+
+
 def test_repairs_that_come_together_are_placed_from_both_sides(log: Log) -> None:
     """Nothing tells where the first of them stands but the one behind the last."""
     first, *_ = ops = ops_of_one_sector(log)[1:5]
