@@ -41,11 +41,13 @@ from kimberlite.storage.journal import (
     round_up,
     witness_bytes,
 )
+from kimberlite.storage.layout import FRAME_HEADER
 from kimberlite.storage.log_reader import read_image
 from kimberlite.storage.places import Apart, Spot, Start, find_event
-from kimberlite.types import Header
+from kimberlite.types import Checksum, Header
 
 INDEX_BYTES = 6 << 20  # of all indexes together: 768 segments of 64 MiB full of single events
+PARENT_AT = FRAME_HEADER.offset("parent")
 SECTORS_MAX = 256  # sectors of witness files kept
 AHEAD_RECORDS = 128  # read with one call for who asks for one op after another
 STARTS_MAX = 4096  # beginnings of segments kept
@@ -100,6 +102,7 @@ class ColdSegments:
         self._under_way: Counter[tuple[int, int]] = Counter()  # writes of a sector
         self._apart: dict[int, Apart] = {}  # of segments that have any
         self._bounded = 0, 0, 0  # from one segment up to another and that one's base: found last by `_highest_base`
+        self.behind: Callable[[], Header | None] = lambda: None  # the first entry behind the cold ones, when known
         self._last = NOWHERE  # found last by `segment_of`, until a beginning is another
 
     # What there is
@@ -363,12 +366,13 @@ class ColdSegments:
         return record.header, record.offset
 
     def _find(self, number: int, start: Start, at: int) -> tuple[Header | None, int | None]:
-        """Header and offset of an entry, from the entry itself when its witness is damaged."""
+        """Header and offset of an entry, from the entry itself when its witness is damaged or not of this log: the
+        write of another may have been lost, and an intact entry of the older log stand where its witness says."""
         header, place = self._record(number, start, at)
-        if header is not None and place is not None:
-            return header, place
         if place is None:
             place = self._place(number, start, at)
+        elif header is not None and not self._is_linked(number, at, header.checksum):
+            header = header if self._is_in_chain(number, start, at, header) else None
         return (header or self._chained_entry(number, start, at, place)), place
 
     def _chained_entry(self, number: int, start: Start, at: int, place: int | None) -> Header | None:
@@ -378,12 +382,43 @@ class ColdSegments:
         return header if header is not None and self._is_in_chain(number, start, at, header) else None
 
     def _is_in_chain(self, number: int, start: Start, at: int, header: Header) -> bool:
-        """Whether what the witnesses of its neighbours in the segment say goes together with that entry."""
-        before = self._record(number, start, at - 1)[0]
+        """Whether what the witnesses of its neighbours say goes together with that entry, of which its own tells."""
+        before = self._before(number, start, at)
         if before is not None and header.parent != before.checksum:
             return False
-        after = self._record(number, start, at + 1)[0] if at + 1 < self._count(number) else None
+        after = self._after(number, start, at)
         return after is None or after.parent == header.checksum
+
+    def _is_linked(self, number: int, at: int, checksum: Checksum) -> bool:
+        """The same, where the sectors in memory say so: what one after another is read by pays for no more."""
+        sector, index = divmod(at, RECORDS_PER_SECTOR)
+        sectors = self._sectors
+        own = sectors.get((number, sector))
+        before = own if index else sectors.get((number, sector - 1))
+        behind = own if index < RECORDS_PER_SECTOR - 1 else sectors.get((number, sector + 1))
+        if own is None or before is None or behind is None:
+            return False
+        here = index * RECORD_BYTES
+        left, right, parent = (here - RECORD_BYTES) % SECTOR, (here + RECORD_BYTES) % SECTOR, here + PARENT_AT
+        return (
+            own.startswith(checksum, here)
+            and behind.startswith(checksum, right + PARENT_AT)
+            and before.startswith(own[parent : parent + 16], left)
+        )
+
+    def _before(self, number: int, start: Start, at: int) -> Header | None:
+        if at or number == self.first or not start.certain:
+            return self._record(number, start, at - 1)[0]
+        before = self.start(number - 1)
+        return self._record(number - 1, before, start.base - before.base - 1)[0] if before.certain else None
+
+    def _after(self, number: int, start: Start, at: int) -> Header | None:
+        following = self.start(number + 1)
+        if start.base + at + 1 < following.base:
+            return self._record(number, start, at + 1)[0]
+        if number + 1 == self._end:
+            return self.behind()
+        return self._record(number + 1, following, 0)[0] if following.certain else None
 
     def _place(self, number: int, start: Start, at: int) -> int | None:
         """Where an entry stands whose witness does not tell it."""
@@ -413,8 +448,10 @@ class ColdSegments:
         number = self.segment_of(op)
         start = self.start(number)
         at = op - start.base
-        if is_sequential and (number, at // RECORDS_PER_SECTOR) not in self._sectors:
-            self.prefetch(op, op + AHEAD_RECORDS - 1)
+        if is_sequential:  # the witness of what follows tells, too, whether that is an entry of this log
+            is_last = self._last.end == op + 1
+            if is_last or (number, (at + 1) // RECORDS_PER_SECTOR) not in self._sectors:
+                self.prefetch(op, op + AHEAD_RECORDS - 1)
         return number, at, *self._find(number, start, at)
 
     def find(self, position: int) -> int | None:

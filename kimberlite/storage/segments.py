@@ -36,6 +36,7 @@ class Segments:
         self.head = 0  # the last op of the log
         self.open: list[OpenSegment] = []
         self.cold = ColdSegments(disk, handles, segment_bytes, damaged)
+        self.cold.behind = self._first_open
         self.spare: list[tuple[int, bytearray | None]] = []  # number; what its witness will hold, None: what it holds
 
     def take_over(self, start: Checkpoint, segments: Sequence[Segment], spare: Sequence[Segment]) -> None:
@@ -64,6 +65,10 @@ class Segments:
     def active(self) -> OpenSegment:
         """The segment that is written."""
         return self.open[-1]
+
+    def _first_open(self) -> Header | None:
+        """Of the first entry that is in no cold segment."""
+        return self.open[0].header(0) if self.open and self.open[0].count else None
 
     def open_at(self, op: int) -> OpenSegment | None:
         """The segment of an op, None when it is a cold one."""

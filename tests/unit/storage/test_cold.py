@@ -596,7 +596,8 @@ def test_an_entry_of_an_older_log_is_not_taken_for_the_one_whose_witness_is_dama
         assert rewritten(cold, log.entries[op - 1]) == log.places[op - 1]
 
 
-def test_a_witness_that_an_older_log_has_left_does_not_say_which_entry_is_missing(log: Log) -> None:
+def test_a_witness_that_an_older_log_has_left_does_not_say_which_entry_it_is(log: Log) -> None:
+    """The entry says so, which its neighbours know; and when it is damaged, nobody."""
     op = log.ops_of(4)[2]
     store, disk, _ = damage_store(log, set())
     stale = log.kit.prepare(log.kit.prepare(log.entries[op - 3].header, b"older").header, b"older").header
@@ -604,10 +605,30 @@ def test_a_witness_that_an_older_log_has_left_does_not_say_which_entry_is_missin
     record = encode_record(stale, offset, number, at)
     disk.files.durable[witness_name(number)][at * RECORD_BYTES : (at + 1) * RECORD_BYTES] = record
     store._segments.cold._sectors.clear()
+    assert same(store.read(op), log.entries[op - 1])
+    damage_entry(log, disk.files, op)
     assert store.read(op) is None
     assert op in store.faulty
     assert store.proven_header(op) is None
     assert store.proven_header(op - 3) == log.entries[op - 4].header
+
+
+@pytest.mark.parametrize("at", [0, 2, -2, -1])
+def test_an_entry_of_an_older_log_is_not_read_though_its_witness_is_intact_too(log: Log, at: int) -> None:
+    """The writes of both were lost: only the neighbours know that they are of another log."""
+    op = log.ops_of(4)[at]
+    store, disk, _ = damage_store(log, set())
+    stale = log.kit.prepare(log.kit.prepare(log.entries[op - 3].header, b"older").header, b"older")
+    assert stale.header.op == op
+    number, index, offset = log.places[op - 1]
+    whole = (stale.header.raw + bytes(stale.body)).ljust(SECTOR, b"\0")
+    disk.files.durable[journal_name(number)][offset : offset + SECTOR] = whole
+    record = encode_record(stale.header, offset, number, index)
+    disk.files.durable[witness_name(number)][index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = record
+    store._segments.cold._sectors.clear()
+    for ahead in (0, 64 << 10):
+        assert store.read(op, None, ahead) is None
+    assert op in store.faulty
 
 
 def test_no_guess_of_where_a_segment_begins_makes_damage_of_what_is_no_cold_entry(log: Log) -> None:
