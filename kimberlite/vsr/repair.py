@@ -201,10 +201,11 @@ def _ask_for_headers(s: State, first: int) -> bool:
 
 def _unknown_identity(s: State, now: int | None = None) -> int | None:
     """The lowest op at or below `linked` whose entry and witness are both damaged; with `now`, of those that may be
-    asked for: what nobody tells must not keep the rest of the log away."""
+    asked for: what nobody tells must not keep the rest of the log away, and what the others have trimmed nobody can."""
     if not s.log.faulty:
         return None
-    unknown = (op for op in s.log.faulty if op not in s.log.headers)
+    least = s.log.gone_below if now is not None else 0
+    unknown = (op for op in s.log.faulty if op not in s.log.headers and op >= least)
     return min((op for op in unknown if now is None or s.repairs.pacing.may_ask((HEADERS, op), now)), default=None)
 
 

@@ -242,6 +242,28 @@ def test_an_identity_that_nobody_tells_does_not_keep_the_rest_of_the_log_away() 
     assert node.core.log.faulty == {op}
 
 
+def test_identities_that_the_others_have_trimmed_do_not_keep_the_rest_of_the_log_away() -> None:
+    """Each of them may be asked for now and then, so that one of many always may: nobody would ever ask for the rest,
+    the trim among it."""
+    cluster = trimmed_cluster()
+    node = cluster.backups[0]
+    node.core.config = replace(node.core.config, headers_per_message=3)
+    cluster.lost = lambda source, target, message: node.index in (source, target)
+    primary = cluster.primary
+    extent = [each for each in primary.store.extents() if each.first_op <= primary.core.trimmable_op][-1]
+    primary.driver.trim(extent.first_op, extent.first_position)
+    cluster.run(300)
+    for number in range(61, 71):
+        primary.driver.on_input(requests=[cluster.request(number, b"z")])
+        cluster.run(50)
+    assert primary.store.first_op == extent.first_op > node.store.first_op
+    for op in range(node.core.first_op, extent.first_op):
+        node.core.log.faulty.add(op)
+        node.core.log.headers.pop(op, None)
+    cluster.lost = lambda source, target, message: False
+    cluster.run(10_000, lambda: node.core.log.linked == cluster.primary.core.log.op)
+
+
 def test_what_is_held_of_damage_does_not_keep_the_entry_away_that_it_waits_for() -> None:
     """The lowest of a run of damaged entries, whose answer was lost, is asked for whatever is held of those above."""
     cluster = trimmed_cluster()
