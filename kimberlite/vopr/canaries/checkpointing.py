@@ -15,8 +15,9 @@ from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.interface import Extent
 from kimberlite.types import Checkpoint, Header, Message
 from kimberlite.vopr.canaries.registry import Patch, canary
-from kimberlite.vsr.replica import Replica
+from kimberlite.vsr import execution, leading
 from kimberlite.vsr.sessions import SessionTable
+from kimberlite.vsr.state import State
 
 
 @canary("the sessions are not in the checkpoint")
@@ -26,7 +27,10 @@ def _sessions_not_in_the_checkpoint() -> list[Patch]:
 
 @canary("the log is trimmed by the primary's checkpoint alone")
 def _trim_by_own_checkpoint() -> list[Patch]:
-    return [(Replica, "trimmable_op", property(lambda self: self.state.execution.checkpoint_op + 1))]
+    def trimmable_op(s: State) -> int:
+        return s.execution.checkpoint_op + 1
+
+    return [(execution, "trimmable_op", trimmable_op), (leading, "trimmable_op", trimmable_op)]
 
 
 @canary("the superblock names a checkpoint before its file is written")
