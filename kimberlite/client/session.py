@@ -9,9 +9,8 @@ Refusals. A request is *surely refused* when every copy of it was answered by a 
 that this copy will never be executed. What is surely refused for a reason that passes (no primary, a full
 queue, no disk space, an evicted session) is sent again with back-off until its deadline: after an
 eviction in a new session, under a new identity. A busy replica says how long to wait.
- Whom to ask is
-said by client.routing; between two attempts are RETRY_NS at most, and half of it by chance, longer only where answers
-usually take longer.
+Whom to ask is said by client.routing. Between two attempts are at most RETRY_NS and half as much by chance; more only
+where answers usually take longer, up to RETRY_MAX_NS.
 
 Deadlines. An append that was never sent, or was surely refused, fails with what stood in its way:
 UnavailableError, BusyError, NoSpaceError, SessionEvictedError; nothing happened. One whose request may have
@@ -61,7 +60,7 @@ HELLO, REPLY, REJECT = Command.HELLO, Command.REPLY, Command.REJECT
 MS = 1_000_000
 RETRY_FIRST_NS = 100 * MS  # until a round trip has been seen
 RETRY_MIN_NS = 50 * MS
-RETRY_NS = 100 * MS
+RETRY_NS = 100 * MS  # at most, where answers do not take longer
 RETRY_MAX_NS = 1000 * MS
 BACK_OFF_NS = 5 * MS  # after a refusal that says no time to wait; doubles
 BUSY_WAIT_MAX_NS = 5000 * MS  # believed of a replica that says how long to wait

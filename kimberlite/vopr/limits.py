@@ -173,9 +173,8 @@ def limits(config: CoreConfig, segment_bytes: int, found: int = 0) -> tuple[int,
         2 * WRITES_MAX + PROMISES_MAX,  # one group may be written in place and appended
         unapplied,
         OP_MAX,  # as much as a disk can lose; but all of it is repaired
-        max(
-            PIPELINE_LIMIT + 1, found
-        ),  # what a cut gives back is not committed, and a new one is made when none is left
+        # What a cut gives back is not committed, and a new one is made when none is left.
+        max(PIPELINE_LIMIT + 1, found),
         segments,
     )
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kimberlite.types import Bytes, ClientId, Operation
 
-REGISTER = Operation.REGISTER  # in a quarter of the time
+REGISTER = Operation.REGISTER  # bound once: a member of an enum is slow to look up
 _SESSION = struct.Struct("<16sQQQQII")
 
 
