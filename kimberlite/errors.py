@@ -29,6 +29,7 @@ KimberliteError                    1   root; never raised itself
 |   |-- PositionError             33   a read outside what the log holds
 |   `-- NoSpaceError              34   the disks of too many replicas are full; reads go on
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
+|-- RecordError                   54   a configuration that no cluster can have, or bytes that are none
 |-- InvariantError                50   an internal rule was broken: the process must end
 |-- ViolationError                51   the simulator found a broken invariant
 |   `-- CanaryMissedError          52   the simulator did not find a bug that was planted
@@ -322,6 +323,14 @@ class StateMachineError(KimberliteError):
     op: int | None = None
     position: int | None = None
     exit_code = 53
+
+
+class RecordError(KimberliteError):
+    """A record of a cluster (members, voters, settings) that none can have, or bytes that are no record. Attribute:
+    part, what of it is wrong."""
+
+    part: str | None = None
+    exit_code = 54
 
 
 class MetricsFileError(KimberliteError):

@@ -24,8 +24,11 @@ HEADER_SIZE = 256
 FLAG_DISK_FULL = 1  # header.flags of PREPARE_OK and DO_VIEW_CHANGE: the disk of the sender is full
 FLAG_PREPARED = 1  # header.flags of REJECT: the request had been prepared, and may yet be committed
 REPLICAS_MAX = 6
+SLOTS = 16  # numbers that members of a cluster may have
+SLOT_NONE = 255  # in the place of a slot: none is assigned
 VIEW_MAX = 1 << 56  # a view each nanosecond for two years: what is above is no view that a cluster gets to
 OP_MAX = 1 << 56  # no log has that many ops: what is above is no op number
+VIEW_BORN = 1 << 32  # the first view of data of the first release, whose views another replica led than lead them now
 
 
 class Command(IntEnum):
@@ -374,6 +377,69 @@ class ViewState:
 
 
 SUFFIX_MAX = 48
+
+
+class Birth(IntEnum):
+    """How far a replica has got in becoming a member of its cluster. Only who is formed votes, acknowledges, leads."""
+
+    UNBORN = 0  # it knows its own incarnation, and perhaps those of some others
+    BOUND = 1  # it has written down the incarnations of all: it will never accept others
+    FORMED = 2  # all have said that they are bound to the same ones: its record is of epoch 1 at least
+    JOINING = 3  # formatted for a cluster that has long been born, and not yet in its record
+
+
+class Heard(NamedTuple):
+    """The least that the incarnation in a slot can be, by what it has shown: who shows less is an older image of its
+    disk, or a copy. All zero: nothing yet. They go to the disk with the next superblock update, for they need none of
+    their own.
+
+    life: the newest one heard. sequence: of its superblock. log_view: the highest that it had on its disk.
+    """
+
+    life: int = 0
+    sequence: int = 0
+    log_view: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a replica is; kept in the superblock, before the birth of data of the first release in the file `birth`.
+
+    slot: its number in the cluster. incarnation: 128 random bits, drawn when its data was formatted: a disk that was
+    formatted anew is somebody else. digest: what it is bound to (vsr.record.birth_digest); ZERO16 before. life: one
+    start of its process (life_of), durable before its first frame. heard: of each slot. record: the encoded record
+    (vsr.record) that is known to be committed, or, until it is formed, its draft; empty when it has none.
+    """
+
+    birth: Birth = Birth.UNBORN
+    slot: int = SLOT_NONE
+    incarnation: bytes = ZERO16
+    digest: bytes = ZERO16
+    life: int = 0
+    heard: tuple[Heard, ...] = (Heard(),) * SLOTS
+    record: bytes = b""
+
+
+def life_of(sequence: int, bits: int) -> int:
+    """The number of a life: the sequence of the superblock that began it, and 32 random bits, by which copies of one
+    disk differ that are started both."""
+    return (sequence & 0xFFFF_FFFF) << 32 | bits & 0xFFFF_FFFF
+
+
+def life_sequence(life: int) -> int:
+    """The sequence, modulo 2 to the 32nd, of the superblock that began a life."""
+    return life >> 32
+
+
+class RingMark(NamedTuple):
+    """What the superblock says of the ring of a data directory.
+
+    floor: frames of the ring with a lower sequence are of an older life, log_view or log, and are not there.
+    nonce: 16 secret random bytes of this directory, by which its checksums are keyed: no client can write a frame.
+    """
+
+    floor: int = 0
+    nonce: bytes = ZERO16
 
 
 @dataclass(frozen=True, slots=True)
