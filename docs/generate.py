@@ -233,6 +233,13 @@ A number that enters the state of a replica has a highest value; a frame with on
 """
 
 
+WIRE_LATER = """\
+A replica passes over a frame from another one whose command it does not know, and counts it
+(`vsr_messages_dropped_total`, reason `unknown_command`); a client that sends one is told `malformed`. No connection
+ends by it. These numbers are taken:
+"""
+
+
 def number_text(number: int) -> str:
     """A large number as a sum of powers of two, when that is short."""
     powers = [bit for bit in reversed(range(number.bit_length())) if number >> bit & 1]
@@ -259,6 +266,14 @@ def wire() -> str:
             lines += ["", f"Body: {frame.body}."]
         lines += ["", "| field | what it says | at most |", "| --- | --- | --- |"]
         lines += [f"| `{name}` | {field.meaning} | {bound_text(field.bound)} |" for name, field in frame.fields.items()]
+    lines += ["", "## Commands of later releases", "", WIRE_LATER.strip(), "", "| number | frame |", "| ---: | --- |"]
+    lines += [f"| {number} | {frame} |" for number, frame in frames.COMMANDS_LATER.items()]
+    lines += ["", "## Room for later releases", "", "| where | field | what it will say | today a replica |"]
+    lines.append("| --- | --- | --- | --- |")
+    lines += [
+        f"| {room.where} | `{room.name}`{f', {room.size} bytes' if room.size else ''} | {room.what} | {room.today} |"
+        for room in frames.ROOM
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from kimberlite.types import NO_REPLICA, OP_MAX, VIEW_MAX, ZERO16, Command, Header
+from kimberlite.types import KNOWN_COMMANDS, NO_REPLICA, OP_MAX, VIEW_MAX, ZERO16, Command, Header
 
 VIEW_AHEAD_MAX = 1 << 32  # above the own view
 OP_AHEAD_MAX = 1 << 40  # above the own head: a year and a half at 20,000 ops a second
@@ -276,7 +276,54 @@ TABLE: dict[tuple[Party, Command], Frame] = {
     ),
 }
 
-# Numbers that are never used again.
+
+class Reserved(NamedTuple):
+    """Room that this release leaves for later ones, so that they need no other format. where: a command's number, or
+    the place in a frame or body. size: in bytes; 0: a command, or what a field holds. today: what this release does."""
+
+    where: str
+    name: str
+    what: str
+    size: int = 0
+    today: str = "writes zero, and passes over what is there"
+
+
+# What later releases will say. Commands that this one does not know are passed over and counted; no connection ends.
+COMMANDS_LATER: dict[int, str] = {
+    11: "REQUEST_OFFER: asks for a state to transfer",
+    12: "OFFER: checkpoint and log that can be had",
+    13: "REQUEST_CHUNK: asks for a part of a checkpoint",
+    14: "CHUNK: a part of a checkpoint",
+    15: "REQUEST_ENTRIES: asks for many entries at once",
+    16: "ENTRIES: consecutive committed entries",
+    17: "CONFIG: asks for the newest committed record of the members, or is it",
+    18: "READ_INDEX: asks a primary to confirm that it leads, for a read",
+    19: "ADMIN: an operator's request",
+    29: "PONG: answer to a PING, with the wall time of the sender",
+    30: "ADMIN_REPLY: answer to an ADMIN",
+}
+ROOM: tuple[Reserved, ...] = (
+    Reserved("every header, byte 208", "trace", "W3C trace context: version, trace id, parent id, flags", 25),
+    Reserved("every header, byte 233", "principal", "who asks, once clients are authenticated", 8),
+    Reserved("every header, byte 241", "birth_tag", "of the birth of the cluster: tells two births of one id apart", 8),
+    Reserved("PREPARE", "nonce", "bytes of the log up to and with this entry"),
+    Reserved("PING", "request", "last op that the sender has executed"),
+    Reserved("PING", "operation", "types.Birth: how far the birth of the sender is"),
+    Reserved("PING", "latency_us", "low 32 bits of the sequence of the sender's superblock"),
+    Reserved("PING, PONG", "timestamp", "wall time of the sender: nanoseconds since 1970"),
+    Reserved("PING, PONG", "nonce", "monotonic time of the PING, echoed"),
+    Reserved(
+        "REQUEST, record of a BATCH",
+        "extension",
+        "what follows the events of a request, in parts of {kind u16, zero u16, bytes u32, data, zeros to 8 bytes}; "
+        "kind 1: keys for appends that anybody may retry, each {key 16 bytes, expected position u64, count u32, "
+        "zero u32}; kind 2: trace; kind 3: principal. Its length is the `nonce` of a REQUEST, and bytes 44 to 47 of "
+        "the 48 bytes of a record",
+        today="writes none, and refuses a request or a prepare that has one: what it asks for may not be left out",
+    ),
+)
+
+# Numbers that are in types.Command and that no frame has today.
 RETIRED = frozenset({Command.PONG})
 
 _ALWAYS = frozenset({"checksum", "checksum_body", "cluster", "command", "replica", "size", "release", "raw"})
@@ -290,6 +337,7 @@ def party(header: Header) -> Party:
 
 def stray_fields(header: Header) -> list[str]:
     """Fields that are set and that no row gives a meaning in this frame; of a frame without a row, all that are set."""
-    row = TABLE.get((party(header), Command(header.command)))
+    command = header.command
+    row = TABLE.get((party(header), Command(command))) if command in KNOWN_COMMANDS else None
     meant = row.fields if row is not None else {}
     return [name for name in _OPTIONAL if name not in meant and getattr(header, name) not in (0, ZERO16)]

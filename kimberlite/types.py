@@ -55,6 +55,9 @@ class Command(IntEnum):
     PONG = 29
 
 
+KNOWN_COMMANDS = frozenset(map(int, Command))
+
+
 class Operation(IntEnum):
     """What a prepare or a request does. Below 128: the protocol's own."""
 
@@ -112,6 +115,11 @@ def reason_text(reason: int) -> str:
     return Reason(reason).name.lower().replace("_", " ") if known else f"reason {reason}"
 
 
+def command_text(command: int) -> str:
+    """A Command in words; a number that this release does not know, of a newer one, stays a number."""
+    return Command(command).name.lower() if command in KNOWN_COMMANDS else f"command {command}"
+
+
 class FrameReason(IntEnum):
     """Why bytes were refused as a frame (FrameError.reason)."""
 
@@ -121,7 +129,7 @@ class FrameReason(IntEnum):
     BAD_BODY_CHECKSUM = 4
     BAD_SIZE = 5  # smaller than a header or above the limit
     BAD_RESERVED = 6  # reserved bytes are not zero
-    BAD_COMMAND = 7
+    BAD_COMMAND = 7  # none at all: those of later releases are passed over by who gets them
     WRONG_CLUSTER = 8
     TRUNCATED = 9
 
@@ -139,6 +147,7 @@ class Dropped(StrEnum):
     WRONG_CLUSTER = "wrong_cluster"
     WRONG_SIZE = "wrong_size"
     WRONG_REPLICA = "wrong_replica"
+    UNKNOWN_COMMAND = "unknown_command"  # of a later release
 
 
 class Ended(StrEnum):
@@ -251,7 +260,7 @@ class Message:
 
     def __repr__(self) -> str:
         h = self.header
-        name = Command(h.command).name.lower()
+        name = command_text(h.command)
         return f"<{name} from {h.replica} view={h.view} op={h.op} commit={h.commit} {h.checksum[:4].hex()}>"
 
 

@@ -5,7 +5,9 @@ The skin over c/km_events.c, where the layout of an event batch is drawn. A BATC
 holds several client requests:
 
     count u32 | reserved u32 = 0 | count records of 48 bytes | bodies, each padded with zeros to 8 bytes
-    record: client 16 | session u64 | request u64 | events u32 | size u32 | operation u8 | zeros 7
+    record: client 16 | session u64 | request u64 | events u32 | size u32 | operation u8 | zeros 3 | extension u32 = 0
+
+`extension` is room: how many bytes later releases put behind a body (frames.ROOM). This one refuses what is not 0.
 
 Everything that comes from outside is checked before it is used; malformed input raises
 FrameError, an event above the limit EventTooLargeError with the numbers.

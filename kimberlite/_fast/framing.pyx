@@ -73,7 +73,7 @@ _WHY = {
     FrameReason.BAD_BODY_CHECKSUM: "its body is damaged",
     FrameReason.BAD_SIZE: "its size is below that of a header or above the limit",
     FrameReason.BAD_RESERVED: "its reserved bytes are not zero",
-    FrameReason.BAD_COMMAND: "its command is unknown to this release",
+    FrameReason.BAD_COMMAND: "it has no command",
     FrameReason.WRONG_CLUSTER: "it belongs to another cluster",
     FrameReason.TRUNCATED: "it is cut short",
 }

@@ -32,7 +32,18 @@ from random import Random
 
 from kimberlite.net.sockets import Listener, bind, connect, show
 from kimberlite.net.transport import CHUNK_BYTES, CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
-from kimberlite.types import ZERO16, Bytes, ClusterId, Command, Dropped, Header, HeaderFactory, Message, Reason
+from kimberlite.types import (
+    KNOWN_COMMANDS,
+    ZERO16,
+    Bytes,
+    ClusterId,
+    Command,
+    Dropped,
+    Header,
+    HeaderFactory,
+    Message,
+    Reason,
+)
 
 HELLO_SECONDS = 3.0
 HELLO_BYTES_MAX = 16 << 10
@@ -295,6 +306,9 @@ class PeerNetwork:
             reason = Reason.MALFORMED
             if header.cluster != self._cluster:
                 reason = Reason.WRONG_CLUSTER
+            elif header.command not in KNOWN_COMMANDS:
+                self._counters.message_dropped(Dropped.UNKNOWN_COMMAND)
+                continue
             elif header.command == Command.REJECT:
                 reason = next((reason for reason in STRANGER if reason == header.reason), Reason.MALFORMED)
             elif header.command == Command.HELLO and header.replica != replica:

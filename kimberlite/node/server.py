@@ -312,7 +312,7 @@ class ClientServer:
             return Reason.WRONG_CLUSTER
         if header.operation == Operation.REGISTER:
             return Reason.NONE if not len(body) and not header.count else Reason.MALFORMED
-        if header.operation != Operation.APPLY:
+        if header.operation != Operation.APPLY or header.nonce:  # what an extension asks for may not be left out
             return Reason.MALFORMED
         if len(body) > self._request_bytes_max or header.count > self._events_max:
             return Reason.TOO_LARGE

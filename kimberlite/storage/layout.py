@@ -97,7 +97,10 @@ FRAME_HEADER = Layout(
     log_view       u64       view whose log the sender has
     checkpoint_op  u64       op of the sender's checkpoint
     nonce          u64       to tell an answer from an older one
-    reserved       zero:48   reserved
+    trace          bytes:25  of tracing (W3C trace context): version, trace, parent, flags; not looked at yet
+    principal      u64       who asks, once clients are told apart; not looked at yet
+    birth_tag      u64       of the birth of the cluster; not looked at yet
+    reserved       zero:7    reserved
     """,
 )
 

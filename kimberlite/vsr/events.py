@@ -98,6 +98,7 @@ class DropReason(IntEnum):
     WRONG_ROLE = 10
     UNWANTED = 11
     OUT_OF_BOUNDS = 12  # a number that can not be: see vsr.bounds
+    UNKNOWN_COMMAND = 13  # of a later release
 
 
 class Level(IntEnum):

@@ -81,7 +81,9 @@ class Replica:
         header = message.header
         if header.cluster != s.config.cluster or header.epoch != 0:
             s.drop(message, DropReason.WRONG_CLUSTER)
-        elif header.command not in _HANDLERS or header.replica not in s.membership.voters:
+        elif header.command not in _HANDLERS:
+            s.drop(message, DropReason.UNKNOWN_COMMAND)
+        elif header.replica not in s.membership.voters:
             s.drop(message, DropReason.NOT_MEMBER)
         elif header.replica == s.index and header.command != PREPARE:
             s.drop(message, DropReason.WRONG_ROLE)

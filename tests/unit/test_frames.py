@@ -19,6 +19,7 @@ from kimberlite.errors import KimberliteError
 from kimberlite.frames import Party
 from kimberlite.net.transport import FrameConnection
 from kimberlite.node.format import format_replica
+from kimberlite.storage.layout import FRAME_HEADER
 from kimberlite.types import NO_REPLICA, Command, Message
 from kimberlite.vopr.network import SimNetwork
 from kimberlite.vopr.run import Script, run
@@ -48,6 +49,24 @@ def test_a_field_without_a_meaning_is_found() -> None:
     assert frames.stray_fields(make_header(cluster=CLUSTER, command=Command.PONG, replica=1, op=3)) == ["op"]
     of_a_client = make_header(cluster=CLUSTER, command=Command.PING, replica=NO_REPLICA, op=3)
     assert frames.stray_fields(of_a_client) == ["op"], "no client sends it"
+
+
+def test_commands_of_later_releases_are_not_in_use() -> None:
+    assert not set(frames.COMMANDS_LATER) & {command for _, command in frames.TABLE}
+    assert {11, 12, 13, 14, 15, 16, 17, 18, 19, 30} <= set(frames.COMMANDS_LATER)
+    later = make_header(cluster=CLUSTER, command=17, replica=1, op=3)
+    assert frames.stray_fields(later) == ["op"]
+    assert repr(Message(later)).startswith("<command 17 from 1 ")
+
+
+def test_room_of_the_header_is_where_it_is_said_to_be() -> None:
+    for room in frames.ROOM:
+        if room.where.startswith("every header"):
+            field = next(field for field in FRAME_HEADER.fields if field.name == room.name)
+            assert room.where.endswith(f"byte {field.offset}") and room.size == field.size
+        else:
+            names = room.where.split(", ")[0].split(" ")
+            assert names[0] in Command.__members__, room.where
 
 
 class Strays:

@@ -12,7 +12,6 @@
 
 #define KM_HEADER_SIZE 256
 #define KM_FORMAT_VERSION 1
-#define KM_COMMAND_MAX 31
 
 /* Offsets of the fields; sizes are in the struct below. */
 typedef struct __attribute__((packed)) {
@@ -44,7 +43,10 @@ typedef struct __attribute__((packed)) {
     uint64_t log_view;
     uint64_t checkpoint_op;
     uint64_t nonce;
-    uint8_t reserved[48];
+    uint8_t trace[25];    /* of tracing: version, trace id, parent id, flags */
+    uint64_t principal;   /* who asks, of authenticated clients */
+    uint64_t birth_tag;   /* of the birth of the cluster: two births of one id differ in it */
+    uint8_t reserved[7];
 } km_header;
 
 _Static_assert(sizeof(km_header) == KM_HEADER_SIZE, "the header is 256 bytes without padding");
@@ -67,7 +69,9 @@ enum {
  * fields are set. body_checksum may be NULL: then the body is hashed. */
 void km_frame_seal(km_header *header, const void *body, size_t body_length, const uint8_t *body_checksum);
 
-/* Check a header: checksum first, then everything that it protects. */
+/* Check a header: checksum first, then everything that it protects. A command that this release does not know is no
+ * fault of a frame: who gets it passes over it. 0 is no command. trace, principal and birth_tag may hold anything: a
+ * later release gives them a meaning. */
 int km_frame_check_header(const uint8_t *data, size_t length, uint32_t frame_max);
 
 /* Check the body that belongs to a checked header. */

@@ -264,6 +264,21 @@ def test_a_greeting_and_a_large_frame_in_one_piece() -> None:
     run(test)
 
 
+def test_a_command_of_a_later_release_ends_no_connection() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        peer = Peer(0, addresses)
+        await peer.network.start()
+        header = make_header(b"who knows", cluster=CLUSTER, command=17, replica=1)
+        later = Message(header, b"who knows")
+        _, writer = await dialled(addresses[0], hello(1), prepare(1, 1), later, prepare(1, 3))
+        await until(lambda: len(peer.messages) == 3)
+        assert [message.header.command for message in peer.messages] == [Command.PREPARE, 17, Command.PREPARE]
+        writer.close()
+        await stop(peer)
+
+    run(test)
+
+
 def test_before_its_greeting_a_peer_gets_little_room() -> None:
     async def test(addresses: list[tuple[str, int]]) -> None:
         peer = Peer(0, addresses)

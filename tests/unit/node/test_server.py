@@ -265,6 +265,7 @@ REFUSED = [
     (batch(b"x"), {"count": 1, "operation": Operation.NOOP}, Reason.MALFORMED),
     (batch(b"x"), {"count": 1, "operation": Operation.BATCH}, Reason.MALFORMED),
     (batch(b"x"), {"count": 2}, Reason.MALFORMED),
+    (batch(b"x"), {"count": 1, "nonce": 16}, Reason.MALFORMED),  # it names an extension, which later releases have
     (batch(), {"count": 0}, Reason.MALFORMED),
     (b"no batch", {"count": 1}, Reason.MALFORMED),
     (b"", {"count": 0}, Reason.MALFORMED),

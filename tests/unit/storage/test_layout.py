@@ -5,12 +5,13 @@ from __future__ import annotations
 import xxhash
 
 from kimberlite._fast.framing import make_header
+from kimberlite.frames import ROOM
 from kimberlite.storage import checkpoint, journal, layout, superblock
 from kimberlite.types import Command
 
 # A change here is a change of the format: raise its version, and say in CHANGELOG.md who can read what.
 PINNED = {
-    layout.FRAME_HEADER: (256, "87479830869ad0bf"),
+    layout.FRAME_HEADER: (256, "18b10377ebfe37b0"),
     layout.WITNESS_RECORD: (512, "28cbf01b41f2159c"),
     layout.SUPERBLOCK: (472, "ec54f3007c824e33"),
     layout.CHECKPOINT: (4096, "38f0ef01b866da8c"),
@@ -28,11 +29,14 @@ def test_the_layout_is_pinned() -> None:
     }
 
 
+LATER = {room.name for room in ROOM if room.where.startswith("every header")}  # nothing is made or read of it yet
+
+
 def test_the_compiled_header_has_the_offsets_of_the_table() -> None:
     numbers = {
         field.name: 200 + at if field.size > 1 else 3 + at % 4
         for at, field in enumerate(layout.FRAME_HEADER.fields)
-        if field.kind.startswith("u") and field.name not in ("version", "command", "size", "release")
+        if field.kind.startswith("u") and field.name not in ("version", "command", "size", "release", *LATER)
     }
     identities = {name: bytes([at]) * 16 for at, name in enumerate(("cluster", "parent", "client", "context"), 1)}
     header = make_header(b"body", command=Command.PREPARE, **numbers, **identities)
@@ -40,6 +44,9 @@ def test_the_compiled_header_has_the_offsets_of_the_table() -> None:
     assert read is not None
     for field in layout.FRAME_HEADER.fields:
         if field.kind == "zero" or field.name in ("magic", "version"):
+            continue
+        if field.name in LATER:
+            assert not read[field.name] or read[field.name] == bytes(field.size), field.name
             continue
         assert read[field.name] == getattr(header, field.name), field.name
     assert read["magic"] == b"KMBL"

@@ -84,6 +84,15 @@ def test_a_view_far_above_the_own_is_refused(cluster: Cluster, command: Command,
     goes_on(cluster)
 
 
+@pytest.mark.parametrize("command", [7, 11, 17, 30, 200, Command.PONG, Command.REQUEST])
+def test_a_command_that_no_replica_sends_is_passed_over(cluster: Cluster, command: int) -> None:
+    _, backup, other = roles(cluster)
+    send(cluster, backup, frame(command, replica=other.index, view=backup.core.view + 5, op=9))  # type: ignore[arg-type]
+    dropped = backup.kinds(EventKind.DROPPED)
+    assert [(event.a, event.b) for event in dropped] == [(command, DropReason.UNKNOWN_COMMAND)]
+    goes_on(cluster)
+
+
 def test_a_view_that_is_not_far_above_is_followed(cluster: Cluster) -> None:
     _, backup, other = roles(cluster)
     view = backup.core.view + frames.VIEW_AHEAD_MAX
