@@ -288,7 +288,7 @@ class Driver:
         if isinstance(persist, Promise):
             if persist.truncate_to is not None:
                 self._truncations[persist.token] = persist.truncate_to
-            self.store.set_view_state(persist.token, persist.state)
+            self.store.set_view_state(persist.token, persist.state, persist.identity)
             return
         head = self.store.head
         in_place = [entry for entry in persist.entries if entry.header.op <= head]

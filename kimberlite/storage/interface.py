@@ -24,6 +24,7 @@ from kimberlite.types import (
     Checksum,
     EntryState,
     Header,
+    Identity,
     Message,
     Recovered,
     RecoveredEntry,
@@ -182,8 +183,12 @@ class LogStore(Protocol):
         """Forget what is above `op`, in memory. Only after a superblock update that
         says so is durable; later appends overwrite."""
 
-    def set_view_state(self, token: int, state: ViewState) -> None:
-        """Write the superblock."""
+    def begin_life(self, identity: Identity, bits: int) -> Identity:
+        """Write down who begins to run here: once, after `recover`, before anything is sent."""
+
+    def set_view_state(self, token: int, state: ViewState, identity: Identity | None = None) -> None:
+        """Write the superblock. identity: not given, it stays. Who is formed by it on data of the first release enters
+        VIEW_BORN at least: see storage.superblock.converted."""
 
     def mark(self, op: int) -> Checkpoint | None:
         """Where a checkpoint of `op`, just executed, would let a restart begin; None when it can not be

@@ -116,9 +116,7 @@ WITNESS_RECORD = Layout(
     """,
 )
 
-SUPERBLOCK = Layout(
-    "Superblock: one of four copies of 16 KiB; headers and zeros follow what is shown here",
-    """
+_SUPERBLOCK_BEGIN = """
     checksum          bytes:16  of bytes 32 to the end of the copy
     copy              u16       index of the copy, outside of the checksum
     reserved          zero:14   reserved
@@ -138,7 +136,7 @@ SUPERBLOCK = Layout(
     base              u64       what stands here up to this op is committed entries, if damaged perhaps, never others
     suffix_head       u64       head of the log when log_view was entered
     doubt             u64       what is damaged up to this op may have been acknowledged
-    suffix_count      u32       number of headers that follow the checkpoint's: those up to suffix_head
+    suffix_count      u32       number of headers of the suffix: of the ops up to suffix_head
     segment           u32       checkpoint: segment of its entry
     entries           u32       checkpoint: entries of that segment up to and with its own
     first_segment     u32       lowest segment that there is; files below it are left over from a trim
@@ -148,6 +146,32 @@ SUPERBLOCK = Layout(
     first_op          u64       lowest op of the log, after trims
     first_position    u64       position of the first event of that op
     header            bytes:256 header of the checkpoint's entry, of the root when there is no checkpoint yet
+    """
+
+SUPERBLOCK_2 = Layout(
+    "Superblock of version 2, read, and written until its replica is a member of a cluster that was born: one of four "
+    "copies of 16 KiB; headers and zeros follow what is shown here",
+    _SUPERBLOCK_BEGIN,
+)
+
+SUPERBLOCK = Layout(
+    "Superblock: one of four copies of 16 KiB; headers and zeros follow what is shown here. The file `birth` has the "
+    "same layout",
+    _SUPERBLOCK_BEGIN.rstrip()
+    + """
+    birth             u8        0 unborn, 1 bound, 2 formed, 3 joining
+    slot              u8        number of this member, 255 while none is assigned
+    record_size       u16       bytes of the record; 0: none
+    reserved_birth    zero:4    reserved
+    incarnation       bytes:16  drawn when this data was formatted
+    bound_to          bytes:16  digest of the birth; zeros before all incarnations are known
+    life              u64       of the process that runs, or ran last: sequence at its start, then 32 random bits
+    ring_floor        u64       frames of the ring below it are not there
+    ring_nonce        bytes:16  keys the checksums of the ring; zeros: there is none
+    heard             bytes:384 of each of 16 slots: life, sequence of its superblock, highest log_view, as heard
+    record            bytes:2560 members, voters, settings of the cluster, and zeros; a draft until formed
+    transfer          zero:304  reserved for a state transfer under way
+    padding           zero:304  reserved
     """,
 )
 
@@ -170,4 +194,4 @@ CHECKPOINT = Layout(
     """,
 )
 
-LAYOUTS = (FRAME_HEADER, WITNESS_RECORD, SUPERBLOCK, CHECKPOINT)
+LAYOUTS = (FRAME_HEADER, WITNESS_RECORD, SUPERBLOCK_2, SUPERBLOCK, CHECKPOINT)

@@ -10,6 +10,7 @@ Implements storage.interface.LogStore over any Disk, and is made of rooms, each 
     space              what can certainly be appended, and the next segment
     checkpoint_writer  checkpoints and trims, between the writes of others
     superblock         who this is, what was promised, which checkpoint is in force
+    birth              who this is, as long as the superblock is too old to say it
     checks             what the scrubber looks at
 
 Here is what concerns several of them: a start, a view change, what is done when something has become durable.
@@ -26,8 +27,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from kimberlite.errors import DataExistsError, DiskFullError, StorageError, invariant
+from kimberlite.storage import birth, superblock
 from kimberlite.storage import checkpoint as checkpoints
-from kimberlite.storage import superblock
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.checks import Checks
 from kimberlite.storage.faulty import FaultyOps
@@ -43,16 +44,21 @@ from kimberlite.storage.space import Space
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import (
     OP_MAX,
+    ZERO16,
+    Birth,
     Checkpoint,
     Checksum,
     ClusterId,
     EntryState,
     Header,
     HeaderFactory,
+    Identity,
     Message,
     Recovered,
     Restored,
+    RingMark,
     Room,
+    life_of,
     root_header,
 )
 
@@ -70,11 +76,14 @@ def format_store(
     segment_bytes: int = SEGMENT_BYTES,
     before: Header | None = None,
     first_position: int = 0,
+    identity: Identity | None = None,
+    ring_nonce: bytes = ZERO16,
 ) -> None:
     """Create the data of a new replica. The superblock is made last: without it there is no replica.
 
     before: header of the op before the first one of the log, whose first event has `first_position`: for a log that
-    was trimmed elsewhere. The root when not given.
+    was trimmed elsewhere. The root when not given. identity: who it is; not given: nobody yet, as the first release
+    made it. ring_nonce: types.RingMark.
 
     Raises DataExistsError, having changed nothing, when there is any data already.
     """
@@ -99,15 +108,9 @@ def format_store(
     state = ViewState(commit=header.op, base=header.op, suffix_head=header.op, suffix=(header,))
     start = Checkpoint(header, first_op=header.op + 1, first_position=first_position)
     block = superblock.Superblock(cluster, replica, replica_count, segment_bytes, state, start)
-    # Under another name until it is whole: a crash in the middle leaves no half-made replica.
-    partial = superblock.NAME + ".new"
-    if disk.exists(partial):
-        disk.remove(partial)
-    file = disk.create(partial, superblock.COPIES * superblock.COPY_BYTES)
-    disk.submit(1, superblock.phases(disk, file, superblock.encode(block, 0)))
-    disk.flush()
-    disk.completions()
-    disk.rename(partial, superblock.NAME)
+    if identity is not None:
+        block = replace(block, version=superblock.VERSION, identity=identity, ring=RingMark(0, ring_nonce))
+    birth.make_file(disk, superblock.NAME, block)
 
 
 class Store:
@@ -119,6 +122,8 @@ class Store:
         self._disk = disk
         self._superblock = superblock.SuperblockFile(disk)
         block = self._superblock.current
+        is_old = block.version == superblock.VERSION_UNBORN
+        self._birth = birth.BirthFile(disk, block) if is_old else None  # None: the superblock has the identity
         self.cluster, self.replica, self.replica_count = block.cluster, block.replica, block.replica_count
         self.segment_bytes = block.segment_bytes
         self._root = root_header(make_header, block.cluster)
@@ -161,6 +166,7 @@ class Store:
         self._disk.flush()
         self._space.measure()
         self._checkpoints.clean_up(restored)
+        birth.remove_leftovers(self._disk, block)
         if restored is None:  # though not readable any more, the checkpoint says how much was committed
             commit = max(result.recovered.commit, block.checkpoint.op)
             return replace(result.recovered, commit=commit)
@@ -181,7 +187,40 @@ class Store:
         if feared > self.head:
             self._writer.clear_damage_in_spare()
 
+    def begin_life(self, identity: Identity, bits: int) -> Identity:
+        """Write down, durably, that a process begins as that identity; what it is from now on, its `life` included.
+        After `recover`, and before a frame is sent. bits: 32 random ones. Raises WriteFailedError, DiskFullError."""
+        self._disk.flush()
+        self._submissions.completions()
+        sequence = self._superblock.last.sequence
+        if self._birth is not None:
+            identity = replace(identity, life=life_of(sequence, bits))
+            confirm = self._birth.confirm
+            block, phases = self._birth.begin(identity)
+        else:
+            identity = replace(identity, life=life_of(sequence + 1, bits))
+            confirm = self._superblock.confirm
+            block, phases = self._superblock.update(identity=identity)
+        self._submissions.submit(phases, done=lambda: confirm(block))
+        self._disk.flush()
+        self._submissions.completions()
+        return identity
+
     # Properties
+
+    @property
+    def identity(self) -> Identity:
+        """Who this is: empty when the data is older than identities are, and nobody has begun a life on it."""
+        return self._superblock.current.identity if self._birth is None else self._birth.identity
+
+    @property
+    def sequence(self) -> int:
+        """Of the superblock in force: it increases with each update, and never goes back on this disk."""
+        return self._superblock.current.sequence
+
+    @property
+    def ring_mark(self) -> RingMark:
+        return self._superblock.current.ring
 
     @property
     def head(self) -> int:
@@ -270,16 +309,31 @@ class Store:
         self._faulty.end_at(op)
         self._space.measure()
 
-    def set_view_state(self, token: int, state: ViewState) -> None:
+    def set_view_state(self, token: int, state: ViewState, identity: Identity | None = None) -> None:
+        if identity is not None and self._birth is not None and identity.birth is not Birth.FORMED:
+            self._set_unborn(identity)
+            identity = None
+
         def done() -> None:
             self._superblock.confirm(block)
+            if self._birth is not None and block.version != superblock.VERSION_UNBORN:
+                self._birth.close()
+                self._birth = None
             if self._is_end_in_doubt:  # it says what is in doubt from now on, or a newer log has settled it
                 self._is_end_in_doubt = False
                 self._writer.clear_damage_behind()
                 self._writer.clear_damage_in_spare()
 
-        block, phases = self._superblock.update(state)
+        block, phases = self._superblock.update(state, identity=identity)
         self._submissions.submit(phases, token, done)
+
+    def _set_unborn(self, identity: Identity) -> None:
+        """Write down who this is as long as the superblock can not say it."""
+        file = self._birth
+        invariant(file is not None, "the superblock is too old to say who this is")
+        if file is not None:
+            block, phases = file.update(identity)
+            self._submissions.submit(phases, done=lambda: file.confirm(block))
 
     def completions(self) -> list[int]:
         tokens = self._submissions.completions()

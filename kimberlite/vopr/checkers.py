@@ -31,7 +31,7 @@ COMMIT_QUORUM = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3, 6: 3}
 VIEW_CHANGE_QUORUM = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4}
 HEARSAY = 2  # the one cause of VIEW_CHANGE_STARTED that is no count of votes
 COPY_BYTES = 16 * 1024
-FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, 472  # in a copy
+FIRST_OP_AT, CHECKPOINT_HEADER_AT, HEADERS_AT = 200, 216, {2: 472, 3: 4096}  # in a copy; the last by its version
 OP_AT = 80  # in a header
 NOTHING: Set[int] = frozenset()
 NEVER_ASKED = (-1, NOTHING)  # no view has that number
@@ -89,8 +89,8 @@ def durable_promises(files: Files) -> Promises:
     data = agreed[max(agreed)][0]
     view, log_view, _, _, suffix_head, _, count = struct.unpack_from("<QQQQQQI", data, 104)
     suffix = {}
-    for index in range(count):
-        raw = data[HEADERS_AT + index * HEADER_SIZE : HEADERS_AT + (index + 1) * HEADER_SIZE]
+    for index, at in enumerate(range(HEADERS_AT[data[36]], COPY_BYTES, HEADER_SIZE)[:count]):
+        raw = data[at : at + HEADER_SIZE]
         suffix[suffix_head - count + 1 + index] = xxhash.xxh3_128_digest(raw[16:])
     (checkpoint_op,) = struct.unpack_from("<Q", data, CHECKPOINT_HEADER_AT + OP_AT)
     (first_op,) = struct.unpack_from("<Q", data, FIRST_OP_AT)

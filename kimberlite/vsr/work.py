@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple, TypeAlias
 
-from kimberlite.types import Checksum, ClientId, Header, Message, ViewState
+from kimberlite.types import Checksum, ClientId, Header, Identity, Message, ViewState
 from kimberlite.vsr.events import Event
 
 
@@ -52,6 +52,7 @@ class Promise(NamedTuple):
     token: int
     state: ViewState
     truncate_to: int | None = None  # once durable, forget the journal above this op
+    identity: Identity | None = None  # None: as it is
 
 
 Persist: TypeAlias = Append | Promise

@@ -12,7 +12,7 @@ from kimberlite.storage import store, superblock
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import ViewState, Write
 from kimberlite.storage.submissions import Submissions
-from kimberlite.types import ROOM_UNBOUNDED, Checkpoint, Message, Reason, Room
+from kimberlite.types import ROOM_UNBOUNDED, Message, Reason, Room
 from kimberlite.vopr.canaries.registry import Patch, canary
 from kimberlite.vsr import transitions
 from kimberlite.vsr.changing_view import ChangingView
@@ -81,8 +81,8 @@ def _said_before_durable() -> list[Patch]:
 def _log_view_not_persisted() -> list[Patch]:
     original = store.Store.set_view_state
 
-    def set_view_state(self: store.Store, token: int, state: ViewState) -> None:
-        original(self, token, replace(state, log_view=self.view_state.log_view))
+    def set_view_state(self: store.Store, token: int, state: ViewState, *more: Any) -> None:
+        original(self, token, replace(state, log_view=self.view_state.log_view), *more)
 
     return [(store.Store, "set_view_state", set_view_state)]
 
@@ -91,8 +91,8 @@ def _log_view_not_persisted() -> list[Patch]:
 def _view_not_persisted() -> list[Patch]:
     original = store.Store.set_view_state
 
-    def set_view_state(self: store.Store, token: int, state: ViewState) -> None:
-        original(self, token, replace(state, view=max(state.log_view, self.view_state.view)))
+    def set_view_state(self: store.Store, token: int, state: ViewState, *more: Any) -> None:
+        original(self, token, replace(state, view=max(state.log_view, self.view_state.view)), *more)
 
     return [(store.Store, "set_view_state", set_view_state)]
 
@@ -106,10 +106,8 @@ def _divergent_tail_kept() -> list[Patch]:
 def _superblock_copies_at_once() -> list[Patch]:
     original = superblock.SuperblockFile.update
 
-    def update(
-        self: superblock.SuperblockFile, state: ViewState | None = None, checkpoint: Checkpoint | None = None
-    ) -> Any:
-        block, phases = original(self, state, checkpoint)
+    def update(self: superblock.SuperblockFile, *what: Any, **more: Any) -> Any:
+        block, phases = original(self, *what, **more)
         return block, [[write for phase in phases for write in phase]]
 
     return [(superblock.SuperblockFile, "update", update)]

@@ -8,12 +8,14 @@ from kimberlite._fast.framing import make_header
 from kimberlite.frames import ROOM
 from kimberlite.storage import checkpoint, journal, layout, superblock
 from kimberlite.types import Command
+from kimberlite.vsr.record import RECORD_MAX
 
 # A change here is a change of the format: raise its version, and say in CHANGELOG.md who can read what.
 PINNED = {
     layout.FRAME_HEADER: (256, "18b10377ebfe37b0"),
     layout.WITNESS_RECORD: (512, "28cbf01b41f2159c"),
-    layout.SUPERBLOCK: (472, "ec54f3007c824e33"),
+    layout.SUPERBLOCK_2: (472, "ec54f3007c824e33"),
+    layout.SUPERBLOCK: (4096, "dcc82ad16e8673ab"),
     layout.CHECKPOINT: (4096, "38f0ef01b866da8c"),
 }
 
@@ -73,4 +75,5 @@ def test_a_witness_record_is_what_the_table_says() -> None:
 def test_sizes_that_others_rely_on() -> None:
     assert layout.CHECKPOINT.size % journal.SECTOR == 0
     assert layout.SUPERBLOCK.size + superblock.SUFFIX_MAX * 256 <= superblock.COPY_BYTES
+    assert next(field.size for field in layout.SUPERBLOCK.fields if field.name == "record") == RECORD_MAX
     assert checkpoint.CHUNK % journal.SECTOR == 0
