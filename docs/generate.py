@@ -196,6 +196,7 @@ def metric_section(metric: catalogue.Metric) -> list[str]:
 FILES = (
     ("superblock", "four copies of 16 KiB, one after another"),
     ("birth", "as the superblock: who the replica is, of data of the first release that is no member of a cluster yet"),
+    ("ring", "where there is one: 80 slots of 16 KiB, each for two copies of a small group of entries"),
     ("journal-NNNNNNNN", "a segment: entries from 4 KiB boundary to 4 KiB boundary, each a header and its body"),
     ("witness-NNNNNNNN", "a record for each entry of the segment of that number"),
     ("checkpoint-OP-a, -b", "two equal copies of the state after that op: header, sessions, snapshot"),

@@ -194,4 +194,25 @@ CHECKPOINT = Layout(
     """,
 )
 
-LAYOUTS = (FRAME_HEADER, WITNESS_RECORD, SUPERBLOCK_2, SUPERBLOCK, CHECKPOINT)
+RING_FRAME = Layout(
+    "Frame of the ring: the beginning of each of its two copies; the entries without gaps and zeros follow. In the "
+    "second copy the bits of all but the first 4096 bytes are inverted",
+    """
+    checksum         bytes:16  of the nonce of the ring and bytes 32 to the end of the copy
+    copy             u16       index of the copy, outside of the checksum
+    reserved         zero:14   reserved
+    magic            bytes:4   the letters KMRF
+    version          u16       of this format
+    count            u16       number of entries
+    size             u32       bytes of this header and the entries
+    segment          u32       segment of the journal in which the entries stand
+    sequence         u64       of this frame; its slot is the remainder by the number of slots
+    superblock       u64       sequence of the superblock that was in force
+    index            u32       of the first entry in its segment
+    reserved_offset  zero:4    reserved
+    offset           u64       of the first entry in its segment
+    padding          zero:48   reserved
+    """,
+)
+
+LAYOUTS = (FRAME_HEADER, WITNESS_RECORD, SUPERBLOCK_2, SUPERBLOCK, CHECKPOINT, RING_FRAME)

@@ -17,6 +17,7 @@ PINNED = {
     layout.SUPERBLOCK_2: (472, "ec54f3007c824e33"),
     layout.SUPERBLOCK: (4096, "dcc82ad16e8673ab"),
     layout.CHECKPOINT: (4096, "38f0ef01b866da8c"),
+    layout.RING_FRAME: (128, "27c9d3348a16571f"),
 }
 
 
