@@ -13,10 +13,14 @@ from kimberlite.config import CONFIG_NAME, Config
 from kimberlite.errors import DataExistsError
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.store import format_store
+from kimberlite.types import Identity
 
 
-def format_replica(config: Config, data: Path) -> None:
+def format_replica(config: Config, data: Path, identity: Identity | None = None) -> None:
     """Create the data of one replica in `data` and its node.toml.
+
+    identity: of a replica of a cluster that is formatted as a whole (node.identity.all_born); the others become
+    members when they have all met.
 
     Raises DataExistsError, with nothing changed, when there is data already. The
     configuration is put in place last: a directory without it was not finished.
@@ -34,6 +38,7 @@ def format_replica(config: Config, data: Path) -> None:
             replica=config.cluster.replica,
             replica_count=config.replica_count,
             segment_bytes=config.storage.segment_bytes,
+            identity=identity,
         )
     finally:
         disk.close()

@@ -183,6 +183,16 @@ def leave_out(record: Record, slot: int) -> Record:
     return replace(record, members=members)
 
 
+def carried_over(record: Record, before: Record) -> Record:
+    """A draft made anew, with what was bound or left out in the one before: that is never forgotten by itself."""
+    for old in before.members:
+        member = record.member(old.slot)
+        if member is not None:
+            record = _with_member(record, replace(member, incarnation=old.incarnation, role=old.role))
+    check(record)
+    return record
+
+
 def birth_digest(record: Record) -> bytes:
     """What has to be equal on all replicas before any of them counts. Of a bound draft, or of any first record."""
     invariant(record.is_bound, "a birth has the incarnations of all", epoch=record.epoch)

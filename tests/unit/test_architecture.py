@@ -69,8 +69,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The driver runs in the simulator as well: no sockets, no telemetry, no clock.
     "node.driver": {"errors", "types", "state_machine", "_fast", "vsr", "storage", "node.checkpoints"},
     "node.checkpoints": {"types"},
+    "node.identity": {"types", "config", "vsr.record"},
     "node.reader": {"errors", "types", "_fast", "storage"},
-    "backup": {"errors", "types", "config", "_fast", "storage", "node.format"},
+    "backup": {"errors", "types", "config", "_fast", "storage", "node.format", "node.identity", "vsr.record"},
     "vopr": {
         "errors",
         "types",
