@@ -116,13 +116,14 @@ def _hinder(world: World, random: Random, late: int, phases_ns: int) -> int:
 
 def _writes_missed(world: World, late: int, primary: int) -> int:
     """At most so many writes, one after the other: a replica keeps so many bytes of entries that wait for its disk, and
-    no write is of more."""
+    no write is of more; nor does one go beyond the segment that is prepared for it."""
 
     def last(index: int) -> int:
         return max(segment_number(name) or 0 for name in world.files[index].durable)
 
     segments = max(last(primary) - last(late), 0) + 1
-    return -(-segments * world.plan.segment_bytes // world.nodes[primary].driver.core.state.config.held_bytes_max)
+    kept = world.nodes[primary].driver.core.state.config.held_bytes_max
+    return max(segments, -(-segments * world.plan.segment_bytes // kept))
 
 
 def _end(world: World, victims: list[int]) -> None:

@@ -29,7 +29,7 @@ def write(s: State) -> None:
         return  # the journal must not grow before the superblock says what is void
     if s.outbox.writes >= WRITES_MAX:
         return  # a slow disk: what waits shares the next write
-    entries = s.log.take_writes(s.disk.room)
+    entries = s.log.take_writes(s.disk.room, is_patient=not s.is_backed_up)
     s.disk.wants_room |= s.log.is_waiting_for_room
     if entries:
         s.outbox.append(tuple(entries), s.view, s.now)

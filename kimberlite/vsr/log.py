@@ -248,14 +248,15 @@ class Log:
             if op <= self.durable and header is not None and op not in self.bodies and op not in self.writing:
                 yield header
 
-    def take_writes(self, room: Room) -> list[Message]:
+    def take_writes(self, room: Room, is_patient: bool = True) -> list[Message]:
         """Entries to write now: damaged or missing ones in place, then appends in order, as far as there is
-        room for them. The others stay here, not durable and so not acknowledged, until there is."""
+        room for them. The others stay here, not durable and so not acknowledged, until there is.
+        is_patient: more bodies may come, so that those wait whose place they may tell."""
         writes: list[Message] = []
         bodies, head = self.bodies, self.journal_head
         self.is_waiting_for_room = False
         if self.durable < head or self.faulty:
-            self._in_place(writes)
+            self._in_place(writes, is_patient)
         if not writes and self.linked <= head:
             return writes
         settled = head <= self.durable or head in self.on_disk or head in self.writing
@@ -278,10 +279,11 @@ class Log:
             self.writing[message.header.op] = message.header.checksum
         return writes
 
-    def _in_place(self, writes: list[Message]) -> None:
+    def _in_place(self, writes: list[Message], is_patient: bool) -> None:
         """Rewrites at or below the journal's head. Ascending: the place of an entry whose
         neighbour below is unknown follows only when that one is rewritten, or from what stands above it when that one
-        is to be had from nobody any more."""
+        is to be had from nobody any more, or not while so much is held. What has no place then is let go of, which
+        makes room for the neighbour."""
         last, on_disk, writing = min(self.journal_head, self.linked), self.on_disk, self.writing
         wanted = [op for op in range(self.durable + 1, last + 1) if op not in on_disk and op not in writing]
         if self.faulty:
@@ -289,7 +291,7 @@ class Log:
         blocked = -1
         for op in wanted:
             message = self.bodies.get(op)
-            if message is None or blocked == op - 1:
+            if message is None or (is_patient and blocked == op - 1):
                 blocked = op if op >= self.gone_below else blocked
             else:
                 writes.append(message)

@@ -129,8 +129,8 @@ def _witness_with_its_entry() -> list[Patch]:
 def _acknowledged_without_room() -> list[Patch]:
     original = Log.take_writes
 
-    def take_writes(self: Log, room: Room) -> list[Message]:
-        writes = original(self, room)
+    def take_writes(self: Log, room: Room, is_patient: bool = True) -> list[Message]:
+        writes = original(self, room, is_patient)
         if self.is_waiting_for_room:
             self.on_disk.update(range(self.journal_head + 1, self.linked + 1))
             self.link()
@@ -142,7 +142,7 @@ def _acknowledged_without_room() -> list[Patch]:
 @canary("a journal that is full is handed entries all the same")
 def _written_without_room() -> list[Patch]:
     original = Log.take_writes
-    return [(Log, "take_writes", lambda self, room: original(self, ROOM_UNBOUNDED))]
+    return [(Log, "take_writes", lambda self, room, is_patient=True: original(self, ROOM_UNBOUNDED, is_patient))]
 
 
 @canary("a request is refused for a full disk when it is in the queue already")
