@@ -34,8 +34,11 @@ def check(core: Replica) -> None:
 
 def _of_log(log: Log) -> Iterator[str]:
     for op in log.on_disk:
-        if op <= log.durable or op in log.faulty:
-            yield f"op {op} counts as on the disk above op {log.durable}, damaged: {sorted(log.faulty)[:3]}"
+        if op <= log.durable or op in log.faulty or op > log.journal_head:
+            yield (
+                f"op {op} counts as on the disk above op {log.durable}, where the journal ends with op "
+                f"{log.journal_head}, damaged: {sorted(log.faulty)[:3]}"
+            )
     for op in log.candidates:
         if op <= log.linked:
             yield f"op {op} is a candidate though the log is linked up to op {log.linked}"
@@ -58,6 +61,10 @@ def _of_state(s: State) -> Iterator[str]:
     for replica, peer in s.peers.items():
         if peer.repairs != asked[replica]:
             yield f"{peer.repairs} entries count as asked of replica {replica}, {asked[replica]} are"
+    for op, request in s.repairs.requests.items():
+        known = log.headers.get(op)
+        if known is None or known.checksum != request.header.checksum:
+            yield f"op {op} is asked for as an entry of another log"
     owed = {
         entry.header.op
         for _, persist in s.outbox.owed.values()
@@ -67,6 +74,9 @@ def _of_state(s: State) -> Iterator[str]:
     for op in log.writing:
         if op not in owed:
             yield f"op {op} counts as being written, and nothing is"
+    for op in (*s.repairs.requests, *log.faulty, *log.bodies):
+        if op < log.first_op:
+            yield f"op {op} is asked for, damaged or kept, the log begins with op {log.first_op}"
     for op in s.scope.entered:
         if op <= s.execution.applied:
             yield f"op {op} is executed, and counts as under way"

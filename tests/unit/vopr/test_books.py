@@ -13,6 +13,7 @@ from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import World
 from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.state import RepairRequest
 
 PLAN = calm(client_count=4, requests=200, latency_ns=5 * MS, disk_latency_ns=3 * MS)
 
@@ -55,10 +56,26 @@ def bytes_leak(core: Replica) -> None:
     core.state.log.held_bytes += 1
 
 
+def trimmed_is_kept(core: Replica) -> None:
+    core.state.log.first_op = max(core.state.log.bodies) + 1
+
+
 def damaged_counts_as_there(core: Replica) -> None:
     log = core.state.log
     log.faulty.add(log.op + 1)
     log.on_disk.add(log.op + 1)
+
+
+def cut_off_counts_as_there(core: Replica) -> None:
+    log = core.state.log
+    log.on_disk.add(log.journal_head + 1)
+
+
+def another_log_is_asked_for(core: Replica) -> None:
+    s = core.state
+    peer = next(iter(s.peers))
+    s.peers[peer].repairs += 1
+    s.repairs.requests[s.log.op] = RepairRequest(s.log.headers[s.log.op - 1], peer, s.now, s.now)
 
 
 def nothing_is_written(core: Replica) -> None:
@@ -79,7 +96,10 @@ def timer_is_not_looked_at(core: Replica) -> None:
         budget_leaks,
         queued_bytes_leak,
         bytes_leak,
+        trimmed_is_kept,
         damaged_counts_as_there,
+        cut_off_counts_as_there,
+        another_log_is_asked_for,
         nothing_is_written,
         timer_is_not_looked_at,
     ],
