@@ -37,6 +37,7 @@ LABELS: dict[str, int] = {
         (
             "ABANDONED",
             "ABDICATED",
+            "CAME_BACK_FROM_FAR",
             "CANDIDATE_SETTLED",
             "CHECKPOINTED",
             "DROPPED_BOUND",
@@ -53,6 +54,7 @@ LABELS: dict[str, int] = {
             "FAULTY",
             "FORFEITED",
             "GONE",
+            "LONG_WAY",
             "REJECTED_DISK_FULL",
             "REPAIRED",
             "REPAIR_EXPIRED",
@@ -67,7 +69,10 @@ LABELS: dict[str, int] = {
         ),
         100,
     ),
+    **dict.fromkeys(("END_ROT", "HOLE_ROT", "TRIM_ROT"), 100),
+    "OLD_WITNESS": 300,
     "DROPPED_BROKEN_CHAIN": 300,
+    "FILLED_UP": 300,
     "GAVE_UP_ABOVE": 300,
     "IDENTITY_CONFLICT": 300,
     "WRITTEN_IN_A_LATER_VIEW": 300,
@@ -81,6 +86,10 @@ LABELS: dict[str, int] = {
         for name in persistent.FAULTS
     },
 }
+
+# Of these, runs in which a disk lies reach none: what tells of lies is spared.
+HONEST = ("END_ROT", "HOLE_ROT", "OLD_WITNESS", "TRIM_ROT")
+LYING = "DISK_LIES"  # such a run
 
 
 @dataclass(slots=True)
@@ -110,7 +119,12 @@ class Campaign:
 
     def unreached(self) -> list[str]:
         """Labels that a campaign of this size must have reached and has not."""
-        return [label for label, seeds in LABELS.items() if self.seeds >= seeds and not self.labels[label]]
+        honest = self.seeds - self.labels[LYING]
+        return [
+            label
+            for label, seeds in LABELS.items()
+            if (honest if label in HONEST else self.seeds) >= seeds and not self.labels[label]
+        ]
 
     def summary(self) -> dict[str, object]:
         return {

@@ -27,6 +27,7 @@ READ_EVENTS_MAX, READ_BYTES_MAX = (1, 10, 1000), (1, 5000, 100_000)
 APPEND_DEADLINE_NS = 1500 * MS
 # Of appends in a burst: how many have little time, how many are taken back, and how soon at the latest.
 SHORT_SHARE, CANCELLED_SHARE, SHORT_NS = 0.2, 0.1, 60 * MS
+PAUSE_SHARE, AT_ONCE_NS = 0.1, 1000
 AROUND_BYTES = 2000  # of a prepare, what goes around the events
 
 
@@ -133,7 +134,14 @@ class SimClient:
             self.timer_at = deadline
             world.at(max(deadline, world.now), self._on_timer, self.life, deadline)
         if done:
-            world.at(world.now + 1000, self.append)
+            world.at(world.now + self._pause(), self.append)
+
+    def _pause(self) -> int:
+        """Until the next append; most follow at once."""
+        longest = self.world.plan.pause_ns
+        if not longest or self.world.workload.random() > PAUSE_SHARE:
+            return AT_ONCE_NS
+        return AT_ONCE_NS + self.world.workload.randrange(longest)
 
     def _on_timer(self, life: int, deadline: int) -> None:
         if life != self.life:

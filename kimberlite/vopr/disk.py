@@ -24,6 +24,7 @@ from kimberlite.vopr.draws import below
 
 MAGIC, MAGIC_AT = b"KMBL", 48  # in the header of an entry
 UNIT = 512  # what a torn write leaves whole
+NOTHING = bytes(UNIT)
 FOREVER = 1 << 62
 
 # What a device does. The superblock is written by the same queue as the rest, but a promise that comes late is
@@ -88,12 +89,27 @@ class Lies:
 
 
 @dataclass(slots=True)
+class Replaced:
+    """What stood where a witness was written over that of another entry: what a lost write would have left there."""
+
+    records: deque[tuple[str, int, bytes]] = field(default_factory=lambda: deque(maxlen=OLD_MAX))
+
+    def note(self, name: str, offset: int, content: bytearray, data: Bytes) -> None:
+        """`data` is about to be put there."""
+        for at in range(0, len(data), UNIT):
+            old = bytes(content[offset + at : offset + at + UNIT])
+            if old != NOTHING and old != data[at : at + UNIT]:
+                self.records.append((name, offset + at, old))
+
+
+@dataclass(slots=True)
 class Device:
     """How fast the disk of a replica is, whether it goes on at all, and where it lies. Outlives the replica."""
 
     slow: dict[str, int] = field(default_factory=dict)  # operation -> so many times as long
     hung: dict[str, int] = field(default_factory=dict)  # operation -> until when it does not end
     lies: Lies | None = None
+    replaced: Replaced | None = None  # of its witnesses; None: not remembered
     waited_ns: int = 0  # for reads since that was taken: who reads does nothing else meanwhile
 
     def heal(self) -> None:
@@ -390,6 +406,8 @@ class SimDisk:
             if place is None:
                 return
             offset = place
+        elif self.device.replaced is not None and name.startswith("witness-"):
+            self.device.replaced.note(name, offset, content, data)
         content[offset : offset + len(data)] = data
         files.note(name, offset, data)
         if files.unreadable:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
 SERVE_NS_MAX = 10_000 * MS
+FAR_APPENDS = 5  # of each client, which who comes back over a long way has missed
 PERSISTENT_FAULTS = 2
 IDLE_NS = 500 * MS  # of which every frame is counted
 QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
@@ -49,9 +50,7 @@ def liveness(world: World) -> None:
         world.restart(index)
     demand(world, CORE_NS_MAX, f"replicas {sorted(core)} of {count}", sorted(core))
     _serve(world)
-    for index in everybody:
-        world.restart(index)
-    demand(world, CONVERGE_NS_MAX, "all replicas", everybody)
+    _return(world, sorted(core))
     _serve(world)
     demand(world, CONVERGE_NS_MAX, "all replicas that have served", everybody)
     if world.plan.late_ops and count >= 3 and not world.rotten and not world.plan.garbage:
@@ -66,6 +65,7 @@ def liveness(world: World) -> None:
             world.quiet_since = world.now
             fault = persistent_fault(world, world.plan.persistent, number)
             demand(world, CONVERGE_NS_MAX, f"all replicas after the fault: {fault}", everybody)
+            _serve(world)
         _scrub_all(world)
     world.run_until(world.now + CONVERGE_NS_MAX, lambda: not any(node.disk.submissions for node in world.nodes))
     world.run_until(world.now + QUIET_NS, lambda: False)
@@ -75,6 +75,26 @@ def liveness(world: World) -> None:
     demand(world, CONVERGE_NS_MAX, "all replicas whose disks were looked at", everybody)
     _restart_all(world)
     demand(world, CONVERGE_NS_MAX, "all replicas after a restart at rest", everybody)
+
+
+def _return(world: World, core: list[int]) -> None:
+    """All come back and catch up; in some runs over links slower than all that they wait for, when they have missed
+    some more. What took so long to come counts all the same."""
+    everybody = list(range(world.plan.replica_count))
+    far = [index for index in everybody if index not in core]
+    if not far and world.rot_victim is not None:
+        far = [world.rot_victim]
+    if world.plan.far_ns and far:
+        for client in world.clients:
+            client.quota += FAR_APPENDS
+            client.append()
+        world.run_until(world.now + SERVE_NS_MAX, lambda: not world.is_client_busy())
+        world.network.distance = dict.fromkeys(far, world.plan.far_ns)
+        world.count("CAME_BACK_FROM_FAR")
+    for index in everybody:
+        world.restart(index)
+    demand(world, CONVERGE_NS_MAX, "all replicas", everybody)
+    world.network.distance.clear()
 
 
 def end_faults(world: World) -> None:
@@ -137,6 +157,19 @@ def check_rest(world: World) -> None:
     world.idle_frames = None
     for node in world.nodes:
         limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
+        if not node.store.is_checkpoint_idle:
+            raise Violation("I17 bounds", f"nothing happens, and replica {node.index} has not done with its checkpoint")
+        _check_trimmed(node)
+
+
+def _check_trimmed(node: SimNode) -> None:
+    """I7: what was trimmed has given its space back: the disk begins where the log does."""
+    there, wanted = node.store.first_op, node.driver.core.state.log.first_op
+    if there != wanted:
+        raise Violation(
+            "I7 trimmed",
+            f"nothing happens, and replica {node.index} keeps what is below op {wanted}, from op {there} on",
+        )
 
 
 def _scrub_all(world: World) -> None:

@@ -44,6 +44,7 @@ class SimNetwork:
         self._deliver = deliver
         self.cuts: set[tuple[Address, Address]] = set()
         self.clogs: dict[tuple[Address, Address], int] = {}  # link -> until when it holds messages back
+        self.longer: dict[tuple[Address, Address], int] = {}  # link -> what goes over it takes so much longer
         self.distance: dict[Address, int] = {}  # who is far away: what is sent to or by it takes so much longer
         self.muted: dict[tuple[int, Address | None], int] = {}  # command, and to whom if not to all -> lost until then
         self.lossy: dict[Address, float] = {}  # of what is sent to or by it so much is lost, faults or none
@@ -117,6 +118,8 @@ class SimNetwork:
         delay = plan.latency_ns // 2 + below(random, plan.latency_ns)
         if self.distance:
             delay += self.distance.get(source, 0) + self.distance.get(destination, 0)
+        if self.longer:
+            delay += self.longer.get((source, destination), 0)
         if self.faults_on and random.random() < plan.reorder:
             delay += below(random, 20 * plan.latency_ns + MS)
         begins = self._now()
@@ -142,4 +145,5 @@ class SimNetwork:
     def heal(self) -> None:
         self.cuts.clear()
         self.clogs.clear()
+        self.longer.clear()
         self.muted.clear()

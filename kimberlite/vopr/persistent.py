@@ -12,7 +12,7 @@ twice the time. Where just enough replicas are left for a commit, and one of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -37,6 +37,7 @@ LIMIT_NS = 5000 * MS
 LOAD, LOAD_NS = 20, 30 * MS  # appends of each client, and when at the latest the fault begins in the midst of them
 ROUNDS = 3
 BURST = 3  # appends of each client in a round
+FILL = 400  # appends that use up what room is left, mostly
 PAUSE_NS = 700 * MS  # between two rounds: longer than timers that should have gone off, and did not
 FOREVER_NS = 1 << 60
 FAR_NS = 25 * MS
@@ -77,7 +78,11 @@ REPLACED = (
 # Who leads goes on: nobody else would be better.
 KEPT = "just enough are left"
 FULL_BACKUP = "backup has a full disk"
-REFUSING = ("primary has a full disk",)  # appends are refused then, with the reason: see docs/cluster.md
+# Who is slow has a successor too, in a while: what takes long there alone adds up from one op to the next.
+REPLACED_LATE = ("primary has a disk that takes most of a second", "primary has a disk that takes seconds")
+ALL_FULL, BACKUPS_FULL = "all disks are full", "the disks of all backups are full"
+# Appends are refused then, with the reason: see docs/cluster.md.
+REFUSING = ("primary has a full disk", ALL_FULL, BACKUPS_FULL)
 
 
 def _on_each(name: str, fault: Callable[[World, int], None]) -> None:
@@ -91,6 +96,10 @@ def _on_each_link(name: str, fault: Callable[[World, int, int], None]) -> None:
     FAULTS[f"{name} from the primary to a backup"] = lambda world, cast: fault(world, cast.primary, cast.backup)
     FAULTS[f"{name} from a backup to the primary"] = lambda world, cast: fault(world, cast.backup, cast.primary)
     FAULTS[f"{name} from a backup to another"] = lambda world, cast: fault(world, cast.backup, cast.other)
+
+
+# What takes long to show, and does not in every phase that has it: drawn so many times as often as others.
+DENSE, OFTEN = (*REPLACED_LATE, ALL_FULL, BACKUPS_FULL), 4
 
 
 # What one replica does, or its machine
@@ -167,6 +176,40 @@ _on_each("does not hear", _deafen)
 _on_each("has a clock hours ahead", lambda world, index: _set_clock(world, index, 3))
 _on_each("has a clock hours behind", lambda world, index: _set_clock(world, index, -3))
 _on_each("has a full disk", _fill)
+
+# What befalls the disks of many
+
+
+def _fill_up(world: World, indices: Sequence[int]) -> None:
+    """No space for another segment, and what is left of this one is used up, until clients are refused. Then nobody
+    asks for more: that there is space again is to be noticed all the same."""
+    for index in indices:
+        fill(world.files[index])
+    refused = world.counts.get("NoSpaceError", 0)
+    for client in world.clients:
+        client.quota += FILL // len(world.clients)
+        client.append()
+    world.run_until(
+        world.now + LIMIT_NS,
+        lambda: world.counts.get("NoSpaceError", 0) > refused or not any(client.busy for client in world.clients),
+    )
+    if world.counts.get("NoSpaceError", 0) > refused:
+        world.count("FILLED_UP")
+    for client in world.clients:
+        client.quota = 0
+
+
+def _fill_up_all(world: World, cast: Cast) -> None:
+    _fill_up(world, range(world.plan.replica_count))
+
+
+def _fill_up_backups(world: World, cast: Cast) -> None:
+    _fill_up(world, [index for index in range(world.plan.replica_count) if index != cast.primary])
+
+
+FAULTS[ALL_FULL] = _fill_up_all
+FAULTS[BACKUPS_FULL] = _fill_up_backups
+
 
 # What befalls one of those that are just enough
 
@@ -332,7 +375,8 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
     random = Random(f"persistent {world.plan.seed} {number}")
     if name == ANY:
         wanted = random.random() < RARE
-        name = random.choice([fault for fault in FAULTS if is_rare(fault) is wanted])
+        names = [fault for fault in FAULTS if is_rare(fault) is wanted]
+        (name,) = random.choices(names, [OFTEN if fault in DENSE else 1 for fault in names])
     _set_abdicate(world, ABDICATE_NS)
     primary = leader(world)
     backup, other = random.sample([index for index in range(world.plan.replica_count) if index != primary], 2)
@@ -366,6 +410,8 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
         raise Violation("E6 kept", f"{name}: replica {primary} was replaced, by one that waits for the same replicas")
     if asked_at is None:
         _check_replaced(world, name, primary)
+    if name in REPLACED_LATE and leader(world) == primary:
+        raise Violation("E6 slow", f"{name}: replica {primary} leads as before")
     _end(world)
     return name
 
@@ -383,7 +429,7 @@ def _check_replaced(world: World, name: str, primary: int) -> None:
 
 def _may_change_views(name: str) -> bool:
     """Whether a view change in the midst of it is nothing but one more thing to cope with."""
-    return name not in (*REFUSING, "false alarms") and not name.startswith(KEPT)
+    return name not in (*REFUSING, *REPLACED_LATE, "false alarms") and not name.startswith(KEPT)
 
 
 def _refuses(name: str, backup: int, leads: int) -> bool:

@@ -84,6 +84,8 @@ class Plan:
     apply_per_round: int = 256
     handles_max: int = 256  # segment files that a replica has open
     burst: int = 1  # appends that a client makes at a time
+    pause_ns: int = 0  # for which a client thinks at most, now and then, between an answer and the next append
+    far_ns: int = 0  # who comes back when faults have ended is so far away from the others
 
     @property
     def repair_bytes(self) -> int:
@@ -142,6 +144,8 @@ def _few(plan: Plan, random: Random) -> Plan:
     """Few kinds of faults: what many of them together prevent (a log that is trimmed, a long view) has its time."""
     drawn = [name for name, weight in plan.weights.items() if weight]
     kept = random.sample(drawn, min(FEW, len(drawn)))
+    if plan.retention_age_s:
+        kept.append("clock_step")
     weights = {name: weight if name in kept else KINDS[name].floor for name, weight in plan.weights.items()}
     return replace(plan, weights=weights, loss=plan.loss / 5, fault_gap_ns=max(plan.fault_gap_ns, FEW_GAP_NS))
 
@@ -210,10 +214,10 @@ def _with_retention(plan: Plan) -> Plan:
     if not by:
         return plan
     weights, skew_ns = plan.weights, plan.clock_skew_ns
-    if by == "age" and random.random() < 0.5:  # what goes too early shows where clocks are right
-        weights, skew_ns = {**weights, "clock_jump": 0.0}, min(skew_ns, 20 * MS)
-    elif by == "age":
+    if by == "age":
         weights = {**weights, "clock_step": random.random()}
+        if random.random() < 0.5:  # what goes too early shows where all other clocks are right
+            weights, skew_ns = {**weights, "clock_jump": 0.0}, min(skew_ns, 20 * MS)
     return replace(
         plan,
         weights=weights,
@@ -267,4 +271,6 @@ def _draw(seed: int, requests: int) -> Plan:
         reader_count=random.choice((0, 1, 3)),
         snapshot_ns=random.choice((0, 20, 500, 3000)) * MS,
         burst=random.choice((1, 1, 2, 5)),
+        pause_ns=random.choice((0, 600)) * MS,
+        far_ns=random.choice((0, 0, 0, 150, 300)) * MS,
     )

@@ -37,7 +37,7 @@ from kimberlite.vopr.checkers import (
 )
 from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient, SimReader
-from kimberlite.vopr.disk import FOREVER, Device, Files, SimDisk, TearPolicy
+from kimberlite.vopr.disk import FOREVER, Device, Files, Replaced, SimDisk, TearPolicy
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
 from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.liveness import liveness
@@ -97,6 +97,9 @@ class World:
         self.devices = [Device() for _ in range(plan.replica_count)]
         if self.rot_victim is not None and plan.weights.get("disk_lie"):
             self.devices[self.rot_victim].lies = lies_of(plan.seed)
+            self.count("DISK_LIES")
+        elif self.rot_victim is not None and plan.weights.get("old_witness"):
+            self.devices[self.rot_victim].replaced = Replaced()
         self.clock_error_ns = plan.clock_skew_ns  # of a clock that is believed: by so much it is wrong at most
         self.slow_nodes: dict[int, int] = {}  # replica -> how long it does nothing after each input
         self.is_late_return = False  # under way

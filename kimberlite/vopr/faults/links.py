@@ -12,6 +12,7 @@ from kimberlite.vopr.faults.registry import SELDOM, Action, kind, pair_of, targe
 from kimberlite.vsr.config import MS
 
 if TYPE_CHECKING:
+    from kimberlite.vopr.network import Address
     from kimberlite.vopr.world import World
 
 
@@ -41,7 +42,7 @@ def _isolate(world: World, argument: int) -> Action | None:
 @kind(floor=0.4)
 def _heal(world: World, argument: int) -> Action | None:
     network = world.network
-    return network.heal if network.cuts or network.clogs or network.muted else None
+    return network.heal if network.cuts or network.clogs or network.muted or network.longer else None
 
 
 @kind()
@@ -51,6 +52,30 @@ def _clog(world: World, argument: int) -> Action | None:
     if pair is None or until <= max(world.now, world.network.clogs.get(pair, 0)):
         return None
     return partial(world.network.clogs.__setitem__, pair, until)
+
+
+LONG_WAY_NS = (60 * MS, 300 * MS, 600 * MS)  # a core waits 250 ms for what it asks for, 500 ms for a view to begin
+
+
+@kind(share=SELDOM)
+def _long_way(world: World, argument: int) -> Action | None:
+    """What one replica sends to another, or to everybody, or all that replicas send, takes longer until links are
+    healed: longer than whoever asked for it waits, in most cases."""
+    pair, random = pair_of(world, argument), Random(argument)
+    if pair is None:
+        return None
+    (a, b), indices, duration = pair, range(world.plan.replica_count), random.choice(LONG_WAY_NS)
+    of_one = {link for other in indices if other != a for link in ((a, other), (other, a))}
+    of_all = {(one, other) for one in indices for other in indices if one != other}
+    links: set[tuple[Address, Address]] = set(random.choice(({(a, b)}, {(a, b), (b, a)}, of_one, of_all)))
+    if all(world.network.longer.get(link, 0) >= duration for link in links):
+        return None
+
+    def act() -> None:
+        world.count("LONG_WAY")
+        world.network.longer.update(dict.fromkeys(links, duration))
+
+    return act
 
 
 @kind(share=SELDOM)

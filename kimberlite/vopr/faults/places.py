@@ -9,9 +9,16 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, witness_name
+from kimberlite.storage.journal import (
+    RECORD_BYTES,
+    decode_record,
+    journal_name,
+    round_up,
+    segment_number,
+    witness_name,
+)
 from kimberlite.types import SECTOR
-from kimberlite.vopr.disk import corrupt, make_unreadable
+from kimberlite.vopr.disk import WRITE, corrupt, make_unreadable
 from kimberlite.vopr.faults.registry import SELDOM, Action, kind
 from kimberlite.vsr.config import MS
 
@@ -85,10 +92,86 @@ def _start_again(world: World, index: int) -> None:
         world.restart(index)
 
 
+HOLE_OPS = 8
+
+
+@kind(share=SELDOM)
+def _hole_rot(world: World, argument: int) -> Action | None:
+    """A replica dies, and some entries in a row are damaged somewhere in its log, each with its witness or not, before
+    it starts again: where those in the middle stand nothing tells, until one beside them is repaired."""
+    victim = _may_rot(world)
+    if victim is None or world.devices[victim].hung:
+        return None
+    random = Random(argument)
+    node = world.nodes[victim]
+    store = node.store
+    if store.head < store.first_op:
+        return None
+    begins = [one.first_op for one in store.extents()] if random.random() < 0.5 else []
+    first = random.choice([*begins, random.randrange(store.first_op, store.head + 1)])
+    last = min(first + random.randrange(1, HOLE_OPS), store.head)
+    fates = [random.choice((*EITHER, (True, True))) for _ in range(first, last + 1)]
+
+    def strike() -> None:
+        world.crash(victim)
+        for op, (entries, witnesses) in enumerate(fates, first):
+            if op >= store.first_op:
+                _damage_entry(world, node, op, random, entries, witnesses)
+        world.count("HOLE_ROT")
+        world.at(world.now + random.randrange(DOWN_NS), partial(_start_again, world, victim))
+
+    return strike
+
+
+@kind(share=SELDOM)
+def _old_witness(world: World, argument: int) -> Action | None:
+    """A replica dies, and starts on a disk that has lost the write of a witness over that of an older log, or of a
+    sector of them, and where the entries are damaged: what they are called there nobody has. Below its checkpoint:
+    what it believes of other entries it says to others."""
+    victim = _may_rot(world)
+    if victim is None or world.devices[victim].hung or (replaced := world.devices[victim].replaced) is None:
+        return None
+    files, random = world.files[victim], Random(argument)
+    committed, first_op = world.promises(victim).checkpoint_op, world.nodes[victim].store.first_op
+    found: list[tuple[str, int, bytes, int]] = []
+    for name, offset, old in replaced.records:
+        number = segment_number(name)
+        if number is None or name not in files.durable:
+            continue
+        record = decode_record(files.durable[name][offset : offset + RECORD_BYTES], number, offset // RECORD_BYTES)
+        other = decode_record(old, number, offset // RECORD_BYTES)
+        if record is None or other is None or record.header.checksum == other.header.checksum:
+            continue
+        if first_op <= record.header.op <= committed:
+            found.append((name, offset, old, record.offset))
+    if not found:
+        return None
+    chosen = random.choice(found)
+    if random.random() < 0.7:
+        sector = chosen[0], chosen[1] // SECTOR
+        lost = {at: (name, at, old, entry) for name, at, old, entry in found if (name, at // SECTOR) == sector}
+    else:
+        lost = {chosen[1]: chosen}
+
+    def strike() -> None:
+        world.crash(victim)
+        for name, offset, old, at in lost.values():
+            content = files.durable.get(name)
+            if content is not None:
+                content[offset : offset + RECORD_BYTES] = old
+                files.changed(name)
+                _damage(world, victim, name.replace("witness", "journal"), at, random)
+        world.count("OLD_WITNESS")
+        world.at(world.now + random.randrange(DOWN_NS), partial(_start_again, world, victim))
+
+    return strike
+
+
 @kind(share=SELDOM)
 def _trim_rot(world: World, argument: int) -> Action | None:
     """The beginning of a segment is damaged, perhaps the end of the one before as well, and then the log is trimmed to
-    about there."""
+    about there. In half of the cases its disk stops
+    meanwhile: what is repaired below is being written when the trim takes it away."""
     victim = _may_rot(world)
     if victim is None or not world.nodes[victim].up:
         return None
@@ -99,13 +182,15 @@ def _trim_rot(world: World, argument: int) -> Action | None:
         return None
     first_op = random.choice(begun[:3])
     entries, witnesses = random.choice(EITHER)
-    before = random.random() < 0.5
+    before, stalls = random.random() < 0.5, random.random() < 0.5
 
     def strike() -> None:
         for op in range(first_op - 2 if before else first_op, first_op + 2):
             if node.store.first_op <= op <= node.store.head:
                 _damage_entry(world, node, op, random, entries, witnesses)
         world.count("TRIM_ROT")
+        if stalls:
+            world.hang(victim, (WRITE,), world.now + 2 * TRIM_NS)
         number = random.randrange(1 << 16)
         world.at(world.now + random.randrange(TRIM_NS), lambda: world.inject("trim", number))
 

@@ -60,6 +60,14 @@ def test_a_campaign_must_have_reached_what_so_many_seeds_reach(monkeypatch: pyte
     assert campaign.unreached() == []
 
 
+def test_where_every_disk_lies_nothing_is_demanded_that_lies_spare() -> None:
+    lying, honest = Campaign(), Campaign()
+    for seed in range(100):
+        lying.add(outcome(seed, labels={"DISK_LIES": 1}))
+        honest.add(outcome(seed))
+    assert set(honest.unreached()) - set(lying.unreached()) == {"END_ROT", "HOLE_ROT", "TRIM_ROT"}
+
+
 def test_every_mechanism_is_demanded_of_a_campaign() -> None:
     from kimberlite.vopr.persistent import FAULTS
 

@@ -9,6 +9,9 @@ import pytest
 from calm import calm
 from lab import core_of
 
+from kimberlite._fast import framing
+from kimberlite.storage.journal import RECORD_BYTES, encode_record, witness_name
+from kimberlite.types import Command
 from kimberlite.vopr.disk import OPERATIONS, READ, WRITE
 from kimberlite.vopr.faults import KINDS, STRIKES
 from kimberlite.vopr.nodes import SimNode
@@ -36,7 +39,7 @@ def counted(world: World, kind: str, argument: int) -> bool:
     return len(world.injected) > before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ENDS, "trim", "trim_rot")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ENDS, "trim", "trim_rot", "old_witness")])
 def test_a_fault_strikes_a_cluster_at_work(kind: str) -> None:
     world = busy(**{kind: 1.0})
     assert any(counted(world, kind, argument) for argument in range(1, 8))
@@ -57,6 +60,7 @@ def test_a_fault_strikes_a_cluster_at_work(kind: str) -> None:
         ("disk_slow", 1, "cure"),
         ("slow_node", 1, "cure"),
         ("mute", 2_999_999_999, "heal"),
+        ("long_way", 1, "heal"),
     ],
 )
 def test_a_fault_that_is_there_already_is_not_counted_nor_is_the_end_of_none(
@@ -284,3 +288,43 @@ def test_the_beginning_of_a_segment_is_damaged_before_a_trim() -> None:
     assert world.run_until(world.now + 5000 * MS, lambda: world.checkers.decided > 40)
     assert counted(world, "trim_rot", 5)
     assert world.rotten
+
+
+@pytest.mark.parametrize("argument", range(8))
+def test_a_hole_in_a_log_is_mended(argument: int) -> None:
+    world = busy()
+    victim = world.rot_victim
+    assert victim is not None
+    assert counted(world, "hole_rot", argument)
+    assert not world.nodes[victim].up
+    assert world.run_until(world.now + 1000 * MS, lambda: world.nodes[victim].up)
+    assert world.run_until(world.now + 5000 * MS, lambda: not world.nodes[victim].driver.core.state.log.faulty)
+
+
+def test_a_damaged_entry_is_called_by_an_old_witness_what_nobody_has_and_is_repaired_all_the_same() -> None:
+    plan = replace(CALM, checkpoint_ops=4, snapshot_ns=0, weights={"old_witness": 1.0})
+    world = World(plan, faults=())
+    for client in world.clients:
+        world.at(world.now, client.begin)
+    victim = world.rot_victim
+    assert victim is not None
+    assert world.run_until(world.now + 5000 * MS, lambda: world.promises(victim).checkpoint_op > 4)
+    assert not counted(world, "old_witness", 1), "nothing was written over anything"
+    number, index, header, offset = world.nodes[victim].store.place_of(4)
+    assert header is not None
+    assert offset is not None
+    other = framing.make_header(
+        cluster=world.cluster, command=Command.PREPARE, operation=header.operation, op=4, parent=header.parent
+    )
+    old = encode_record(other, offset, number, index)
+    replaced = world.devices[victim].replaced
+    assert replaced is not None
+    replaced.records.append((witness_name(number), index * RECORD_BYTES, old))
+    assert counted(world, "old_witness", 1)
+    assert world.run_until(world.now + 1000 * MS, lambda: world.nodes[victim].up)
+    store = world.nodes[victim].store
+    assert world.run_until(world.now + 1000 * MS, lambda: store.read(4) is None and 4 in store.faulty)
+    world.act(victim, world.nodes[victim].life, world.nodes[victim].driver.on_damage)
+    assert world.run_until(world.now + 9000 * MS, lambda: not world.nodes[victim].driver.core.state.log.faulty)
+    assert (found := store.read(4)) is not None
+    assert found.header.checksum == header.checksum

@@ -160,3 +160,15 @@ def test_without_faults_nothing_is_lost(seed: int) -> None:
     bench.network.faults_on = False
     bench.send(50)
     assert sorted(bench.run()) == list(range(1, 51))
+
+
+def test_a_long_way_is_long_in_one_direction_until_it_is_healed() -> None:
+    bench = Bench(CALM)
+    bench.network.longer[0, 1] = 300 * MS
+    bench.send(10)
+    bench.send(10, 1, 0)
+    bench.run()
+    assert all(at > 300 * MS for source, *_, at in bench.arrived if source == 0)
+    assert all(at < 2 * MS for source, *_, at in bench.arrived if source == 1)
+    bench.network.heal()
+    assert not bench.network.longer

@@ -12,6 +12,7 @@ from kimberlite.vopr import liveness, persistent
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.plan import draw
 from kimberlite.vopr.world import World
+from kimberlite.vsr import abdication
 
 
 def run(fault: str, replicas: int, seed: int = 1) -> World:
@@ -118,3 +119,15 @@ def test_views_are_left_in_the_midst_of_a_fault() -> None:
     name = "link between two backups cut"
     views = [world.nodes[0].driver.core.state.view for seed in range(4) for world in [run(name, 3, seed)]]
     assert min(views) < max(views)
+
+
+@pytest.mark.parametrize("name", [persistent.ALL_FULL, persistent.BACKUPS_FULL])
+def test_what_room_is_left_is_used_up(name: str) -> None:
+    assert run(name, 3).counts["FILLED_UP"] == 1
+
+
+@pytest.mark.parametrize("name", persistent.REPLACED_LATE)
+def test_who_is_slow_and_leads_on_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abdication, "lags", lambda s, leading: False)
+    with pytest.raises(Violation, match=f"E6 .*: {name}"):
+        run(name, 3)

@@ -53,6 +53,8 @@ def test_every_kind_of_fault_and_of_trouble_is_drawn_and_is_left_out_somewhere()
         "snapshot_ns",
         "retention_bytes",
         "retention_age_s",
+        "pause_ns",
+        "far_ns",
     ):
         values = {bool(getattr(plan, name)) for plan in plans}
         assert values == {True, False}, name
@@ -66,6 +68,13 @@ def test_small_bounds_are_drawn_and_left_alone_somewhere() -> None:
     assert not any(plan.core_bounds for plan in plans if plan.late_ops)
     assert all(plan.core_bounds for plan in plans if not plan.late_ops)
     assert {plan.burst for plan in plans} == {1, 2, 5}
+
+
+def test_a_clock_is_hours_wrong_wherever_events_go_by_their_age() -> None:
+    plans = [plan for seed in range(200) if (plan := draw(seed)).retention_age_s]
+    assert len(plans) > 20
+    assert all(plan.weights["clock_step"] for plan in plans)
+    assert {bool(plan.weights["clock_jump"]) for plan in plans} == {True, False}
 
 
 def test_a_named_plan_draws_from_something_else() -> None:
