@@ -92,6 +92,23 @@ def _identity(random: Random, known: Known) -> list[Message]:
     return [_frame(known, Command.COMMIT, replica=known.primary, **fields)]
 
 
+def _head(random: Random, known: Known) -> list[Message]:
+    """A heartbeat that is right, but for a log that ends much further on."""
+    context = known.head.checksum if known.head is not None and known.commit == known.op else ZERO16
+    fields: dict[str, Any] = {"op": known.op + random.choice((1, 30, 1000)), "commit": known.commit}
+    return [_frame(known, Command.COMMIT, replica=known.primary, position=known.commit, context=context, **fields)]
+
+
+def _acknowledgement(random: Random, known: Known) -> list[Message]:
+    """Of another entry than the primary has, or of its last one in another view than this."""
+    wrong: dict[str, Any] = {"context": random.randbytes(16)}
+    if known.view and random.random() < 0.5:
+        wrong = {"view": known.view - 1}
+    context = known.head.checksum if known.head is not None else ZERO16
+    fields: dict[str, Any] = {"op": known.op, "commit": known.commit, "context": context}
+    return [_frame(known, Command.PREPARE_OK, **{**fields, **wrong})]
+
+
 def chain(random: Random, known: Known, count: int, op: int, view: int, before: Header | None = None) -> list[Header]:
     """Headers that nobody has."""
     result: list[Header] = []
@@ -200,6 +217,8 @@ KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (
     _number,
     _number,
     _commit,
+    _head,
+    _acknowledgement,
     _identity,
     _start_view,
     _headers,

@@ -123,7 +123,7 @@ def _hole_rot(world: World, argument: int) -> Action | None:
     return strike
 
 
-@kind(share=SELDOM)
+@kind()
 def _old_witness(world: World, argument: int) -> Action | None:
     """A replica dies, and starts on a disk that has lost the write of a witness over that of an older log, or of a
     sector of them, and where the entries are damaged: what they are called there nobody has. Below its checkpoint:
