@@ -418,7 +418,7 @@ class ScrubConfig:
         low=0,
         high=64 * MIB,
         too_low="Damage is found late, when a second replica may have lost the same entry.",
-        too_high="Reads are made between other work: commits wait for them, and a busy disk is slower still.",
+        too_high="Commits share the disk with what is read, and the event loop with what is looked at.",
     )
     tour_interval_s: int = knob(
         3600,

@@ -41,6 +41,7 @@ from kimberlite.node.settings import core_config
 from kimberlite.node.space import FreeSpace
 from kimberlite.state_machine import StateMachine
 from kimberlite.storage import superblock
+from kimberlite.storage.pieces import PieceReader
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry.recorder import Recorder
@@ -143,7 +144,9 @@ async def assemble(
         interval_ns=config.scrub.tour_interval_s * 1_000_000_000,
         seed=secrets.randbits(64),
         now=time.monotonic_ns(),
+        reader=PieceReader(disk),
     )
+    undo.callback(scrubber.close)
     kept = config.retention
     retention = Retention(kept.bytes_max, kept.age_max_s, clock.Clock(*clock.now(), config.cluster.replica))
     space = FreeSpace(config.storage.free_bytes_min)

@@ -126,6 +126,7 @@ class Node:
         self._stopping = True
         self._routine.stop()
         parts = self.parts
+        parts.scrubber.close()
         self._loop.remove_reader(parts.disk.fileno())
         await parts.server.stop()
         await parts.peers.stop()

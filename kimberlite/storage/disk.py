@@ -293,6 +293,13 @@ class FileDisk:
         os.close(self._spare.pop())
         return open_above_standard(name, flags, dir_fd=self._dir)
 
+    def duplicate(self, file: int) -> int:
+        """Another descriptor of an open file, for the caller to close: it outlives this one. Raises DiskFullError."""
+        try:
+            return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, STANDARD_MAX + 1)
+        except OSError as error:
+            raise self._no_resources(error, self._files[file], "it could not be read beside other work") from error
+
     def _refill(self) -> None:
         with contextlib.suppress(OSError):
             while len(self._spare) < SPARE_DESCRIPTORS:

@@ -13,6 +13,11 @@ It runs inside the replica, between its other work, in steps of at most STEP_BYT
 never waits for a write; what is being written is left for the next tour. Nothing is kept but one entry, and the
 checkpoint while a damaged copy of it is made anew.
 
+With a reader (storage.pieces) entries and witnesses are read on its thread, many at a time, and looked at when they
+have come. What is whole there is whole; anything else is looked at on the disk by a step, which decides. So the replica
+waits for a read only where something is wrong, at the copies of superblock and checkpoint, and once for the places of
+some hundred entries of an old segment. A disk that hangs holds the reader up, and the tour with it, and nothing else.
+
 May import: errors, types, storage.
 """
 
@@ -30,6 +35,7 @@ import xxhash
 from kimberlite.errors import DiskFullError
 from kimberlite.storage import superblock
 from kimberlite.storage.checkpoint import COPIES
+from kimberlite.storage.pieces import Extent, Piece, PieceReader
 from kimberlite.types import Checkpoint
 
 STEP_BYTES = 64 << 10
@@ -54,6 +60,15 @@ class Checked(NamedTuple):
     damage: tuple[Damage, ...] = ()
 
 
+class Plan(NamedTuple):
+    """What may be read in one piece: these ops, from there. No ops: nothing. damaged: so many entries turned out to be,
+    by their witnesses, when their places were looked for."""
+
+    ops: range
+    extents: tuple[Extent, ...]
+    damaged: int
+
+
 class Scrubbed(Protocol):
     """What a scrubber needs of a store. Every check reads the disk, marks or repairs, and never waits."""
 
@@ -64,6 +79,8 @@ class Scrubbed(Protocol):
     @property
     def checkpoint(self) -> Checkpoint: ...
     def check_entry(self, op: int) -> Checked: ...
+    def plan_check(self, op: int, last: int, bytes_max: int) -> Plan: ...
+    def screen_entry(self, op: int, piece: Piece) -> Checked | None: ...
     def check_superblock(self, copy: int) -> Checked: ...
     def read_checkpoint(self, copy: str, offset: int, length: int) -> bytes | None:
         """A part of a copy; None when it can not be read."""
@@ -77,10 +94,22 @@ class Scrubbed(Protocol):
 
 class Scrubber:
     """Tours over one store. bytes_per_s: what it reads at most on average; 0: nothing. seed: of the origin.
-    interval_ns: from the begin of a tour to that of the next, at least."""
+    interval_ns: from the begin of a tour to that of the next, at least. reader: reads beside the caller's thread; None:
+    every read is one of the caller's."""
 
-    def __init__(self, store: Scrubbed, *, bytes_per_s: int, seed: int, now: int, interval_ns: int = 0) -> None:
+    def __init__(
+        self,
+        store: Scrubbed,
+        *,
+        bytes_per_s: int,
+        seed: int,
+        now: int,
+        interval_ns: int = 0,
+        reader: PieceReader | None = None,
+    ) -> None:
         self._store = store
+        self._reader = reader
+        self._asked = range(0)  # ops of the piece that is being read
         self._bytes_per_s = bytes_per_s
         self._interval_ns = interval_ns
         self._random = Random(seed)
@@ -113,11 +142,24 @@ class Scrubber:
         self._now = now
         self._credit = min(self._credit + earned, float(STEPS_PER_TICK * STEP_BYTES))
         before = self.damage[Damage.ENTRY]
-        for _ in range(STEPS_PER_TICK):
-            if self._credit <= 0 or (self._next_where is not None and now < self._due_at):
-                break
-            self._credit -= self.step()
+        if self._reader is not None:
+            self._go_on(self._reader)
+        else:
+            for _ in range(STEPS_PER_TICK):
+                if not self._may_read:
+                    break
+                self._credit -= self.step()
         return self.damage[Damage.ENTRY] != before
+
+    @property
+    def _may_read(self) -> bool:
+        return self._credit > 0 and (self._next_where is None or self._now >= self._due_at)
+
+    def close(self) -> None:
+        """Nothing more is read; what is being read is not waited for."""
+        self._bytes_per_s = 0
+        if self._reader is not None:
+            self._reader.close()
 
     def next_deadline(self) -> int | None:
         """When `tick` may read again; None: never."""
@@ -152,6 +194,51 @@ class Scrubber:
                 break
         self.bytes += done
         return max(done, 1)
+
+    # By pieces
+
+    def _go_on(self, reader: PieceReader) -> None:
+        """Look at the piece that has come, and ask for the next one."""
+        piece = reader.take()
+        if piece is not None:
+            self.bytes += piece.bytes
+            self._look_at(piece)
+        if reader.is_busy or not self._may_read:
+            return
+        if self._next_where is not None:
+            self._begin(self._next_where)
+        if not self._ask(reader):
+            self._credit -= self.step()
+
+    def _ask(self, reader: PieceReader) -> bool:
+        """For the entries that are next; False when that is something else, or can not be done now."""
+        if self._copy is not None or not self._left or (self._steps and self._op > self._last):
+            return False
+        op = self._op if self._op <= self._last else self._first
+        try:
+            plan = self._store.plan_check(op, min(self._last, op + self._left - 1), STEP_BYTES)
+        except DiskFullError:  # the system has no descriptor for it now
+            return False
+        self.damage[Damage.ENTRY] += plan.damaged
+        if not plan.ops or not reader.ask(plan.extents):
+            return False
+        self._asked = plan.ops
+        self._op, self._left = plan.ops.stop, self._left - len(plan.ops)
+        self._credit -= sum(extent.length for extent in plan.extents)
+        return True
+
+    def _look_at(self, piece: Piece) -> None:
+        for op in self._asked:
+            try:
+                checked = self._store.screen_entry(op, piece) or self._store.check_entry(op)
+            except DiskFullError:
+                continue
+            for what in checked.damage:
+                self.damage[what] += 1
+            self.bytes += checked.bytes
+            self._credit -= checked.bytes
+
+    # Tours
 
     def _begin(self, where: float) -> None:
         """A tour over what there is now, from that part of it on."""

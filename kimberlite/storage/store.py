@@ -37,8 +37,9 @@ from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, unknow
 from kimberlite.storage.journal import journal_name, round_up, witness_bytes, witness_name
 from kimberlite.storage.journal_reader import JournalReader
 from kimberlite.storage.journal_writer import JournalWriter
+from kimberlite.storage.pieces import Piece
 from kimberlite.storage.scan import scan
-from kimberlite.storage.scrub import Checked
+from kimberlite.storage.scrub import Checked, Plan
 from kimberlite.storage.segments import Segments
 from kimberlite.storage.space import Space
 from kimberlite.storage.submissions import Submissions
@@ -399,6 +400,12 @@ class Store:
 
     def check_entry(self, op: int) -> Checked:
         return self._checks.entry(op)
+
+    def plan_check(self, op: int, last: int, bytes_max: int) -> Plan:
+        return self._checks.plan(op, last, bytes_max)
+
+    def screen_entry(self, op: int, piece: Piece) -> Checked | None:
+        return self._checks.screen(op, piece)
 
     def check_superblock(self, copy: int) -> Checked:
         return self._checks.superblock(self._superblock, copy)

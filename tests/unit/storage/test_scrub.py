@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +16,10 @@ import pytest
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.audit import Audit
-from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.disk import FileDisk
+from kimberlite.storage.interface import SECTOR, Write
 from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
+from kimberlite.storage.pieces import Extent, Part, Piece, PieceReader
 from kimberlite.storage.scrub import STEP_BYTES, STEPS_PER_TICK, Damage, Scrubber
 from kimberlite.types import Message
 from kimberlite.vopr.disk import SimDisk, corrupt, make_unreadable
@@ -278,3 +285,162 @@ def test_a_tour_that_takes_longer_than_the_interval_is_followed_at_once(filled: 
         scrub.tick(now)
     assert scrub.tours >= 2
     assert scrub.bytes == pytest.approx(60 * 100_000, rel=0.1)
+
+
+# By pieces, which another thread reads
+
+
+class Reader:
+    """As PieceReader, on a simulated disk: a piece comes at the tick after the one that asked for it. spoil: what is
+    done to what was read."""
+
+    def __init__(self, bench: Any, spoil: Callable[[bytearray], None] = lambda content: None) -> None:
+        self.bench, self.spoil = bench, spoil
+        self.piece: Any = None
+        self.asked = 0
+
+    @property
+    def is_busy(self) -> bool:
+        return self.piece is not None
+
+    def ask(self, extents: Sequence[Extent]) -> bool:
+        parts = {}
+        for extent in extents:
+            part = parts[extent.name] = Part(extent, -1)
+            with contextlib.suppress(OSError):
+                content = bytearray(self.bench.disk.read(extent.file, extent.offset, extent.length))
+                self.spoil(content)
+                part._content = memoryview(content)
+        self.piece = Piece(parts)
+        self.asked += 1
+        return True
+
+    def take(self) -> Any:
+        piece, self.piece = self.piece, None
+        return piece
+
+    def close(self) -> None:
+        self.piece = None
+
+
+def tour_by_pieces(bench: Any, reader: Any, seed: int = 1) -> Scrubber:
+    scrub = Scrubber(bench.store, bytes_per_s=1 << 30, seed=seed, now=0, reader=reader)
+    for tick in range(1, 10_000):
+        scrub.tick(tick * S)
+        bench.store.completions()
+        if scrub.tours:
+            return scrub
+    raise AssertionError("a tour ends")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_by_pieces_the_same_is_found(filled: Any, seed: int) -> None:
+    with_checkpoint(filled)
+    generator = random.Random(seed)
+    entries, witnesses = generator.sample(range(1, 201), 5), generator.sample(range(1, 201), 5)
+    for op in entries:
+        corrupt(filled.files, journal_name((op - 1) // 16), (op - 1) % 16 * SECTOR + 100, 1, generator)
+    for op in witnesses:
+        corrupt(filled.files, witness_name((op - 1) // 16), (op - 1) % 16 * RECORD_BYTES + 9, 1, generator)
+    make_unreadable(filled.files, journal_name(4), 3)
+    reader = Reader(filled)
+    scrub = tour_by_pieces(filled, reader, seed)
+    assert filled.store.faulty == {*entries, 4 * 16 + 4}
+    whole = len(set(witnesses) - filled.store.faulty)
+    assert found(scrub)["entry"] == len(filled.store.faulty) and found(scrub).get("witness", 0) == whole
+    assert 13 <= reader.asked <= 40, "many entries with each"
+
+
+def test_what_a_piece_says_is_damaged_is_looked_at_on_the_disk(filled: Any) -> None:
+    def spoil(content: bytearray) -> None:
+        content[:] = bytes(len(content))
+
+    scrub = tour_by_pieces(filled, Reader(filled, spoil))
+    assert found(scrub) == {} and filled.store.faulty == set()
+
+
+def test_what_moves_while_a_piece_is_read_is_left_alone(filled: Any) -> None:
+    scrub = Scrubber(filled.store, bytes_per_s=1 << 30, seed=1, now=0, reader=Reader(filled))
+    for tick in range(1, 30):
+        scrub.tick(tick * S)
+        filled.store.truncate(max(filled.store.head - 8, 1))
+    assert found(scrub) == {} and filled.store.faulty == set()
+
+
+def test_a_closed_one_reads_nothing(filled: Any) -> None:
+    reader = Reader(filled)
+    scrub = Scrubber(filled.store, bytes_per_s=1 << 30, seed=1, now=0, reader=reader)
+    scrub.tick(S)
+    scrub.close()
+    scrub.close()
+    assert not scrub.tick(2 * S) and scrub.next_deadline() is None
+    assert (scrub.bytes, reader.asked) == (0, 1)
+
+
+@pytest.fixture
+def file_disk(tmp_path: Path) -> Iterator[FileDisk]:
+    disk = FileDisk(tmp_path, unsafe=True)
+    yield disk
+    disk.close()
+
+
+def scrub_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "km-scrub"]
+
+
+def test_pieces_are_read_from_files(file_disk: FileDisk) -> None:
+    content = random.Random(1).randbytes(40 * SECTOR)
+    file = file_disk.create("one", len(content))
+    buffer = file_disk.aligned(len(content))
+    buffer[:] = content
+    file_disk.submit(1, [[Write(file, 0, buffer)]])
+    file_disk.flush()
+    reader = PieceReader(file_disk)
+    assert reader.ask([Extent("one", file, 2 * SECTOR, 35 * SECTOR)])
+    file_disk.release(file)  # it reads on
+    [part] = wait_for(reader).parts.values()
+    assert bytes(part.read(0, 3 * SECTOR + 7, 100)) == content[3 * SECTOR + 7 :][:100]
+    for offset, length in ((SECTOR, 10), (37 * SECTOR - 5, 10)):
+        with pytest.raises(OSError, match="not in this piece"):
+            part.read(0, offset, length)
+    reader.close()
+    [thread] = scrub_threads() or [threading.current_thread()]
+    if thread is not threading.current_thread():
+        thread.join(10)
+    assert not scrub_threads()
+
+
+def wait_for(reader: PieceReader) -> Piece:
+    assert reader._piece is not None
+    assert reader._piece.ended.wait(10)
+    piece = reader.take()
+    assert piece is not None and not reader.is_busy
+    return piece
+
+
+def test_a_disk_that_hangs_holds_one_thread_until_it_answers(
+    file_disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = file_disk.create("one", 4 * SECTOR)
+    answers, is_asked = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> int:
+        is_asked.set()
+        assert answers.wait(10)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", hang)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = PieceReader(file_disk)
+    extent = Extent("one", file, 0, 4 * SECTOR)
+    assert reader.ask([extent])
+    assert is_asked.wait(10)
+    for _ in range(3):
+        assert reader.is_busy and reader.take() is None and not reader.ask([extent])
+    [thread] = scrub_threads()
+    reader.close()
+    reader.close()
+    assert not reader.ask([extent]) and thread.is_alive()
+    answers.set()
+    thread.join(10)
+    assert not thread.is_alive() and len(os.listdir("/proc/self/fd")) == before
