@@ -5,7 +5,7 @@ May import: errors, storage.interface, storage.journal.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 
@@ -28,7 +28,7 @@ class Handles:
         self._disk = disk
         self._limit = HANDLES_MAX if limit is None else limit
         self._open: OrderedDict[str, int] = OrderedDict()
-        self._held: Counter[int] = Counter()
+        self._held: dict[int, int] = {}  # number of a segment -> how many hold it
 
     def journal(self, number: int) -> int:
         return self._handle(journal_name(number))
@@ -47,13 +47,16 @@ class Handles:
 
     def hold(self, numbers: Iterable[int]) -> None:
         """Writes to these segments are under way; to be followed by `let_go`."""
-        self._held.update(numbers)
+        for number in numbers:
+            self._held[number] = self._held.get(number, 0) + 1
 
     def let_go(self, numbers: Iterable[int]) -> None:
+        held = self._held
         for number in numbers:
-            self._held[number] -= 1
-            if not self._held[number]:
-                del self._held[number]
+            if held[number] == 1:
+                del held[number]
+            else:
+                held[number] -= 1
 
     def is_held(self, number: int) -> bool:
         return number in self._held

@@ -4,13 +4,14 @@ An entry is written in two phases: the entry itself, then its witness; only when
 done. What an older log has left is taken away where it could be believed: witnesses in a segment that is begun,
 whatever stands behind the last entry of a segment that is left, damaged witnesses behind the end of the log.
 
-May import: errors, types, storage.
+May import: errors, types, _fast, storage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kimberlite._fast import framing
 from kimberlite.errors import InvariantError, invariant
 from kimberlite.storage.faulty import FaultyOps
 from kimberlite.storage.handles import Handles
@@ -20,7 +21,7 @@ from kimberlite.storage.open_segment import OpenSegment
 from kimberlite.storage.places import Spot
 from kimberlite.storage.segments import Segments
 from kimberlite.storage.submissions import Submissions
-from kimberlite.types import HEADER_SIZE, Header, Message
+from kimberlite.types import Header, Message
 
 
 class JournalWriter:
@@ -156,11 +157,8 @@ class JournalWriter:
         buffer = self._disk.aligned(sum(round_up(message.header.size) for message in messages))
         at = 0
         for message in messages:
-            header = message.header
-            buffer[at : at + HEADER_SIZE] = header.raw
-            if header.size > HEADER_SIZE:
-                buffer[at + HEADER_SIZE : at + header.size] = message.body
-            at += round_up(header.size)
+            framing.encode_into(buffer, at, message.header, message.body)  # type: ignore[arg-type]
+            at += round_up(message.header.size)
         self.bytes_written += len(buffer)
         return Write(self._handles.journal(number), offset, buffer)
 
