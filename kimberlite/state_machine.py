@@ -11,14 +11,12 @@ May import: types.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from kimberlite.types import Bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One client's committed request.
 
     body: an event batch (kimberlite.events.slice gives its events).
@@ -28,7 +26,7 @@ class Batch:
     """
 
     body: Bytes
-    count: int
+    count: int  # type: ignore[assignment]
     position: int
     op: int
     timestamp: int

@@ -14,8 +14,9 @@ made at once when no copy of the last can be read; what comes due later stays wh
 An operation that this release does not know ends the replica before anything is executed or written from there on: a
 newer release wrote it, and leaving it out would give another state than the others have.
 
-Order within a round: messages leave, then superblock and journal writes are submitted (the
-messages travel meanwhile), then committed operations are applied.
+Order within a round: messages leave; superblock and journal writes are submitted (the messages travel meanwhile); what
+is durable by then is acknowledged; committed operations are applied, and answered; last, what happened is recorded.
+No round is made while the core is at rest.
 
 May import: errors, types, state_machine, vsr, _fast, storage.interface, node.checkpoints.
 """
@@ -56,7 +57,7 @@ from kimberlite.vsr.codec import ClientRequest, decode_trim
 from kimberlite.vsr.events import DropReason, Event
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.sessions import Result, SessionTable
-from kimberlite.vsr.work import Apply, Persist, Promise, ServeHeaders, ServePrepare, ToReplica
+from kimberlite.vsr.work import Apply, Persist, Promise, ServeHeaders, ServePrepare, ToClient, ToReplica
 
 # What is compared with at every frame and op: to look a member up in its enum takes four times as long as a name of the
 # module (70 against 15 ns, Python 3.11).
@@ -65,7 +66,9 @@ NOOP, TRIM, BATCH = Operation.NOOP, Operation.TRIM, Operation.BATCH
 APPLY, REGISTER = Operation.APPLY, Operation.REGISTER
 # Made for every request, of their fields: in half of the time that the call of a named tuple takes.
 _request, _result = partial(tuple.__new__, ClientRequest), partial(tuple.__new__, Result)
+_batch = partial(tuple.__new__, Batch)
 ROUNDS_MAX = 16
+LOOK_NS = 10_000_000  # from one look at the files that are made ahead to the next
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
 
 
@@ -166,6 +169,7 @@ class Driver:
         self._clock = clock
         self._now = 0
         self.behind = False
+        self._look_at = 0  # at the files: whether the next segment is due, or whole
         self._checkpoints = checkpoints
         self._background = background
         first = first_needed(checkpoints, core.applied)
@@ -233,39 +237,55 @@ class Driver:
     # The round
 
     def _run(self) -> None:
-        core, store, network = self.core, self.store, self.network
-        for _ in range(ROUNDS_MAX):
+        core, store = self.core, self.store
+        if self._now >= self._look_at:
+            self._look_at = self._now + LOOK_NS
             store.make_room(self._now, False)
+        for _ in range(ROUNDS_MAX):
             core.set_room(store.room)
+            if core.is_at_rest:
+                break
             work = core.take_work()
             changed = core.wants_room and store.make_room(self._now, True)
             if not work and not changed:
-                self.behind = False
-                return
+                break
             # Messages first: they travel while the disk writes. None of them depends on what this
             # round writes; those that do come out of `durable`.
-            for destination in work.send:
-                if isinstance(destination, ToReplica):
-                    network.send(destination.replica, destination.message)
-                else:
-                    network.send_client(destination.client, destination.message)
+            self._send(work.send)
             for message in work.refused:
-                network.refuse(message)
+                self.network.refuse(message)
             for persist in work.persist:
                 self._persist(persist)
+            is_durable = bool(work.persist) and self._collect()  # an inline disk has completed already
+            if is_durable:
+                core.acknowledge()
+                self._send(core.take_sends())
             if work.serve:
                 for request, following in zip_longest(work.serve, work.serve[1:]):
                     self._serve(request, following)
-            for apply in work.apply:
-                if not self._apply(apply):
-                    break
+            if work.apply:
+                for apply in work.apply:
+                    if not self._apply(apply):
+                        break
+                self._send(core.take_sends())
             if work.events:
                 self.recorder.record(work.events)
-            is_durable = bool(work.persist) and self._collect()  # an inline disk has completed already
             if not (is_durable or changed or work.apply or work.serve):
-                self.behind = False  # nothing that was done has told the core anything new
-                return
-        self.behind = True
+                break  # nothing that was done has told the core anything new
+        else:
+            self.behind = True
+            return
+        self.behind = False
+        told = core.take_events()
+        if told:
+            self.recorder.record(told)
+
+    def _send(self, messages: Sequence[ToReplica | ToClient]) -> None:
+        for destination in messages:
+            if isinstance(destination, ToReplica):
+                self.network.send(destination.replica, destination.message)
+            else:
+                self.network.send_client(destination.client, destination.message)
 
     def _collect(self) -> bool:
         """What the disk has done since; whether the core was told anything."""
@@ -290,9 +310,12 @@ class Driver:
                 self._truncations[persist.token] = persist.truncate_to
             self.store.set_view_state(persist.token, persist.state, persist.identity)
             return
-        head = self.store.head
-        in_place = [entry for entry in persist.entries if entry.header.op <= head]
-        above = [entry for entry in persist.entries if entry.header.op > head]
+        head, entries = self.store.head, persist.entries
+        if entries and entries[0].header.op > head:  # they ascend
+            self.store.append(persist.token, entries)
+            return
+        in_place = [entry for entry in entries if entry.header.op <= head]
+        above = entries[len(in_place) :]
         if in_place:
             # Submissions complete in order, so the token of the last one answers for both.
             unplaced = self.store.repair(-persist.token if above else persist.token, in_place)
@@ -384,11 +407,11 @@ class Driver:
     def _execute(self, header: Header, message: Message | None) -> None:
         requests = requests_of(header, message)
         batches: list[Batch] = []
-        position = header.position
-        for request in requests:
-            if request.operation == APPLY:
-                batches.append(Batch(request.body, request.events, position, header.op, header.timestamp))
-                position += request.events
+        op, timestamp, position = header.op, header.timestamp, header.position
+        for _, _, _, operation, count, body in requests:
+            if operation == APPLY:
+                batches.append(_batch((body, count, position, op, timestamp)))
+                position += count
         given = self.machine.apply(batches) if batches else ()
         if len(given) != len(batches):
             invariant(
@@ -401,10 +424,9 @@ class Driver:
         replies = iter(given)
         results: list[Result] = []
         position = header.position
-        for request in requests:
-            client, session, number, operation, count, _ = request
-            body = next(replies) if operation == APPLY else b""
-            results.append(_result((client, session, number, operation, position, count, body)))
+        for client, session, number, operation, count, _ in requests:
+            reply = next(replies) if operation == APPLY else b""
+            results.append(_result((client, session, number, operation, position, count, reply)))
             position += count
         if position != header.position + header.count:
             invariant(
@@ -415,11 +437,11 @@ class Driver:
                 requests=position - header.position,
             )
         self._now = self._clock()
-        self.core.applied_op(header.op, results, self._now)
+        self.core.applied_op(op, results, self._now)
         if header.operation == TRIM and message is not None:
             self._trim(message)
-        if self._schedule.is_due(self._checkpoints, header.op, header.size):
-            self._make_checkpoint(header.op)
+        if self._schedule.is_due(self._checkpoints, op, header.size):
+            self._make_checkpoint(op)
 
     def _trim(self, message: Message) -> None:
         """Let the log begin where a committed TRIM says, unless that can not be: it would be written down."""

@@ -2,10 +2,10 @@
 
 What it is made of is put together in assembly.py; the jobs that it does again and again are rows of `Node._jobs`.
 
-Frames that arrive within one turn of the loop are handed to the driver together, so
-that requests share a prepare and acknowledgements share a frame. A failed write or a
-broken invariant ends the process at once, with the exit code of its error and nothing
-further sent: see `Node._run` and process.py.
+Frames that arrive within one turn of the loop are handed to the driver together, so that requests share a prepare and
+acknowledgements share a frame; where nothing is under way that they could share it with, at once. A failed write or a
+broken invariant ends the process at once, with the exit code of its error and nothing further sent: see `Node._run`
+and process.py.
 
 May import everything below it; nothing imports it but the command line and users.
 """
@@ -81,6 +81,8 @@ class Node:
         self._requests: list[Message] = []
         self._gone: list[int] = []
         self._round_scheduled = False
+        self._arrivals = 0  # of requests, from one connection each, since the last round
+        self._is_crowded = False  # the last round with requests had those of several connections
         self._applied_seen = 0
         self._view_told = 0
 
@@ -184,7 +186,7 @@ class Node:
 
     def _on_peer_messages(self, messages: list[Message]) -> None:
         self._messages += messages
-        self._schedule_round()
+        self._go_on(under_way=1)
 
     def _on_peer_gone(self, replica: int) -> None:
         self._gone.append(replica)  # behind its last frames
@@ -192,18 +194,35 @@ class Node:
 
     def _on_client_requests(self, messages: list[Message]) -> None:
         self._requests += messages
-        self._schedule_round()
+        self._arrivals += 1
+        self._go_on(under_way=0)
+
+    def _go_on(self, under_way: int) -> None:
+        """What came is acted upon at once, when nothing else could share its round: on a backup, and on a primary that
+        has no more than so many ops under way and whose requests have come one at a time."""
+        leading = self.parts.driver.core.leading
+        if self._round_scheduled:
+            return
+        if leading is None or (
+            len(leading.pipeline) <= under_way and not leading.requests.queue and not self._is_crowded
+        ):
+            self._round()
+        else:
+            self._schedule_round()
 
     def _schedule_round(self) -> None:
+        """At the end of this turn of the loop, with all that comes in it."""
         if not self._round_scheduled:
             self._round_scheduled = True
             self.parts.recorder.loop.turn_pending = True
             self._loop.call_soon(self._round)
 
     def _round(self) -> None:
-        """Everything that came within this turn of the loop."""
+        """Everything that has come since the last one."""
         parts = self.parts
         self._round_scheduled = parts.recorder.loop.turn_pending = False
+        if self._arrivals:
+            self._is_crowded, self._arrivals = self._arrivals > 1, 0
         messages, self._messages = self._messages, []
         requests, self._requests = self._requests, []
         self._run(lambda: parts.driver.on_input(messages, requests))

@@ -143,6 +143,9 @@ class Following(Role):
         """A backup speaks for its log only when that is of the view it is in, and both are durable."""
         return s.log_view == s.view and s.outbox.promise is None
 
+    def is_at_rest(self, s: State) -> bool:
+        return not self.ack_due
+
     def acknowledge(self, s: State) -> None:
         """One cumulative acknowledgement, when one is due."""
         if not self.ack_due or not self.may_acknowledge(s):

@@ -246,6 +246,9 @@ class Leading(Role):
                 break
             self.prepare(s, batch)
 
+    def is_at_rest(self, s: State) -> bool:
+        return self.ready and not self.requests.queue
+
     def is_caught_up(self, s: State) -> bool:
         """Whether everything that the last view left is committed and applied here."""
         return s.execution.applied >= self.ready_at_op and s.outbox.promise is None

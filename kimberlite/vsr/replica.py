@@ -8,6 +8,7 @@
     evidence.py       what a replica can prove of its log; choice.py: the log chosen from that; installation.py
     journaling.py     the own disk: what is written, what has become durable, what is damaged
     execution.py      from committed to executed
+    rest.py           whether there is anything to do
     signs_of_life.py  what is said to those that hear nothing else
     repair.py         headers and entries that are missing or damaged
     recovery.py       from what storage found to the state of a replica
@@ -33,6 +34,7 @@ from kimberlite.vsr import (
     journaling,
     recovery,
     repair,
+    rest,
     signs_of_life,
     snapshot,
     transitions,
@@ -40,12 +42,12 @@ from kimberlite.vsr import (
 from kimberlite.vsr.admission import Act
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CoreConfig
-from kimberlite.vsr.events import DropReason, EventKind, GaveUp
+from kimberlite.vsr.events import DropReason, Event, EventKind, GaveUp
 from kimberlite.vsr.leading import REQUESTED, Leading
 from kimberlite.vsr.role import Transition
 from kimberlite.vsr.sessions import Result
 from kimberlite.vsr.state import State
-from kimberlite.vsr.work import Admission, Snapshot, Work
+from kimberlite.vsr.work import Admission, Snapshot, ToClient, ToReplica, Work
 
 # For every frame: a name of the module is looked up in a quarter of the time that a member of an enum takes.
 PREPARE = Command.PREPARE
@@ -235,6 +237,26 @@ class Replica:
         if s.execution.recover_to is not None:
             execution.note_recovered(s)
         return s.outbox.take()
+
+    def acknowledge(self) -> None:
+        """Something has become durable: say so before anything is executed. See `take_sends`."""
+        self.state.role.acknowledge(self.state)
+
+    def take_sends(self) -> list[ToReplica | ToClient]:
+        """What may leave before the next round: acknowledgements, and replies."""
+        return self.state.outbox.work.take_sends()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is nothing to do until something comes in: `take_work` would be in vain, but for what is told
+        (see `take_events`)."""
+        return rest.is_at_rest(self.state)
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last round, when there is to be no other."""
+        work = self.state.outbox.work
+        events, work.events = work.events, []
+        return events
 
     @property
     def wants_room(self) -> bool:

@@ -224,7 +224,11 @@ class Role:
         """A round begins: entries of its own."""
 
     def acknowledge(self, s: State) -> None:
-        """A round ends: what is on the disk by now."""
+        """What is on the disk by now: when something got there, and when a round ends."""
+
+    def is_at_rest(self, s: State) -> bool:
+        """Whether `flush` and `acknowledge` would do nothing. False: they have to be asked."""
+        return False
 
     def propose(self, s: State, message: Message) -> Admission:
         """A client's request."""

@@ -44,9 +44,9 @@ from kimberlite.types import HEADER_SIZE, ZERO16, Command, Header, Message, Oper
 from kimberlite.vopr.disk import corrupt
 from kimberlite.vsr import events
 from kimberlite.vsr.codec import decode_evidence
-from kimberlite.vsr.events import TABLE, EventKind, Level
+from kimberlite.vsr.events import TABLE, Event, EventKind, Level
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Admission, Append, Persist, ServePrepare, ToReplica, Work
+from kimberlite.vsr.work import Admission, Append, Persist, ServePrepare, ToClient, ToReplica, Work
 from lab.cluster import Cluster, Links, nothing
 from lab.entries import MS
 
@@ -236,17 +236,27 @@ class Recorded(Replica):
         self.page.done(self.state.index)
         return work
 
-    def _asked(self, work: Work) -> Iterator[str]:
-        for event in work.events:
+    def take_sends(self) -> list[ToReplica | ToClient]:
+        sends = super().take_sends()
+        for line in self._sent(sends):
+            self.page.add(self.state.index, line)
+        return sends
+
+    def take_events(self) -> list[Event]:
+        told = super().take_events()
+        for line in self._told(told):
+            self.page.add(self.state.index, line)
+        self.page.done(self.state.index)
+        return told
+
+    def _told(self, told: Sequence[Event]) -> Iterator[str]:
+        for event in told:
             if TABLE[event.kind].level is not Level.COUNTED:
                 yield f"! {events.sentence(event)}"
-        for _, group in groupby(work.send, lambda send: (send.message.header.checksum, isinstance(send, ToReplica))):
-            sends = list(group)
-            message = sends[0].message
-            if self.page.hides(message.header):
-                continue
-            to = [str(send.replica) if isinstance(send, ToReplica) else f"client {send.client[0]}" for send in sends]
-            yield f"> {', '.join(to)}: {self.page.frame(message)}"
+
+    def _asked(self, work: Work) -> Iterator[str]:
+        yield from self._told(work.events)
+        yield from self._sent(work.send)
         for persist in work.persist:
             yield f"> disk {persist.token}: {self.page.promise(persist)}"
         for apply in work.apply:
@@ -256,6 +266,15 @@ class Recorded(Replica):
             yield f"> read {what} for {serve.replica}"
         for message in work.refused:
             yield f"> refuse {Command(message.header.command).name} of {message.header.replica}"
+
+    def _sent(self, send: Sequence[ToReplica | ToClient]) -> Iterator[str]:
+        for _, group in groupby(send, lambda send: (send.message.header.checksum, isinstance(send, ToReplica))):
+            sends = list(group)
+            message = sends[0].message
+            if self.page.hides(message.header):
+                continue
+            to = [str(send.replica) if isinstance(send, ToReplica) else f"client {send.client[0]}" for send in sends]
+            yield f"> {', '.join(to)}: {self.page.frame(message)}"
 
 
 class Player:

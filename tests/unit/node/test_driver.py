@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from lab import Node, alone, ping, prepare, request
+from lab import Cluster, Node, alone, ping, prepare, request
 
 from kimberlite._fast import events as event_batches
 from kimberlite.errors import FormatVersionError, InvariantError, UnrecoverableError
@@ -18,7 +18,7 @@ from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.interface import RETRY_NS
 from kimberlite.types import Command, Header, Message, Reason, Room
 from kimberlite.vopr.disk import corrupt, empty, fill, make_unreadable
-from kimberlite.vsr.events import EventKind
+from kimberlite.vsr.events import Event, EventKind
 from kimberlite.vsr.work import Apply, ServeHeaders, ToReplica, Work
 
 
@@ -141,6 +141,7 @@ class Endless:
 
     rounds = 0
     wants_room = False
+    is_at_rest = False
 
     def set_room(self, room: Room) -> None:
         assert room.bytes
@@ -151,6 +152,9 @@ class Endless:
         work.send.append(ToReplica(0, ping(0)))
         work.serve.append(ServeHeaders(0, 1, 0, 0))  # what the disk says may be news to it
         return work
+
+    def take_events(self) -> list[Event]:
+        return []
 
     def headers_message(self, headers: Sequence[Header], nonce: int) -> None:
         return None
@@ -177,6 +181,51 @@ def test_a_round_that_tells_the_core_nothing_is_the_last() -> None:
     core = node.driver.core = Sending()  # type: ignore[assignment]
     node.driver._run()
     assert core.rounds == 1 and not node.driver.behind
+
+
+def test_no_round_is_made_for_a_core_at_rest() -> None:
+    class Resting(Endless):
+        is_at_rest = True
+
+    node = replica().cluster.settle()
+    core = node.driver.core = Resting()  # type: ignore[assignment]
+    node.driver._run()
+    assert core.rounds == 0 and not node.driver.behind
+
+
+def test_what_is_durable_is_acknowledged_before_what_is_committed_is_executed() -> None:
+    """And a reply leaves before anything of its op is recorded."""
+    cluster = Cluster(3)
+    cluster.settle()
+    cluster.register()
+    did: list[tuple[int, str]] = []
+
+    def noted(node: Node, name: str, what: Callable[[Any], str]) -> None:
+        owner = node.machine if name == "apply" else node
+        before = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            did.append((node.index, what(arguments[-1])))
+            return before(*arguments)
+
+        setattr(owner, name, call)
+
+    for node in cluster.up:
+        noted(node, "send", lambda message: Command(message.header.command).name)
+        noted(node, "send_client", lambda message: Command(message.header.command).name)
+        noted(node, "apply", lambda batches: "execute")
+        noted(node, "record", lambda batch: "record " + " ".join(event.kind.name for event in batch))
+    primary = cluster.primary.index
+    for number in (1, 2):
+        did.clear()
+        cluster.append(number, b"%d" % number)
+    backup = (primary + 1) % 3
+    of_backup = [what for index, what in did if index == backup]
+    assert of_backup[:2] == ["PREPARE_OK", "execute"], "op 1 is executed when op 2 is acknowledged"
+    of_primary = [what for index, what in did if index == primary]
+    replied = of_primary.index("REPLY")
+    assert not any("COMMITTED" in what for what in of_primary[:replied])
+    assert any("COMMITTED" in what for what in of_primary[replied + 1 :])
 
 
 # A full disk
