@@ -50,7 +50,7 @@ try:
     from kimberlite.node.checkpoints import CheckpointPolicy
     from kimberlite.node.settings import core_config
 except ImportError:  # where older versions have them
-    from kimberlite.node.driver import CheckpointPolicy  # type: ignore[attr-defined, no-redef]
+    from kimberlite.node.driver import CheckpointPolicy  # type: ignore[attr-defined]
     from kimberlite.node.node import core_config  # type: ignore[attr-defined, no-redef]
 
 REPLICAS = 3

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -65,15 +66,17 @@ gates: list[Gate] = []
 @pytest.fixture
 def gate(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Iterator[Judge]:
     """gate(subject, yardstick, at_most=..., operations=(n, m)): one call of the subject does n
-    operations, one of the yardstick m; one operation may cost `at_most` yardsticks."""
+    operations, one of the yardstick m; one operation may cost `at_most` yardsticks. own_time: the subject returns the
+    nanoseconds that count of a call."""
 
     def judge(
-        subject: Callable[[], object],
+        subject: Callable[[], Any],
         yardstick: Callable[[], object],
         *,
         at_most: float,
         operations: tuple[int, int] = (1, 1),
         rounds: int = ROUNDS,
+        own_time: bool = False,
     ) -> None:
         if benchmark.disabled:
             benchmark(subject)
@@ -84,17 +87,26 @@ def gate(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Iterato
         def before() -> None:
             measured.yardstick_ns.append(elapsed(yardstick) / operations[1])
 
+        told: list[float] = []
+
+        def call() -> None:
+            took = subject()
+            if own_time:
+                told.append(took)
+
         yardstick()
         subject()
-        benchmark.pedantic(subject, setup=before, rounds=rounds)
+        benchmark.pedantic(call, setup=before, rounds=rounds)
         stats = benchmark.stats
         assert stats is not None
-        measured.subject_ns = [seconds * 1e9 / operations[0] for seconds in stats.stats.data]
+        taken = told[:] if own_time else [seconds * 1e9 for seconds in stats.stats.data]
+        measured.subject_ns = [ns / operations[0] for ns in taken]
         for _ in range((BATCHES_MAX - 1) * rounds):
             if measured.holds:
                 break
             before()
-            measured.subject_ns.append(elapsed(subject) / operations[0])
+            took = elapsed(call)
+            measured.subject_ns.append((told[-1] if own_time else took) / operations[0])
         benchmark.extra_info.update(
             yardsticks=measured.least, yardsticks_median=measured.median, at_most=at_most, operations=operations[0]
         )
