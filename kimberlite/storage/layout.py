@@ -175,8 +175,9 @@ SUPERBLOCK = Layout(
     """,
 )
 
-CHECKPOINT = Layout(
-    "Checkpoint: the beginning of the file; the sessions, the snapshot and zeros follow from byte 4096 on",
+CHECKPOINT_1 = Layout(
+    "Checkpoint of version 1, read, and written as long as the superblock is of version 2: the beginning of the file; "
+    "the sessions, the snapshot and zeros follow from byte 4096 on",
     """
     magic           bytes:4    the letters KMCP
     version         u16        of this format
@@ -190,6 +191,23 @@ CHECKPOINT = Layout(
     snapshot_sum    bytes:16   checksum of the snapshot
     header          bytes:256  header of the last op that is in it
     padding         zero:3736  reserved
+    checksum        bytes:16   of all bytes before
+    """,
+)
+
+CHECKPOINT = Layout(
+    "Checkpoint: the beginning of the file; its sections, one after another, and zeros follow from byte 4096 on",
+    """
+    magic           bytes:4    the letters KMCP
+    version         u16        of this format
+    record_size     u16        bytes of the record; 0: no replica was born yet
+    features        u64        feature bits; an unknown one is refused
+    cluster         bytes:16   id of the cluster
+    machine         u64        version of the state machine that wrote the snapshot
+    sections        bytes:256  8 times kind (u32: 1 sessions, 2 snapshot), zeros (u32), size (u64), checksum (16)
+    header          bytes:256  header of the last op that is in it
+    record          bytes:2560 of the cluster, in force after that op: members, settings, active features and version
+    padding         zero:968   reserved
     checksum        bytes:16   of all bytes before
     """,
 )
@@ -215,4 +233,4 @@ RING_FRAME = Layout(
     """,
 )
 
-LAYOUTS = (FRAME_HEADER, WITNESS_RECORD, SUPERBLOCK_2, SUPERBLOCK, CHECKPOINT, RING_FRAME)
+LAYOUTS = (FRAME_HEADER, WITNESS_RECORD, SUPERBLOCK_2, SUPERBLOCK, CHECKPOINT_1, CHECKPOINT, RING_FRAME)

@@ -357,7 +357,18 @@ class Store:
         return replace(last, header=header, segment=number, entries=index + 1, end=end)
 
     def write_checkpoint(self, mark: Checkpoint, machine: int, sessions: bytes, snapshot: bytes) -> None:
-        content = checkpoints.Content(self.cluster, mark.header, machine, sessions, snapshot)
+        block = self._superblock.current
+        identity = block.identity
+        is_old = block.version == superblock.VERSION_UNBORN
+        content = checkpoints.Content(
+            self.cluster,
+            mark.header,
+            machine,
+            sessions,
+            snapshot,
+            checkpoints.VERSION_UNBORN if is_old else checkpoints.VERSION,
+            identity.record if identity.birth is Birth.FORMED else b"",
+        )
         self._checkpoints.write(mark, checkpoints.encode(content))
 
     def trim(self, first_op: int, first_position: int) -> None:

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import xxhash
 from lab import CLUSTER, ROOT, prepare
 
 from kimberlite._fast.framing import make_header
@@ -18,7 +19,7 @@ from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import RETRY_NS, SECTOR
 from kimberlite.storage.journal import RECORD_BYTES, witness_name
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import EntryState, Header, Operation
+from kimberlite.types import Birth, EntryState, Header, Identity, Operation
 from kimberlite.vopr.corruption import copied
 from kimberlite.vopr.disk import Files, SimDisk, corrupt, fill, make_unreadable
 
@@ -27,26 +28,60 @@ SNAPSHOT = Random(5).randbytes(checkpoint.CHUNK + 10_000)  # more than a chunk
 
 
 def content(**changes: Any) -> checkpoint.Content:
-    whole = checkpoint.Content(CLUSTER, ROOT, 3, b"sessions", b"snapshot" * 100)
+    whole = checkpoint.Content(CLUSTER, ROOT, 3, b"sessions", b"snapshot" * 100, record=b"a record")
     return replace(whole, **changes)
 
 
 # The file
 
 
+VERSIONS = [(checkpoint.VERSION_UNBORN, b""), (checkpoint.VERSION, b""), (checkpoint.VERSION, b"r" * 2560)]
+
+
 @pytest.mark.parametrize("sessions", [b"", b"s", b"s" * 5000])
 @pytest.mark.parametrize("snapshot", [b"", b"x", b"x" * 4096])
-def test_a_file_comes_back(sessions: bytes, snapshot: bytes) -> None:
-    whole = content(sessions=sessions, snapshot=snapshot)
+@pytest.mark.parametrize(("version", "record"), VERSIONS)
+def test_a_file_comes_back(sessions: bytes, snapshot: bytes, version: int, record: bytes) -> None:
+    whole = content(sessions=sessions, snapshot=snapshot, version=version, record=record)
     data = checkpoint.encode(whole)
     assert len(data) % 4096 == 0
     read = checkpoint.decode(data)
+    assert checkpoint.encode(read) == data
+    assert (read.version, read.record) == (version, record)
     assert (read.machine, read.sessions, read.snapshot) == (3, sessions, snapshot)
     assert (read.cluster, read.header.checksum) == (CLUSTER, whole.header.checksum)
 
 
-def test_every_flipped_bit_of_a_file_is_noticed() -> None:
-    data = checkpoint.encode(content())
+def resealed(data: bytearray) -> bytes:
+    """A file whose header's checksum fits what was changed in it."""
+    data[4080:4096] = xxhash.xxh3_128_digest(bytes(data[:4080]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error"),
+    [
+        (4, 3, FormatVersionError),  # version
+        (8, 1, FormatVersionError),  # a feature
+        (40, 2, CheckpointError),  # the first section is another one
+        (44, 1, CheckpointError),  # between kind and size
+        (72, 3, FormatVersionError),  # a section of a later release
+        (104, 1, CheckpointError),  # a third section of a known kind
+        (112, 1, CheckpointError),  # what is behind the last one
+        (6, 9, CheckpointError),  # a shorter record than there is
+        (4079, 1, CheckpointError),  # the padding
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(at: int, value: int, error: type[Exception]) -> None:
+    data = bytearray(checkpoint.encode(content(record=b"a longer record")))
+    data[at] = value
+    with pytest.raises(error):
+        checkpoint.decode(resealed(data))
+
+
+@pytest.mark.parametrize("version", [checkpoint.VERSION_UNBORN, checkpoint.VERSION])
+def test_every_flipped_bit_of_a_file_is_noticed(version: int) -> None:
+    data = checkpoint.encode(content(version=version, record=b"r" if version == checkpoint.VERSION else b""))
     for bit in range(len(data) * 8):
         spoiled = bytearray(data)
         spoiled[bit // 8] ^= 1 << bit % 8
@@ -514,3 +549,27 @@ def test_a_trim_that_comes_with_the_superblock_of_a_checkpoint_is_not_forgotten(
     log.store.trim(third.first_op, third.first_position)
     log.finish()
     assert log.store.first_op == third.first_op
+
+
+# Versions: what a superblock knows
+
+
+def test_a_store_writes_what_the_first_release_reads_until_its_replica_is_formed() -> None:
+    log = Log()
+    log.append(4)
+    log.checkpoint(2)
+    named = log.store.checkpoint
+    assert checkpoint.read(log.disk(), named)[0].version == checkpoint.VERSION_UNBORN
+    who = Identity(Birth.FORMED, 0, b"i" * 16, b"d" * 16, record=b"the record")
+    log.store.begin_life(replace(who, birth=Birth.BOUND), 1)
+    log.store.set_view_state(1, log.store.view_state, who)
+    log.finish()
+    # A damaged copy of the older one is made good as what it is.
+    corrupt(log.files, checkpoint.file_name(2, "a"), 5000, 10, Random(1))
+    log.start()
+    log.finish()
+    assert not any(checkpoint.check_copy(log.disk(), named, copy) for copy in checkpoint.COPIES)
+    assert log.store.identity == who
+    log.checkpoint(4)
+    found, bad = checkpoint.read(log.disk(), log.store.checkpoint)
+    assert (found.version, found.record, bad) == (checkpoint.VERSION, b"the record", [])

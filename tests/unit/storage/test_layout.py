@@ -16,7 +16,8 @@ PINNED = {
     layout.WITNESS_RECORD: (512, "28cbf01b41f2159c"),
     layout.SUPERBLOCK_2: (472, "ec54f3007c824e33"),
     layout.SUPERBLOCK: (4096, "dcc82ad16e8673ab"),
-    layout.CHECKPOINT: (4096, "38f0ef01b866da8c"),
+    layout.CHECKPOINT_1: (4096, "38f0ef01b866da8c"),
+    layout.CHECKPOINT: (4096, "215c10ef97b34cdd"),
     layout.RING_FRAME: (128, "27c9d3348a16571f"),
 }
 
