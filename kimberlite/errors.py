@@ -29,6 +29,7 @@ KimberliteError                    1   root; never raised itself
 |   |-- PositionError             33   a read outside what the log holds
 |   `-- NoSpaceError              34   the disks of too many replicas are full; reads go on
 |-- OutcomeUnknownError           40   (also TimeoutError) the request may or may not be committed
+|-- BirthError                    37   a birth can not be changed like that: nothing was
 |-- RecordError                   54   a configuration that no cluster can have, or bytes that are none
 |-- InvariantError                50   an internal rule was broken: the process must end
 |-- ViolationError                51   the simulator found a broken invariant
@@ -323,6 +324,14 @@ class StateMachineError(KimberliteError):
     op: int | None = None
     position: int | None = None
     exit_code = 53
+
+
+class BirthError(KimberliteError):
+    """What a replica is bound to can not be changed like that, for acknowledged events might be lost; nothing was.
+    Attribute: replica."""
+
+    replica: int | None = None
+    exit_code = 37
 
 
 class RecordError(KimberliteError):

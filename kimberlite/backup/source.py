@@ -69,8 +69,9 @@ class Source:
     """The log as it was when this was made. Raises BackupError (something committed is not intact here),
     CheckpointError, DataMissingError, FileNotFoundError; all of them may only mean that the replica went on."""
 
-    def __init__(self, disk: Disk, block: Superblock, applied: int = 0) -> None:
-        """applied: an op that the running process had executed before `block` was read."""
+    def __init__(self, disk: Disk, block: Superblock, applied: int = 0, uncommitted: bool = False) -> None:
+        """applied: an op that the running process had executed before `block` was read. uncommitted: take what is
+        intact behind the committed log as well: it may have been acknowledged, and nobody is left who could tell."""
         self._disk = disk
         self.block = block
         self.checkpoint = self._read_checkpoint()  # the whole file; None when there is none yet
@@ -83,6 +84,8 @@ class Source:
         self.last_op = max(recovered.commit, applied)
         if block.replica_count == 1:
             self.last_op = max(self.last_op, recovered.head)  # damaged or not: it may have been acknowledged
+        if uncommitted:
+            self.last_op = max(self.last_op, recovered.settled)
         self.uncertain = max(recovered.head - self.last_op, 0)  # ops of this log that are not known to be committed
         if self.last_op > recovered.settled:
             op = recovered.settled + 1

@@ -59,11 +59,13 @@ def take(
     progress: Progress = no_progress,
     applied: Callable[[], int] = lambda: 0,
     check: bool = False,
+    uncommitted: bool = False,
 ) -> Taken:
     """Bring the target to what is committed on this disk now.
 
     applied: asks the running process which op it has executed; 0 when there is none. The disk alone learns of the last
     commit with the next operation only. check: read what the target has already; damaged files are copied again.
+    uncommitted: see Source; for a cluster that is lost.
 
     Raises BackupError: something committed is not intact here, or the target holds what this log does not continue;
     SuperblockError, FormatVersionError, DataMissingError. Until the new manifest is in force the old one is.
@@ -82,7 +84,7 @@ def take(
         executed = applied()
         block = read_superblock(disk)
         try:
-            source = Source(disk, block, executed)
+            source = Source(disk, block, executed, uncommitted)
             _compare(source, old, target.name)
             manifest = _copy(backup, source)
             break

@@ -35,6 +35,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "backup": ("backup", "backup", "Copy the log of a replica, while it runs."),
     "restore": ("backup", "restore", "Make the data of a new cluster from a backup."),
     "repair-view": ("repair_view", "repair_view", "Take back a view that no replica can be in, offline."),
+    "birth": ("birth", "birth", "Change whom a replica that is no member yet is bound to, offline."),
+    "upgrade": ("upgrade", "upgrade", "Look whether a cluster is ready for another release."),
+    "recover": ("recover", "recover", "What is left of a cluster that lost too much."),
     "verify": ("verify", "verify", "Read and check everything in a data directory."),
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }
@@ -49,28 +52,29 @@ NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a file,
 
 EPILOG = """\b
 Exit codes
-    0  done                             27  checkpoint damaged
-    1  other error                      28  no space for a file
-    2  usage or configuration           29  backup not possible, or damaged
-    3  event or request too large       30  rejected by the cluster
-   10  file or directory unusable       31  cluster busy
-   11  data exists already              32  session evicted
-   12  no data                          33  position not in the log
-   13  data in use by another process   34  disks full: nothing appended
-   14  superblock damaged               35  status: the cluster is degraded
-   15  unknown format version           36  status: no quorum
+    0  done                             28  no space for a file
+    1  other error                      29  backup not possible, or damaged
+    2  usage or configuration           30  rejected by the cluster
+    3  event or request too large       31  cluster busy
+   10  file or directory unusable       32  session evicted
+   11  data exists already              33  position not in the log
+   12  no data                          34  disks full: nothing appended
+   13  data in use by another process   35  status: the cluster is degraded
+   14  superblock damaged               36  status: no quorum
+   15  unknown format version           37  birth can not be changed
    16  unsafe file system               40  timed out, outcome unknown
    17  a write or sync failed           50  internal invariant broken
    18  a corrupt journal entry          51  vopr: a violation was found
    19  an operation is gone from        52  vopr: a planted bug missed
        every copy                       53  a state machine failed
-   20  network error                    55  file of metrics unusable
-   21  address in use                   60  compiled module unusable
-   22  bytes that are no frame          61  compiled module missing
-   23  wrong cluster                    62  checksum self-test failed
-   24  no replica reachable, or none    63  KIMBERLITE_KERNEL: no such kernel
-       leads                            64  KIMBERLITE_KERNEL: not built
-   25  version of client or replica     65  KIMBERLITE_KERNEL: not supported
+   20  network error                    54  no record of a cluster
+   21  address in use                   55  file of metrics unusable
+   22  bytes that are no frame          60  compiled module unusable
+   23  wrong cluster                    61  compiled module missing
+   24  no replica reachable, or none    62  checksum self-test failed
+       leads                            63  KIMBERLITE_KERNEL: no such kernel
+   25  version of client or replica     64  KIMBERLITE_KERNEL: not built
+   27  checkpoint damaged               65  KIMBERLITE_KERNEL: not supported
                                        130  interrupted
                                        143  terminated
 """

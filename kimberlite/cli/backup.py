@@ -14,9 +14,10 @@ import click
 from kimberlite import config as configuration
 from kimberlite.cli.common import ProgressBar, bytes_text, json_option, note, print_json
 from kimberlite.cli.inspect import DIRECTORY, open_data
-from kimberlite.cli.probe import fetch_status
+from kimberlite.cli.probe import fetch_all, fetch_status
+from kimberlite.cli.repair_view import opened
 from kimberlite.cli.replica import replica_options, settings_option
-from kimberlite.errors import KimberliteError
+from kimberlite.errors import BackupError, KimberliteError, UnavailableError
 from kimberlite.storage.disk import LOCK_NAME
 
 STATUS_TIMEOUT_S = 2.0
@@ -29,11 +30,19 @@ endpoint_option = click.option(
 @click.command(short_help="Copy the log of a replica, while it runs.")
 @click.option("--archive", is_flag=True, help="TARGET is one tar file, whatever its name; made anew each time.")
 @click.option("--check", is_flag=True, help="Read what is kept as well, and copy again what is damaged of it.")
+@click.option(
+    "--include-uncommitted",
+    "uncommitted",
+    is_flag=True,
+    help="Of a cluster that is lost: take also what is not known to be committed. No replica may run.",
+)
 @endpoint_option
 @json_option
 @DIRECTORY
 @click.argument("where", metavar="TARGET")
-def backup(archive: bool, check: bool, endpoint_url: str | None, as_json: bool, data: Path, where: str) -> None:
+def backup(
+    archive: bool, check: bool, uncommitted: bool, endpoint_url: str | None, as_json: bool, data: Path, where: str
+) -> None:
     """Copy the log of a replica, while it runs.
 
     DIR is the data directory of any replica, on its machine; the process may run or not, and nothing of it is
@@ -42,6 +51,10 @@ def backup(archive: bool, check: bool, endpoint_url: str | None, as_json: bool, 
     operations of a replica that does not run may be in its log and not known to be committed: they are left out,
     and it says how many.
 
+    With --include-uncommitted they are taken, as far as they are intact: they may have been acknowledged. That is for
+    a cluster that has lost too many replicas to go on (`kimberlite recover assess` says which data to take); it is
+    refused while any replica of it answers, and while a process holds DIR.
+
     TARGET is a directory, a file whose name ends with .tar, or s3://bucket/prefix (needs the extra `s3`). A second
     backup into the same directory or bucket copies only the segments that are new; what the cluster has trimmed
     meanwhile goes. Until the new backup is whole the one before holds.
@@ -49,11 +62,14 @@ def backup(archive: bool, check: bool, endpoint_url: str | None, as_json: bool, 
     from kimberlite.backup.take import take
     from kimberlite.backup.targets import open_target
 
+    if uncommitted:
+        refuse_while_it_runs(data)
     with (
-        open_data(data) as disk,
+        opened(data) if uncommitted else open_data(data) as disk,
         contextlib.closing(open_target(where, archive=archive, endpoint_url=endpoint_url, write=True)) as target,
     ):
-        taken = take(disk, target, ProgressBar, lambda: executed_by_process(data), check)
+        applied = (lambda: 0) if uncommitted else lambda: executed_by_process(data)
+        taken = take(disk, target, ProgressBar, applied, check, uncommitted)
     manifest = taken.manifest
     if as_json:
         print_json(
@@ -85,6 +101,20 @@ def backup(archive: bool, check: bool, endpoint_url: str | None, as_json: bool, 
             note(
                 f"{taken.uncertain} operations behind op {manifest.last_op} are in this log and not known to be "
                 "committed: they are not in the backup; one taken beside the running replica has all acknowledged ones"
+            )
+
+
+def refuse_while_it_runs(data: Path) -> None:
+    """Raises BackupError when a replica of the cluster answers: it may know what is committed."""
+    config = configuration.load(data / configuration.CONFIG_NAME)
+    for address, answer in zip(
+        config.cluster.addresses, fetch_all(config.cluster.addresses, STATUS_TIMEOUT_S), strict=True
+    ):
+        if not isinstance(answer, UnavailableError) and answer.get("cluster") == config.cluster.id:
+            raise BackupError(
+                f"{address} answers: the cluster is not lost, and knows what is committed. Nothing was done; take the "
+                "backup without --include-uncommitted, or stop all replicas first",
+                where=address,
             )
 
 

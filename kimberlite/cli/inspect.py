@@ -17,13 +17,15 @@ import click
 from kimberlite.cli.common import COUNT, bytes_text, json_option, note, print_json, table
 from kimberlite.errors import DataMissingError, SuperblockError
 from kimberlite.node.driver import describe_sessions
+from kimberlite.storage import birth as births
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock as superblocks
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Disk
 from kimberlite.storage.journal import Flaw, Record, journal_name, used_records, witness_name
 from kimberlite.storage.log_reader import NoRecord, Place, SegmentReader, file_size, journal_numbers
-from kimberlite.types import Header, Message, Operation
+from kimberlite.types import Header, Identity, Message, Operation
+from kimberlite.vsr import record as records
 
 DIRECTORY = click.argument("data", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 JOURNAL_COLUMNS = (
@@ -73,24 +75,27 @@ def superblock(data: Path, as_json: bool) -> None:
     """
     with open_data(data) as disk:
         copies = superblocks.read_copies(disk, disk.open(superblocks.NAME))
-    shown = [describe_copy(index, copy) for index, copy in enumerate(copies)]
-    try:
-        block = superblocks.choose(copies)
-    except SuperblockError:
-        print_json({"copies": shown}) if as_json else click.echo(table(COPY_COLUMNS, shown))
-        raise
-    facts = describe_superblock(block)
+        shown = [describe_copy(index, copy) for index, copy in enumerate(copies)]
+        try:
+            block = superblocks.choose(copies)
+        except SuperblockError:
+            print_json({"copies": shown}) if as_json else click.echo(table(COPY_COLUMNS, shown))
+            raise
+        facts = describe_superblock(block) | describe_identity(births.read(disk, block))
     if as_json:
         print_json({**facts, "copies": shown})
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        if name != "suffix":
+        if name not in ("suffix", "members"):
             click.echo(f"{name.replace('_', ' '):<{width}}  {value}")
     click.echo()
     click.echo(table(COPY_COLUMNS, shown))
     click.echo()
     click.echo(table(("op", "view", "operation", "events", "checksum"), facts["suffix"]))  # type: ignore[arg-type]
+    if facts["members"]:
+        click.echo()
+        click.echo(table(("slot", "role", "incarnation", "peer", "client"), facts["members"]))  # type: ignore[arg-type]
 
 
 def describe_superblock(block: superblocks.Superblock) -> dict[str, object]:
@@ -100,6 +105,7 @@ def describe_superblock(block: superblocks.Superblock) -> dict[str, object]:
         "replica": block.replica,
         "replica_count": block.replica_count,
         "segment_bytes": block.segment_bytes,
+        "version": block.version,
         "sequence": block.sequence,
         "view": state.view,
         "log_view": state.log_view,
@@ -124,6 +130,33 @@ def describe_superblock(block: superblocks.Superblock) -> dict[str, object]:
             for header in state.suffix
         ],
     }
+
+
+def describe_identity(identity: Identity) -> dict[str, object]:
+    """Who the replica is, and the record of its cluster, or the draft of one."""
+    record = records.decode(identity.record) if identity.record else None
+    return {
+        "birth": identity.birth.name.lower(),
+        "incarnation": identity.incarnation.hex(),
+        "life": f"{identity.life:016x}",
+        "epoch": record.epoch if record is not None else 0,
+        "origin": record.origin.hex() if record is not None else "",
+        "bound_to": identity.digest.hex(),
+        "members": [
+            {
+                "slot": member.slot,
+                "role": member.role.name.lower(),
+                "incarnation": member.incarnation.hex(),
+                "peer": address_text(*member.peer),
+                "client": address_text(*member.client),
+            }
+            for member in (record.members if record is not None else ())
+        ],
+    }
+
+
+def address_text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def describe_copy(index: int, copy: superblocks.Superblock | None) -> dict[str, object]:

@@ -70,6 +70,28 @@ def remove_leftovers(disk: Disk, block: Superblock) -> None:
             disk.remove(name)
 
 
+def discard(disk: Disk) -> None:
+    """Remove the file, whatever is left of it: what it said is given up."""
+    if disk.exists(NAME):
+        disk.remove(NAME)
+
+
+def write(disk: Disk, file: SuperblockFile, identity: Identity) -> None:
+    """Write an identity where it belongs, durably, while no process runs. Raises DiskFullError, WriteFailedError."""
+    if file.current.version == VERSION_UNBORN:
+        own = BirthFile(disk, file.current)
+        block, phases = own.begin(identity)
+        confirm = own.confirm
+    else:
+        repairs = file.repair()
+        block, phases = file.update(identity=identity)
+        phases, confirm = [*repairs, *phases], file.confirm
+    disk.submit(1, phases)
+    disk.flush()
+    disk.completions()
+    confirm(block)
+
+
 class BirthFile:
     """The identity of one replica whose superblock knows none. One thread uses it."""
 

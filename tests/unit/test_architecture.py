@@ -104,6 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "telemetry",
         "node",
         "backup",
+        "vsr.record",
         "cli",
     },
     "cli.vopr": {"errors", "types", "vopr", "cli"},
