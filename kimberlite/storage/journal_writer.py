@@ -1,8 +1,14 @@
 """Writing entries and their witnesses: appended, repaired in place, or the witness alone.
 
 An entry is written in two phases: the entry itself, then its witness; only when both are durable is the submission
-done. What an older log has left is taken away where it could be believed: witnesses in a segment that is begun,
-whatever stands behind the last entry of a segment that is left, damaged witnesses behind the end of the log.
+done. What an older log, or a torn write, has left is taken away where it could be believed: witnesses in a segment that
+is begun, whatever stands behind the last entry of a segment that is left, damaged witnesses behind the end of the log.
+
+**While a sector of witnesses is written, nothing but zeros or an intact entry stands where the next entry would.**
+Torn, that sector says nothing, and remains of a longer entry there would look like an entry that was acknowledged and
+is damaged. So entries that end before the remains do are written with a zeroed sector behind them; what stands at the
+end of the log after a start goes before any witness is written; and what stands at the end of a segment that is left,
+and the witnesses of the one that is begun, in a phase of their own before the entries.
 
 May import: errors, types, _fast, storage.
 """
@@ -17,6 +23,7 @@ from kimberlite.storage.faulty import FaultyOps
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import round_up
+from kimberlite.storage.log_reader import is_remains
 from kimberlite.storage.open_segment import OpenSegment
 from kimberlite.storage.places import Spot
 from kimberlite.storage.segments import Segments
@@ -46,6 +53,7 @@ class JournalWriter:
         segment_bytes = segments.segment_bytes
         first = segments.head + 1
         held: set[int] = set()
+        before: list[Write] = []
         wipes: list[Write] = []
         runs: list[tuple[OpenSegment, list[Message], int]] = []  # segment, entries, offset of the first
         for message in entries:
@@ -65,10 +73,11 @@ class JournalWriter:
             if offset is None:
                 raise InvariantError("the place of the next entry is known", op=op)
             if offset + size > segment_bytes:
-                wipes += self._wipe(segment, offset)
+                (before if segment.remains > offset else wipes).extend(self._wipe_entry(segment, offset))
+                wipes += self._wipe_witness(segment)
                 hold(segment.number + 1, held)
                 segment = segments.begin_next(message.header)
-                wipes += self._wipe_witness(segment)  # so that all it holds agree on which op is its first
+                before += self._wipe_witness(segment)  # so that all it holds agree on which op is its first
                 offset = 0
             segment.add(message.header, offset)
             segments.head = op
@@ -78,11 +87,11 @@ class JournalWriter:
                 runs.append((segment, [message], offset))
         entry_writes, witness_writes = wipes, []
         for segment, messages, offset in runs:
-            entry_writes.append(self._entries_write(segment.number, messages, offset))
+            entry_writes.append(self._entries_write(segment.number, messages, offset, segment.remains))
             low = messages[0].header.op - segment.base
             high = messages[-1].header.op - segment.base
             witness_writes.append(self._witness_write(segment, low, high))
-        self._write(token, range(first, segments.head + 1), entry_writes, witness_writes, held)
+        self._write(token, range(first, segments.head + 1), entry_writes, witness_writes, held, before=before)
 
     def repair(self, token: int, entries: Sequence[Message], first_op: int) -> list[int]:
         """See LogStore. first_op: the log begins with it after a restart too."""
@@ -137,8 +146,10 @@ class JournalWriter:
         witness_writes: list[Write],
         held: set[int],
         cold: Sequence[tuple[int, Write]] = (),
+        before: Sequence[Write] = (),
     ) -> None:
-        """held: the segments written to. cold: those of the witness writes that ColdSegments waits for."""
+        """held: the segments written to. cold: those of the witness writes that ColdSegments waits for. before: what
+        must be durable before the entries are written."""
 
         def done() -> None:
             for op in ops:
@@ -148,13 +159,18 @@ class JournalWriter:
             for number, write in cold:
                 self._segments.cold.written(number, write)
 
-        disk_token = self._submissions.submit([entry_writes, witness_writes], token, done, held)
+        phases = [before, entry_writes, witness_writes] if before else [entry_writes, witness_writes]
+        disk_token = self._submissions.submit(phases, token, done, held)
         for op in ops:
             self.in_flight[op] = disk_token
 
-    def _entries_write(self, number: int, messages: Sequence[Message], offset: int) -> Write:
-        """One write of consecutive entries: each copied once, into aligned zeroed memory."""
-        buffer = self._disk.aligned(sum(round_up(message.header.size) for message in messages))
+    def _entries_write(self, number: int, messages: Sequence[Message], offset: int, remains: int = 0) -> Write:
+        """One write of consecutive entries: each copied once, into aligned zeroed memory. remains: see Segments; where
+        there may be any behind the last entry, it is followed by a sector of zeros."""
+        length = sum(round_up(message.header.size) for message in messages)
+        if offset + length < remains:
+            length += SECTOR
+        buffer = self._disk.aligned(length)
         at = 0
         for message in messages:
             framing.encode_into(buffer, at, message.header, message.body)  # type: ignore[arg-type]
@@ -172,14 +188,13 @@ class JournalWriter:
 
     # What an older log has left
 
-    def _wipe(self, segment: OpenSegment, end: int) -> list[Write]:
-        """Writes that leave nothing of an older log behind the last entry of a segment, which goes on
+    def _wipe_entry(self, segment: OpenSegment, end: int) -> list[Write]:
+        """With the witnesses there, leave nothing of an older log behind the last entry of a segment, which goes on
         in the next: what stood there would be taken for what follows, for it too has its parent before it.
         """
-        writes = self._wipe_witness(segment)
-        if end + SECTOR <= self._segments.segment_bytes:
-            writes.append(Write(self._handles.journal(segment.number), end, self._disk.aligned(SECTOR)))
-        return writes
+        if end + SECTOR > self._segments.segment_bytes:
+            return []
+        return [Write(self._handles.journal(segment.number), end, self._disk.aligned(SECTOR))]
 
     def _wipe_witness(self, segment: OpenSegment) -> list[Write]:
         wiped = segment.wipe()
@@ -190,28 +205,50 @@ class JournalWriter:
         buffer[:] = content
         return [Write(self._handles.witness(segment.number), start, buffer)]
 
-    def clear_damage_behind(self) -> None:
-        """Witness records behind the end of the log that a crash has torn, or that were in doubt: left there they
-        would make a torn entry look like a damaged one, later."""
-        self._clear_damage(self._segments.active)
-
-    def clear_damage_in_spare(self) -> None:
-        """The same in the segments that follow: at the end of a segment they hold what is behind the log."""
+    def clear_behind(self, in_spare: bool) -> bool:
+        """What a crash has left behind the end of the log, or what was in doubt there: first what stands where the next
+        entry would, then witness records that are damaged, which would make a torn entry look like a damaged one.
+        in_spare: those of the segments that follow too, which at the end of a segment hold what is behind the log.
+        Whether anything is written."""
         segments = self._segments
-        for at, (number, image) in enumerate(segments.spare):
-            image = image if image is not None else segments.cold.image(number)
-            segment = OpenSegment(number, segments.head + 1, 0, image)
-            if self._clear_damage(segment):
-                segments.spare[at] = number, segment.image
+        held: set[int] = set()
+        zeros = self._zeros_behind(held)
+        witnesses = self._clear_damage(segments.active, held)
+        for at, spare in enumerate(segments.spare if in_spare else ()):
+            image = spare.image if spare.image is not None else segments.cold.image(spare.number)
+            segment = OpenSegment(spare.number, segments.head + 1, 0, image)
+            cleared = self._clear_damage(segment, held)
+            if cleared:
+                witnesses += cleared
+                segments.spare[at] = spare._replace(image=segment.image)
+        phases = [writes for writes in (zeros, witnesses) if writes]
+        if phases:
+            self._submissions.submit(phases, held=held)
+        return bool(phases)
 
-    def _clear_damage(self, segment: OpenSegment) -> bool:
+    def _zeros_behind(self, held: set[int]) -> list[Write]:
+        """Where the next entry would stand, at the end of the log or in a segment that follows, when that is neither
+        zero nor an intact entry. An intact one is void whatever its witness says; half overwritten it would not be."""
+        segments, writes = self._segments, []
+        active = segments.active
+        places = [(spare.number, 0, spare.remains) for spare in segments.spare]
+        if active.end is not None:
+            places.append((active.number, active.end, active.remains))
+        for number, end, remains in places:
+            if end >= remains:
+                continue
+            journal = self._handles.journal(number)
+            if is_remains(self._disk, journal, end, segments.segment_bytes):
+                self._submissions.hold(number, held)
+                writes.append(Write(journal, end, self._disk.aligned(SECTOR)))
+        return writes
+
+    def _clear_damage(self, segment: OpenSegment, held: set[int]) -> list[Write]:
         damaged = segment.clear_damage_behind()
         if damaged is None:
-            return False
-        held: set[int] = set()
+            return []
         self._submissions.hold(segment.number, held)
-        self._submissions.submit([[self._witness_write(segment, *damaged)]], held=held)
-        return True
+        return [self._witness_write(segment, *damaged)]
 
     # Witnesses alone
 

@@ -36,6 +36,7 @@ from kimberlite.storage.journal import (
 from kimberlite.types import Header, Message
 
 CHUNK = 64 << 10  # of a witness file, read at a time
+PIECE = 1 << 20  # of a journal, where something is looked for in the whole of it
 
 
 class NoRecord(Enum):
@@ -174,6 +175,20 @@ class SegmentReader:
             self._piece_begin, at = offset, 0
         return self._piece[at : at + length]
 
+    def remains(self, end: int) -> int:
+        """Up to where the journal holds anything but zeros behind `end`; `end` when it holds nothing there. What can
+        not be read may be anything."""
+        begin = self.segment_bytes
+        while begin > end:
+            upper, begin = begin, max(begin - PIECE, end)
+            try:
+                used = len(bytes(self._disk.read(self.journal, begin, upper - begin)).rstrip(b"\0"))
+            except OSError:
+                return upper
+            if used:
+                return begin + round_up(used)
+        return end
+
     def headers_at_sectors(self) -> Iterator[tuple[int, Header]]:
         """Offset and header of whatever begins a sector with an intact one."""
         file = self.journal
@@ -212,6 +227,12 @@ class SegmentReader:
             if record is NoRecord.MISSING and not beyond_gaps:
                 break
         return None
+
+
+def is_remains(disk: Disk, journal: int, offset: int, segment_bytes: int) -> bool:
+    """Whether at that place something stands that is no intact entry."""
+    found = examine_entry(disk, journal, offset, segment_bytes)
+    return isinstance(found, Flaw) and found is not Flaw.NOTHING
 
 
 def read_image(disk: Disk, file: int, size: int) -> bytearray:

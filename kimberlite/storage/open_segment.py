@@ -39,6 +39,7 @@ class OpenSegment:
     image: bytearray = field(default_factory=bytearray)  # of the witness file, without the zeros behind
     count: int = 0
     end: int | None = 0  # where the next entry would stand; None when that is unknown
+    remains: int = 0  # up to here the journal may hold what an older log or a torn write has left: see Segments
     # Header and offset, as far as known, of entries that the image tells nothing of, or something else.
     apart: Apart = field(default_factory=dict)
     _recent: dict[int, Header] = field(default_factory=dict)

@@ -7,6 +7,11 @@
 The log moves over them: an entry that does not fit begins a spare one, a cut gives segments back as spare ones, and
 what is no longer written becomes cold. Nothing is written here.
 
+What an older log, or a write that a crash has torn, left behind the end of the log are its *remains*. For each segment
+that may be written it is known up to where there may be any: a start looks for them, a cut makes them. They must never
+stand where the next entry of the log would: with a witness that is torn beside, they would look like an entry that was
+acknowledged and is damaged (journal_writer).
+
 May import: errors, types, storage.
 """
 
@@ -14,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from kimberlite.errors import invariant
 from kimberlite.storage.handles import Handles
@@ -24,6 +30,14 @@ from kimberlite.storage.open_segment import OpenSegment
 from kimberlite.storage.places import Start
 from kimberlite.storage.scan import Segment
 from kimberlite.types import Checkpoint, Header
+
+
+class Spare(NamedTuple):
+    """A segment behind the end of the log."""
+
+    number: int
+    image: bytearray | None  # what its witness will hold; None: what it holds
+    remains: int = 0  # up to here its journal may hold something
 
 
 class Segments:
@@ -37,7 +51,7 @@ class Segments:
         self.open: list[OpenSegment] = []
         self.cold = ColdSegments(disk, handles, segment_bytes, damaged)
         self.cold.behind = self._first_open
-        self.spare: list[tuple[int, bytearray | None]] = []  # number; what its witness will hold, None: what it holds
+        self.spare: list[Spare] = []
 
     def take_over(self, start: Checkpoint, segments: Sequence[Segment], spare: Sequence[Segment]) -> None:
         """Keep of what a restart has read the segments whose contents it still has."""
@@ -46,7 +60,9 @@ class Segments:
             if segment.contents is None:
                 break
             begin = Start(segment.base, segment.position)
-            self.open.insert(0, OpenSegment.of(segment.number, begin, segment.contents))
+            opened = OpenSegment.of(segment.number, begin, segment.contents)
+            opened.remains = self.segment_bytes if self.open else segment.files.remains(opened.end or 0)
+            self.open.insert(0, opened)
             self._handles.adopt(segment.number, *segment.files.give_up())
         self.cold.end_at(self.open[0].number, self.open[0].start)
         for segment in segments[: -len(self.open)]:
@@ -55,8 +71,8 @@ class Segments:
             begun = Start(segment.base, segment.position) if is_known else None
             self.cold.take_over(segment.number, begun, segment.unwitnessed)
         for segment in spare:
+            self.spare.append(Spare(segment.number, None, segment.files.remains(0)))
             segment.release()
-            self.spare.append((segment.number, None))
         self.head = self.active.last
 
     # What there is
@@ -122,14 +138,14 @@ class Segments:
         if not self._disk.exists(name):
             self._handles.adopt(number, None, self._disk.create(name, witness_bytes(self.segment_bytes)))
         self._handles.adopt(number, self._disk.create(journal_name(number), self.segment_bytes), None)
-        self.spare.append((number, bytearray()))
+        self.spare.append(Spare(number, bytearray()))
 
     def begin_next(self, header: Header) -> OpenSegment:
         """Begin the next segment with the entry of `header`. Its image still has what an older log left there."""
         if not self.spare:  # whoever heeds `room` does not get here; a full disk is an end here
             self.create(self.next_number())
-        number, image = self.spare.pop(0)
-        segment = OpenSegment(number, header.op, header.position)
+        number, image, remains = self.spare.pop(0)
+        segment = OpenSegment(number, header.op, header.position, remains=remains)
         segment.image = image if image is not None else self.cold.image(number).rstrip(b"\0")
         segment.image += bytes(-len(segment.image) % SECTOR)
         self.open.append(segment)
@@ -159,23 +175,32 @@ class Segments:
         invariant(op <= self.head, "a journal is cut below its head", op=op, head=self.head)
         while self.active.base > op and self.active.number > self.cold.first:
             segment = self.open.pop()
-            self.spare.insert(0, (segment.number, segment.image if self._handles.is_held(segment.number) else None))
+            self._give_back(segment.number, segment.image)
             if not self.open:
                 self._reopen(op)
         segment = self.active
+        end = segment.end if segment.end is not None else self.segment_bytes
+        segment.remains = max(segment.remains, end)
         segment.cut(op - segment.base + 1)
         self.head = op
+
+    def _give_back(self, number: int, image: bytearray) -> None:
+        """A segment is behind the end of the log from now on."""
+        kept = image if self._handles.is_held(number) else None
+        self.spare.insert(0, Spare(number, kept, self.segment_bytes))
 
     def _reopen(self, op: int) -> None:
         """Write again to the cold segment that holds `op`."""
         wanted = self.cold.segment_of(op)
         for number in range(self.spare[0][0] - 1, wanted, -1):
-            self.spare.insert(0, (number, self.cold.image(number) if self._handles.is_held(number) else None))
+            self._give_back(number, self.cold.image(number))
         start = self.cold.start(wanted)
         contents = Contents(self.cold.image(wanted))
         for number in range(start.base, op + 1):
             _, _, header, offset = self.cold.locate(number)
             contents.headers.append(header)
             contents.offsets.append(offset)
-        self.open.append(OpenSegment.of(wanted, start, contents))
+        segment = OpenSegment.of(wanted, start, contents)
+        segment.remains = self.segment_bytes
+        self.open.append(segment)
         self.cold.end_at(wanted, start)

@@ -160,9 +160,7 @@ class Store:
         repairs = self._superblock.repair()
         if repairs:
             self._submissions.submit(repairs)
-        if result.fixes:
-            self._writer.fix_witnesses(result.fixes)
-        self._settle_end(result.recovered)
+        self._settle_end(result.recovered, result.fixes)
         # An entry is acknowledged only when its witness is durable: also after a restart.
         self._disk.flush()
         self._space.measure()
@@ -177,16 +175,15 @@ class Store:
             restored=Restored(start.op, start.positions, restored.machine, restored.sessions, restored.snapshot),
         )
 
-    def _settle_end(self, recovered: Recovered) -> None:
-        """Take damage behind the end of the log away, unless it is all that says that something was there."""
+    def _settle_end(self, recovered: Recovered, fixes: Sequence[int]) -> None:
+        """Take what is left behind the end of the log away, unless it is all that says that something was there; then
+        write the witnesses of these ops again."""
         faulty = (entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY)
         feared = max(faulty, default=0)
-        if feared > max(self.head, recovered.view_state.doubt):
-            self._is_end_in_doubt = True
-            return
-        self._writer.clear_damage_behind()
-        if feared > self.head:
-            self._writer.clear_damage_in_spare()
+        self._is_end_in_doubt = feared > max(self.head, recovered.view_state.doubt)
+        if not self._is_end_in_doubt and self._writer.clear_behind(in_spare=feared > self.head):
+            self._disk.flush()  # before any other witness is written
+        self._writer.fix_witnesses(fixes)
 
     def begin_life(self, identity: Identity, bits: int) -> Identity:
         """Write down, durably, that a process begins as that identity; what it is from now on, its `life` included.
@@ -322,8 +319,7 @@ class Store:
                 self._birth = None
             if self._is_end_in_doubt:  # it says what is in doubt from now on, or a newer log has settled it
                 self._is_end_in_doubt = False
-                self._writer.clear_damage_behind()
-                self._writer.clear_damage_in_spare()
+                self._writer.clear_behind(in_spare=True)
 
         block, phases = self._superblock.update(state, identity=identity)
         self._submissions.submit(phases, token, done)

@@ -17,7 +17,7 @@ from kimberlite.storage.interface import Recovered
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import format_store
 from kimberlite.types import Command, Message
-from kimberlite.vopr import claims, upkeep
+from kimberlite.vopr import claims, starts, upkeep
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vopr.draws import below
@@ -74,6 +74,7 @@ def boot(world: World, index: int, life: int) -> SimNode:
         recovered = store.recover()
     except KimberliteError as error:
         raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
+    starts.check_fears(world, index, recovered)
     driver = _driver(world, index, life, store, recovered)
     world.counts["torn"] = world.counts.get("torn", 0) + recovered.torn
     world.counts["faulty"] = world.counts.get("faulty", 0) + recovered.faulty

@@ -11,6 +11,7 @@ from kimberlite.errors import WriteFailedError
 from kimberlite.storage import store, superblock
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import ViewState, Write
+from kimberlite.storage.journal_writer import JournalWriter
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import ROOM_UNBOUNDED, Message, Reason, Room
 from kimberlite.vopr.canaries.registry import Patch, canary
@@ -155,3 +156,18 @@ def _refused_after_it_was_queued() -> list[Patch]:
         return original(self, s, message, reason)
 
     return [(Leading, "refuse", refuse), (Leading, "refuse_all", lambda self, s: None)]
+
+
+@canary("what a torn write or a cut has left stands where the next entry would, while witnesses are written")
+def _remains_behind_the_log() -> list[Patch]:
+    original = JournalWriter._entries_write
+
+    def entries_write(
+        self: JournalWriter, number: int, messages: Sequence[Message], offset: int, remains: int = 0
+    ) -> Write:
+        return original(self, number, messages, offset)
+
+    return [
+        (JournalWriter, "_entries_write", entries_write),
+        (JournalWriter, "_zeros_behind", lambda self, held: []),
+    ]

@@ -1,0 +1,158 @@
+"""What crashes leave behind the end of a log, and cuts: two and three of them in a row, by enumeration.
+
+An entry that a crash has torn stays where it was; the next one may be shorter, and end in the middle of it. When then
+the sector of its witness is torn too, what stands behind looks like an entry that was acknowledged, and is damaged
+now: nobody can say on a replica that is alone that it never was. No crash alone may bring a log there.
+
+Segments here hold sixteen sectors.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import pytest
+
+from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.journal import RECORD_BYTES
+from kimberlite.types import Message, ViewState
+from kimberlite.vopr.disk import Files
+
+GARBAGE = random.Random(5).randbytes(SECTOR)
+
+
+def sectors(count: int) -> int:
+    """Bytes of the body of an entry that takes so many sectors."""
+    return count * SECTOR - 256
+
+
+def after_crashes(files: Files, events: Sequence[Any]) -> Iterator[tuple[str, Files]]:
+    """What a crash may leave while these were carried out on `files`: of each sector that a phase writes the old one,
+    the new one, or garbage; of witnesses also garbage in the last record alone."""
+    seen: set[tuple[bytes, ...]] = set()
+    disk = {name: bytes(content) for name, content in files.durable.items()}
+    for number, event in enumerate(events):
+        if isinstance(event, tuple):
+            disk[event[0]] = bytes(event[1])
+            continue
+        places = [(name, offset + at) for name, offset, data in event for at in range(0, len(data), SECTOR)]
+        new = [data[at : at + SECTOR] for _, _, data in event for at in range(0, len(data), SECTOR)]
+        fates = [
+            fates_of(name, disk[name][at : at + SECTOR], data) for (name, at), data in zip(places, new, strict=True)
+        ]
+        for contents in product(*fates):
+            if contents not in seen:
+                seen.add(contents)
+                image = {name: bytearray(content) for name, content in disk.items()}
+                for (name, at), content in zip(places, contents, strict=True):
+                    image[name][at : at + SECTOR] = content
+                words = (
+                    "old" if at == 0 else "new" if at == 1 else "garbage" for at in map(list.index, fates, contents)
+                )
+                yield f"{number}: {', '.join(map(str, zip(places, words, strict=True)))}", Files(image)
+        for (name, at), data in zip(places, new, strict=True):
+            disk[name] = disk[name][:at] + data + disk[name][at + SECTOR :]
+
+
+def fates_of(name: str, old: bytes, new: bytes) -> list[bytes]:
+    """What a crash may leave of a sector."""
+    if name.startswith("journal"):
+        return [old, new, GARBAGE]
+    return [old, new, GARBAGE, *(kept[:-RECORD_BYTES] + GARBAGE[:RECORD_BYTES] for kept in (old, new))]
+
+
+def start(kit: Any, files: Files, log: Sequence[Message], text: str) -> Any:
+    """Open, and check: nothing is in doubt, and all that was acknowledged is there."""
+    bench = kit.open(kit.copied(files))
+    assert not bench.store.faulty and bench.recovered.faulty == 0, text
+    assert bench.recovered.head == bench.recovered.settled, text
+    for message in log:
+        read = bench.store.read(message.header.op, message.header.checksum)
+        assert read is not None and read.body == message.body, f"{text}: op {message.header.op}"
+    return bench
+
+
+def opened(kit: Any, files: Files, log: Sequence[Message], text: str) -> tuple[Any, list[Any]]:
+    """The same, and what that has written."""
+    bench = start(kit, files, log, text)
+    return bench, list(bench.recorder.events)
+
+
+def appended(kit: Any, files: Files, sizes: Sequence[int], view: int, salt: int) -> tuple[list[Message], list[Any]]:
+    """What is written when a log that has started again on `files` grows by a group."""
+    bench = kit.open(kit.copied(files))
+    done = len(bench.recorder.events)
+    before = bench.store.header(bench.store.head)
+    new = kit.chain(sizes, after=before, view=view, salt=salt)
+    bench.append(new)
+    return new, bench.recorder.events[done:]
+
+
+def grown(kit: Any, bench: Any, entries: Sequence[Message]) -> list[Message]:
+    bench.append(entries)
+    return list(entries)
+
+
+def of_one_log(kit: Any) -> tuple[Files, list[Message], int]:
+    """Three entries, one view."""
+    bench = kit.fresh()
+    log = grown(kit, bench, kit.chain([10, 20, 30]))
+    return bench.files, log, 0
+
+
+def of_a_cut(kit: Any) -> tuple[Files, list[Message], int]:
+    """A view has cut a long entry off, and nothing has come in its place yet."""
+    bench = kit.fresh()
+    log = grown(kit, bench, kit.chain([10, 20, 30]))
+    bench.append(kit.chain([sectors(3), sectors(2)], after=log[-1].header))
+    bench.promise(ViewState(view=1, log_view=1, base=3, suffix_head=3, suffix=(log[-1].header,)))
+    bench.store.truncate(3)
+    return bench.files, log, 1
+
+
+def of_an_end(kit: Any) -> tuple[Files, list[Message], int]:
+    """The same at the end of a segment: the next one was begun by what was cut off."""
+    bench = kit.fresh()
+    log = grown(kit, bench, kit.chain([sectors(13), 10]))
+    bench.append(kit.chain([sectors(1), sectors(2), sectors(3)], after=log[-1].header))
+    bench.promise(ViewState(view=1, log_view=1, base=2, suffix_head=2, suffix=(log[-1].header,)))
+    bench.store.truncate(2)
+    return bench.files, log, 1
+
+
+SHORT, LONG = [sectors(1)], [sectors(3)]
+GROUPS = {
+    "long, short": (LONG, SHORT),
+    "two, short": ([sectors(1), sectors(2)], SHORT),
+    "three times": ([sectors(2)], SHORT, SHORT),
+}
+
+
+def journeys(kit: Any, files: Files, log: list[Message], view: int, groups: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Append, crash, start; crash in the start, start; append, crash, start: every image of every crash."""
+    first, rest = groups[0], groups[1:]
+    new, events = appended(kit, files, first, view, len(rest))
+    for text, image in after_crashes(files, events):
+        bench, fixes = opened(kit, image, log, text)
+        have = [*log, *new][: bench.recovered.head]
+        yield text
+        for again, second in after_crashes(image, fixes):
+            where = f"{text}; start {again}"
+            start(kit, second, have, where)
+            yield where
+        if rest:
+            settled = kit.copied(bench.files)
+            for further in journeys(kit, settled, have, view, rest):
+                yield f"{text}; {further}"
+
+
+@pytest.mark.parametrize("made", [of_one_log, of_a_cut, of_an_end])
+@pytest.mark.parametrize("groups", [*list(GROUPS)[:-1], pytest.param("three times", marks=pytest.mark.slow)])
+def test_no_row_of_crashes_makes_a_log_doubt_what_it_never_had(kit: Any, made: Any, groups: str) -> None:
+    files, log, view = made(kit)
+    count = sum(1 for _ in journeys(kit, files, log, view, GROUPS[groups]))
+    print(groups, count)
+    assert count > 100
