@@ -224,7 +224,7 @@ def _server(
         listen_on=config.client_address,
         cluster=config.cluster_id,
         make_header=framing.make_header,
-        view=lambda: core.state.view,
+        view=lambda: core.state.membership.shown(core.state.view),
         on_requests=inputs.on_client_requests,
         status=inputs.status,
         reader=reader,

@@ -302,7 +302,7 @@ class ClientServer:
     def _greeting(self) -> bytes:
         """What a client needs to find everybody."""
         view = self._view()
-        primary = view % len(self._members)
+        primary = view % len(self._members)  # as clients reckon: see vsr.members, shown
         said = {"members": self._members, "primary": primary, "view": view, "replica": self._index}
         return json.dumps(said, separators=(",", ":")).encode()
 

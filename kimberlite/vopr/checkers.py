@@ -19,6 +19,7 @@ from kimberlite.node.driver import FastCodec
 from kimberlite.types import HEADER_SIZE, Checksum, ClientId, Command, Header, Message, Operation
 from kimberlite.vopr.disk import Files
 from kimberlite.vsr.codec import ClientRequest, decode_evidence
+from kimberlite.vsr.members import Membership
 
 if TYPE_CHECKING:
     from kimberlite.vopr.world import World
@@ -188,6 +189,7 @@ class Checkers:
     asked: dict[int, tuple[int, Set[int]]] = field(default_factory=dict)  # I18: replica -> view, ops asked for
     expired: dict[int, set[int]] = field(default_factory=dict)  # of these, in the last step
     sessions: SessionOracle = field(init=False)
+    membership: Membership = field(init=False)
     log: list[bytes] = field(default_factory=list)  # all events of the ops up to `logged`
     logged: int = 0
     decided: int = 0  # the highest op that a primary has counted as committed
@@ -197,6 +199,7 @@ class Checkers:
     def __post_init__(self) -> None:
         self.acknowledged = {replica: {} for replica in range(self.replica_count)}
         self.sessions = SessionOracle(self.sessions_max)
+        self.membership = Membership.of(self.replica_count)
 
     # I1, I2, I10, I16: agreement and ancestry, at every op that a replica applies
 
@@ -385,9 +388,10 @@ class Checkers:
 
     def on_view_left(self, replica: int, view: int, cause: int) -> None:
         """I5: a view is left only when a quorum asks for it."""
-        voters = self.voters.get(view - 1, set()) | {replica}
+        left = self.membership.view_before(view)
+        voters = self.voters.get(left, set()) | {replica}
         if cause != HEARSAY and len(voters) < VIEW_CHANGE_QUORUM[self.replica_count]:
-            raise Violation("I5 votes", f"replica {replica} leaves view {view - 1}, only {sorted(voters)} voted for it")
+            raise Violation("I5 votes", f"replica {replica} leaves view {left}, only {sorted(voters)} voted for it")
 
     def on_view_begun(self, replica: int, view: int) -> None:
         """I5: a view begins only when a quorum has given evidence for it; the primary's own needs no frame."""

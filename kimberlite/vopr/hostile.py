@@ -18,6 +18,7 @@ from kimberlite._fast.framing import make_header
 from kimberlite.types import ZERO16, ClientId, ClusterId, Command, Header, Message, Operation
 from kimberlite.vsr import bounds
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers, encode_trim
+from kimberlite.vsr.members import Membership
 from kimberlite.vsr.state import State
 
 EXTREMES = (2**64 - 1, 2**64 - 6, 2**63, 2**63 - 1, 2**62 + 2**57)  # above every bound
@@ -27,7 +28,7 @@ class Known(NamedTuple):
     """What the sender knows of its victim."""
 
     cluster: ClusterId
-    replica_count: int
+    membership: Membership
     replica: int  # the victim
     sender: int
     view: int
@@ -37,18 +38,17 @@ class Known(NamedTuple):
 
     @property
     def primary(self) -> int:
-        return self.view % self.replica_count
+        return self.membership.leader(self.view)
 
     def next_view_of(self, replica: int) -> int:
         """The first view above this one that the replica leads."""
-        return self.view + 1 + (replica - self.view - 1) % self.replica_count
+        return self.view + 1 + (replica - self.view - 1) % self.membership.turns
 
 
 def known_of(state: State, sender: int) -> Known:
     headers = state.log.headers
     op, commit = state.log.op, state.commit
-    config = state.config
-    return Known(config.cluster, config.replica_count, state.index, sender, state.view, op, commit, headers.get(op))
+    return Known(state.config.cluster, state.membership, state.index, sender, state.view, op, commit, headers.get(op))
 
 
 def frames(random: Random, known: Known) -> list[Message]:
@@ -117,7 +117,7 @@ def chain(random: Random, known: Known, count: int, op: int, view: int, before: 
     for step in range(count):
         fields: dict[str, Any] = {
             "view": view,
-            "replica": view % known.replica_count,
+            "replica": known.membership.leader(view),
             "position": position,
             "timestamp": timestamp,
         }
@@ -175,7 +175,7 @@ def _prepare(random: Random, known: Known) -> list[Message]:
         (body, {"operation": Operation.BATCH}),
         (body, {"operation": Operation.REGISTER}),
         (encode_trim(1, 1), {"operation": Operation.TRIM}),
-        (body, {"replica": (known.primary + 1) % known.replica_count}),
+        (body, {"replica": (known.primary + 1) % len(known.membership.voters)}),
         (body, {"commit": known.op + 1}),
     )
     body, wrong = random.choice(changes)
@@ -210,7 +210,7 @@ def _body(random: Random, known: Known) -> list[Message]:
 def _stranger(random: Random, known: Known) -> list[Message]:
     """A frame of a replica that there is not, or one that no replica sends to another."""
     command = random.choice((Command.PING, Command.COMMIT, Command.PREPARE_OK, Command.REPLY, Command.REJECT))
-    return [_frame(known, command, replica=random.randrange(known.replica_count, 256), op=known.op)]
+    return [_frame(known, command, replica=random.randrange(len(known.membership.voters), 256), op=known.op)]
 
 
 KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (

@@ -265,7 +265,7 @@ def _behind_as_it_begins(world: World, cast: Cast) -> None:
     hangs: it can not have what the last view left. Entries come to all again then: where it left the lead to another
     because of what it lacked, it is the journal of that one that hangs, and the two others are the quorum."""
     primary, count = world.nodes[cast.primary], world.plan.replica_count
-    successor = (primary.driver.core.state.view + 1) % count
+    successor = world.membership.leader(world.membership.next_view(primary.driver.core.state.view))
     lost = {(index, successor, Command.PREPARE) for index in range(count)}
 
     def begins(world: World, leader: int) -> None:
@@ -395,7 +395,7 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
             leading = world.nodes[leader(world)]
             view = leading.driver.core.state.view
             world.act(leading.index, leading.life, leading.driver.step_down)
-            may_refuse = _refuses(name, backup, (view + 1) % world.plan.replica_count)
+            may_refuse = _refuses(name, backup, world.membership.leader(world.membership.next_view(view)))
             _serve_all(world, f"{what}, and replica {leading.index} steps down", may_refuse, 2 * LIMIT_NS)
         else:
             _serve_all(world, what, name in REFUSING or _refuses(name, backup, leader(world)))

@@ -46,6 +46,7 @@ from kimberlite.vopr.nodes import TICK_NS, SimNode, boot, format_disk
 from kimberlite.vopr.plan import EPOCH_NS, MS, Plan, streams
 from kimberlite.vopr.questions import Questions
 from kimberlite.vopr.trace import Trace
+from kimberlite.vsr.members import Membership
 
 FAR_NS = 1 << 40 << 20  # beyond the end of every run
 GC_OBJECTS = 20_000  # made and not freed, between two collections
@@ -119,6 +120,10 @@ class World:
         self.readers = [SimReader(self, index) for index in range(plan.reader_count)]
         for number in range(plan.requests):
             self.clients[number % plan.client_count].quota += 1
+
+    @property
+    def membership(self) -> Membership:
+        return self.checkers.membership
 
     def count(self, label: str, by: int = 1) -> None:
         """What a campaign wants to have seen: see campaign.LABELS."""

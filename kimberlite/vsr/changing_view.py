@@ -19,7 +19,7 @@ from kimberlite.vsr import evidence, installation
 from kimberlite.vsr.choice import Choice, DoViewChange, choose, has_copy
 from kimberlite.vsr.codec import SUFFIX_OPS_MAX, encode_evidence
 from kimberlite.vsr.events import DropReason, EventKind, GaveUp
-from kimberlite.vsr.membership import bit_set
+from kimberlite.vsr.members import bit_set
 from kimberlite.vsr.role import BecomeFollower, BecomeLeader, Between, Story, Transition, note_disk
 from kimberlite.vsr.timers import Timer
 
@@ -46,7 +46,7 @@ class ChangingView(Between):
         self._resend_timer.start(s.now + s.prng.jitter(s.config.timing.do_view_change_resend_ns))
         self.start_timer(s)
         # Who is gone will not lead it: as soon as this view is durable, it is voted out.
-        self.votes.is_cast = not s.is_primary and s.peers[s.primary].is_gone
+        self.votes.is_cast = not s.is_primary and s.is_gone(s.primary)
         s.persist_view()
 
     def resume(self, s: State) -> None:
@@ -111,7 +111,8 @@ class ChangingView(Between):
 
     def enough_evidence(self, s: State) -> bool:
         """Own evidence counts, and arrives here like any other."""
-        return s.index in self.evidence and s.membership.may_leave_view(bit_set(self.evidence))
+        newest = max((given.log_view for given in self.evidence.values()), default=0)
+        return s.index in self.evidence and s.membership.may_begin_view(bit_set(self.evidence), newest)
 
     def _try_to_choose(self, s: State) -> Transition | None:
         if not self.enough_evidence(s):

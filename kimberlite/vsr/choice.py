@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kimberlite.types import Header
 from kimberlite.vsr.codec import Evidence
-from kimberlite.vsr.membership import Membership, bit_set
+from kimberlite.vsr.members import Membership, bit_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def choose(messages: list[DoViewChange], membership: Membership) -> Choice:
             continue
         made = made_in(op, header, log_view, begun)
         nacks = bit_set(m.replica for m in messages if never_acknowledged(m, op, header, made))
-        if membership.nacked(nacks):
+        if membership.may_drop(nacks, log_view):
             return Choice(commit, tuple(suffix), dropped=head - op + 1, log_view=log_view)
         if header is None or not any(has_copy(m, op, header) for m in messages):
             return Choice(commit, (), stuck_op=op, log_view=log_view)

@@ -468,7 +468,7 @@ def _send_reply(s: State, request: Message, session: int, op: int, position: int
     header = request.header
     s.send_client(
         header.client,
-        s.make(
+        s.make_for_client(
             Command.REPLY,
             body,
             client=header.client,

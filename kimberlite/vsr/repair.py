@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Command, Header, Message, Status
+from kimberlite.types import SLOTS, Command, Header, Message, Status
 from kimberlite.vsr import bounds, conflict
 from kimberlite.vsr.codec import decode_chain, encode_headers, follows
 from kimberlite.vsr.events import DropReason, EventKind
@@ -275,7 +275,7 @@ def _choose_peer(s: State, op: int) -> int | None:
 def _preference(s: State, replica: int) -> tuple[int, bool, int]:
     """Lowest first. Of those that were never asked the primary: it was heard a moment ago."""
     usual = s.peers[replica].repair_latency or s.config.timing.repair_ns
-    return usual, replica != s.primary, (replica - s.index) % s.config.replica_count
+    return usual, replica != s.primary, (replica - s.index) % SLOTS
 
 
 def on_known_prepare(s: State, message: Message) -> None:

@@ -107,6 +107,9 @@ class Replica:
             repair.on_known_prepare(s, message)
             return
         ruling = admission.look(s, header)
+        if header.view > s.view and not s.membership.is_led(header.view):
+            s.refuse(message, DropReason.OUT_OF_BOUNDS)
+            return
         if ruling.act is ENTER_FIRST:
             transitions.on_newer_view(s, header.view)
             ruling = admission.look(s, header, may_be_newer=False)

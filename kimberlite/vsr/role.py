@@ -24,7 +24,7 @@ from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, S
 from kimberlite.vsr import installation
 from kimberlite.vsr.codec import decode_chain
 from kimberlite.vsr.events import DropReason, GaveUp, ViewChangeCause
-from kimberlite.vsr.membership import bit_set
+from kimberlite.vsr.members import bit_set
 from kimberlite.vsr.sessions import Result
 from kimberlite.vsr.timers import Timer
 from kimberlite.vsr.work import Admission
@@ -183,7 +183,7 @@ class Role:
         window = s.config.timing.vote_window_ns
         fresh = bit_set(replica for replica, at in self.votes.at.items() if s.now - at <= window)
         if self.enough_votes(s, fresh) and s.outbox.may_promise:
-            return EnterView(s.view + 1, self.cause(s))
+            return EnterView(s.membership.next_view(s.view), self.cause(s))
         return None
 
     def enough_votes(self, s: State, fresh: int) -> bool:

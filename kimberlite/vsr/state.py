@@ -37,7 +37,7 @@ from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.events import DropReason, Event, EventKind
 from kimberlite.vsr.log import Log
-from kimberlite.vsr.membership import Membership
+from kimberlite.vsr.members import Membership
 from kimberlite.vsr.outbox import Outbox
 from kimberlite.vsr.pacing import Pacing
 from kimberlite.vsr.sessions import SessionTable
@@ -306,8 +306,18 @@ class State:
         """Whether that replica, or this one itself, gave a sign of life within contact_ns."""
         if replica == self.index:
             return True
-        peer = self.peers[replica]
-        return peer.last_heard > 0 and not peer.is_gone and self.now - peer.last_heard <= self.config.timing.contact_ns
+        peer = self.peers.get(replica)
+        return (
+            peer is not None
+            and peer.last_heard > 0
+            and not peer.is_gone
+            and self.now - peer.last_heard <= self.config.timing.contact_ns
+        )
+
+    def is_gone(self, replica: int) -> bool:
+        """Whether nothing listens where that replica was."""
+        peer = self.peers.get(replica)
+        return peer is not None and peer.is_gone
 
     @property
     def quorum_margin(self) -> int:
@@ -335,6 +345,20 @@ class State:
             command=command,
             replica=self.index,
             view=self.view,
+            commit=self.commit_max,
+            checkpoint_op=self.execution.checkpoint_op,
+            **fields,  # type: ignore[arg-type]
+        )
+        return Message(header, body)
+
+    def make_for_client(self, command: Command, body: Bytes = b"", **fields: int | Checksum) -> Message:
+        """The same, of the view as clients know it."""
+        header = self.codec.make_header(
+            body,
+            cluster=self.config.cluster,
+            command=command,
+            replica=self.index,
+            view=self.membership.shown(self.view),
             commit=self.commit_max,
             checkpoint_op=self.execution.checkpoint_op,
             **fields,  # type: ignore[arg-type]
@@ -370,7 +394,7 @@ class State:
         self.emit(EventKind.REJECTED, reason)
         self.send_client(
             header.client,
-            self.make(
+            self.make_for_client(
                 Command.REJECT,
                 client=header.client,
                 request=header.request,

@@ -29,7 +29,7 @@ from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.choice import Choice, DoViewChange
 from kimberlite.vsr.events import EventKind, GaveUp
 from kimberlite.vsr.following import Following
-from kimberlite.vsr.membership import Membership
+from kimberlite.vsr.members import Membership
 from kimberlite.vsr.recovering import Recovering
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.role import BecomeLeader, Between, EnterView, Role, Transition
@@ -44,7 +44,11 @@ def _view_left_on_one_vote() -> list[Patch]:
 @canary("a view is left when one replica finds that the process of its primary has ended")
 def _gone_is_left_by_one() -> list[Patch]:
     def on_gone(self: Role, s: State, index: int) -> Transition | None:
-        return EnterView(s.view + 1, self.cause(s)) if index == s.primary and s.outbox.may_promise else None
+        return (
+            EnterView(s.membership.next_view(s.view), self.cause(s))
+            if index == s.primary and s.outbox.may_promise
+            else None
+        )
 
     return [(Role, "on_gone", on_gone)]
 

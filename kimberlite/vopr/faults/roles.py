@@ -64,7 +64,7 @@ def _strike_primary(world: World, argument: int) -> Action | None:
         state = node.driver.core.state
         if state.view <= view:
             return False
-        successor = state.view % world.plan.replica_count
+        successor = state.membership.leader(state.view)
         world.at(world.now + delays[1], lambda: _strike(world, successor, second))
         return True
 

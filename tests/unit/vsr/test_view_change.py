@@ -13,7 +13,7 @@ from kimberlite.types import Header
 from kimberlite.vsr.choice import DoViewChange, choose
 from kimberlite.vsr.codec import Evidence
 from kimberlite.vsr.events import EventKind
-from kimberlite.vsr.membership import Membership
+from kimberlite.vsr.members import Membership
 
 
 def says(
