@@ -188,6 +188,15 @@ class UnrecoverableError(StorageError):
     exit_code = 19
 
 
+class NotMemberError(StorageError):
+    """The cluster knows other data under the number of this replica, or nobody: what it says counts nowhere, and its
+    log and promises were not touched. Attributes: reason (of types.Reason), replicas (those that said so)."""
+
+    replicas: Sequence[int] = ()
+    reason: int | None = None
+    exit_code = 26
+
+
 class CheckpointError(StorageError):
     """No copy of the checkpoint is intact, and the log before it is gone; replace this replica."""
 

@@ -64,15 +64,36 @@ VIEW = Bound(VIEW_MAX, own="view", plus=VIEW_AHEAD_MAX)
 OP = Bound(OP_MAX, own="log.op", plus=OP_AHEAD_MAX)
 NONCE = Bound(TIME_MAX)
 
-# The core puts these into all of its frames; a row that names one says what is read of it, and its bound.
+# The core puts these into all of its frames; a row that names one says what is read of it, and its bound. The first
+# three are zero on data of the first release.
+OF_A_MEMBER = {
+    "epoch": Field("epoch of the sender's record; 0: it is no member yet"),
+    "client": Field("incarnation of the sender: the formatting of its data"),
+    "session": Field("life of the sender: sequence of the superblock that began it, and 32 random bits"),
+}
 OF_THE_CORE = {
+    **OF_A_MEMBER,
     "view": Field("view of the sender", VIEW),
     "commit": Field("commit number of the sender"),
     "checkpoint_op": Field("last op in the durable checkpoint of the sender"),
 }
-TO_CLIENT = {**OF_THE_CORE, "view": Field("view of the replica"), "client": Field("the client's id")}
+TO_CLIENT = {
+    "commit": OF_THE_CORE["commit"],
+    "checkpoint_op": OF_THE_CORE["checkpoint_op"],
+    "view": Field("view of the replica, as clients know it: vsr.members"),
+    "client": Field("the client's id"),
+}
 HEADER_LIST = "headers of prepares, 256 bytes each, in ascending order of ops, each continuing the one before"
 ABOUT = Field("checksum of the frame that is answered")
+OF_A_SIGN = {
+    **OF_THE_CORE,
+    "op": Field("last op durable in the log of the sender", OP),
+    "request": Field("last op that the sender has executed"),
+    "operation": Field("types.Birth: how far the birth of the sender is"),
+    "parent": Field("digest of what the sender is bound to"),
+    "latency_us": Field("low 32 bits of the sequence of the sender's superblock"),
+    "timestamp": Field("wall time of the sender: nanoseconds since 1970"),
+}
 
 TABLE: dict[tuple[Party, Command], Frame] = {
     (Party.REPLICA, Command.PREPARE): Frame(
@@ -101,6 +122,7 @@ TABLE: dict[tuple[Party, Command], Frame] = {
     (Party.REPLICA, Command.PREPARE_OK): Frame(
         "A backup has everything up to an op durable and chained: it acknowledges all of that at once.",
         {
+            **OF_A_MEMBER,
             "view": OF_THE_CORE["view"],
             "op": Field("last op that is acknowledged", OP),
             "context": Field("checksum of that op's prepare"),
@@ -114,6 +136,7 @@ TABLE: dict[tuple[Party, Command], Frame] = {
     (Party.REPLICA, Command.COMMIT): Frame(
         "Heartbeat of a primary.",
         {
+            **OF_A_MEMBER,
             "view": OF_THE_CORE["view"],
             "op": Field("head of its log", OP),
             "commit": Field("commit number", Bound(OP_MAX, of="op")),  # a primary has all that it calls committed
@@ -182,7 +205,13 @@ TABLE: dict[tuple[Party, Command], Frame] = {
     ),
     (Party.REPLICA, Command.PING): Frame(
         "A sign of life between backups, and to who is behind in views.",
-        {**OF_THE_CORE, "op": Field("last op durable in the log of the sender", OP)},
+        OF_A_SIGN | {"flags": Field("2: the receiver is to say by PONG who it is")},
+    ),
+    (Party.REPLICA, Command.PONG): Frame("What a PING asks for.", OF_A_SIGN),
+    (Party.REPLICA, Command.CONFIG): Frame(
+        "The record of the cluster, to a member that does not know yet that the cluster is born.",
+        {**OF_THE_CORE, "context": ABOUT},
+        "the record: kimberlite/vsr/record.py",
     ),
     (Party.CLIENT, Command.HELLO): Frame(
         "The first frame on a connection. An older client is refused with REJECT, reason VERSION.",
@@ -194,7 +223,9 @@ TABLE: dict[tuple[Party, Command], Frame] = {
         {
             "view": Field("view of the replica"),
             "count": Field("size of the cluster"),
-            "client": Field("to a client: its id"),
+            "client": Field("to a client: its id; to a replica: incarnation of the sender"),
+            "epoch": Field("to a replica: epoch of the sender's record"),
+            "session": Field("to a replica: life of the sender"),
             "context": ABOUT,
         },
         "to a client a JSON object: members (addresses for clients, by index), primary (its index as far as known), "
@@ -230,6 +261,8 @@ TABLE: dict[tuple[Party, Command], Frame] = {
         "A frame, or the connection, is refused.",
         {
             **TO_CLIENT,
+            "epoch": OF_THE_CORE["epoch"],
+            "session": Field("to a replica: life of the sender"),
             "reason": Field("types.Reason"),
             "request": Field("number of the request"),
             "position": Field("end of the log here; of POSITION_TRIMMED the first position there is"),
@@ -296,10 +329,8 @@ COMMANDS_LATER: dict[int, str] = {
     14: "CHUNK: a part of a checkpoint",
     15: "REQUEST_ENTRIES: asks for many entries at once",
     16: "ENTRIES: consecutive committed entries",
-    17: "CONFIG: asks for the newest committed record of the members, or is it",
     18: "READ_INDEX: asks a primary to confirm that it leads, for a read",
     19: "ADMIN: an operator's request",
-    29: "PONG: answer to a PING, with the wall time of the sender",
     30: "ADMIN_REPLY: answer to an ADMIN",
 }
 ROOM: tuple[Reserved, ...] = (
@@ -307,10 +338,6 @@ ROOM: tuple[Reserved, ...] = (
     Reserved("every header, byte 233", "principal", "who asks, once clients are authenticated", 8),
     Reserved("every header, byte 241", "birth_tag", "of the birth of the cluster: tells two births of one id apart", 8),
     Reserved("PREPARE", "nonce", "bytes of the log up to and with this entry"),
-    Reserved("PING", "request", "last op that the sender has executed"),
-    Reserved("PING", "operation", "types.Birth: how far the birth of the sender is"),
-    Reserved("PING", "latency_us", "low 32 bits of the sequence of the sender's superblock"),
-    Reserved("PING, PONG", "timestamp", "wall time of the sender: nanoseconds since 1970"),
     Reserved("PING, PONG", "nonce", "monotonic time of the PING, echoed"),
     Reserved(
         "REQUEST, record of a BATCH",
@@ -322,9 +349,6 @@ ROOM: tuple[Reserved, ...] = (
         today="writes none, and refuses a request or a prepare that has one: what it asks for may not be left out",
     ),
 )
-
-# Numbers that are in types.Command and that no frame has today.
-RETIRED = frozenset({Command.PONG})
 
 _ALWAYS = frozenset({"checksum", "checksum_body", "cluster", "command", "replica", "size", "release", "raw"})
 _OPTIONAL = tuple(name for name, kind in vars(Header).items() if isinstance(kind, property) and name not in _ALWAYS)

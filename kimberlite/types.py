@@ -44,6 +44,7 @@ class Command(IntEnum):
     REQUEST_PREPARE = 8
     REQUEST_HEADERS = 9
     HEADERS = 10
+    CONFIG = 17
     HELLO = 20
     REQUEST = 21
     REPLY = 22
@@ -82,6 +83,7 @@ class Status(IntEnum):
     RECOVERING = 2
     STATE_TRANSFER = 3
     STANDBY = 4
+    UNBORN = 5  # no member of a cluster yet
 
 
 class Reason(IntEnum):
@@ -108,6 +110,10 @@ class Reason(IntEnum):
     WRONG_REPLICA = 18  # a peer that is not the replica whose address it has
     CONNECTIONS = 19  # this replica holds as many connections as it can: go to another one, or come back later
     SLOW = 20  # the connection is ended: a frame or the taking of an answer took too long, or it held too much memory
+    REPLACED = 21  # of another replica: its slot belongs to another disk
+    REMOVED = 22  # the same: nobody has its slot
+    UNBORN = 23  # the same: the cluster was born with another disk in its slot
+    ROLLED_BACK = 24  # the same: its disk says less than it has said before
 
 
 def reason_text(reason: int) -> str:
@@ -149,6 +155,10 @@ class Dropped(StrEnum):
     WRONG_SIZE = "wrong_size"
     WRONG_REPLICA = "wrong_replica"
     UNKNOWN_COMMAND = "unknown_command"  # of a later release
+    VERSION = "version"  # of data without identities, where they are asked for, or the other way round
+    UNBORN = "unborn"  # of a disk that is no member of the cluster
+    REPLACED = "replaced"  # of another disk in the slot of a member
+    REMOVED = "removed"  # of a slot that is nobody's
 
 
 class Ended(StrEnum):

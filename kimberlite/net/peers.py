@@ -29,6 +29,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any, Protocol
 
 from kimberlite.net.sockets import Listener, bind, connect, show
 from kimberlite.net.transport import CHUNK_BYTES, CHUNK_BYTES_FIRST, Counters, FrameConnection, NullCounters
@@ -65,7 +66,12 @@ DROPPED = {
     Reason.WRONG_REPLICA: Dropped.WRONG_REPLICA,
     Reason.MALFORMED: Dropped.MALFORMED,
     Reason.CONNECTIONS: Dropped.CONNECTION_LIMIT,
+    Reason.VERSION: Dropped.VERSION,
+    Reason.UNBORN: Dropped.UNBORN,
+    Reason.REPLACED: Dropped.REPLACED,
+    Reason.REMOVED: Dropped.REMOVED,
 }
+NO_MEMBER = frozenset({Reason.UNBORN, Reason.REPLACED, Reason.REMOVED})  # the other one knows another disk
 
 
 def keep_alive(connection: FrameConnection, silence_ms: int | None = None) -> None:
@@ -127,6 +133,32 @@ class _Waiting:
     judged: asyncio.TimerHandle
 
 
+class Doorkeeper(Protocol):
+    """Who this replica is, and whom it lets in: what the core knows of that."""
+
+    def greeting(self) -> dict[str, Any]:
+        """Fields of its HELLO."""
+
+    def judge_greeting(self, header: Header) -> Reason:
+        """Of the HELLO of another one: NONE, or why it is no member."""
+
+    def refused_by(self, replica: int, reason: int) -> None:
+        """Another replica does not let this one in."""
+
+
+class Nobody:
+    """A Doorkeeper that lets everybody in."""
+
+    def greeting(self) -> dict[str, Any]:
+        return {}
+
+    def judge_greeting(self, header: Header) -> Reason:
+        return Reason.NONE
+
+    def refused_by(self, replica: int, reason: int) -> None:
+        return
+
+
 class PeerNetwork:
     """Connections of one replica to all others. `on_messages` gets every frame that a peer sent."""
 
@@ -145,6 +177,7 @@ class PeerNetwork:
         frame_max: int = 4 << 20,
         strangers_max: int = STRANGERS_MAX,
         counters: Counters | None = None,
+        doorkeeper: Doorkeeper | None = None,
         seed: int = 0,
     ) -> None:
         """on_refusal: told when the process at the address of a replica turns out to be another
@@ -163,6 +196,7 @@ class PeerNetwork:
         self._frame_max = frame_max
         self._strangers_max = strangers_max
         self._counters = counters or NullCounters()
+        self._doorkeeper = doorkeeper or Nobody()
         self._random = Random(seed)
         self._outgoing: dict[int, FrameConnection] = {}
         self._incoming: dict[FrameConnection, int | None] = {}  # -> replica, None before HELLO
@@ -310,9 +344,13 @@ class PeerNetwork:
                 self._counters.message_dropped(Dropped.UNKNOWN_COMMAND)
                 continue
             elif header.command == Command.REJECT:
-                reason = next((reason for reason in STRANGER if reason == header.reason), Reason.MALFORMED)
+                reason = next((reason for reason in (*STRANGER, *NO_MEMBER) if reason == header.reason), reason)
+                if reason in NO_MEMBER:
+                    self._doorkeeper.refused_by(replica, reason)
             elif header.command == Command.HELLO and header.replica != replica:
                 reason = Reason.WRONG_REPLICA
+            elif header.command == Command.HELLO and (judged := self._doorkeeper.judge_greeting(header)):
+                reason = judged
             elif header.command == Command.HELLO:
                 if replica in self._greeted:  # asked whether we are there
                     connection.send(self._hello())
@@ -339,6 +377,7 @@ class PeerNetwork:
                 replica=self.index,
                 view=self._view(),
                 count=len(self._addresses),
+                **self._doorkeeper.greeting(),
             )
         )
 
@@ -416,6 +455,8 @@ class PeerNetwork:
             reason = Reason.WRONG_SIZE
         elif not 0 <= hello.replica < len(self._addresses) or hello.replica == self.index:
             reason = Reason.WRONG_REPLICA
+        elif stranger := self._doorkeeper.judge_greeting(hello):
+            reason = stranger
         elif hello.replica in self._waiting:
             reason = Reason.CONNECTIONS
         if reason is not Reason.NONE:

@@ -45,7 +45,7 @@ from kimberlite.storage.pieces import PieceReader
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry.recorder import Recorder
-from kimberlite.types import VIEW_MAX, Message
+from kimberlite.types import SLOT_NONE, VIEW_MAX, Message
 from kimberlite.vsr.replica import Replica
 
 
@@ -108,6 +108,8 @@ async def assemble(
     machine = guarded(machine)
     restore(machine, recovered)
     now = time.monotonic_ns()
+    is_named = store.identity.slot != SLOT_NONE  # data of the first release is nobody's
+    identity = store.begin_life(store.identity, secrets.randbits(32)) if is_named else None
     core = Replica(
         config=core_config(config),
         codec=FastCodec(),
@@ -115,6 +117,7 @@ async def assemble(
         headers=known_headers(store, recovered),
         seed=secrets.randbits(64),
         now=now,
+        identity=identity,
     )
     core.set_clock_offset(time.time_ns() - now)
     recorder.executions.replay_to = core.state.execution.replay_to
@@ -204,6 +207,7 @@ def _peers(config: Config, share: descriptors.Share, core: Replica, inputs: Inpu
         frame_max=config.limits.frame_bytes_max,
         strangers_max=share.strangers,
         counters=recorder.traffic,
+        doorkeeper=core.doorkeeper,
         seed=secrets.randbits(64),
     )
 

@@ -36,6 +36,7 @@ from kimberlite.errors import (
     FrameError,
     InvariantError,
     KimberliteError,
+    NotMemberError,
     UnrecoverableError,
     invariant,
 )
@@ -51,6 +52,7 @@ from kimberlite.types import (
     HeaderFactory,
     Message,
     Operation,
+    Reason,
     Recovered,
 )
 from kimberlite.vsr.codec import ClientRequest, decode_trim
@@ -69,6 +71,11 @@ _request, _result = partial(tuple.__new__, ClientRequest), partial(tuple.__new__
 _batch = partial(tuple.__new__, Batch)
 ROUNDS_MAX = 16
 LOOK_NS = 10_000_000  # from one look at the files that are made ahead to the next
+_KNOWN_AS = {
+    Reason.UNBORN: "other data of",
+    Reason.REPLACED: "other data of",
+    Reason.REMOVED: "no",
+}
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
 
 
@@ -229,6 +236,8 @@ class Driver:
         self._collect()
         self._note_damage()
         self._stop_when_unrecoverable()
+        self._stop_when_no_member()
+        self.core.set_superblock(self.store.sequence)
         if self._is_checkpoint_lost:
             self._make_checkpoint(self.core.applied)
         self.core.tick(self._now)
@@ -370,6 +379,24 @@ class Driver:
                 "kimberlite inspect shows what is intact",
                 op=op,
             )
+
+    def _stop_when_no_member(self) -> None:
+        """So many others count this replica nowhere that it can be of no use, and going on could not even do harm."""
+        own = self.core.state.own
+        reason = self.core.refused_for
+        if reason is None:
+            return
+        index, replicas = self.core.state.index, sorted(own.refusals)
+        who = f"replica{'s' if len(replicas) > 1 else ''} {', '.join(map(str, replicas))}"
+        raise NotMemberError(
+            f"{who} of this cluster {'know' if len(replicas) > 1 else 'knows'} {_KNOWN_AS[reason]} replica {index}: "
+            f"this data, formatted as {own.incarnation.hex()[:12]}, counts nowhere, and was left as it is. If the disk "
+            f"of replica {index} was put aside, put it back. If it is lost, the others go on without it, and must not "
+            "be formatted anew; for full redundancy stop appends, take a backup from the replica with the highest "
+            "commit number, and restore it on all machines under a new cluster id: docs/cluster.md",
+            reason=int(reason),
+            replicas=replicas,
+        )
 
     # Applying
 

@@ -215,6 +215,10 @@ class LogStore(Protocol):
         """The segments of the log, oldest first; one read each."""
 
     @property
+    def sequence(self) -> int:
+        """Of the superblock in force."""
+
+    @property
     def first_op(self) -> int:
         """The lowest op that can be read."""
 

@@ -16,7 +16,7 @@ import xxhash
 
 from kimberlite._fast import events as event_batches
 from kimberlite.node.driver import FastCodec
-from kimberlite.types import HEADER_SIZE, Checksum, ClientId, Command, Header, Message, Operation
+from kimberlite.types import HEADER_SIZE, ZERO16, Checksum, ClientId, Command, Header, Message, Operation
 from kimberlite.vopr.disk import Files
 from kimberlite.vsr.codec import ClientRequest, decode_evidence
 from kimberlite.vsr.members import Membership
@@ -246,11 +246,11 @@ class Checkers:
         """What is trimmed is in a durable checkpoint of every replica: none will need it to catch up."""
         (first_op,) = struct.unpack_from("<Q", message.body)
         for other in range(self.replica_count):
-            if world.promises(other).checkpoint_op < first_op - 1:
+            if world.evidence(other)[1].checkpoint_op < first_op - 1:
                 raise Violation(
                     "I7 trimmed too early",
                     f"replica {replica} trims what is before op {first_op}; the checkpoint of replica {other} is "
-                    f"of op {world.promises(other).checkpoint_op}",
+                    f"of op {world.evidence(other)[1].checkpoint_op}",
                 )
 
     def on_executed(self, replica: int, op: int, digest: bytes, clients: Sequence[ClientId]) -> None:
@@ -295,9 +295,9 @@ class Checkers:
     def holds(self, world: World, replica: int, header: Header) -> bool:
         """Whether a replica has made an entry durable in the log it promises to keep; of silent
         damage since only the replica itself can tell."""
-        if world.promises(replica).is_void(header):
+        files, promises = world.evidence(replica)
+        if promises.is_void(header):
             return False
-        files = world.files[replica]
         if has_durable_entry(files, header):
             return True
         return world.rotten and replica == world.rot_victim and files.ever_held(header.checksum)
@@ -307,6 +307,9 @@ class Checkers:
     def on_step(self, world: World, replica: int) -> None:
         node = world.nodes[replica]
         state = node.driver.core.state
+        if not state.own.is_formed:
+            self._check_unborn(replica, state)
+            return
         log, commit = state.log, state.commit_max
         durable = log.durable
         if not durable <= log.linked <= log.op:
@@ -349,6 +352,11 @@ class Checkers:
                 header = log.headers.get(op)
                 if op > log.op or (header is not None and header.checksum != acknowledged[op]):
                     del acknowledged[op]
+
+    def _check_unborn(self, replica: int, state: State) -> None:
+        """N1: before its birth a replica does nothing."""
+        if state.log.op or state.view or state.role.is_leading:
+            raise Violation("N1 unborn", f"replica {replica} is not born, and has op {state.log.op}, view {state.view}")
 
     def check_journal(self, replica: int, log: Log, first_op: int, head: int | None) -> None:
         """I7: what is durable is in the journal, which ends where the core believes, and nothing of a log is damaged
@@ -411,19 +419,13 @@ class Checkers:
         holders = [
             other
             for other in range(self.replica_count)
-            if world.promises(other).log_view >= state.view and self.holds(world, other, header)
+            if world.evidence(other)[1].log_view >= state.view and self.holds(world, other, header)
         ]
         if len(holders) < COMMIT_QUORUM[self.replica_count]:
             raise Violation("I8 quorum audit", f"op {op} committed by replica {replica} but durable only on {holders}")
         leader = self.primaries.setdefault(state.view, replica)
         if leader != replica:
             raise Violation("I5 one primary", f"replicas {leader} and {replica} both commit in view {state.view}")
-
-    def on_wiped(self, replica: int) -> None:
-        """Its disk was lost: what it promised, it does not know, and nobody holds that against it."""
-        for known in (self.commit_floor, self.views, self.log_views, self.asked, self.expired):
-            known.pop(replica, None)
-        self.acknowledged[replica] = {}
 
     def on_restart(self, world: World, replica: int) -> None:
         """I3, I4 and I12 across restarts: nothing durable is forgotten."""
@@ -485,6 +487,8 @@ class Checkers:
     def on_send(self, world: World, replica: int, message: Message) -> None:
         header = message.header
         command, view = header.command, header.view
+        if not world.nodes[replica].driver.core.state.own.is_formed:
+            self._on_said_unborn(world, replica, message)
         if command not in VIEW_FRAMES:
             return
         promises = world.promises(replica)
@@ -508,6 +512,20 @@ class Checkers:
         elif command == DO_VIEW_CHANGE:
             self.witnesses.setdefault(view, set()).add(replica)
             self._on_evidence(replica, message, promises)
+
+    def _on_said_unborn(self, world: World, replica: int, message: Message) -> None:
+        """N1: who is not born says only who it is, and what it is bound to when that is on its disk."""
+        header = message.header
+        if header.command not in (Command.PING, Command.PONG, Command.REJECT, Command.CONFIG):
+            raise Violation("N1 unborn", f"replica {replica} is not born, and sends {Command(header.command).name}")
+        if header.command in (Command.PING, Command.PONG) and header.parent != ZERO16:
+            identity = world.identity_on_disk(replica)
+            if identity.digest != header.parent:
+                raise Violation(
+                    "N1 unborn",
+                    f"replica {replica} says that it is bound to {header.parent.hex()}, its disk "
+                    f"{identity.digest.hex()}",
+                )
 
     def _on_evidence(self, replica: int, message: Message, promises: Promises) -> None:
         header = message.header

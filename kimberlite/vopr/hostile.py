@@ -9,7 +9,7 @@ Pure functions of a random generator and of what is known of the receiver.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class Known(NamedTuple):
     op: int
     commit: int
     head: Header | None = None  # the victim's last header
+    epoch: int = 0
+    members: Mapping[int, tuple[bytes, int]] = {}  # incarnation and life of the others, as the victim knows them
 
     @property
     def primary(self) -> int:
@@ -48,7 +50,10 @@ class Known(NamedTuple):
 def known_of(state: State, sender: int) -> Known:
     headers = state.log.headers
     op, commit = state.log.op, state.commit
-    return Known(state.config.cluster, state.membership, state.index, sender, state.view, op, commit, headers.get(op))
+    members = {index: (peer.incarnation, peer.life) for index, peer in state.peers.items()}
+    head, epoch = headers.get(op), state.own.epoch
+    cluster, membership = state.config.cluster, state.membership
+    return Known(cluster, membership, state.index, sender, state.view, op, commit, head, epoch, members)
 
 
 def frames(random: Random, known: Known) -> list[Message]:
@@ -57,7 +62,10 @@ def frames(random: Random, known: Known) -> list[Message]:
 
 
 def _frame(known: Known, command: Command, body: bytes = b"", **fields: Any) -> Message:
-    given = {"cluster": known.cluster, "replica": known.sender, "view": known.view, **fields}
+    given = {"cluster": known.cluster, "replica": known.sender, "view": known.view}
+    if command != Command.PREPARE and (member := known.members.get(fields.get("replica", known.sender))):
+        given |= {"epoch": known.epoch, "client": member[0], "session": member[1]}
+    given |= fields
     return Message(make_header(body, command=command, **given), body)
 
 
@@ -213,6 +221,23 @@ def _stranger(random: Random, known: Known) -> list[Message]:
     return [_frame(known, command, replica=random.randrange(len(known.membership.voters), 256), op=known.op)]
 
 
+def _other_disk(random: Random, known: Known) -> list[Message]:
+    """A disk that is not the member's, or a life of it that is over: it acknowledges what it does not have, or has
+    forgotten what it acknowledged, and votes."""
+    if not known.epoch or known.sender not in known.members or known.head is None:
+        return []
+    _, life = known.members[known.sender]
+    who: dict[str, Any] = random.choice(({"client": random.randbytes(16)}, {"session": max(life - (1 << 32), 1)}))
+    if random.random() < 0.5:
+        context = known.head.checksum
+        return [_frame(known, Command.PREPARE_OK, op=known.op, context=context, commit=known.commit, **who)]
+    view = known.next_view_of(known.replica)
+    body = encode_evidence(Evidence(known.commit, 0, 0, 0, ()))
+    fields = {"view": view, "log_view": known.view, "op": known.commit, "commit": known.commit, **who}
+    vote = _frame(known, Command.START_VIEW_CHANGE, view=known.view, **who)
+    return [vote, _frame(known, Command.DO_VIEW_CHANGE, body, **fields)]
+
+
 KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (
     _number,
     _number,
@@ -226,6 +251,8 @@ KINDS: Sequence[Callable[[Random, Known], list[Message]]] = (
     _evidence,
     _body,
     _stranger,
+    _other_disk,
+    _other_disk,
 )
 
 

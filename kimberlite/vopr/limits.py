@@ -210,6 +210,7 @@ def check_idle(frames: Mapping[tuple[int, int, int], int], config: CoreConfig, d
     most = {
         Command.COMMIT: 1 + duration // config.timing.heartbeat_ns,
         Command.PREPARE_OK: 1 + duration // config.timing.heartbeat_ns,
+        Command.PONG: 0,
         Command.PING: 1 + 2 * duration // config.timing.ping_ns,  # jittered: half of it at least
     }
     for (sender, receiver, command), count in frames.items():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
+BIRTH_NS_MAX = 10_000 * MS
 SERVE_NS_MAX = 10_000 * MS
 FAR_APPENDS = 5  # of each client, which who comes back over a long way has missed
 PERSISTENT_FAULTS = 2
@@ -41,6 +42,7 @@ def liveness(world: World) -> None:
     count = world.plan.replica_count
     everybody = list(range(count))
     core = set(everybody)
+    _be_born(world)
     if not world.rotten and not world.plan.garbage:
         core = set(Random(f"core {world.plan.seed}").sample(everybody, VIEW_CHANGE_QUORUM[count]))
     for index in everybody:
@@ -97,10 +99,29 @@ def _return(world: World, core: list[int]) -> None:
     world.network.distance.clear()
 
 
+def _be_born(world: World) -> None:
+    """A birth takes all replicas, and comes to its end when they are there."""
+
+    def done() -> bool:
+        return all(node.driver.core.state.own.is_formed for node in world.nodes)
+
+    if not world.plan.birth or done():
+        return
+    for node in world.nodes:
+        world.restart(node.index)
+    if not world.run_until(world.now + BIRTH_NS_MAX, done):
+        world.format_all()
+    if not world.run_until(world.now + BIRTH_NS_MAX, done):
+        raise Violation("E1 birth", f"all are there, and the cluster is not born; {world.describe()}")
+    world.count("BORN_LATE")
+
+
 def end_faults(world: World) -> None:
     """Nothing fails any more; who is down stays down, and who has a failed disk goes down."""
     world.network.faults_on = False
     world.network.heal()
+    for index in list(world.drawer.disks):
+        world.put_back(index)
     world.cure()
     world.ambushes.clear()
     world.doomed = [None] * world.plan.replica_count

@@ -19,6 +19,7 @@ from kimberlite.vopr.plan import MS, Plan
 FRAME_MAX = 4 << 20
 KEPT = 128  # old frames that may arrive again
 KEEP_EVERY = 8
+EARLY_MAX = 64
 STRAY = 0.3  # of the old frames, to whatever replica
 Address = int | bytes  # a replica's index, or a client's name
 
@@ -50,6 +51,7 @@ class SimNetwork:
         self.lossy: dict[Address, float] = {}  # of what is sent to or by it so much is lost, faults or none
         self.silenced: set[tuple[Address, Address, int]] = set()  # sender, receiver, command: lost, faults or none
         self.kept: deque[tuple[Address, Address, bytes]] = deque(maxlen=KEPT)
+        self.early: list[tuple[Address, Address, bytes]] = []  # the first frames of a run that begins with a birth
         self.faults_on = True
         self.sent = self.received = self.dropped = self.corrupted = self.in_flight = 0
 
@@ -85,6 +87,8 @@ class SimNetwork:
         random, plan = self._random, self._plan
         if self.sent % KEEP_EVERY == 0:
             self.kept.append((source, destination, data))
+        if plan.birth and len(self.early) < EARLY_MAX:
+            self.early.append((source, destination, data))
         if plan.replay and self.kept and random.random() < plan.replay:
             self.sent += 1
             old_source, old_destination, old_data = self.kept[random.randrange(len(self.kept))]

@@ -16,11 +16,12 @@ from kimberlite.node.retention import Retention
 from kimberlite.storage.interface import Recovered
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import format_store
-from kimberlite.types import Command, Message
+from kimberlite.types import Command, Identity, Message
 from kimberlite.vopr import claims, starts, upkeep
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
 from kimberlite.vopr.draws import below
+from kimberlite.vopr.identities import identity_of
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
 from kimberlite.vopr.plan import EPOCH_NS, MS
 from kimberlite.vopr.questions import ASKING
@@ -55,7 +56,8 @@ class SimNode:
     retention: Retention | None = None
 
 
-def format_disk(world: World, index: int) -> None:
+def format_disk(world: World, index: int, formatting: int = 0) -> None:
+    """formatting: how often that was done before for this replica."""
     format_store(
         SimDisk(world.files[index], lambda: world.now, lambda: 1),
         framing.make_header,
@@ -63,6 +65,7 @@ def format_disk(world: World, index: int) -> None:
         replica=index,
         replica_count=world.plan.replica_count,
         segment_bytes=world.plan.segment_bytes,
+        identity=identity_of(world, index, formatting),
     )
 
 
@@ -72,10 +75,11 @@ def boot(world: World, index: int, life: int) -> SimNode:
     try:
         store = ObservedStore(world, disk)
         recovered = store.recover()
+        identity = store.begin_life(store.identity, Random(f"life {world.plan.seed} {index} {life}").getrandbits(32))
     except KimberliteError as error:
         raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
     starts.check_fears(world, index, recovered)
-    driver = _driver(world, index, life, store, recovered)
+    driver = _driver(world, index, life, store, recovered, identity)
     world.counts["torn"] = world.counts.get("torn", 0) + recovered.torn
     world.counts["faulty"] = world.counts.get("faulty", 0) + recovered.faulty
     node = SimNode(index, driver, store, disk, life, booted_at=world.now)
@@ -110,7 +114,9 @@ def _disk(world: World, index: int, life: int) -> SimDisk:
     return disk
 
 
-def _driver(world: World, index: int, life: int, store: ObservedStore, recovered: Recovered) -> ObservedDriver:
+def _driver(
+    world: World, index: int, life: int, store: ObservedStore, recovered: Recovered, identity: Identity
+) -> ObservedDriver:
     plan = world.plan
     core = ObservedReplica(
         config=CoreConfig(
@@ -135,6 +141,7 @@ def _driver(world: World, index: int, life: int, store: ObservedStore, recovered
         headers=known_headers(store, recovered),
         seed=world.schedule.getrandbits(64),
         now=world.now,
+        identity=identity,
     )
     core.world, store.core = world, core
     machine = DigestMachine()

@@ -18,9 +18,12 @@ from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, wit
 from kimberlite.storage.scrub import Checked
 from kimberlite.storage.store import Store
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
-from kimberlite.types import Checksum, Command, Header, Message, Operation, Reason
+from kimberlite.types import Checksum, Command, Header, Message, Operation, Reason, life_sequence
 from kimberlite.vopr import books, limits
+from kimberlite.vopr.checkers import Violation
+from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.events import DropReason, Event, EventKind
+from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.replica import Replica
 from kimberlite.vsr.work import Promise
 
@@ -152,6 +155,34 @@ class ObservedReplica(Replica):
     """The production core; what it has promised is in the trace from the moment it is durable."""
 
     world: World
+
+    def step(self, message: Message, now: int) -> None:
+        """N1, N2: what a stranger says, or a life that is over, changes nothing."""
+        stranger = message.header.command != Command.PREPARE and self._is_stranger(message.header)
+        before = self._heard_of(message.header.replica) if stranger else None
+        super().step(message, now)
+        if stranger and before != self._heard_of(message.header.replica):
+            raise Violation(
+                "N1 strangers",
+                f"replica {self.state.index} acts upon {message}, of a disk that is no member, or a life that is over",
+            )
+
+    def _is_stranger(self, header: Header) -> bool:
+        """By the record alone, and the lives that were heard."""
+        own, peer = self.state.own, self.state.peers.get(header.replica)
+        if own.record is None or not own.is_formed or peer is None:
+            return False
+        member = own.record.member(header.replica)
+        is_other = member is not None and member.incarnation != header.client
+        return is_other or life_sequence(header.session) < life_sequence(peer.life)
+
+    def _heard_of(self, replica: int) -> object:
+        """What a frame of that replica may change."""
+        state = self.state
+        role, peer = state.role, state.peers[replica]
+        given = role.evidence.get(replica) if isinstance(role, ChangingView) else None
+        acks = [prepared.acks for prepared in role.pipeline] if isinstance(role, Leading) else None
+        return state.view, state.commit_max, role.votes.at.get(replica), given, acks, peer.life, peer.last_heard
 
     def durable(self, token: int, now: int) -> None:
         view, persist = self.state.outbox.owed[token]

@@ -10,8 +10,8 @@ A named plan says what its seeds draw from:
     grey      disks and replicas that are slow or hang, frames of one kind that are lost, primaries that fail
               in the middle of their work, and their successors after them
     lying     the disk of one replica loses writes, puts them elsewhere in their file, or gives what was there before
-    wiped     one disk is lost and formatted anew under its old name: acknowledged data is lost with it. No campaign has
-              this in it: it shows what is known to be so
+    wiped     one disk is lost and formatted anew under its old name, among replicas that are cut off from each other
+              and start again: the new disk must count nowhere
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Plan:
     burst: int = 1  # appends that a client makes at a time
     pause_ns: int = 0  # for which a client thinks at most, now and then, between an answer and the next append
     far_ns: int = 0  # who comes back when faults have ended is so far away from the others
+    birth: bool = False  # the cluster is born in the run, and begins without a record
 
     @property
     def repair_bytes(self) -> int:
@@ -137,6 +138,7 @@ def _wiped(plan: Plan, random: Random) -> Plan:
 
 
 CROWDED_SHARE, GREY_SHARE, FEW_SHARE = 0.12, 0.2, 0.2
+BIRTH_SHARE = 0.2
 FEW, FEW_GAP_NS = 4, 150 * MS
 
 
@@ -179,7 +181,8 @@ def select(name: str) -> Callable[[Plan, Random], Plan]:
 
 def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
     """The plan of a seed. Raises UsageError for a name that there is not."""
-    return select(name)(_with_small_bounds(_with_retention(_draw(seed, requests))), Random(f"{name} {seed}"))
+    drawn = replace(_draw(seed, requests), birth=Random(f"birth of {seed}").random() < BIRTH_SHARE)
+    return select(name)(_with_small_bounds(_with_retention(drawn)), Random(f"{name} {seed}"))
 
 
 SMALL = {  # so few ops, or files, are met by every run

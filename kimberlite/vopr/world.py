@@ -21,13 +21,13 @@ from typing import Any
 
 import xxhash
 
-from kimberlite.errors import KimberliteError, WriteFailedError
+from kimberlite.errors import KimberliteError, NotMemberError, WriteFailedError
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.clock import JUMP_NS
 from kimberlite.node.driver import requests_of
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
-from kimberlite.types import Bytes, Message
-from kimberlite.vopr import departures
+from kimberlite.types import Birth, Bytes, Identity, Message
+from kimberlite.vopr import births, departures
 from kimberlite.vopr.checkers import (
     Checkers,
     Promises,
@@ -39,6 +39,7 @@ from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient, SimReader
 from kimberlite.vopr.disk import FOREVER, Device, Files, Replaced, SimDisk, TearPolicy
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
+from kimberlite.vopr.identities import Drawer, draft_of, identity_on
 from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.liveness import liveness
 from kimberlite.vopr.network import Address, SimNetwork
@@ -84,7 +85,8 @@ class World:
         self.questions, self.leads = Questions(), Leads()
         self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
-        self.files = [Files(on_write=partial(self._on_write, index)) for index in range(plan.replica_count)]
+        self.files = [Files(on_write=partial(self.on_write, index)) for index in range(plan.replica_count)]
+        self.drawer = Drawer()
         self.injected: list[Fault] = []
         self._scripted = deque(faults) if faults is not None else None
         self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -111,6 +113,7 @@ class World:
         # Crashes in the middle of its next write: to the file of that name, to any when empty.
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
+        self.checkers.membership = Membership.of_record(draft_of(self))
         for index in range(plan.replica_count):
             format_disk(self, index)
         for index in range(plan.replica_count):
@@ -129,7 +132,7 @@ class World:
         """What a campaign wants to have seen: see campaign.LABELS."""
         self.counts[label] = self.counts.get(label, 0) + by
 
-    def _on_write(self, index: int, name: str, offset: int, data: Bytes) -> None:
+    def on_write(self, index: int, name: str, offset: int, data: Bytes) -> None:
         self.trace.written(self.now, index, name, offset, data)
 
     # Time
@@ -178,6 +181,10 @@ class World:
         try:
             action(*arguments)
         except WriteFailedError:
+            self.crash(node.index)
+            return
+        except NotMemberError:
+            self.count("DISK_REFUSED")
             self.crash(node.index)
             return
         except KimberliteError as error:
@@ -293,6 +300,18 @@ class World:
             version, promises = self._promises[index] = files.versions.get(SUPERBLOCK, 0), durable_promises(files)
         return promises
 
+    def evidence(self, index: int) -> tuple[Files, Promises]:
+        """The disk that a replica acknowledged with, also when it is aside, and what its superblock says. A new one
+        that is in time for the birth is that disk."""
+        aside = self.drawer.disks.get(index)
+        if aside is None or identity_on(self.files[index]).birth is Birth.FORMED:
+            return self.files[index], self.promises(index)
+        return aside, durable_promises(aside)
+
+    def identity_on_disk(self, index: int) -> Identity:
+        """Who its disk says that a replica is."""
+        return identity_on(self.files[index])
+
     # Faults
 
     def crash(self, index: int) -> None:
@@ -321,13 +340,40 @@ class World:
         self._resume(index, node.life)
 
     def wipe(self, index: int) -> None:
-        """The disk of a replica is lost; it starts on a new one, that knows nothing."""
+        """The disk of a replica is put aside, and another one formatted in its place, that knows nothing."""
         self.crash(index)
-        self.files[index] = Files(on_write=partial(self._on_write, index))
-        format_disk(self, index)
-        self._promises.pop(index, None)
-        self.checkers.on_wiped(index)
+        self._use(index, self.drawer.swap(self, index))
+        format_disk(self, index, self.drawer.formatted[index])
+        self.count("DISK_REPLACED")
         self.restart(index)
+
+    def put_back(self, index: int) -> None:
+        """The disk of that replica that is aside, when there is one. It stays there when the new one was in time for
+        the birth; no cluster has both."""
+        if index not in self.drawer.disks:
+            return
+        births = [identity_on(files).birth for files in (self.drawer.disks[index], self.files[index])]
+        if births == [Birth.FORMED, Birth.FORMED]:
+            raise Violation("N2 one incarnation", f"two disks of replica {index} are members, both")
+        if births[1] is Birth.FORMED:
+            del self.drawer.disks[index]
+            return
+        self.crash(index)
+        self._use(index, self.drawer.put_back(self, index))
+        self.restart(index)
+
+    def format_all(self) -> None:
+        """A birth that can not come to its end is begun anew: nothing was acknowledged, for no disk is a member's."""
+        everywhere = [*self.files, *self.drawer.disks.values()]
+        if any(identity_on(files).birth is Birth.FORMED for files in everywhere):
+            raise Violation("E1 birth", f"all are there, some are members, and others are not; {self.describe()}")
+        for index in range(self.plan.replica_count):
+            self.wipe(index)
+        self.drawer.disks.clear()
+
+    def _use(self, index: int, files: Files) -> None:
+        self.files[index] = files
+        self._promises.pop(index, None)
 
     def can_start(self, index: int) -> bool:
         """Who is down, and whose disk goes on: a start waits for what it reads and writes."""
@@ -430,6 +476,8 @@ class World:
             self.at(self.now, client.begin)
         for reader in self.readers:
             self.at(self.now, reader.step)
+        if self.plan.birth:
+            births.begin(self)
         if self._scripted is None:
             self._at_fault(self.now + self.faults.randrange(self.plan.fault_gap_ns), self._fault_step)
         else:

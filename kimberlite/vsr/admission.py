@@ -77,6 +77,7 @@ COMMANDS = (
     Command.DO_VIEW_CHANGE,
     Command.START_VIEW,
     Command.PING,
+    Command.PONG,
     Command.REQUEST_PREPARE,
     Command.REQUEST_HEADERS,
     Command.HEADERS,
@@ -113,6 +114,7 @@ def _row(
 
 _P, _OK, _C = {Command.PREPARE}, {Command.PREPARE_OK}, {Command.COMMIT}
 _VOTE, _EVIDENCE, _START = {Command.START_VIEW_CHANGE}, {Command.DO_VIEW_CHANGE}, {Command.START_VIEW}
+_SIGN = {Command.PING, Command.PONG}
 _ASK, _HEADERS = {Command.REQUEST_HEADERS}, {Command.HEADERS}
 _PRIMARY, _BACKUP, _LEADER, _OTHER = {Rank.PRIMARY}, {Rank.BACKUP}, {Sender.LEADER}, {Sender.OTHER}
 _OLDER, _SAME, _NEWER = {View.OLDER}, {View.SAME}, {View.NEWER}
@@ -148,8 +150,8 @@ TABLE: tuple[Row, ...] = (
     _row("log", _START, _ACCEPT, _SAME, _OUT, sender=_LEADER),
     _row("log that is there", _START, _OLD_VIEW, _SAME, _NORMAL, sender=_LEADER),
     _row("log of an older view", _START, _OLD_VIEW, _OLDER, sender=_LEADER),
-    _row("sign of life in a newer view", {Command.PING}, Ruling(Act.ENTER_FIRST), _NEWER),
-    _row("sign of life", {Command.PING}, _ACCEPT, _NOT_NEWER),
+    _row("sign of life in a newer view", _SIGN, Ruling(Act.ENTER_FIRST), _NEWER),
+    _row("sign of life", _SIGN, _ACCEPT, _NOT_NEWER),
     _row("an entry is asked for", {Command.REQUEST_PREPARE}, _ACCEPT),  # by its identity: of any view, in any status
     _row("headers are asked for", _ASK, _ACCEPT, _SAME, _NORMAL),
     _row("headers are asked for out of normal", _ASK, _WRONG_STATUS, _SAME, _OUT),

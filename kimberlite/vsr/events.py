@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from enum import IntEnum, auto
 from typing import NamedTuple
 
-from kimberlite.types import Command, Reason, Status
+from kimberlite.types import Birth, Command, Reason, Status
 
 NS_PER_MS = 1_000_000
 
@@ -55,6 +55,9 @@ class EventKind(IntEnum):
     TRIMMED = auto()
     IDENTITY_CONFLICT = auto()
     FORFEITED = auto()
+    BIRTH = auto()
+    LIFE_BEGUN = auto()
+    REFUSED_BY = auto()
 
 
 class Event(NamedTuple):
@@ -99,6 +102,12 @@ class DropReason(IntEnum):
     UNWANTED = 11
     OUT_OF_BOUNDS = 12  # a number that can not be: see vsr.bounds
     UNKNOWN_COMMAND = 13  # of a later release
+    REPLACED = 14  # of another disk in the slot of a member
+    REMOVED = 15  # of a slot that is nobody's
+    UNBORN = 16  # of a disk that is no member yet, or to one
+    ROLLED_BACK = 17  # of a copy of a member's disk, or an older image
+    OLD_LIFE = 18  # of a life of a member that is over, or that has not said so yet
+    LATER_EPOCH = 19  # of a record that is not known here
 
 
 class Level(IntEnum):
@@ -352,6 +361,21 @@ TABLE: dict[EventKind, Row] = {
         "{commit} are not on its disk",
         Level.WARNING,
         ("leadership_given_up",),
+    ),
+    EventKind.BIRTH: Row(
+        (Field("birth", "how far it is", _named(Birth)),),
+        "is {birth}: a cluster is born when all its replicas have met",
+        Level.INFO,
+    ),
+    EventKind.LIFE_BEGUN: Row(
+        (PEER, Field("sequence", "of the superblock that began it")),
+        "hears replica {peer} anew: its process was started, with superblock {sequence}",
+        Level.INFO,
+    ),
+    EventKind.REFUSED_BY: Row(
+        (PEER, Field("reason", "why", _named(Reason))),
+        "counts nowhere at replica {peer}: {reason}",
+        Level.ERROR,
     ),
 }
 

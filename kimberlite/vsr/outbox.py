@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from kimberlite.types import Message, ViewState
+from kimberlite.types import Identity, Message, ViewState
 from kimberlite.vsr.work import Append, Persist, Promise, ToReplica, Work
 
 WRITES_MAX = 4  # to the journal at once: they are carried out one after another, each with two waits for the disk
@@ -60,11 +60,13 @@ class Outbox:
         self.owed[asked.token] = view, asked
         self.work.persist.append(asked)
 
-    def make_promise(self, state: ViewState, truncate_to: int | None, now: int) -> None:
+    def make_promise(
+        self, state: ViewState, truncate_to: int | None, now: int, identity: Identity | None = None
+    ) -> None:
         """Ask the disk to write that into the superblock, and to cut the journal above that op then."""
         if truncate_to is not None:
             self._void_writes(truncate_to)
-        asked = Promise(self._ask(now), state, truncate_to)
+        asked = Promise(self._ask(now), state, truncate_to, identity)
         self.promise = asked.token
         self.owed[asked.token] = state.view, asked
         self.work.persist.append(asked)

@@ -11,6 +11,7 @@
     rest.py           whether there is anything to do
     signs_of_life.py  what is said to those that hear nothing else
     repair.py         headers and entries that are missing or damaged
+    identity.py       who speaks: members, strangers, earlier lives; birth.py: before there are members
     recovery.py       from what storage found to the state of a replica
     verdict.py        whether this replica's cluster can commit, as far as it knows
     snapshot.py       state for status and gauges
@@ -25,12 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from kimberlite.errors import FrameError
-from kimberlite.types import Command, Header, Message, Reason, Recovered, Room
+from kimberlite.errors import FrameError, InvariantError
+from kimberlite.types import Command, Header, Identity, Message, Reason, Recovered, Room, command_text
 from kimberlite.vsr import (
     admission,
     bounds,
     execution,
+    identity,
     journaling,
     recovery,
     repair,
@@ -66,10 +68,11 @@ class Replica:
         headers: Sequence[Header],
         seed: int,
         now: int,
+        identity: Identity | None = None,
     ) -> None:
         """`headers`: those of the journal from recovered.commit (or below) up to, not including,
         recovered.settled; none when commit is above."""
-        s = self.state = State(config, codec, recovered, headers, seed, now)
+        s = self.state = State(config, codec, recovered, headers, seed, now, identity)
         self.refusal: bounds.OutOfBounds | None = None  # the last number of a peer that was out of bounds
         recovery.fill(s, recovered)
         transitions.begin(s)
@@ -81,7 +84,7 @@ class Replica:
         s = self.state
         s.now = now
         header = message.header
-        if header.cluster != s.config.cluster or header.epoch != 0:
+        if header.cluster != s.config.cluster or (header.epoch and header.command == PREPARE):
             s.drop(message, DropReason.WRONG_CLUSTER)
         elif header.command not in _HANDLERS:
             s.drop(message, DropReason.UNKNOWN_COMMAND)
@@ -89,6 +92,8 @@ class Replica:
             s.drop(message, DropReason.NOT_MEMBER)
         elif header.replica == s.index and header.command != PREPARE:
             s.drop(message, DropReason.WRONG_ROLE)
+        elif not identity.is_let_in(s, message):
+            pass
         elif (found := bounds.find(s, header)) is not None:
             self.refusal = found
             s.refuse(message, DropReason.OUT_OF_BOUNDS)
@@ -201,6 +206,20 @@ class Replica:
         """What the journal has room for: to be said before each round."""
         self.state.disk.room = room
 
+    def set_superblock(self, sequence: int) -> None:
+        """How far the superblock of this replica is: others know its life by that."""
+        self.state.disk.sequence = sequence
+
+    @property
+    def doorkeeper(self) -> identity.Doorkeeper:
+        """Who is let in, and who does not let this replica in."""
+        return identity.Doorkeeper(self.state)
+
+    @property
+    def refused_for(self) -> Reason | None:
+        """Why this replica is no member of its cluster, when enough others say so."""
+        return identity.final_refusal(self.state)
+
     def set_short_of_space(self, is_short: bool) -> None:
         """Whether the file system has less left than it should."""
         self.state.disk.is_short_of_space = is_short
@@ -272,7 +291,7 @@ class Replica:
         if s.disk.wants_room or (s.execution.emitted < s.commit_max and execution.is_waiting(s)):
             return s.now
         due = s.role.deadline(s)
-        for at in (s.repairs.timer.deadline, s.ping_timer.deadline):
+        for at in (s.repairs.timer.deadline, s.own.ping_timer.deadline):
             if at is not None and (due is None or at < due):
                 due = at
         return due
@@ -313,6 +332,11 @@ class Replica:
         return log.knows(header) and header.op <= log.committed
 
 
+def _never(s: State, message: Message) -> Transition | None:
+    """What vsr.identity heeds by itself."""
+    raise InvariantError(f"{command_text(message.header.command)} is an answer, and never let in")
+
+
 _HANDLERS: dict[int, Callable[[State, Message], Transition | None]] = {
     Command.PREPARE: lambda s, message: s.role.on_prepare(s, message),
     Command.PREPARE_OK: lambda s, message: s.role.on_prepare_ok(s, message),
@@ -321,6 +345,9 @@ _HANDLERS: dict[int, Callable[[State, Message], Transition | None]] = {
     Command.DO_VIEW_CHANGE: lambda s, message: s.role.on_do_view_change(s, message),
     Command.START_VIEW: lambda s, message: s.role.on_start_view(s, message),
     Command.PING: lambda s, message: s.role.on_ping(s, message),
+    Command.PONG: lambda s, message: s.role.on_ping(s, message),
+    Command.REJECT: _never,
+    Command.CONFIG: _never,
     Command.REQUEST_PREPARE: repair.on_request_prepare,
     Command.REQUEST_HEADERS: repair.on_request_headers,
     Command.HEADERS: repair.on_headers,

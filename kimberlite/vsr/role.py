@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from kimberlite.errors import InvariantError
 from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
-from kimberlite.vsr import installation
+from kimberlite.vsr import identity, installation
 from kimberlite.vsr.codec import decode_chain
 from kimberlite.vsr.events import DropReason, GaveUp, ViewChangeCause
 from kimberlite.vsr.members import bit_set
@@ -31,6 +31,10 @@ from kimberlite.vsr.work import Admission
 
 if TYPE_CHECKING:
     from kimberlite.vsr.state import Peer, Prepared, State
+
+
+class Born(NamedTuple):
+    """This replica is a member of its cluster: it begins as after any start."""
 
 
 class EnterView(NamedTuple):
@@ -54,7 +58,7 @@ class BecomeFollower(NamedTuple):
     story: Story
 
 
-Transition: TypeAlias = EnterView | BecomeLeader | BecomeFollower
+Transition: TypeAlias = EnterView | BecomeLeader | BecomeFollower | Born
 
 
 @dataclass(slots=True)
@@ -144,8 +148,19 @@ class Role:
 
     def on_ping(self, s: State, message: Message) -> Transition | None:
         """A replica tells its view, and what its log holds."""
-        s.peers[message.header.replica].says(message.header.op)
+        header = message.header
+        s.peers[header.replica].says(header.op)
+        if header.flags & identity.FLAG_ASKS and header.command == Command.PING:
+            s.send(header.replica, identity.sign_of_life(s, Command.PONG))
         return None
+
+    # Before its cluster is born (vsr.birth); from whom, says vsr.identity
+
+    def on_unborn(self, s: State, message: Message) -> None:
+        """A sign of life of another one that is not born yet."""
+
+    def on_record(self, s: State, message: Message) -> None:
+        """The record of the cluster: known here."""
 
     def _unexpected(self, message: Message) -> InvariantError:
         name = Command(message.header.command).name

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Command, Message, Status
+from kimberlite.types import Status
 from kimberlite.vsr.config import CONTACT_MIN_NS
+from kimberlite.vsr.identity import sign_of_life
 
 if TYPE_CHECKING:
     from kimberlite.vsr.role import Transition
@@ -38,12 +39,12 @@ def miss(s: State, replica: int) -> Transition | None:
 def tick(s: State) -> None:
     """Whether a quorum is there is known by who is heard: a primary by its heartbeats, a backup by its primary, and
     all others by this."""
-    if not s.ping_timer.due(s.now):
+    if not s.own.ping_timer.due(s.now):
         return
-    s.ping_timer.start(s.now + s.prng.jitter(s.config.timing.ping_ns))
+    s.own.ping_timer.start(s.now + s.prng.jitter(s.config.timing.ping_ns))
     if s.role.sends_heartbeats:
         return
-    message = _ping(s)
+    message = sign_of_life(s)
     for replica in s.peers:
         if replica != s.primary or s.status != Status.NORMAL:
             s.send(replica, message)
@@ -52,9 +53,4 @@ def tick(s: State) -> None:
 def inform(s: State, replica: int) -> None:
     """A replica is behind in views: tell it which view this is."""
     if replica != s.index:
-        s.send(replica, _ping(s))
-
-
-def _ping(s: State) -> Message:
-    """This replica's view, and what its log holds on disk."""
-    return s.make(Command.PING, op=s.log.durable)
+        s.send(replica, sign_of_life(s))

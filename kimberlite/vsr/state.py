@@ -21,25 +21,31 @@ from typing import TYPE_CHECKING
 from kimberlite.types import (
     OP_MAX,
     ROOM_UNBOUNDED,
+    ZERO16,
     Bytes,
     Checksum,
     ClientId,
     Command,
     Header,
+    Identity,
     Message,
     Reason,
     Recovered,
     Restored,
     Room,
     Status,
+    life_sequence,
 )
+from kimberlite.vsr import identity as identities
 from kimberlite.vsr.codec import Codec
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.events import DropReason, Event, EventKind
+from kimberlite.vsr.identity import Own
 from kimberlite.vsr.log import Log
 from kimberlite.vsr.members import Membership
 from kimberlite.vsr.outbox import Outbox
 from kimberlite.vsr.pacing import Pacing
+from kimberlite.vsr.record import Record
 from kimberlite.vsr.sessions import SessionTable
 from kimberlite.vsr.timers import FailureDetector, Prng, Timer
 from kimberlite.vsr.work import ServeHeaders, ServePrepare, ToClient, ToReplica
@@ -87,6 +93,9 @@ class Peer:
     window: int = 16  # how many may be
     rests_until: int = 0  # it did not answer: not asked before, if another can be
     checkpoint: int = 0  # op of its checkpoint, as it said last
+    incarnation: bytes = ZERO16  # see vsr/identity.py; of data of the first release zero, as the two that follow
+    life: int = 0
+    sequence: int = 0  # of its superblock, the highest heard
 
     def says(self, op: int) -> None:
         """How far its log goes. The last word counts: its disk may be a new one."""
@@ -182,6 +191,7 @@ class Disk:
     is_short_of_space: bool = False  # the file system has less left than it should
     wants_room: bool = False  # the last round held something back for lack of room
     progress_at: int = 0  # when the durable log last grew; nanoseconds
+    sequence: int = 0  # of the superblock, as it is durable
 
 
 @dataclass(slots=True)
@@ -218,9 +228,9 @@ class State:
         "membership",
         "now",
         "outbox",
+        "own",
         "pace",
         "peers",
-        "ping_timer",
         "prng",
         "repairs",
         "role",
@@ -232,13 +242,22 @@ class State:
     role: Role
 
     def __init__(
-        self, config: CoreConfig, codec: Codec, recovered: Recovered, headers: Sequence[Header], seed: int, now: int
+        self,
+        config: CoreConfig,
+        codec: Codec,
+        recovered: Recovered,
+        headers: Sequence[Header],
+        seed: int,
+        now: int,
+        identity: Identity | None = None,
     ) -> None:
         """As storage found it; `role` is still missing. See Replica.__init__."""
         self.config = config
         self.codec = codec
         self.index = config.replica
-        self.membership = Membership.of(config.replica_count)
+        self.own = Own.of(identity)
+        record = self.own.record
+        self.membership = Membership.of(config.replica_count) if record is None else Membership.of_record(record)
         self.prng = Prng(seed)
         self.now = now
         self.clock = Clock()
@@ -261,13 +280,14 @@ class State:
         self.peers: dict[int, Peer] = {replica: Peer() for replica in self.membership.voters if replica != self.index}
         timing = config.timing
         self.detector = FailureDetector(timing.suspect_min_ns, timing.suspect_max_ns, self.prng, now)
-        self.ping_timer = Timer()
         if self.peers:
-            self.ping_timer.start(now + self.prng.jitter(timing.ping_ns))
+            self.own.ping_timer.start(now + self.prng.jitter(timing.ping_ns))
+        if record is not None:
+            self.meet(record)
         self.repairs = Repairs(Pacing(timing.repair_expiry_ns, timing.repair_pause_ns))
         self.pace = Pace()
         self.draining = False  # this replica is being stopped
-        self.disk = Disk()
+        self.disk = Disk(sequence=life_sequence(self.own.life))
         self.outbox = Outbox()
 
     # Derived
@@ -339,11 +359,15 @@ class State:
 
     def make(self, command: Command, body: Bytes = b"", **fields: int | Checksum) -> Message:
         """A frame of this replica, in its view."""
+        own = self.own
         header = self.codec.make_header(
             body,
             cluster=self.config.cluster,
             command=command,
             replica=self.index,
+            epoch=own.epoch,
+            client=own.incarnation,
+            session=own.life,
             view=self.view,
             commit=self.commit_max,
             checkpoint_op=self.execution.checkpoint_op,
@@ -445,7 +469,20 @@ class State:
         for peer in self.peers.values():
             peer.said = Said()
 
+    def meet(self, record: Record) -> None:
+        """Know the others by their disks, as a record names them, and by what they have shown."""
+        known = self.own.identity
+        self.peers = {slot: self.peers.get(slot) or Peer() for slot in self.membership.voters if slot != self.index}
+        for slot, peer in self.peers.items():
+            member = record.member(slot)
+            peer.incarnation = member.incarnation if member is not None else ZERO16
+            if known is not None and known.heard[slot].life:
+                peer.life, peer.sequence = known.heard[slot].life, known.heard[slot].sequence
+
     def persist_view(self, truncate_to: int | None = None) -> None:
         """Write the superblock. truncate_to: the journal is cut above that op then."""
         self.promised = replace(self.promised, view=self.view, log_view=self.log_view, commit=self.commit_max)
-        self.outbox.make_promise(self.promised, truncate_to, self.now)
+        own = self.own
+        if own.identity is not None:
+            own.identity = replace(own.identity, heard=identities.heard(self))
+        self.outbox.make_promise(self.promised, truncate_to, self.now, own.identity)

@@ -3,6 +3,7 @@
     Following, Leading, ChangingView, Recovering  --EnterView-->  ChangingView, of the next view or a later one
     ChangingView  --BecomeLeader-->  Leading
     ChangingView  --BecomeFollower-->  Following
+    Unborn  --Born-->  any of them, as after a start
 
 Imports errors, types and vsr only.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kimberlite.errors import invariant
-from kimberlite.vsr import repair
+from kimberlite.vsr import identity, repair
+from kimberlite.vsr.birth import Unborn
 from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.events import EventKind, ViewChangeCause
 from kimberlite.vsr.following import Following
 from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.recovering import Recovering
-from kimberlite.vsr.role import BecomeLeader, EnterView, Role, Story, Transition
+from kimberlite.vsr.role import BecomeLeader, Born, EnterView, Role, Story, Transition
 
 if TYPE_CHECKING:
     from kimberlite.vsr.state import State
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 def begin(s: State) -> None:
     """The first role after a start. A backup whose log is that of its view goes on as a backup. A replica that was
     changing views goes on changing. One that would be the primary of its persisted view never acts as such again."""
-    if s.log_view < s.view:
+    if not s.own.is_formed:
+        s.role = unborn = Unborn()
+        unborn.begin(s)
+    elif s.log_view < s.view:
         changing = ChangingView(Story(s.now))
         changing.resume(s)
         s.role = changing
@@ -37,6 +42,8 @@ def begin(s: State) -> None:
         s.role = Following()
         repair.wake(s)
     s.emit(EventKind.STATUS, s.status, s.view)
+    if s.own.identity is not None:  # others take up with this life when they have heard of it
+        s.broadcast(identity.sign_of_life(s, asks=True))
 
 
 def carry_out(s: State, transition: Transition | None) -> None:
@@ -48,6 +55,8 @@ def carry_out(s: State, transition: Transition | None) -> None:
             enter_view(s, transition)
     elif isinstance(transition, BecomeLeader):
         lead(s, transition)
+    elif isinstance(transition, Born):
+        begin(s)
     else:
         _begin_view(s, Following(), transition.story)
 

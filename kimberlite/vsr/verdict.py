@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kimberlite.types import Status
+from kimberlite.types import Status, reason_text
+from kimberlite.vsr import birth
 from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.events import GaveUp
 from kimberlite.vsr.following import Following
@@ -29,6 +30,8 @@ def cannot_commit(s: State) -> tuple[CannotCommit, ...]:
     elif isinstance(s.role, Following):
         if s.role.votes.is_cast or not s.is_heard(s.primary):
             found.append(CannotCommit.NO_PRIMARY)
+    elif s.status == Status.UNBORN:
+        found.append(CannotCommit.UNBORN)
     else:
         found.append(CannotCommit.VIEW_CHANGE if s.status == Status.VIEW_CHANGE else CannotCommit.RECOVERING)
         if s.role.stuck_op:
@@ -78,6 +81,13 @@ def unhealthy(s: State) -> str:
             f"{s.conflict}: nothing from that op on is executed, its headers are asked of all others; compare "
             "the logs with `kimberlite inspect journal`, and let nobody write to the data directories"
         )
+    if s.own.refusals:
+        said = ", ".join(
+            f"replica {replica} ({reason_text(reason)})" for replica, reason in sorted(s.own.refusals.items())
+        )
+        return f"this replica counts nowhere at {said}: its disk is not the one that they know, or an older image of it"
+    if s.status == Status.UNBORN:
+        return birth.waits_for(s)
     silent = [
         f"replica {replica} unheard for {(s.now - peer.last_heard) / 1e9:.1f} s"
         if peer.last_heard

@@ -136,6 +136,7 @@ class CannotCommit(StrEnum):
     DRAINING = "draining"  # primary: it is being stopped
     STUCK = "stuck"  # a view change needs an op of which no copy and no certain absence is known
     HUNG = "hung"  # said by who reads its metrics: its event loop does not turn
+    UNBORN = "unborn"  # its cluster has not been born, or not with this disk
     IDENTITY_CONFLICT = "identity_conflict"  # the primary committed another entry than the own one under some op
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from kimberlite._fast import events as event_batches
@@ -21,7 +22,7 @@ from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.driver import Background, Driver, FastCodec, at_once, known_headers
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Command, Message, Status
+from kimberlite.types import Command, Identity, Message, Status
 from kimberlite.vopr.disk import Files, SimDisk
 from kimberlite.vsr.config import CoreConfig
 from kimberlite.vsr.events import Event, EventKind
@@ -63,7 +64,7 @@ class Machine(EventLog):
 class Node:
     """A replica that is up."""
 
-    def __init__(self, cluster: Cluster, index: int) -> None:
+    def __init__(self, cluster: Cluster, index: int, named: Identity | None = None) -> None:
         self.cluster = cluster
         self.index = index
         self.events: list[Event] = []
@@ -72,6 +73,10 @@ class Node:
         self.disk = SimDisk(cluster.files[index], lambda: cluster.now, lambda: self._latency_ns())
         self.store = Store(self.disk, make_header)
         recovered = self.store.recover()
+        self.life = next(cluster.lives)
+        identity = None
+        if cluster.identity is not None:
+            identity = self.store.begin_life(named or self.store.identity, self.life)
         self.machine = cluster.make_machine()
         replica = cluster.make_core(
             config=CoreConfig(CLUSTER, index, cluster.count),
@@ -80,6 +85,7 @@ class Node:
             headers=known_headers(self.store, recovered),
             seed=index + 1,
             now=cluster.now,
+            identity=identity,
         )
         self.core = Core(replica)
         self.driver = Driver(
@@ -173,7 +179,8 @@ def alone(**options: Any) -> Node:
 
 @dataclass
 class Cluster:
-    """`count` replicas, formatted and started. make_machine, make_core: what each life of a replica gets."""
+    """`count` replicas, formatted and started. make_machine, make_core: what each life of a replica gets. identity:
+    entries.formed or entries.unborn; None: data of the first release."""
 
     count: int = 3
     make_machine: Callable[[], Machine] = Machine
@@ -181,9 +188,12 @@ class Cluster:
     checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     background: Background = at_once
     segment_bytes: int = 64 << 10
+    identity: Callable[[int, int, int], Identity] | None = None  # of replica, of so many, formatted so often before
 
     def __post_init__(self) -> None:
         self.now = 1
+        self.lives = count(1)
+        self.formatted = [0] * self.count
         self.files = [Files() for _ in range(self.count)]
         self.nodes: list[Node | None] = [None] * self.count
         self.queue: list[tuple[int, int, Message]] = []
@@ -209,10 +219,15 @@ class Cluster:
             replica=index,
             replica_count=self.count,
             segment_bytes=self.segment_bytes,
+            identity=self.identity(index, self.count, self.formatted[index]) if self.identity else None,
         )
+        self.formatted[index] += 1
 
-    def start(self, index: int, after_recovery: Callable[[], None] = lambda: None) -> Node:
-        node = self.nodes[index] = Node(self, index)
+    def start(
+        self, index: int, after_recovery: Callable[[], None] = lambda: None, identity: Identity | None = None
+    ) -> Node:
+        """identity: of a replica whose data has none yet."""
+        node = self.nodes[index] = Node(self, index, identity)
         after_recovery()
         node.driver.start()
         return node

@@ -12,8 +12,9 @@ from typing import Any
 
 from kimberlite._fast import events
 from kimberlite._fast.framing import make_header
-from kimberlite.types import Command, Header, Message, Operation, root_header
+from kimberlite.types import ZERO16, Birth, Command, Header, Identity, Message, Operation, root_header
 from kimberlite.vsr.codec import Evidence, encode_evidence, encode_headers
+from kimberlite.vsr.record import Address, Record, Settings, bind, born, draft, encode
 
 CLUSTER = b"l" * 16
 ROOT = root_header(make_header, CLUSTER)
@@ -133,3 +134,38 @@ def start_view(view: int, suffix: Sequence[Header], nonce: int, *, replicas: int
         "nonce": nonce,
     }
     return frame(Command.START_VIEW, encode_headers(suffix), **{**given, **fields})
+
+
+# Who replicas are
+
+
+def incarnation(index: int, formatting: int = 0) -> bytes:
+    return bytes([index + 1, formatting + 1]) * 8
+
+
+def _draft(count: int, origin: bytes = ROOT.checksum) -> Record:
+    addresses = [(Address(f"replica-{i}", 1), Address(f"replica-{i}", 2)) for i in range(count)]
+    return draft(Settings(64, 1, 1, 1, 1, 1, 1), origin, addresses)
+
+
+def unborn(index: int, count: int, formatting: int = 0) -> Identity:
+    """Of a disk that has just been formatted, for the so-manyth time from 0, by somebody who knows the addresses."""
+    own = incarnation(index, formatting)
+    return Identity(slot=index, incarnation=own, record=encode(bind(_draft(count), index, own)))
+
+
+def formed(index: int, count: int, formatting: int = 0) -> Identity:
+    """Of a member of a cluster that is born; later disks are nobody's."""
+    if formatting:
+        return unborn(index, count, formatting)
+    record = _draft(count)
+    for slot in range(count):
+        record = bind(record, slot, incarnation(slot))
+    record = born(record)
+    return Identity(Birth.FORMED, index, incarnation(index), record.birth, record=encode(record))
+
+
+def converted(index: int, count: int) -> Identity:
+    """Of data of the first release that meets this one."""
+    own = incarnation(index)
+    return Identity(slot=index, incarnation=own, record=encode(bind(_draft(count, ZERO16), index, own)))

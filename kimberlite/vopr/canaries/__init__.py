@@ -10,6 +10,7 @@ for one of them.
 
 from kimberlite.vopr.canaries import (  # noqa: F401, I001 - what is imported is entered into the list
     acknowledging,
+    being_members,
     writing,
     changing_views,
     recovering,

@@ -52,6 +52,7 @@ def _bit_rot(world: World, argument: int) -> Action | None:
 
 
 LIES_MAX = 3
+AWAY_NS_MAX = 4000 * MS
 # Of an entry and its witness, and of the two copies of a checkpoint, the disk lies about one only.
 PARTS = (("journal-", ""), ("witness-", ""), ("checkpoint-", "-a"))
 
@@ -112,12 +113,25 @@ def _disk_lie(world: World, argument: int) -> Action | None:
     return lie
 
 
-@kind(share=0.0)
+@kind(share=SELDOM)
 def _wipe(world: World, argument: int) -> Action | None:
-    """The disk of one replica is lost, once in a run, and another one is formatted in its place."""
-    if world.counts.get("FAULT_wipe"):
+    """The disk of one replica is taken for lost, once in a run, and another one is formatted in its place; after some
+    time, in some runs only at the end, the first one is put back."""
+    if world.counts.get("FAULT_wipe") or world.drawer.disks:
         return None
-    return partial(world.wipe, target_of(world, argument))
+    index, random = target_of(world, argument), Random(argument)
+
+    def lose() -> None:
+        world.wipe(index)
+        if random.random() < 0.7:
+            world.at(world.now + random.randrange(AWAY_NS_MAX), _put_back, world, index)
+
+    return lose
+
+
+def _put_back(world: World, index: int) -> None:
+    if world.network.faults_on:
+        world.put_back(index)
 
 
 @kind()

@@ -14,7 +14,7 @@ import pytest
 from kimberlite._fast.framing import decode_header, make_header
 from kimberlite.errors import AddressInUseError, NetworkError
 from kimberlite.net import peers as peers_module
-from kimberlite.net.peers import DROPPED, HELLO_BYTES_MAX, STRANGER, PeerNetwork, Refusal
+from kimberlite.net.peers import DROPPED, HELLO_BYTES_MAX, NO_MEMBER, STRANGER, PeerNetwork, Refusal
 from kimberlite.net.transport import NullCounters
 from kimberlite.types import HEADER_SIZE, ZERO16, Command, Header, Message, Reason
 
@@ -247,7 +247,7 @@ def test_the_first_frame_decides(first: Message, reason: Reason) -> None:
 
 def test_every_refusal_counts_as_something() -> None:
     """A peer of a cluster of another size was counted as "other": its reason had no name there."""
-    assert set(DROPPED) == STRANGER | {Reason.MALFORMED, Reason.CONNECTIONS}
+    assert set(DROPPED) == STRANGER | NO_MEMBER | {Reason.MALFORMED, Reason.CONNECTIONS, Reason.VERSION}
 
 
 def test_a_greeting_and_a_large_frame_in_one_piece() -> None:

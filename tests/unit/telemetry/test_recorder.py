@@ -112,6 +112,9 @@ EVENTS: list[tuple[Event, dict[str, float]]] = [
     (Event(EventKind.REPAIR_REQUESTED, 4, 2), {'repairs{outcome="requested"}': 1}),
     (Event(EventKind.PREPARED, 4, 3, 200), {"op_number": 4}),
     (Event(EventKind.TRIMMED, 4), {}),
+    (Event(EventKind.BIRTH, 1), {}),
+    (Event(EventKind.LIFE_BEGUN, 2, 7), {}),
+    (Event(EventKind.REFUSED_BY, 2, 23), {}),
 ]
 
 

@@ -141,6 +141,7 @@ def test_a_stall_ends_by_itself() -> None:
 def test_who_reads_from_a_disk_that_hangs_does_nothing_else() -> None:
     world = busy()
     backup = backup_of(world)
+    assert world.run_until(world.now + 500 * MS, lambda: core_of(backup).log.durable > 0)
     world.hang(backup.index, (READ,))
     world.act(backup.index, backup.life, lambda: backup.store.read(1) and None)
     durable = core_of(backup).log.durable

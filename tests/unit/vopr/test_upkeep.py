@@ -11,7 +11,6 @@ from lab import core_of
 from kimberlite.vopr.canaries import planted
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.plan import MS, Plan
-from kimberlite.vopr.run import Script, run
 from kimberlite.vopr.world import World
 
 HOUR_NS = 3_600_000 * MS
@@ -69,7 +68,3 @@ def test_a_snapshot_takes_time_and_the_checkpoint_is_of_its_beginning() -> None:
     later.restart(index)
     later.run_until(later.now + 3000 * MS, lambda: False)
     assert core_of(later.nodes[index]).applied == later.checkers.decided
-
-
-def test_the_plan_of_lost_disks_shows_that_acknowledged_data_goes_with_them() -> None:
-    assert run(Script(2, name="wiped")).check == "I1 agreement"

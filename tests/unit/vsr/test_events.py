@@ -17,7 +17,7 @@ from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, Field, Ga
 
 VSR = Path(events.__file__).parent
 UNITS = ("_ns", "_bytes", "_count")
-NUMBERS = {"op", "first_op", "commit", "view", "session", "request"}
+NUMBERS = {"op", "first_op", "commit", "view", "session", "request", "sequence"}
 INDEXES = {"peer", "decided_by"}
 
 

@@ -1,0 +1,87 @@
+"""Who the replicas of a run are, and what happens to their disks: born formed, or born in the run; a disk that is put
+aside and another one formatted in its place, by somebody who believes it lost, until it is put back.
+
+A disk that is aside is a lost one for as long as it is away: what it has is counted for nothing but the audit of what
+was durable when it was acknowledged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from kimberlite._fast import framing
+from kimberlite.storage.superblock import SuperblockFile
+from kimberlite.types import Birth, Checksum, Identity, root_header
+from kimberlite.vopr.disk import Files, SimDisk
+from kimberlite.vsr.record import Address, Record, Settings, bind, born, draft, encode
+
+if TYPE_CHECKING:
+    from kimberlite.vopr.checkers import Checkers
+    from kimberlite.vopr.world import World
+
+KNOWN = ("commit_floor", "views", "log_views", "asked", "expired", "acknowledged")  # of Checkers, by replica
+
+
+def incarnation(seed: int, index: int, formatting: int) -> bytes:
+    return Random(f"incarnation {seed} {index} {formatting}").randbytes(16)
+
+
+def draft_of(world: World) -> Record:
+    """What every replica was told of the cluster."""
+    plan = world.plan
+    most = plan.prepare_bytes_max
+    settings = Settings(plan.sessions_max, most, most, most, 2 * most, plan.checkpoint_ops, plan.checkpoint_bytes)
+    addresses = [(Address(f"replica-{i}", 1), Address(f"replica-{i}", 2)) for i in range(plan.replica_count)]
+    return draft(settings, root_header(framing.make_header, world.cluster).checksum, addresses)
+
+
+def identity_of(world: World, index: int, formatting: int) -> Identity:
+    """Of a disk that has just been formatted: the first one of a run that begins with a cluster, or any other."""
+    own = incarnation(world.plan.seed, index, formatting)
+    record = draft_of(world)
+    if formatting or world.plan.birth:
+        return Identity(slot=index, incarnation=own, record=encode(bind(record, index, own)))
+    for slot in range(world.plan.replica_count):
+        record = bind(record, slot, incarnation(world.plan.seed, slot, 0))
+    record = born(record)
+    return Identity(Birth.FORMED, index, own, record.birth, record=encode(record))
+
+
+def identity_on(files: Files) -> Identity:
+    """Who a disk says that its replica is."""
+    return SuperblockFile(SimDisk(files, lambda: 0, lambda: 1)).current.identity
+
+
+class Drawer:
+    """Disks that are aside, with what the checks know of their replicas."""
+
+    def __init__(self) -> None:
+        self.disks: dict[int, Files] = {}
+        self._known: dict[int, dict[str, Any]] = {}
+        self.formatted: dict[int, int] = {}  # how often a disk was formatted for that replica, after the first
+
+    def swap(self, world: World, index: int) -> Files:
+        """A new disk for a replica; the first of its disks is put aside."""
+        self.formatted[index] = self.formatted.get(index, 0) + 1
+        if index not in self.disks:
+            self.disks[index] = world.files[index]
+            self._known[index] = _take_known(world.checkers, index)
+        else:
+            _take_known(world.checkers, index)
+        return Files(on_write=partial(world.on_write, index))
+
+    def put_back(self, world: World, index: int) -> Files:
+        """The disk that is aside."""
+        for name, value in self._known.pop(index).items():
+            getattr(world.checkers, name)[index] = value
+        return self.disks.pop(index)
+
+
+def _take_known(checkers: Checkers, index: int) -> dict[str, Any]:
+    """What the checks know of a replica; it is forgotten there."""
+    found = {name: getattr(checkers, name).pop(index) for name in KNOWN if index in getattr(checkers, name)}
+    acknowledged: dict[int, Checksum] = {}
+    checkers.acknowledged[index] = acknowledged
+    return found
