@@ -3,7 +3,8 @@
 A question is named by what it is about: an op whose entry is wanted, the first op of headers that are. It may be put
 again as soon as it is known to have brought nothing, FREE times: frames get lost. After that each time twice as late
 as the time before, at most `most_ns`: then nobody has what is asked for, or nobody says it, and asking goes on only
-in case that changes. Whatever may change it (a replica is heard again, a log is installed) forgets all.
+in case that changes. A log that is installed forgets all. A replica that is heard again may have what nobody else has:
+each question may be put once more then, but not for every one of several that come and go.
 
 Bounded: the questions that were put least recently are forgotten. Imports nothing.
 """
@@ -25,6 +26,7 @@ class Pacing:
         self._first_ns = first_ns
         self._most_ns = most_ns
         self._barren: dict[Question, tuple[int, int]] = {}  # times it brought nothing; not to be put before
+        self._renewed_at = -first_ns
 
     def may_ask(self, question: Question, now: int) -> bool:
         known = self._barren.get(question)
@@ -45,6 +47,15 @@ class Pacing:
 
     def brought_something(self, question: Question) -> None:
         self._barren.pop(question, None)
+
+    def renew(self, now: int) -> None:
+        """Somebody else may be asked: each question once more, as if it had been free so far."""
+        due = max(now, self._renewed_at + self._first_ns)
+        if due == now:
+            self._renewed_at = now
+        for question, (times, put_off) in self._barren.items():
+            if put_off > due:
+                self._barren[question] = min(times, FREE), due
 
     def clear(self) -> None:
         """All may have become another matter."""

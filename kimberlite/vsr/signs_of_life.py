@@ -23,7 +23,7 @@ def hear(s: State, peer: Peer) -> None:
     if peer.is_gone or (silence > CONTACT_MIN_NS and silence > s.config.timing.contact_ns):
         peer.is_gone = False
         s.role.on_returned(s, peer)
-        s.repairs.pacing.clear()  # it may have what nobody else has
+        s.repairs.pacing.renew(s.now)  # it may have what nobody else has
 
 
 def miss(s: State, replica: int) -> Transition | None:

@@ -42,6 +42,22 @@ def test_what_was_asked_for_long_ago_is_a_new_question() -> None:
     assert pacing.may_ask(QUESTION, 10_000)
 
 
+def test_who_is_heard_again_is_asked_but_not_each_time_that_several_come_and_go() -> None:
+    pacing = Pacing(100, 1000)
+    for _ in range(20):
+        pacing.brought_nothing(QUESTION, 0)
+    assert not pacing.may_ask(QUESTION, 500)
+    pacing.renew(500)
+    assert pacing.may_ask(QUESTION, 500)
+    asked = []
+    for now in range(500, 1500):
+        pacing.renew(now)
+        if pacing.may_ask(QUESTION, now):
+            asked.append(now)
+            pacing.brought_nothing(QUESTION, now)
+    assert asked == list(range(500, 1500, 100))
+
+
 def test_a_bounded_number_of_questions_is_remembered() -> None:
     pacing = Pacing(100, 1000)
     for number in range(2 * QUESTIONS_MAX):
