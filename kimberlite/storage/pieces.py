@@ -38,31 +38,32 @@ class Extent(NamedTuple):
 class Part:
     """What stood in an extent. Stands in for the disk (journal.Readable), for that file alone."""
 
-    __slots__ = ("_content", "_descriptor", "_extent")
+    __slots__ = ("_content", "_descriptor", "_extent", "calls", "got")
 
     def __init__(self, extent: Extent, descriptor: int) -> None:
         self._extent = extent
         self._descriptor = descriptor
         self._content: memoryview | None = None
+        self.calls = self.got = 0  # calls of the system, and the bytes that they brought
 
     def fetch(self, forget_cached: bool) -> None:
         """On the thread. What can not be read stays unknown."""
         _, _, offset, length = self._extent
         buffer = memoryview(append.AlignedBuffer(length, False))
-        got = 0
         try:
             if forget_cached:  # all of the file, as FileDisk.read does it
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            while got < length:
-                count = os.preadv(self._descriptor, [buffer[got : got + READ_BYTES]], offset + got)
+            while self.got < length:
+                count = os.preadv(self._descriptor, [buffer[self.got : self.got + READ_BYTES]], offset + self.got)
+                self.calls += 1
                 if count == 0:
                     break
-                got += count
+                self.got += count
         except OSError:
             return
         finally:
             os.close(self._descriptor)
-        self._content = buffer[:got].toreadonly()
+        self._content = buffer[: self.got].toreadonly()
 
     def drop(self) -> None:
         """It will not be read."""
@@ -93,9 +94,11 @@ class Piece:
 
 
 class Duplicating(Protocol):
-    """What a reader needs of a disk."""
+    """What a reader needs of a disk, and what it counts there."""
 
     mode: str
+    reads: int
+    read_bytes: int
 
     def duplicate(self, file: int) -> int:
         """Another descriptor of an open file, for the caller to close. Raises DiskFullError: there is none now."""
@@ -138,6 +141,9 @@ class PieceReader:
         if piece is None or not piece.ended.is_set():
             return None
         self._piece = None
+        for part in piece.parts.values():
+            self._disk.reads += part.calls
+            self._disk.read_bytes += part.got
         return piece
 
     def close(self) -> None:

@@ -215,8 +215,9 @@ class Scrubber:
         if self._copy is not None or not self._left or (self._steps and self._op > self._last):
             return False
         op = self._op if self._op <= self._last else self._first
+        size = max(STEP_BYTES, int(self._credit))  # more where the rate asks for more than one such piece a tick
         try:
-            plan = self._store.plan_check(op, min(self._last, op + self._left - 1), STEP_BYTES)
+            plan = self._store.plan_check(op, min(self._last, op + self._left - 1), size)
         except DiskFullError:  # the system has no descriptor for it now
             return False
         self.damage[Damage.ENTRY] += plan.damaged

@@ -398,7 +398,9 @@ def test_pieces_are_read_from_files(file_disk: FileDisk) -> None:
     reader = PieceReader(file_disk)
     assert reader.ask([Extent("one", file, 2 * SECTOR, 35 * SECTOR)])
     file_disk.release(file)  # it reads on
+    before = file_disk.read_bytes
     [part] = wait_for(reader).parts.values()
+    assert file_disk.read_bytes - before == 35 * SECTOR and file_disk.reads == 3
     assert bytes(part.read(0, 3 * SECTOR + 7, 100)) == content[3 * SECTOR + 7 :][:100]
     for offset, length in ((SECTOR, 10), (37 * SECTOR - 5, 10)):
         with pytest.raises(OSError, match="not in this piece"):
