@@ -54,6 +54,7 @@ from kimberlite.types import (
     Operation,
     Reason,
     Recovered,
+    Room,
 )
 from kimberlite.vsr.codec import ClientRequest, decode_trim
 from kimberlite.vsr.events import DropReason, Event
@@ -176,6 +177,7 @@ class Driver:
         self._clock = clock
         self._now = 0
         self.behind = False
+        self._room: Room | None = None  # as the core knows it
         self._look_at = 0  # at the files: whether the next segment is due, or whole
         self._checkpoints = checkpoints
         self._background = background
@@ -251,7 +253,10 @@ class Driver:
             self._look_at = self._now + LOOK_NS
             store.make_room(self._now, False)
         for _ in range(ROUNDS_MAX):
-            core.set_room(store.room)
+            room = store.room
+            if room is not self._room:
+                self._room = room
+                core.set_room(room)
             if core.is_at_rest:
                 break
             work = core.take_work()
@@ -260,7 +265,8 @@ class Driver:
                 break
             # Messages first: they travel while the disk writes. None of them depends on what this
             # round writes; those that do come out of `durable`.
-            self._send(work.send)
+            if work.send:
+                self._send(work.send)
             for message in work.refused:
                 self.network.refuse(message)
             for persist in work.persist:

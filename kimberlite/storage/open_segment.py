@@ -113,7 +113,8 @@ class OpenSegment:
         if at + RECORD_BYTES > len(self.image):
             self.image += bytes(at // SECTOR * SECTOR + SECTOR - len(self.image))
         self.image[at : at + RECORD_BYTES] = encode_record(header, offset, self.number, index)
-        self.apart.pop(index, None)
+        if self.apart:
+            self.apart.pop(index, None)
         self._recent.pop(index, None)
         if index == self.count - 1:
             self.end = offset + round_up(header.size)

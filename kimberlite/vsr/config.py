@@ -5,7 +5,7 @@ Imports errors and types only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kimberlite.errors import ConfigError
 from kimberlite.types import REPLICAS_MAX, ClusterId
@@ -70,18 +70,16 @@ class CoreConfig:
     # Room in the journal that requests of clients leave to what the protocol itself must append on a full disk.
     room_kept_bytes: int = 32 << 10
 
-    @property
-    def held_bytes_max(self) -> int:
-        """Bytes of entries that wait for the own disk, or to be executed: above, a primary prepares no more, and a
-        backup leaves what comes to repair."""
-        return self.backlog_bytes or 2 * self.pipeline_bytes
-
-    @property
-    def pipeline_bytes(self) -> int:
-        """What a full pipeline of the largest entries takes, about."""
-        return self.pipeline_max * (max(self.prepare_bytes_max, self.request_bytes_max) + (64 << 10))
+    # Derived, for they are asked for with every op.
+    pipeline_bytes: int = field(init=False)  # what a full pipeline of the largest entries takes, about
+    # Bytes of entries that wait for the own disk, or to be executed: above, a primary prepares no more, and a backup
+    # leaves what comes to repair.
+    held_bytes_max: int = field(init=False)
 
     def __post_init__(self) -> None:
+        pipeline = self.pipeline_max * (max(self.prepare_bytes_max, self.request_bytes_max) + (64 << 10))
+        object.__setattr__(self, "pipeline_bytes", pipeline)
+        object.__setattr__(self, "held_bytes_max", self.backlog_bytes or 2 * pipeline)
         if not 1 <= self.replica_count <= REPLICAS_MAX:
             raise ConfigError(f"replica_count is {self.replica_count}: it must be from 1 to {REPLICAS_MAX}")
         if not 0 <= self.replica < self.replica_count:

@@ -65,8 +65,9 @@ class Following(Role):
         elif header.op == log.op + 1 and log.op in log.headers:
             early = s.repairs.early
             is_next = self._accept(s, message)
-            while is_next and not self.is_held_back(s) and (following := early.pop(log.op + 1, None)) is not None:
-                is_next = self._accept(s, following)
+            while early and is_next and not self.is_held_back(s):
+                following = early.pop(log.op + 1, None)
+                is_next = following is not None and self._accept(s, following)
         elif header.op > log.op:
             self.keep_early(s, message)
             repair.wake(s)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def is_at_rest(s: State) -> bool:
     """Whether `Replica.take_work` would change nothing and ask for nothing."""
     log, done, outbox = s.log, s.execution, s.outbox
+    work = outbox.work
     return (
         s.role.is_at_rest(s)
         and is_written(s)
@@ -27,7 +28,7 @@ def is_at_rest(s: State) -> bool:
         and done.recover_to is None
         and not s.repairs.is_due
         and not s.disk.wants_room
-        and not outbox.work.asks
+        and not (work.send or work.persist or work.apply or work.serve or work.refused)
         and outbox.promise is None
     )
 

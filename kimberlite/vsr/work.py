@@ -100,11 +100,6 @@ class Work:
     def __bool__(self) -> bool:
         return bool(self.send or self.persist or self.apply or self.serve or self.events)  # what is refused has one
 
-    @property
-    def asks(self) -> bool:
-        """Whether anything is to be done, and not only told."""
-        return bool(self.send or self.persist or self.apply or self.serve or self.refused)
-
     def take_sends(self) -> list[ToReplica | ToClient]:
         """What may leave now, before the rest is asked for."""
         send, self.send = self.send, []

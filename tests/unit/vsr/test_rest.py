@@ -24,7 +24,8 @@ def test_a_round_at_rest_would_ask_for_nothing(seed: int, monkeypatch: pytest.Mo
             told = list(s.outbox.work.events)
             known = s.log.committed, s.commit_max, s.execution.emitted, s.log.journal_head, s.prng._state
             work = self.take_work()
-            assert not work.asks and work.events == told
+            assert work.events == told
+            assert not (work.send or work.persist or work.apply or work.serve or work.refused)
             assert known == (s.log.committed, s.commit_max, s.execution.emitted, s.log.journal_head, s.prng._state)
             s.outbox.work.events = work.events
         return said
