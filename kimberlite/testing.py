@@ -27,7 +27,7 @@ from kimberlite.cli.local import HOST, LocalCluster, free_port
 from kimberlite.client.aio import Log, connect
 from kimberlite.config import CONFIG_NAME, load, new_replica, toml_value
 from kimberlite.errors import KimberliteError, UnavailableError, UsageError
-from kimberlite.node.format import format_replica
+from kimberlite.node.format import format_replicas
 from kimberlite.node.node import Node
 from kimberlite.state_machine import EventLog, StateMachine
 from kimberlite.types import REPLICAS_MAX
@@ -171,10 +171,12 @@ class _Nodes:
 
     def _format(self, addresses: Sequence[str]) -> None:
         cluster, identity = self._cluster, secrets.token_hex(16)
-        for index in range(len(addresses)):
-            data = cluster.directory / str(index)
-            if not (data / CONFIG_NAME).exists():
-                format_replica(new_replica(identity, index, addresses, cluster._settings, "settings"), data)
+        places = [cluster.directory / str(index) for index in range(len(addresses))]
+        if not any((place / CONFIG_NAME).exists() for place in places):
+            configs = [
+                new_replica(identity, index, addresses, cluster._settings, "settings") for index in range(len(places))
+            ]
+            format_replicas(configs, places)
 
     async def start(self, index: int) -> None:
         cluster = self._cluster

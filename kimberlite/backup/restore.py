@@ -5,15 +5,19 @@ header is made anew, and with it the hash chain; what an entry does, when, for w
 Everything is written by the code that a replica writes with (storage.store). The superblock has another name until
 all of it was read back: what is cut short is no replica.
 
+The restored replicas are members of the new cluster when all of them have met, once (vsr.birth). Its origin is the
+identity of the last op: those that were restored from different backups refuse each other, and serve nothing.
+
 The new cluster begins in a view above all of the backup's, with everything in it committed: it was. The replica
 that would be the primary of that view does not act as such after a restart: another is elected in the view after it.
 
-May import: errors, types, config, _fast.framing, storage, node.format, backup.
+May import: errors, types, config, _fast.framing, storage, node.format, node.identity, backup.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,13 +32,14 @@ from kimberlite.backup.targets import Target, missing
 from kimberlite.config import CONFIG_NAME, Config
 from kimberlite.errors import BackupError, CheckpointError, DataExistsError, DiskFullError, FrameError, UsageError
 from kimberlite.node.format import make_directory, sync_directory, write_config
+from kimberlite.node.identity import draft_of, unborn
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage import superblock
 from kimberlite.storage.audit import Audit
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.journal import round_up
 from kimberlite.storage.store import Store, format_store
-from kimberlite.types import Bytes, ClusterId, Command, Header, Message, Operation, ViewState, root_header
+from kimberlite.types import Bytes, ClusterId, Command, Header, Identity, Message, Operation, ViewState, root_header
 
 GROUP_BYTES = 4 << 20  # written at a time
 FRAME_MAX = (1 << 32) - 1  # what a header can say: the limit is the segment, and said by name
@@ -180,6 +185,7 @@ class _Restore:
                 segment_bytes=self._config.storage.segment_bytes,
                 before=before,
                 first_position=manifest.first_position,
+                identity=Identity(slot=self._config.cluster.replica),
             )
             store = Store(self._disk, framing.make_header)
             store.recover()
@@ -201,9 +207,11 @@ class _Restore:
             self._append(store, group)
             view = manifest.view + 1
             self._tokens += 1
+            draft = draft_of(self._config, last.checksum)
             store.set_view_state(
                 self._tokens,
                 ViewState(view, view, commit=last.op, base=last.op, suffix_head=last.op, suffix=(last,)),
+                unborn(draft, self._config.cluster.replica, secrets.token_bytes(16)),
             )
             self._settle(store)
         return Restored(manifest, view, last.checksum.hex())

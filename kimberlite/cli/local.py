@@ -130,17 +130,19 @@ class LocalCluster:
             replica.telemetry = f"{HOST}:{telemetry_port(self.port + TELEMETRY_PORT_OFFSET + replica.index)}"
 
     def _format(self, addresses: tuple[str, ...]) -> None:
-        from kimberlite.node.format import format_replica
+        from kimberlite.node.format import format_replicas
 
         self.directory.mkdir(parents=True, exist_ok=True)
         cluster = secrets.token_hex(16)
+        configs = []
         for replica in self.replicas:
             document: dict[str, object] = {
                 "cluster": {"id": cluster, "replica": replica.index, "addresses": list(addresses)}
             }
             for setting in self.settings:
                 configuration.apply_override(document, setting)
-            format_replica(configuration.from_mapping(document), replica.data)
+            configs.append(configuration.from_mapping(document))
+        format_replicas(configs, [replica.data for replica in self.replicas])
 
     def start(self, index: int, under: Sequence[str] = ()) -> Replica:
         """Start a replica process and return at once. under: a command that runs it, in the same process

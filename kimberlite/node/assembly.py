@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from kimberlite import process
 from kimberlite._fast import framing
 from kimberlite.config import Config
 from kimberlite.errors import ConfigError, DataMissingError, SuperblockError
@@ -31,6 +32,7 @@ from kimberlite.node.connections import Bounds
 from kimberlite.node.driver import Background, Driver, FastCodec, known_headers, restore
 from kimberlite.node.effects import Effects
 from kimberlite.node.gauges import Gauges
+from kimberlite.node.identity import at_start, with_settings
 from kimberlite.node.machine import guarded
 from kimberlite.node.measured import MeasuredDisk, MeasuredMachine
 from kimberlite.node.metrics import Metrics, open_metrics
@@ -45,7 +47,7 @@ from kimberlite.storage.pieces import PieceReader
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry.recorder import Recorder
-from kimberlite.types import SLOT_NONE, VIEW_MAX, Message
+from kimberlite.types import VIEW_MAX, Message
 from kimberlite.vsr.replica import Replica
 
 
@@ -101,6 +103,7 @@ async def assemble(
     store = Store(disk, framing.make_header, share.handles)
     check_identity(config, store, directory)
     recovered = store.recover()
+    config = begin_life(config, store)
     metrics = await open_metrics(config, directory, disk, store, opened_at)
     undo.push_async_callback(metrics.close)
     recorder = metrics.recorder
@@ -108,8 +111,6 @@ async def assemble(
     machine = guarded(machine)
     restore(machine, recovered)
     now = time.monotonic_ns()
-    is_named = store.identity.slot != SLOT_NONE  # data of the first release is nobody's
-    identity = store.begin_life(store.identity, secrets.randbits(32)) if is_named else None
     core = Replica(
         config=core_config(config),
         codec=FastCodec(),
@@ -117,7 +118,7 @@ async def assemble(
         headers=known_headers(store, recovered),
         seed=secrets.randbits(64),
         now=now,
-        identity=identity,
+        identity=store.identity,
     )
     core.set_clock_offset(time.time_ns() - now)
     recorder.executions.replay_to = core.state.execution.replay_to
@@ -167,6 +168,17 @@ def _open_disk(config: Config, directory: Path) -> MeasuredDisk:
         unsafe=storage.unsafe,
         inline_threshold_us=storage.inline_threshold_us,
     )
+
+
+def begin_life(config: Config, store: Store) -> Config:
+    """Have the data say who runs on it from now on. The configuration with what the cluster has agreed on. Raises
+    RecordError, ConfigError, DiskFullError, WriteFailedError."""
+    identity = at_start(config, store.identity, secrets.token_bytes(16))
+    config, differences = with_settings(config, identity)
+    store.begin_life(identity, secrets.randbits(32))
+    for difference in differences:
+        process.say(f"kimberlite: {difference}\n")
+    return config
 
 
 def check_identity(config: Config, store: Store, directory: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_guide_to_three_machines(
     port = free_port(3)
     local = [f"127.0.0.1:{port + index}" for index in range(3)]
     items = [item for setting in settings for item in ("--set", setting)]
-    make, use, look = blocks("sh", CHECKOUT / "docs" / "cluster.md")
+    make, use, look, *_ = blocks("sh", CHECKOUT / "docs" / "cluster.md")
     formatting, starting = make.splitlines()
     exporting, asking = use.splitlines()
 
