@@ -357,7 +357,8 @@ class Audit:
             yield from self._judged(self._witness_finding(place, record, harmless=False))
         if place.op is None and known is not None:
             place.op = known.op
-        place.before = known
+        # Which entry a trimmed one was is nobody's business any more, and a witness alone may be of an older log.
+        place.before = known if intact or not self._is_trimmed(place) else None
         place.move(known, offset)
 
     def _fits(self, header: Header, place: _Place) -> bool:

@@ -92,6 +92,7 @@ class ColdSegments:
         self._segment_bytes = segment_bytes
         self._damaged = damaged
         self.first = 0  # number of the lowest segment there is
+        self.first_op = 1  # of the log: what stands before it says nothing any more
         self._first_start = Start(1, 0)
         self._end = 0
         self._end_start = Start(1, 0)
@@ -383,7 +384,7 @@ class ColdSegments:
 
     def _is_in_chain(self, number: int, start: Start, at: int, header: Header) -> bool:
         """Whether what the witnesses of its neighbours say goes together with that entry, of which its own tells."""
-        before = self._before(number, start, at)
+        before = self._before(number, start, at) if header.op > self.first_op else None
         if before is not None and header.parent != before.checksum:
             return False
         after = self._after(number, start, at)
@@ -562,8 +563,8 @@ class ColdSegments:
             if not self.first <= number < self._end:
                 continue
             start = self.start(number)
-            before, place = self._find(number, start, op - 1 - start.base)
-            if before is None or place is None or before.checksum != header.parent:
+            before, place = self._standing(number, start, op - 1 - start.base, header.parent)
+            if before is None or place is None:
                 continue
             end = place + round_up(before.size)
             if end + round_up(header.size) <= self._segment_bytes:
@@ -571,6 +572,15 @@ class ColdSegments:
             return Spot(number + 1, 0, 0) if number + 1 < self._end else None
         is_first = op == self._first_start.base == self.start(self.first).base
         return Spot(self.first, 0, 0) if is_first else None
+
+    def _standing(self, number: int, start: Start, at: int, identity: Checksum) -> tuple[Header | None, int | None]:
+        """Header and offset of the entry there if it has that identity, by its witness or by itself: what the witnesses
+        around it say, which may be of an older log, does not matter then."""
+        header, place = self._record(number, start, at)
+        if header is None or header.checksum != identity:
+            place = place if place is not None else self._place(number, start, at)
+            header = self._entry(number, start, at, place)
+        return (header, place) if header is not None and header.checksum == identity else (None, None)
 
     def rewrite(self, header: Header, spot: Spot) -> Write:
         """The write of the witness of an entry that is written again where `prove` says, to be made when that is

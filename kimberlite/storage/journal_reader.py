@@ -91,8 +91,22 @@ class JournalReader:
             header = self.header(op)
             if header is None or (result and header.checksum != result[-1].parent):
                 break
+            if not result and self._is_contradicted(op):
+                break  # those below have one above them that names them, this one has not
             result.append(header)
         return result[::-1]
+
+    def _is_contradicted(self, op: int) -> bool:
+        """Whether another entry stands intact where the witness of a cold one says: witnesses of an older log, left by
+        writes that were lost, agree with each other."""
+        if op < self._first_op or self._segments.open_at(op) is not None or op in self._in_flight:
+            return False
+        number, _, header, offset = self._segments.place_of(op)
+        if header is None or offset is None:
+            return False
+        journal, limit = self._handles.journal(number), self._segments.segment_bytes
+        _, message = read_entry(self._disk, journal, offset, limit, header.size)
+        return message is not None and message.header.checksum != header.checksum
 
     def find(self, position: int) -> int | None:
         """See LogStore."""

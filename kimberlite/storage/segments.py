@@ -55,6 +55,7 @@ class Segments:
 
     def take_over(self, start: Checkpoint, segments: Sequence[Segment], spare: Sequence[Segment]) -> None:
         """Keep of what a restart has read the segments whose contents it still has."""
+        self.cold.first_op = start.first_op
         self.cold.begin_at(start.first_segment, Start(start.first_op, start.first_position, certain=False))
         for segment in reversed(segments):
             if segment.contents is None:

@@ -347,8 +347,8 @@ class Store:
         if last is None or op == last.op:
             return last
         number, index, header, offset = self._segments.place_of(op)
-        if header is None or offset is None:
-            return None
+        if header is None or offset is None or (self._segments.open_at(op) is None and self.read(op) is None):
+            return None  # its witness alone may be one that an older log has left
         end = offset + round_up(header.size)
         return replace(last, header=header, segment=number, entries=index + 1, end=end)
 
@@ -371,6 +371,7 @@ class Store:
         invariant(first_op <= self.head + 1, "a log begins within itself", first_op=first_op, head=self.head)
         self._checkpoints.trim(first_op, first_position)
         self._faulty.begin_at(first_op)
+        self._segments.cold.first_op = first_op
 
     def _sweep(self) -> None:
         """Let go of what nothing refers to any more, one segment and one file at a time."""

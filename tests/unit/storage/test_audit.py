@@ -427,6 +427,18 @@ def test_a_log_that_was_trimmed(kit: Any) -> None:
     assert [finding.cause for finding in audited(bench.files).damage] == [Cause.CHECKPOINT_LOST]
 
 
+def test_what_was_trimmed_says_nothing_of_the_first_entry_of_the_log(kit: Any) -> None:
+    """The witness of the op before it is of an older log, and nobody repairs it any more."""
+    bench, entries = checkpointed(kit)
+    bench.store.trim(21, 20)
+    for _ in range(20):
+        bench.store.completions()
+    older = kit.chain([SECTOR - 256], after=entries[18].header, salt=77)[0].header
+    bench.files.durable[witness_name(1)][3 * RECORD_BYTES : 4 * RECORD_BYTES] = encode_record(older, 3 * SECTOR, 1, 3)
+    result = audited(bench.files)
+    assert [(f.cause, f.op, f.harmless) for f in result.findings] == [(Cause.ENTRY_OTHER, 20, True)]
+
+
 def test_causes_are_stable_words() -> None:
     assert sorted(Cause) == [
         "checkpoint-lost",

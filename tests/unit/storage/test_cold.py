@@ -631,6 +631,72 @@ def test_an_entry_of_an_older_log_is_not_read_though_its_witness_is_intact_too(l
     assert op in store.faulty
 
 
+def test_witnesses_of_an_older_log_that_agree_with_each_other_begin_no_list_of_headers_and_no_checkpoint(
+    log: Log,
+) -> None:
+    """The writes of several witnesses in a row were lost: what stands in the journal contradicts them."""
+    first, op, _ = run = log.ops_of(4)[:3]
+    store, disk, _ = damage_store(log, set())
+    leave_older_witnesses(log, disk.files, run)
+    store._segments.cold._sectors.clear()
+    assert store.headers(first, op) == []
+    assert store.mark(op) is None
+    store._segments.cold._sectors.clear()
+    assert store.headers(first - 2, first - 1) == [log.entries[at - 1].header for at in (first - 2, first - 1)]
+
+
+def leave_older_witnesses(log: Log, files: Files, ops: range) -> None:
+    """As when the writes of those of the log were lost: they agree with each other, and with the op before them."""
+    older = log.entries[ops[0] - 2].header
+    for op in ops:
+        number, index, offset = log.places[op - 1]
+        older = log.kit.prepare(older, b"older").header
+        record = encode_record(older, offset, number, index)
+        files.durable[witness_name(number)][index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = record
+
+
+def test_a_run_of_witnesses_of_an_older_log_is_repaired_from_below(log: Log) -> None:
+    """Each names another parent than what stands before it: that is no reason not to believe that one."""
+    run = log.ops_of(4)[1:5]
+    store, disk, clock = damage_store(log, set())
+    leave_older_witnesses(log, disk.files, run)
+    damage_entry(log, disk.files, run[2])
+    store._segments.cold._sectors.clear()
+    for token, op in enumerate(run, 1):
+        assert store.repair(token, [log.entries[op - 1]]) == []
+        clock[0] += 1000
+        assert store.completions() == [token]
+    store._segments.cold._sectors.clear()
+    assert all(store.read(op) is not None for op in run)
+    assert not store.faulty
+    assert disk.files.durable == log.files.durable
+
+
+def test_the_first_op_of_a_log_is_read_whatever_is_left_of_what_was_trimmed(log: Log) -> None:
+    gone, first = log.ops_of(4)[1:3]
+    store, disk, clock = damage_store(log, set())
+    leave_older_witnesses(log, disk.files, range(gone, first))
+    store._segments.cold._sectors.clear()
+    assert store.read(first) is None, "nobody knows which of the two is of the log"
+    store.faulty.clear()
+    header = log.entries[first - 1].header
+    store.trim(header.op, header.position)
+    for opened in (store, *trimmed_and_started_again(log, disk, store, clock, header.op)):
+        assert opened.read(first).body == log.entries[first - 1].body  # type: ignore[union-attr]
+
+
+def trimmed_and_started_again(log: Log, disk: SimDisk, store: Store, clock: list[int], first: int) -> list[Store]:
+    mark = store.mark(log.entries[-1].header.op)
+    assert mark is not None
+    store.write_checkpoint(mark, 1, b"", b"state")
+    while store.first_op != first or not store.is_checkpoint_idle:
+        clock[0] += 10
+        assert store.completions() == []
+    reopened = Store(disk, make_header)
+    reopened.recover()
+    return [reopened]
+
+
 def test_no_guess_of_where_a_segment_begins_makes_damage_of_what_is_no_cold_entry(log: Log) -> None:
     files = log.copied()
     number = SEGMENTS - 3
