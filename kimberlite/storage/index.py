@@ -11,9 +11,8 @@ indexes, sectors of witness files) is bounded, whatever the length of the log:
   guess, or nowhere; a trim keeps a segment more when it is not certain which one it begins in;
 - an index holds the event position at each sector of the witness file and the places of entries
   whose witness is damaged. It is made in one pass over the witness file when it is first needed;
-- a record is read and rewritten with the 4 KiB sector it is in. A sector that is being written is
-  kept, as it will be, until it is durable: the next change to it builds on that. Any other is read anew before it is
-  changed: what is in memory may be what a disk gave that gave something else than what is there.
+- sectors of the witness files are kept, read and written by `sectors.WitnessSectors`; whether what a record or an entry
+  says is of the log, its neighbours tell (`chain`).
 
 May import: errors, types, _fast, storage.
 """
@@ -24,10 +23,10 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from kimberlite._fast import witness
 from kimberlite.storage.beginnings import bases_told, first_headers, next_told
+from kimberlite.storage.chain import goes_together
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import (
@@ -41,18 +40,15 @@ from kimberlite.storage.journal import (
     round_up,
     witness_bytes,
 )
-from kimberlite.storage.layout import FRAME_HEADER
 from kimberlite.storage.log_reader import read_image
 from kimberlite.storage.places import Apart, Spot, Start, find_event
+from kimberlite.storage.sectors import SECTORS_MAX, UNREADABLE, WitnessSectors
 from kimberlite.types import Checksum, Header
 
 INDEX_BYTES = 6 << 20  # of all indexes together: 768 segments of 64 MiB full of single events
-PARENT_AT = FRAME_HEADER.offset("parent")
-SECTORS_MAX = 256  # sectors of witness files kept
 AHEAD_RECORDS = 128  # read with one call for who asks for one op after another
 STARTS_MAX = 4096  # beginnings of segments kept
 _PLACE_BYTES = 128  # what the place of an entry costs whose witness is damaged
-_UNREADABLE = b"\xff" * SECTOR  # no valid record, and not one that was never written
 _DISTANCE_MAX = 2**32 - 1
 
 
@@ -94,13 +90,12 @@ class ColdSegments:
         self.first = 0  # number of the lowest segment there is
         self.first_op = 1  # of the log: what stands before it says nothing any more
         self._first_start = Start(1, 0)
-        self._end = 0
+        self.end = 0
         self._end_start = Start(1, 0)
         self._starts: OrderedDict[int, Start] = OrderedDict()
         self._indexes: OrderedDict[int, _Index] = OrderedDict()
         self._index_bytes = 0
-        self._sectors: OrderedDict[tuple[int, int], bytearray] = OrderedDict()
-        self._under_way: Counter[tuple[int, int]] = Counter()  # writes of a sector
+        self._sectors = WitnessSectors(disk, handles, segment_bytes)
         self._apart: dict[int, Apart] = {}  # of segments that have any
         self._bounded = 0, 0, 0  # from one segment up to another and that one's base: found last by `_highest_base`
         self.behind: Callable[[], Header | None] = lambda: None  # the first entry behind the cold ones, when known
@@ -110,7 +105,7 @@ class ColdSegments:
 
     def begin_at(self, number: int, start: Start | None = None) -> None:
         """The lowest segment is `number`; `start` where its own files say nothing."""
-        for gone in range(self.first, min(number, self._end)):
+        for gone in range(self.first, min(number, self.end)):
             self.forget(gone)
         self.first, self._last = number, NOWHERE
         if start is not None:
@@ -118,9 +113,9 @@ class ColdSegments:
 
     def end_at(self, number: int, start: Start) -> None:
         """Segments below `number` are cold; that one begins at `start`."""
-        for gone in range(number, self._end):
+        for gone in range(number, self.end):
             self.forget(gone)
-        self._end, self._end_start, self._last, self._bounded = number, start, NOWHERE, (0, 0, 0)
+        self.end, self._end_start, self._last, self._bounded = number, start, NOWHERE, (0, 0, 0)
 
     def take_over(self, number: int, start: Start | None, apart: Apart) -> None:
         """A segment that is no longer written: where it begins, if that is known, and what its files do not
@@ -145,16 +140,12 @@ class ColdSegments:
         index = self._indexes.pop(number, None)
         if index is not None:
             self._index_bytes -= index.bytes
-        for key in [key for key in self._sectors if key[0] == number]:
-            del self._sectors[key]
-            self._under_way.pop(key, None)
+        self._sectors.forget(number)
 
     def image(self, number: int) -> bytearray:
         """The witness file of a segment, as it is and as it is being made."""
         image = read_image(self._disk, self._handles.witness(number), witness_bytes(self._segment_bytes))
-        for segment, sector in self._under_way:
-            if segment == number:
-                image[sector * SECTOR : (sector + 1) * SECTOR] = self._sectors[segment, sector]
+        self._sectors.overlay(number, image)
         return image
 
     # Where segments begin
@@ -162,7 +153,7 @@ class ColdSegments:
     def start(self, number: int) -> Start:
         if number == self._last.number:
             return self._last.start
-        if number == self._end:
+        if number == self.end:
             return self._end_start
         known = self._starts.get(number)
         if known is None:
@@ -191,13 +182,13 @@ class ColdSegments:
         if number == self.first:
             return Start(base, self._first_start.position, certain=False)
         before = self.start(number - 1)
-        last, _ = self._record(number - 1, before, base - 1 - before.base)
+        last, _ = self.record(number - 1, before, base - 1 - before.base)
         if last is not None:
             return Start(base, last.position + last.count)
         return Start(base, before.position, certain=False)
 
     def _first_headers(self, number: int) -> tuple[Header | None, Header | None]:
-        sector = self._sector(number, 0)  # first: to open one file may close another
+        sector = self._sectors.get(number, 0)  # first: to open one file may close another
         return first_headers(self._disk, self._handles.journal(number), sector, number)
 
     def _told_base(self, number: int) -> int | None:
@@ -209,7 +200,7 @@ class ColdSegments:
 
     def _highest_base(self, number: int) -> int:
         if not self._bounded[0] <= number < self._bounded[1]:
-            self._bounded = number, *next_told(number, self._end, self._end_start.base, self._told_base)
+            self._bounded = number, *next_told(number, self.end, self._end_start.base, self._told_base)
         _, high, base = self._bounded
         return base - (high - number)
 
@@ -218,20 +209,20 @@ class ColdSegments:
         last = self._last
         if last.start.base <= op < last.end:
             return last.number
-        low, high = self.first, self._end - 1
+        low, high = self.first, self.end - 1
         while low < high:
             middle = (low + high + 1) // 2
             if self.start(middle).base <= op:
                 low = middle
             else:
                 high = middle - 1
-        if low < self._end:
+        if low < self.end:
             start, end = self.start(low), self.start(low + 1).base  # may learn a beginning: before `_last` is set
             self._last = _Run(low, start, end)
         return low
 
     def _segment_at(self, position: int) -> int:
-        low, high = self.first, self._end - 1
+        low, high = self.first, self.end - 1
         while low < high:
             middle = (low + high + 1) // 2
             if self.start(middle).position <= position:
@@ -254,9 +245,7 @@ class ColdSegments:
         start, count = self.start(number), self._count(number)
         length = round_up(count * RECORD_BYTES)
         image = read_image(self._disk, self._handles.witness(number), length)
-        for segment, sector in self._under_way:
-            if segment == number and sector * SECTOR < length:
-                image[sector * SECTOR : (sector + 1) * SECTOR] = self._sectors[segment, sector]
+        self._sectors.overlay(number, image)
         for at in self._apart.get(number, ()):
             image[at * RECORD_BYTES : (at + 1) * RECORD_BYTES] = bytes(RECORD_BYTES)
         positions, damaged = witness.index_records(image, count, number, start.base, start.position)
@@ -300,40 +289,6 @@ class ColdSegments:
 
     # Records
 
-    def _sector(self, number: int, sector: int) -> bytearray:
-        key = number, sector
-        content = self._sectors.get(key)
-        if content is not None:
-            self._sectors.move_to_end(key)
-            return content
-        try:
-            data = bytearray(self._disk.read(self._handles.witness(number), sector * SECTOR, SECTOR))
-        except OSError:
-            data = bytearray()
-        return self._keep(key, data.ljust(SECTOR, b"\xff"))
-
-    def _keep(self, key: tuple[int, int], content: bytearray) -> bytearray:
-        self._sectors[key] = content
-        excess = max(len(self._sectors) - SECTORS_MAX, 0)
-        for other in list(islice((at for at in self._sectors if at != key and at not in self._under_way), excess)):
-            del self._sectors[other]
-        return content
-
-    def _refreshed(self, number: int, sector: int) -> bytearray:
-        """A sector that is about to be written: every record that is intact on the disk or in memory, for either may
-        have been lost there without a word. What is under way already is as it will be."""
-        key = number, sector
-        kept = self._sectors.get(key)
-        if kept is None or key in self._under_way:
-            return self._sector(number, sector)
-        del self._sectors[key]
-        content = self._sector(number, sector)
-        for index in range(RECORDS_PER_SECTOR):
-            at, where = sector * RECORDS_PER_SECTOR + index, slice(index * RECORD_BYTES, (index + 1) * RECORD_BYTES)
-            if decode_record(content[where], number, at) is None and decode_record(kept[where], number, at) is not None:
-                content[where] = kept[where]
-        return content
-
     def prefetch(self, first: int, last: int) -> None:
         """The records of ops first..last will be needed: read them with one call for each segment."""
         op = first
@@ -343,23 +298,16 @@ class ColdSegments:
             low, high = (op - base) // RECORDS_PER_SECTOR, (min(last + 1, following) - 1 - base) // RECORDS_PER_SECTOR
             high = min(high, low + SECTORS_MAX // 2)
             if low < high and any((number, sector) not in self._sectors for sector in range(low, high + 1)):
-                try:
-                    data = self._disk.read(self._handles.witness(number), low * SECTOR, (high + 1 - low) * SECTOR)
-                except OSError:
-                    return  # each is read by itself, and what can not be read is damaged
-                for sector in range(low, high + 1):
-                    part = data[(sector - low) * SECTOR : (sector + 1 - low) * SECTOR]
-                    if len(part) == SECTOR and (number, sector) not in self._sectors:
-                        self._keep((number, sector), bytearray(part))
+                self._sectors.read_ahead(number, low, high)
             op = max(following, op + 1)
 
-    def _record(self, number: int, start: Start, at: int) -> tuple[Header | None, int | None]:
+    def record(self, number: int, start: Start, at: int) -> tuple[Header | None, int | None]:
         """Header and offset of an entry, as its witness tells them, or as is known better."""
         if not 0 <= at < self._segment_bytes // SECTOR:
             return None, None
         if number in self._apart and at in self._apart[number]:
             return self._apart[number][at]
-        sector = self._sector(number, at // RECORDS_PER_SECTOR)
+        sector = self._sectors.get(number, at // RECORDS_PER_SECTOR)
         where = at % RECORDS_PER_SECTOR * RECORD_BYTES
         record = decode_record(memoryview(sector)[where : where + RECORD_BYTES], number, at)
         if record is None or record.header.op != start.base + at:
@@ -369,57 +317,18 @@ class ColdSegments:
     def _find(self, number: int, start: Start, at: int) -> tuple[Header | None, int | None]:
         """Header and offset of an entry, from the entry itself when its witness is damaged or not of this log: the
         write of another may have been lost, and an intact entry of the older log stand where its witness says."""
-        header, place = self._record(number, start, at)
+        header, place = self.record(number, start, at)
         if place is None:
             place = self._place(number, start, at)
-        elif header is not None and not self._is_linked(number, at, header.checksum):
-            header = header if self._is_in_chain(number, start, at, header) else None
+        elif header is not None and not self._sectors.is_linked(number, at, header.checksum):
+            header = header if goes_together(self, number, start, at, header) else None
         return (header or self._chained_entry(number, start, at, place)), place
 
     def _chained_entry(self, number: int, start: Start, at: int, place: int | None) -> Header | None:
         """The header of an intact entry whose witness is none, unless its neighbours name another: then an older log
         has left it there."""
         header = self._entry(number, start, at, place)
-        return header if header is not None and self._is_in_chain(number, start, at, header) else None
-
-    def _is_in_chain(self, number: int, start: Start, at: int, header: Header) -> bool:
-        """Whether what the witnesses of its neighbours say goes together with that entry, of which its own tells."""
-        before = self._before(number, start, at) if header.op > self.first_op else None
-        if before is not None and header.parent != before.checksum:
-            return False
-        after = self._after(number, start, at)
-        return after is None or after.parent == header.checksum
-
-    def _is_linked(self, number: int, at: int, checksum: Checksum) -> bool:
-        """The same, where the sectors in memory say so: what one after another is read by pays for no more."""
-        sector, index = divmod(at, RECORDS_PER_SECTOR)
-        sectors = self._sectors
-        own = sectors.get((number, sector))
-        before = own if index else sectors.get((number, sector - 1))
-        behind = own if index < RECORDS_PER_SECTOR - 1 else sectors.get((number, sector + 1))
-        if own is None or before is None or behind is None:
-            return False
-        here = index * RECORD_BYTES
-        left, right, parent = (here - RECORD_BYTES) % SECTOR, (here + RECORD_BYTES) % SECTOR, here + PARENT_AT
-        return (
-            own.startswith(checksum, here)
-            and behind.startswith(checksum, right + PARENT_AT)
-            and before.startswith(own[parent : parent + 16], left)
-        )
-
-    def _before(self, number: int, start: Start, at: int) -> Header | None:
-        if at or number == self.first or not start.certain:
-            return self._record(number, start, at - 1)[0]
-        before = self.start(number - 1)
-        return self._record(number - 1, before, start.base - before.base - 1)[0] if before.certain else None
-
-    def _after(self, number: int, start: Start, at: int) -> Header | None:
-        following = self.start(number + 1)
-        if start.base + at + 1 < following.base:
-            return self._record(number, start, at + 1)[0]
-        if number + 1 == self._end:
-            return self.behind()
-        return self._record(number + 1, following, 0)[0] if following.certain else None
+        return header if header is not None and goes_together(self, number, start, at, header) else None
 
     def _place(self, number: int, start: Start, at: int) -> int | None:
         """Where an entry stands whose witness does not tell it."""
@@ -430,7 +339,7 @@ class ColdSegments:
             index = self._index(number)
         place = index.places.get(at)
         if place is None and at > 0:
-            place = end_of(*self._record(number, start, at - 1))  # perhaps repaired since
+            place = end_of(*self.record(number, start, at - 1))  # perhaps repaired since
         return place
 
     # For the store
@@ -457,7 +366,7 @@ class ColdSegments:
 
     def find(self, position: int) -> int | None:
         """The op that holds event `position`, or None when no readable one does."""
-        if self._end <= self.first:
+        if self.end <= self.first:
             return None
         number = self._segment_at(position)
         while True:
@@ -477,7 +386,11 @@ class ColdSegments:
         first_beyond = beyond * RECORDS_PER_SECTOR
         if first_beyond < high and first_beyond not in index.places:
             high = first_beyond
-        at = find_event(position, low, high - 1, lambda at: self._find(number, start, at)[0])
+        # Witnesses that agree with the position are enough to look by; what is found is asked of its neighbours, too.
+        at = find_event(position, low, high - 1, lambda at: self.record(number, start, at)[0])
+        found = self._find(number, start, at)[0] if at is not None else None
+        if found is None or not found.position <= position < found.position + found.count:
+            at = find_event(position, low, high - 1, lambda at: self._find(number, start, at)[0])
         return start.base + at if at is not None else None
 
     # Repair
@@ -501,7 +414,7 @@ class ColdSegments:
             if last.op != first.op + at or size > self._segment_bytes:
                 return None
             number = self.segment_of(last.op)
-            if number < self._end and self._goes_on_in(number + 1, last):
+            if number < self.end and self._goes_on_in(number + 1, last):
                 break
         else:
             return None
@@ -516,7 +429,7 @@ class ColdSegments:
         start = self.start(number)
         if start.base != last.op + 1:
             return False
-        if number == self._end:
+        if number == self.end:
             return start.certain
         header, place = self._find(number, start, 0)
         return header is not None and place == 0 and header.parent == last.checksum
@@ -527,7 +440,7 @@ class ColdSegments:
         if known.base != base:
             position = min(known.position, header.position) if spot.at else header.position
             self._correct_start(number, Start(base, position, certain=not spot.at))
-        for following in range(number + 1, self._end):
+        for following in range(number + 1, self.end):
             if self.start(following).base > header.op:
                 break
             end = header.position + header.count
@@ -546,10 +459,10 @@ class ColdSegments:
         number = self.segment_of(header.op)
         start = self.start(number)
         at = header.op - start.base
-        own, place = self._record(number, start, at)
+        own, place = self.record(number, start, at)
         if own is not None and own.checksum == header.checksum and place is not None:
             return Spot(number, at, place)
-        after, place = self._record(number, start, at + 1)
+        after, place = self.record(number, start, at + 1)
         if after is None or place is None or after.parent != header.checksum:
             return None
         offset = place - round_up(header.size)
@@ -560,7 +473,7 @@ class ColdSegments:
         op = header.op
         near = self.segment_of(op - 1) if op > self.start(self.first).base else self.first
         for number in (near, near - 1, near + 1):
-            if not self.first <= number < self._end:
+            if not self.first <= number < self.end:
                 continue
             start = self.start(number)
             before, place = self._standing(number, start, op - 1 - start.base, header.parent)
@@ -569,14 +482,14 @@ class ColdSegments:
             end = place + round_up(before.size)
             if end + round_up(header.size) <= self._segment_bytes:
                 return Spot(number, op - start.base, end)
-            return Spot(number + 1, 0, 0) if number + 1 < self._end else None
+            return Spot(number + 1, 0, 0) if number + 1 < self.end else None
         is_first = op == self._first_start.base == self.start(self.first).base
         return Spot(self.first, 0, 0) if is_first else None
 
     def _standing(self, number: int, start: Start, at: int, identity: Checksum) -> tuple[Header | None, int | None]:
         """Header and offset of the entry there if it has that identity, by its witness or by itself: what the witnesses
         around it say, which may be of an older log, does not matter then."""
-        header, place = self._record(number, start, at)
+        header, place = self.record(number, start, at)
         if header is None or header.checksum != identity:
             place = place if place is not None else self._place(number, start, at)
             header = self._entry(number, start, at, place)
@@ -608,14 +521,14 @@ class ColdSegments:
         if first is None or place != 0 or last is None or end is None or first.parent != last.checksum:
             return False
         is_full = end + round_up(last.size) + round_up(first.size) > self._segment_bytes
-        return is_full and self._record(number - 1, before, at)[0] is None
+        return is_full and self.record(number - 1, before, at)[0] is None
 
     def rewrite_witness(self, op: int) -> Write | None:
         """The write of the witness alone of an entry that is intact; None when it is not, after all."""
         number = self.segment_of(op)
         start = self.start(number)
         at = op - start.base
-        header, place = self._record(number, start, at)
+        header, place = self.record(number, start, at)
         if at not in self._apart.get(number, ()):
             place = self._place(number, start, at)
             header = self._chained_entry(number, start, at, place)
@@ -625,17 +538,14 @@ class ColdSegments:
 
     def _rewrite_record(self, number: int, at: int, header: Header, place: int) -> Write:
         sector = at // RECORDS_PER_SECTOR
-        content = self._refreshed(number, sector)
-        is_unreadable = content == _UNREADABLE
+        content = self._sectors.refreshed(number, sector)
+        is_unreadable = content == UNREADABLE
         put_record(content, number, at, header, place)
         if number in self._apart:
             self._apart[number].pop(at, None)
         if is_unreadable:
             self._restore(number, at, header, content)
-        self._under_way[number, sector] += 1
-        buffer = self._disk.aligned(SECTOR)
-        buffer[:] = content
-        return Write(self._handles.witness(number), sector * SECTOR, buffer)
+        return self._sectors.write(number, sector, content)
 
     def _restore(self, number: int, at: int, header: Header, content: bytearray) -> None:
         """Records of an unreadable sector from their entries, as far as the chain from `header` goes."""
@@ -660,10 +570,5 @@ class ColdSegments:
 
     def written(self, number: int, write: Write | None) -> None:
         """A write of a witness sector that `rewrite` gave is durable."""
-        if write is None:
-            return
-        key = number, write.offset // SECTOR
-        if key in self._under_way:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
-                del self._under_way[key]
+        if write is not None:
+            self._sectors.written(number, write.offset // SECTOR)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kimberlite._fast.framing import make_header
-from kimberlite.storage import handles, index
+from kimberlite.storage import handles, index, sectors
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.index import ColdSegments
 from kimberlite.storage.interface import SECTOR
@@ -136,8 +136,8 @@ def test_everything_is_found_with_nothing_known(log: Log) -> None:
 
 
 def test_nothing_is_kept_for_each_segment_beyond_the_bounds(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, bound in (("INDEX_BYTES", 700), ("SECTORS_MAX", 3), ("STARTS_MAX", 2)):
-        monkeypatch.setattr(index, name, bound)
+    for room, name, bound in ((index, "INDEX_BYTES", 700), (sectors, "SECTORS_MAX", 3), (index, "STARTS_MAX", 2)):
+        monkeypatch.setattr(room, name, bound)
     monkeypatch.setattr(handles, "HANDLES_MAX", 4)
     cold, _ = log.cold(log.copied())
     check_all(log, cold)
@@ -318,7 +318,7 @@ def test_repairs_of_one_sector_under_way_at_once_keep_each_other(log: Log) -> No
 
 
 def test_a_sector_under_way_is_not_read_back_from_the_disk(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "SECTORS_MAX", 1)
+    monkeypatch.setattr(sectors, "SECTORS_MAX", 1)
     ops = ops_of_one_sector(log)
     store, disk, clock = damage_store(log, {ops[0], ops[1]})
     damage_record(log, disk.files, ops[0])
@@ -472,7 +472,7 @@ def test_entries_read_ahead_are_the_same_and_damage_is_that_of_its_op_alone(kit:
     assert how != "whole" or reads.of_journals < 30
 
 
-def test_witnesses_are_read_many_at_a_time_for_who_reads_one_entry_after_another(kit: Any, bench: Any) -> None:
+def test_witnesses_are_read_several_at_a_time(kit: Any, bench: Any) -> None:
     entries = kit.chain([100] * 200)
     bench.append(entries)
     counts = []
@@ -482,7 +482,8 @@ def test_witnesses_are_read_many_at_a_time_for_who_reads_one_entry_after_another
         for message in entries:
             assert same(again.store.read(message.header.op, ahead=ahead), message)
         counts.append(reads.of_witnesses)
-    assert 2 * counts[0] <= counts[1], "here two sectors hold the witnesses of a segment"
+    cold = again.store.segment_count - 1
+    assert max(counts) <= cold, "two sectors hold the witnesses of a segment: they come together"
 
 
 def same(found: Message | None, wanted: Message) -> bool:

@@ -185,6 +185,7 @@ OF_STORAGE = {
     "storage/log_reader.py",
     "storage/scan.py",  # judges evidence where the reader says that it stands
     "storage/index.py",  # of an open store: cold segments
+    "storage/sectors.py",  # and the sectors of their witnesses
     "storage/open_segment.py",  # of an open store: the one that is written
     "storage/journal_reader.py",
     "storage/read_ahead.py",
