@@ -20,7 +20,7 @@ import xxhash
 from kimberlite._fast import framing
 from kimberlite.errors import BackupError, CheckpointError, SuperblockError
 from kimberlite.storage import checkpoint as checkpoints
-from kimberlite.storage import superblock
+from kimberlite.storage import ring, superblock
 from kimberlite.storage.interface import Disk
 from kimberlite.storage.journal import Flaw, Record, journal_name, round_up
 from kimberlite.storage.log_reader import Place, SegmentReader
@@ -72,7 +72,7 @@ class Source:
     def __init__(self, disk: Disk, block: Superblock, applied: int = 0, uncommitted: bool = False) -> None:
         """applied: an op that the running process had executed before `block` was read. uncommitted: take what is
         intact behind the committed log as well: it may have been acknowledged, and nobody is left who could tell."""
-        self._disk = disk
+        self._disk = disk = ring.overlaid(disk, block.ring, block.sequence)
         self.block = block
         self.checkpoint = self._read_checkpoint()  # the whole file; None when there is none yet
         self.first_op = block.checkpoint.first_op

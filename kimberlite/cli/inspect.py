@@ -19,6 +19,7 @@ from kimberlite.errors import DataMissingError, SuperblockError
 from kimberlite.node.driver import describe_sessions
 from kimberlite.storage import birth as births
 from kimberlite.storage import checkpoint as checkpoints
+from kimberlite.storage import ring
 from kimberlite.storage import superblock as superblocks
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.interface import Disk
@@ -181,15 +182,15 @@ def describe_copy(index: int, copy: superblocks.Superblock | None) -> dict[str, 
 def journal(data: Path, start: int, limit: int | None, as_json: bool) -> None:
     """Show the entries of the journal, one a line.
 
-    Every entry shown is read and verified. `entry` and `witness` (the second record of each entry) are
-    good, damaged, other (an intact one that is not what the other says) or none. With --json there
-    is one object a line, with all fields of the entry's header.
+    Every entry shown is read and verified; those that only the ring has are shown where they belong. `entry` and
+    `witness` (the second record of each entry) are good, damaged, other (an intact one that is not what the other
+    says) or none. With --json there is one object a line, with all fields of the entry's header.
     """
     with open_data(data) as disk:
         shown = damaged = size = 0
         if not as_json:
             click.echo(journal_line(dict(zip(JOURNAL_COLUMNS, JOURNAL_COLUMNS, strict=True))))
-        for row in journal_rows(disk, start):
+        for row in journal_rows(ring.shown(disk), start):
             if limit is not None and shown >= limit:
                 break
             if as_json:

@@ -21,6 +21,7 @@ from kimberlite.cli.inspect import DIRECTORY
 from kimberlite.cli.probe import fetch_status
 from kimberlite.config import CONFIG_NAME, load
 from kimberlite.errors import DataMissingError, SuperblockError, UsageError
+from kimberlite.storage import ring
 from kimberlite.storage.disk import FileDisk
 from kimberlite.storage.superblock import Superblock, SuperblockFile
 from kimberlite.types import VIEW_MAX
@@ -139,6 +140,7 @@ def check_all(own: Superblock, known: Sequence[Other]) -> None:
 
 def lower(disk: FileDisk, file: SuperblockFile, view: int) -> None:
     """Write that view, durably. What a crash leaves is the old superblock or the new one."""
+    ring.settle(disk, ring.overlaid(disk, file.current.ring, file.current.sequence))
     damaged = file.repair()
     if damaged:
         disk.submit(1, damaged)

@@ -377,6 +377,13 @@ class StorageConfig:
         "`buffered`: page cache and fdatasync, weaker. `auto`: direct where the file system can.",
         choices=("auto", "direct", "buffered"),
     )
+    ring: bool = knob(
+        False,
+        "Acknowledge small appends after one write, which puts two copies next to each other into the file `ring`; the "
+        "journal has them a moment later. Otherwise after two: journal, then witness. A fault that takes both copies, "
+        "together with a crash in that moment, takes the last of what this replica has acknowledged. Data that is not "
+        "of a cluster with identities yet has no ring, whatever this says.",
+    )
     unsafe: bool = knob(
         False,
         "Accept a file system that cannot make a write durable (tmpfs, overlay). For tests only: an acknowledgement "

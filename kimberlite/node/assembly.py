@@ -100,10 +100,12 @@ async def assemble(
     share = descriptors.share_out(
         descriptors.limit(), descriptors.in_use(), config.replica_count, config.limits.connections_max
     )
-    store = Store(disk, framing.make_header, share.handles)
+    store = Store(disk, framing.make_header, share.handles, uses_ring=config.storage.ring)
     check_identity(config, store, directory)
     recovered = store.recover()
     config = begin_life(config, store)
+    if config.storage.ring:
+        store.add_ring(secrets.token_bytes(16))
     metrics = await open_metrics(config, directory, disk, store, opened_at)
     undo.push_async_callback(metrics.close)
     recorder = metrics.recorder

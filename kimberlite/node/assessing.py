@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kimberlite.errors import UsageError
-from kimberlite.storage import birth
+from kimberlite.storage import birth, ring
 from kimberlite.storage.interface import Disk
 from kimberlite.storage.scan import scan
 from kimberlite.storage.superblock import SuperblockFile
@@ -60,7 +60,7 @@ def look(disk: Disk, source: str) -> Data:
     block = file.current
     file.close()
     who = birth.read(disk, block)
-    result = scan(disk, block.state, block.segment_bytes, block.checkpoint)
+    result = scan(ring.overlaid(disk, block.ring, block.sequence), block.state, block.segment_bytes, block.checkpoint)
     for segment in (*result.segments, *result.spare):
         segment.release()
     recovered = result.recovered

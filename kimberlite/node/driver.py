@@ -172,6 +172,7 @@ class Driver:
         self.machine = machine
         self.network = network
         self.recorder = recorder
+        self._head_seen = 0  # head of the journal at the last tick
         self._served = (-1, 0)  # replica and op of the entry read last for a peer
         self._truncations: dict[int, int] = {}  # token -> op to truncate the journal to
         self._clock = clock
@@ -244,6 +245,9 @@ class Driver:
             self._make_checkpoint(self.core.applied)
         self.core.tick(self._now)
         self._run()
+        head = self.store.head
+        self.store.write_back(is_quiet=head == self._head_seen)
+        self._head_seen = head
 
     # The round
 
@@ -294,6 +298,7 @@ class Driver:
         told = core.take_events()
         if told:
             self.recorder.record(told)
+        store.write_back(is_quiet=False)
 
     def _send(self, messages: Sequence[ToReplica | ToClient]) -> None:
         for destination in messages:

@@ -23,7 +23,7 @@ from enum import StrEnum
 from kimberlite._fast import framing
 from kimberlite.errors import DataMissingError, SuperblockError
 from kimberlite.storage import checkpoint as checkpoints
-from kimberlite.storage import superblock
+from kimberlite.storage import ring, superblock
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.journal import (
     RECORD_BYTES,
@@ -218,6 +218,7 @@ class Audit:
         block = self._required()
         yield from self._checkpoint()
         try:
+            self._disk = ring.overlaid(self._disk, block.ring, block.sequence)
             result = scan(self._disk, block.state, block.segment_bytes, self._start or block.checkpoint)
         except DataMissingError as error:
             yield Finding(Cause.FILE_MISSING, str(error.details["file"]), False, str(error))

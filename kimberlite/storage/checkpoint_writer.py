@@ -250,7 +250,7 @@ class CheckpointWriter:
             then()
 
         block, phases = self._superblock.update(checkpoint=checkpoint)
-        self._submissions.submit(phases, done=done)
+        self._submissions.promise(phases, done=done)
 
     # Files that nothing refers to any more
 

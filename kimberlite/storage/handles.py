@@ -36,6 +36,10 @@ class Handles:
     def witness(self, number: int) -> int:
         return self._handle(witness_name(number))
 
+    def of(self, name: str) -> int:
+        """Of the journal or witness file of that name."""
+        return self._handle(name)
+
     def adopt(self, number: int, journal: int | None, witness: int | None) -> None:
         """Take over handles that were opened elsewhere."""
         for name, handle in ((journal_name(number), journal), (witness_name(number), witness)):

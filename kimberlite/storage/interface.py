@@ -159,6 +159,10 @@ class LogStore(Protocol):
         DiskFullError can not be used.
         """
 
+    def write_back(self, is_quiet: bool) -> None:
+        """To be called when all that was to be sent has left: entries that were made durable with one write are
+        written where they belong, when that is worth a write. is_quiet: nothing is appended at present."""
+
     @property
     def room(self) -> Room:
         """What can certainly be appended."""

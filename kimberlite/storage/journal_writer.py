@@ -16,6 +16,7 @@ May import: errors, types, _fast, storage.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from kimberlite._fast import framing
 from kimberlite.errors import InvariantError, invariant
@@ -29,6 +30,17 @@ from kimberlite.storage.places import Spot
 from kimberlite.storage.segments import Segments
 from kimberlite.storage.submissions import Submissions
 from kimberlite.types import Header, Message
+
+NOT_WRITTEN = 0  # the disk knows no write by it
+
+Run: TypeAlias = tuple[OpenSegment, list[Message], int]  # segment, consecutive entries, offset of the first
+
+
+class Placed(NamedTuple):
+    """An entry that has its place in the journal, and is not written there yet."""
+
+    message: Message
+    spot: Spot
 
 
 class JournalWriter:
@@ -47,15 +59,20 @@ class JournalWriter:
 
     # Entries
 
-    def append(self, token: int, entries: Sequence[Message]) -> None:
-        """See LogStore."""
+    def append(
+        self,
+        token: int | None,
+        entries: Sequence[Message],
+        placed: Sequence[Placed] = (),
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """See LogStore. placed: what `place` gave, and goes in front. done: called when all is durable."""
         segments, hold = self._segments, self._submissions.hold
         segment_bytes = segments.segment_bytes
-        first = segments.head + 1
         held: set[int] = set()
         before: list[Write] = []
         wipes: list[Write] = []
-        runs: list[tuple[OpenSegment, list[Message], int]] = []  # segment, entries, offset of the first
+        runs: list[Run] = self._enter(placed, held)
         for message in entries:
             op, size = message.header.op, round_up(message.header.size)
             if op != segments.head + 1:
@@ -91,7 +108,37 @@ class JournalWriter:
             low = messages[0].header.op - segment.base
             high = messages[-1].header.op - segment.base
             witness_writes.append(self._witness_write(segment, low, high))
-        self._write(token, range(first, segments.head + 1), entry_writes, witness_writes, held, before=before)
+        first = runs[0][1][0].header.op
+        ops = range(first, runs[-1][1][-1].header.op + 1)
+        self._write(token, ops, entry_writes, witness_writes, held, before=before, done=done)
+
+    def place(self, entries: Sequence[Message]) -> list[Placed]:
+        """Give entries of the next ops their places behind the last one of the open segment, where they fit. They are
+        the log from now on, and written by a later `append`."""
+        segments = self._segments
+        segment = segments.active
+        result: list[Placed] = []
+        for message in entries:
+            op, offset = message.header.op, segment.end
+            if op != segments.head + 1 or offset is None:
+                raise InvariantError("the journal grows by the next op", op=op, head=segments.head)
+            result.append(Placed(message, Spot(segment.number, segment.count, offset)))
+            segment.add_apart(message.header, offset)
+            segments.head = op
+            self.in_flight[op] = NOT_WRITTEN
+        return result
+
+    def _enter(self, placed: Sequence[Placed], held: set[int]) -> list[Run]:
+        """Enter what has its place already into the image of its segment, the one that is written."""
+        if not placed:
+            return []
+        segment = self._segments.active
+        self._submissions.hold(segment.number, held)
+        for message, spot in placed:
+            if spot.number != segment.number:
+                invariant(False, "what has its place is written before a segment is begun", op=message.header.op)
+            segment.put(spot.at, message.header, spot.offset)
+        return [(segment, [message for message, _ in placed], placed[0].spot.offset)]
 
     def repair(self, token: int, entries: Sequence[Message], first_op: int) -> list[int]:
         """See LogStore. first_op: the log begins with it after a restart too."""
@@ -140,27 +187,29 @@ class JournalWriter:
 
     def _write(
         self,
-        token: int,
+        token: int | None,
         ops: Sequence[int],
         entry_writes: list[Write],
         witness_writes: list[Write],
         held: set[int],
         cold: Sequence[tuple[int, Write]] = (),
         before: Sequence[Write] = (),
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         """held: the segments written to. cold: those of the witness writes that ColdSegments waits for. before: what
         must be durable before the entries are written."""
 
-        def done() -> None:
+        def written() -> None:
             for op in ops:
                 if self.in_flight.get(op) == disk_token:
                     del self.in_flight[op]
                     self._faulty.ops.discard(op)
             for number, write in cold:
                 self._segments.cold.written(number, write)
+            done()
 
         phases = [before, entry_writes, witness_writes] if before else [entry_writes, witness_writes]
-        disk_token = self._submissions.submit(phases, token, done, held)
+        disk_token = self._submissions.submit(phases, token, written, held)
         for op in ops:
             self.in_flight[op] = disk_token
 

@@ -107,6 +107,13 @@ class OpenSegment:
         self._recent.pop(index - RECENT_MAX, None)
         self.end = offset + round_up(header.size)
 
+    def add_apart(self, header: Header, offset: int) -> None:
+        """The same of an entry that is not in the journal yet: the image will tell of it when `put` is called."""
+        index = self.count
+        self.count += 1
+        self.apart[index] = header, offset
+        self.end = offset + round_up(header.size)
+
     def put(self, index: int, header: Header, offset: int) -> None:
         """Enter an entry into the image."""
         at = index * RECORD_BYTES

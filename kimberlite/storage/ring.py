@@ -42,7 +42,8 @@ from typing import Any, NamedTuple
 import xxhash
 
 from kimberlite._fast import framing
-from kimberlite.errors import DataMissingError, FormatVersionError, FrameError
+from kimberlite.errors import DataMissingError, FormatVersionError, FrameError, SuperblockError
+from kimberlite.storage import superblock as superblocks
 from kimberlite.storage.interface import SECTOR, Disk, Write
 from kimberlite.storage.journal import (
     RECORD_BYTES,
@@ -53,7 +54,7 @@ from kimberlite.storage.journal import (
 )
 from kimberlite.storage.layout import RING_FRAME
 from kimberlite.storage.places import Spot
-from kimberlite.types import HEADER_SIZE, ZERO16, Bytes, Message
+from kimberlite.types import HEADER_SIZE, ZERO16, Bytes, Message, RingMark
 
 NAME = "ring"
 COPIES = 2
@@ -411,7 +412,7 @@ def replay(disk: Disk, shown: Overlaid, handle: Callable[[str], int]) -> list[li
     entries: list[Write] = []
     witnesses: list[Write] = []
     for name, units in sorted(shown.units.items()):
-        file, is_journal = handle(name), name.startswith("journal-")
+        file, writes = handle(name), entries if name.startswith("journal-") else witnesses
         for sector in sorted({unit * _UNIT // SECTOR for unit in units}):
             offset = sector * SECTOR
             try:
@@ -422,5 +423,36 @@ def replay(disk: Disk, shown: Overlaid, handle: Callable[[str], int]) -> list[li
             if wanted != there:
                 buffer = disk.aligned(SECTOR)
                 buffer[:] = wanted
-                (entries if is_journal else witnesses).append(Write(file, offset, buffer))
+                writes.append(Write(file, offset, buffer))
     return [phase for phase in (entries, witnesses) if phase]
+
+
+def settle(disk: Disk, shown: Overlaid) -> None:
+    """Have all that the frames say durable in the journal. Nothing else may be under way. Raises WriteFailedError."""
+    files = {name: disk.open(name) for name in shown.units}
+    try:
+        phases = replay(disk, shown, files.__getitem__)
+        if phases:
+            disk.submit(0, phases)
+            disk.flush()
+            disk.completions()
+    finally:
+        for file in files.values():
+            disk.release(file)
+
+
+def overlaid(disk: Disk, mark: RingMark, superblock: int) -> Overlaid:
+    """The journal as the ring of that directory says it is, under the superblock of that sequence. Raises what `read`
+    raises."""
+    return Overlaid(disk, read(disk, mark.nonce, superblock))
+
+
+def shown(disk: Disk) -> Disk:
+    """The same for who only looks: under the superblock in force. Where none is, or the ring is gone, as it is."""
+    try:
+        file = superblocks.SuperblockFile(disk)
+        block = file.current
+        file.close()
+        return overlaid(disk, block.ring, block.sequence)
+    except (SuperblockError, DataMissingError):
+        return disk

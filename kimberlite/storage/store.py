@@ -4,6 +4,7 @@ Implements storage.interface.LogStore over any Disk, and is made of rooms, each 
 
     submissions        what is handed to the disk, and completes: everything that is written goes through it, in order
     segments           which segments there are, and where the log ends
+    ring_writer        small entries, until the journal has them
     journal_writer     entries and witnesses: appended, repaired
     journal_reader     headers, entries, events by their position
     faulty             which ops are damaged
@@ -27,17 +28,18 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from kimberlite.errors import DataExistsError, DiskFullError, StorageError, invariant
-from kimberlite.storage import birth, superblock
+from kimberlite.storage import birth, ring, superblock
 from kimberlite.storage import checkpoint as checkpoints
 from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.checks import Checks
 from kimberlite.storage.faulty import FaultyOps
 from kimberlite.storage.handles import Handles
 from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, unknown_operation
-from kimberlite.storage.journal import journal_name, round_up, witness_bytes, witness_name
+from kimberlite.storage.journal import journal_name, round_up, segment_number, witness_bytes, witness_name
 from kimberlite.storage.journal_reader import JournalReader
 from kimberlite.storage.journal_writer import JournalWriter
 from kimberlite.storage.pieces import Piece
+from kimberlite.storage.ring_writer import RingWriter
 from kimberlite.storage.scan import scan
 from kimberlite.storage.scrub import Checked, Plan
 from kimberlite.storage.segments import Segments
@@ -84,7 +86,7 @@ def format_store(
 
     before: header of the op before the first one of the log, whose first event has `first_position`: for a log that
     was trimmed elsewhere. The root when not given. identity: who it is; not given: nobody yet, as the first release
-    made it. ring_nonce: types.RingMark.
+    made it. ring_nonce: types.RingMark; data of the first release has no ring.
 
     Raises DataExistsError, having changed nothing, when there is any data already.
     """
@@ -105,6 +107,8 @@ def format_store(
     except DiskFullError:
         disk.remove(journal_name(0))  # so that it can be tried again when there is space
         raise
+    if ring_nonce != ZERO16 and identity is not None:
+        disk.release(disk.create(ring.NAME, ring.RING_BYTES))
     header = before if before is not None else root_header(make_header, cluster)
     state = ViewState(commit=header.op, base=header.op, suffix_head=header.op, suffix=(header,))
     start = Checkpoint(header, first_op=header.op + 1, first_position=first_position)
@@ -117,9 +121,12 @@ def format_store(
 class Store:
     """See the module docstring and storage.interface.LogStore. One thread uses it."""
 
-    def __init__(self, disk: Disk, make_header: HeaderFactory, handles_max: int | None = None) -> None:
-        """Open. handles_max: segment files that may be open. Raises SuperblockError, FormatVersionError. `recover`
-        comes next."""
+    def __init__(
+        self, disk: Disk, make_header: HeaderFactory, handles_max: int | None = None, uses_ring: bool = False
+    ) -> None:
+        """Open. handles_max: segment files that may be open. uses_ring: whether small entries are written to the ring
+        of the directory, if it has one; what is in it counts in any case. Raises SuperblockError, FormatVersionError.
+        `recover` comes next."""
         self._disk = disk
         self._superblock = superblock.SuperblockFile(disk)
         block = self._superblock.current
@@ -128,7 +135,7 @@ class Store:
         self.cluster, self.replica, self.replica_count = block.cluster, block.replica, block.replica_count
         self.segment_bytes = block.segment_bytes
         self._root = root_header(make_header, block.cluster)
-        handles = Handles(disk, handles_max)
+        self._handles = handles = Handles(disk, handles_max)
         self._submissions = Submissions(disk, handles)
         self._faulty = FaultyOps(block.checkpoint.first_op)
         self._segments = Segments(disk, handles, block.segment_bytes, self._faulty.mark)
@@ -136,6 +143,9 @@ class Store:
         self._reader = JournalReader(
             disk, handles, self._superblock, self._segments, self._faulty, self._writer.in_flight, self._root
         )
+        self._ring = RingWriter(disk, self._superblock, self._segments, self._submissions, self._writer)
+        self._submissions.drain = self._ring.drain
+        self._uses_ring = uses_ring
         self._space = Space(disk, self._segments)
         self._checkpoints = CheckpointWriter(disk, self._superblock, self._submissions, self._segments.begun_by)
         self._checks = Checks(
@@ -152,7 +162,8 @@ class Store:
         state = block.state
         if state.commit > OP_MAX:  # a release that believed any number of a frame kept it: it says nothing
             state = replace(state, commit=state.base)
-        result = scan(self._disk, state, self.segment_bytes, start)
+        shown = ring.overlaid(self._disk, block.ring, block.sequence)
+        result = scan(shown, state, self.segment_bytes, start)
         if result.unknown is not None:  # before anything is written
             raise unknown_operation(result.unknown)
         self._segments.take_over(start, result.segments, result.spare)
@@ -160,7 +171,11 @@ class Store:
         repairs = self._superblock.repair()
         if repairs:
             self._submissions.submit(repairs)
-        self._settle_end(result.recovered, result.fixes)
+        self._settle_end(result.recovered)
+        self._replay(shown)
+        self._writer.fix_witnesses(result.fixes)
+        if self._uses_ring:
+            self._ring.open()
         # An entry is acknowledged only when its witness is durable: also after a restart.
         self._disk.flush()
         self._space.measure()
@@ -175,15 +190,24 @@ class Store:
             restored=Restored(start.op, start.positions, restored.machine, restored.sessions, restored.snapshot),
         )
 
-    def _settle_end(self, recovered: Recovered, fixes: Sequence[int]) -> None:
-        """Take what is left behind the end of the log away, unless it is all that says that something was there; then
-        write the witnesses of these ops again."""
+    def _settle_end(self, recovered: Recovered) -> None:
+        """Take what is left behind the end of the log away, unless it is all that says that something was there."""
         faulty = (entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY)
         feared = max(faulty, default=0)
         self._is_end_in_doubt = feared > max(self.head, recovered.view_state.doubt)
         if not self._is_end_in_doubt and self._writer.clear_behind(in_spare=feared > self.head):
             self._disk.flush()  # before any other witness is written
-        self._writer.fix_witnesses(fixes)
+
+    def _replay(self, shown: ring.Overlaid) -> None:
+        """Write into the journal what only the ring has. Until the superblock is written next, the ring has it too."""
+        held: set[int] = set()
+        for name in shown.units:
+            self._submissions.hold(segment_number(name) or 0, held)
+        phases = ring.replay(self._disk, shown, self._handles.of)
+        if phases:
+            self._submissions.submit(phases, held=held)
+        else:
+            self._handles.let_go(held)
 
     def begin_life(self, identity: Identity, bits: int) -> Identity:
         """Write down, durably, that a process begins as that identity; what it is from now on, its `life` included.
@@ -199,10 +223,31 @@ class Store:
             identity = replace(identity, life=life_of(sequence + 1, bits))
             confirm = self._superblock.confirm
             block, phases = self._superblock.update(identity=identity)
-        self._submissions.submit(phases, done=lambda: confirm(block))
+        self._submissions.promise(phases, done=lambda: confirm(block))
         self._disk.flush()
         self._submissions.completions()
         return identity
+
+    def add_ring(self, nonce: bytes) -> bool:
+        """Give this data a ring, durably, when it has none; whether it has one now. After `recover`, and before a
+        frame is sent. Data of the first release gets none, and none is made where there is no space for it. nonce: 16
+        secret random bytes. Raises WriteFailedError."""
+        current = self._superblock.current
+        if current.version != superblock.VERSION or self.ring_mark.nonce != ZERO16:
+            return self.ring_mark.nonce != ZERO16
+        if self._disk.exists(ring.NAME):  # a crash came before the superblock named it: nothing is in it
+            self._disk.remove(ring.NAME)
+        try:
+            self._disk.release(self._disk.create(ring.NAME, ring.RING_BYTES))
+        except DiskFullError:
+            return False
+        block, phases = self._superblock.update(ring=RingMark(0, nonce))
+        self._submissions.promise(phases, done=lambda: self._superblock.confirm(block))
+        self._disk.flush()
+        self._submissions.completions()
+        if self._uses_ring:
+            self._ring.open()
+        return True
 
     # Properties
 
@@ -246,7 +291,7 @@ class Store:
     @property
     def bytes_written(self) -> int:
         """Bytes of entries, witnesses and checkpoints handed to the disk since it was opened."""
-        return self._writer.bytes_written + self._checkpoints.bytes_written
+        return self._writer.bytes_written + self._ring.bytes_written + self._checkpoints.bytes_written
 
     @property
     def view_state(self) -> ViewState:
@@ -284,10 +329,14 @@ class Store:
     # Writing
 
     def append(self, token: int, entries: Sequence[Message]) -> None:
-        self._writer.append(token, entries)
+        self._ring.append(token, entries)
         self._space.measure()
 
+    def write_back(self, is_quiet: bool) -> None:
+        self._ring.write_back(is_quiet)
+
     def repair(self, token: int, entries: Sequence[Message]) -> list[int]:
+        self._ring.drain()
         return self._writer.repair(token, entries, self.checkpoint.first_op)
 
     @property
@@ -322,7 +371,7 @@ class Store:
                 self._writer.clear_behind(in_spare=True)
 
         block, phases = self._superblock.update(state, identity=identity)
-        self._submissions.submit(phases, token, done)
+        self._submissions.promise(phases, token, done)
 
     def _set_unborn(self, identity: Identity) -> None:
         """Write down who this is as long as the superblock can not say it."""
@@ -334,6 +383,9 @@ class Store:
 
     def completions(self) -> list[int]:
         tokens = self._submissions.completions()
+        while self._ring.went_on:  # the frame that followed may be durable already
+            self._ring.went_on = False
+            tokens += self._submissions.completions()
         if len(self._segments.open) > 1:
             self._segments.leave()
         self._checkpoints.go_on()
@@ -395,6 +447,9 @@ class Store:
         return self._reader.headers(first, last)
 
     def read(self, op: int, checksum: Checksum | None = None, ahead: int = 0) -> Message | None:
+        message = self._ring.bodies.get(op)
+        if message is not None:
+            return message if checksum is None or message.header.checksum == checksum else None
         return self._reader.read(op, checksum, ahead)
 
     def find(self, position: int) -> int | None:
@@ -428,5 +483,6 @@ class Store:
         self._checkpoints.lose(op)
 
     def close(self) -> None:
+        self._ring.drain()
         self._disk.flush()
         self._disk.close()

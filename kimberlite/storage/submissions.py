@@ -22,6 +22,8 @@ class Submissions:
         self._disk = disk
         self._handles = handles
         self._next_token = 1
+        self._tokens: list[int] = []  # to be returned next
+        self.drain: Callable[[], None] = lambda: None  # before the superblock is written: see `promise`
         self._pending: dict[int, tuple[int | None, Callable[[], None] | None, Collection[int]]] = {}
 
     def hold(self, number: int, held: set[int]) -> None:
@@ -47,9 +49,19 @@ class Submissions:
         self._disk.submit(disk_token, phases)
         return disk_token
 
+    def promise(
+        self, phases: Sequence[Sequence[Write]], token: int | None = None, done: Callable[[], None] | None = None
+    ) -> None:
+        """Hand over an update of the superblock. In front of it goes what is in the ring alone."""
+        self.drain()
+        self.submit(phases, token, done)
+
+    def complete(self, token: int) -> None:
+        """Of what has just become durable: to be returned by `completions` as well. For the action of a submission."""
+        self._tokens.append(token)
+
     def completions(self) -> list[int]:
         """The tokens of what has become durable, in order. Raises WriteFailedError."""
-        tokens: list[int] = []
         for disk_token in self._disk.completions():
             token, done, held = self._pending.pop(disk_token)
             if held:
@@ -57,7 +69,8 @@ class Submissions:
             if done is not None:
                 done()
             if token is not None:
-                tokens.append(token)
+                self._tokens.append(token)
+        tokens, self._tokens = self._tokens, []
         return tokens
 
     @property

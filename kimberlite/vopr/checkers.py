@@ -105,10 +105,9 @@ def has_durable_entry(files: Files, header: Header) -> bool:
 
 
 def _entry_at(files: Files, name: str, at: int, header: Header) -> bool:
-    content = files.durable.get(name)
-    if content is None or content[at : at + HEADER_SIZE] != header.raw:
+    if files.content(name, at, HEADER_SIZE) != header.raw:
         return False
-    body = content[at + HEADER_SIZE : at + header.size]
+    body = files.content(name, at + HEADER_SIZE, header.size - HEADER_SIZE)
     return xxhash.xxh3_128_digest(body) == header.checksum_body
 
 

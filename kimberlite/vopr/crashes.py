@@ -21,10 +21,11 @@ from kimberlite._fast import framing
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.driver import Driver, FastCodec, known_headers, restore
 from kimberlite.storage import checkpoint as checkpoints
-from kimberlite.storage import superblock
+from kimberlite.storage import ring, superblock
 from kimberlite.storage.journal import journal_name, segment_number
 from kimberlite.storage.store import Store
 from kimberlite.types import (
+    ZERO16,
     Checksum,
     ClientId,
     Command,
@@ -80,10 +81,16 @@ class _Replay(Driver):
 
 
 def _start(disk: ImageDisk) -> tuple[Store, Recovered]:
-    store = Store(disk, framing.make_header)
+    store = Store(disk, framing.make_header, uses_ring=True)
     recovered = store.recover()
     disk.flush()
     return store, recovered
+
+
+def _live(store: Store) -> None:
+    """What a process does before it says anything."""
+    if store.ring_mark.nonce != ZERO16:
+        store.begin_life(store.identity, 0)
 
 
 def _settle(store: Store, disk: ImageDisk) -> None:
@@ -103,6 +110,7 @@ def judge(world: Recording, image: Image) -> None:
     disk = ImageDisk(Files(dict(image.make())))
     store, recovered = _start(disk)
     kept = _compare(truth, source, messages, store, recovered, image.is_garbage)
+    _live(store)
     _settle(store, disk)
     _no_leftovers(store, disk)
     # The core goes on from there, alone.
@@ -133,6 +141,7 @@ def judge(world: Recording, image: Image) -> None:
     check(not again.writes or bool(found.faulty), "a second start finds something to write")
     same = (found.head, found.settled) == (recovered.head, recovered.settled)
     check(same or image.is_garbage, f"a second start finds ops up to {found.head}, the first {recovered.head}")
+    _live(second)
     _append(world, again, second, found, kept)
 
 
@@ -187,8 +196,10 @@ def _append(
         )
         new.append(Message(header, body))
         before = header
-    store.append(token, new)
-    check(token in store.completions(), "an append after the restart is not done")
+    # A small one alone, which a ring takes; and the others, which take it along.
+    store.append(token, new[:1])
+    store.append(token + 1, new[1:])
+    check({token, token + 1} <= set(store.completions()), "an append after the restart is not done")
     third, found = _start(ImageDisk(disk.files))
     check(found.settled == found.head == before.op, f"of the log up to {before.op}, {found.settled} are left")
     for header in kept:
@@ -276,7 +287,8 @@ def _no_leftovers(store: Store, disk: ImageDisk) -> None:
     wanted = {checkpoints.file_name(checkpoint.op, copy) for copy in ("a", "b")} if checkpoint.size else set()
     for name in disk.names():
         number = segment_number(name)
-        fits = name == superblock.NAME or name in wanted or (number is not None and number >= checkpoint.first_segment)
+        is_kept = number is not None and number >= checkpoint.first_segment
+        fits = is_kept or name in wanted or name in (superblock.NAME, ring.NAME)
         check(fits, f"{name} is left over")
     check(disk.exists(journal_name(checkpoint.first_segment)), "the first segment is gone")
     check(all(disk.exists(name) for name in wanted), "a copy of the checkpoint is gone")

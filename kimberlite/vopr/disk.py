@@ -18,11 +18,13 @@ from itertools import pairwise
 
 from kimberlite.errors import DiskFullError, WriteFailedError, invariant
 from kimberlite.storage.interface import SECTOR, Write
+from kimberlite.storage.ring import FRAME_HEADER_BYTES
+from kimberlite.storage.ring import NAME as RING
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Bytes
 from kimberlite.vopr.draws import below
 
-MAGIC, MAGIC_AT = b"KMBL", 48  # in the header of an entry
+MAGIC, MAGIC_AT, SIZE_AT = b"KMBL", 48, 56  # in the header of an entry
 UNIT = 512  # what a torn write leaves whole
 NOTHING = bytes(UNIT)
 FOREVER = 1 << 62
@@ -152,6 +154,8 @@ class Files:
             self.used[name] = end
         if self.on_write is not None:
             self.on_write(name, offset, data)
+        if name == RING and not torn:
+            self._note_frame(offset, data)
         if not name.startswith("journal-"):
             return
         for at in range(-offset % SECTOR, len(data), SECTOR):
@@ -169,10 +173,35 @@ class Files:
     def note_whole(self, name: str, offset: int, data: Bytes) -> None:
         """A write of `data` at `offset` was torn. Entries of it that stand there all the same are whole."""
         content = self.durable[name]
+        if name == RING:
+            self._note_frame(offset, data)
         begin = [at for at in range(-offset % SECTOR, len(data), SECTOR) if data[at + MAGIC_AT :][:4] == MAGIC]
         for at, end in pairwise([*begin, len(data)]):
             if content[offset + at : offset + end] == data[at:end]:
                 self.torn_places.discard((bytes(data[at : at + 16]), name, offset + at))
+
+    def _note_frame(self, offset: int, data: Bytes) -> None:
+        """Where the entries of a frame stand that was written to the ring, whole or not: in both copies."""
+        length, at = len(data) // 2, FRAME_HEADER_BYTES
+        while data[at + MAGIC_AT : at + MAGIC_AT + 4] == MAGIC:
+            identity = bytes(data[at : at + 16])
+            known = self.places.setdefault(identity, [])
+            for name, place in ((RING, offset + at), (f"{RING} {offset + length}", offset + length + at)):
+                if (name, place) not in known:
+                    known.append((name, place))
+                if self.content(name, place, len(data))[: length - at] != data[at:length]:
+                    self.torn_places.add((identity, name, place))
+            at += int.from_bytes(data[at + SIZE_AT : at + SIZE_AT + 4], "little")
+
+    def content(self, name: str, offset: int, length: int) -> Bytes:
+        """What is at a place where an entry was put. The second copy of a frame, of which the name says where it
+        begins, has the bits of all but its first sector inverted."""
+        name, _, begin = name.partition(" ")
+        content = self.durable.get(name, b"")[offset : offset + length]
+        if not begin:
+            return content
+        plain = max(int(begin) + SECTOR - offset, 0)
+        return bytes(content[:plain]) + bytes(byte ^ 255 for byte in content[plain:])
 
     def ever_held(self, identity: bytes) -> bool:
         """Whether an entry was once put whole, whatever has become of it."""

@@ -15,9 +15,11 @@ from typing import Any, TypeAlias
 from kimberlite._fast import framing
 from kimberlite.errors import FrameError
 from kimberlite.storage.interface import SECTOR, Write
+from kimberlite.storage.ring import FRAME_HEADER_BYTES
+from kimberlite.storage.ring import NAME as RING
 from kimberlite.types import Checksum, ClientId, Command, Header, Message, ViewState
 from kimberlite.vopr.checkers import Checkers
-from kimberlite.vopr.disk import Files, SimDisk, Submission, TearPolicy
+from kimberlite.vopr.disk import MAGIC, MAGIC_AT, Files, SimDisk, Submission, TearPolicy
 from kimberlite.vopr.enumeration import check
 from kimberlite.vopr.liveness import CONVERGE_NS_MAX, demand
 from kimberlite.vopr.plan import MS, Plan
@@ -114,8 +116,20 @@ class RecordingDisk(SimDisk):
         super().submit(token, phases)
         for phase in phases:
             for write in phase:
-                if self._handles[write.file].startswith("journal-"):
+                name = self._handles[write.file]
+                if name.startswith("journal-"):
                     self._learn(bytes(write.buffer))
+                elif name == RING:
+                    self._learn_frame(bytes(write.buffer))
+
+    def _learn_frame(self, data: bytes) -> None:
+        """The entries of a frame stand without gaps."""
+        at = FRAME_HEADER_BYTES
+        while data[at + MAGIC_AT : at + MAGIC_AT + len(MAGIC)] == MAGIC:
+            header = framing.decode_header(data, at)
+            body = data[at + len(header.raw) : at + header.size]
+            self._record.messages[header.checksum] = Message(header, body)
+            at += header.size
 
     def _learn(self, data: bytes) -> None:
         at = 0
