@@ -414,8 +414,9 @@ def show_corruption(report: corruption.Report, seconds: float, is_complete: bool
 @click.option("--every", type=POSITIVE, default=1, show_default=True, metavar="N", help="Only every N-th image.")
 @click.option("--jobs", type=JOBS, default=1, show_default=True, metavar="N", help="Processes that share the images.")
 @click.option("--only", metavar="EVENT:VARIANT", help="That image only, as a failure names it.")
+@click.option("--ring", is_flag=True, help="Of replicas that acknowledge after one write to a ring (storage.ring).")
 @json_option
-def enumerate_crashes(every: int, jobs: int, only: str | None, as_json: bool) -> None:
+def enumerate_crashes(every: int, jobs: int, only: str | None, ring: bool, as_json: bool) -> None:
     """Crash at every event of the disks of a scripted run, and start on all that may be left of it.
 
     The run is a cluster of three: appends, batches, view changes, checkpoints, trims, restarts, a power cut. Of
@@ -425,7 +426,7 @@ def enumerate_crashes(every: int, jobs: int, only: str | None, as_json: bool) ->
     when something was wrong; cut short by Ctrl-C with 130, by SIGTERM with 143, and with what was found so far.
     With --json the numbers are one line; complete is false when it was cut short.
     """
-    world = recording.record()
+    world = recording.record(ring=ring)
     report = crashes.Report()
     if only is not None:
         image = crash_images.find(world, only)
@@ -456,7 +457,7 @@ def enumerate_crashes(every: int, jobs: int, only: str | None, as_json: bool) ->
     if report.wrong:
         raise ViolationError(
             f"{report.wrong} of {report.images} images went wrong: {report.failures[0]}; look at it with "
-            f"`kimberlite vopr enumerate crashes --only {report.failures[0].split(',')[0]}`",
+            f"`kimberlite vopr enumerate crashes {'--ring ' if ring else ''}--only {report.failures[0].split(',')[0]}`",
             seeds=[],
         )
 

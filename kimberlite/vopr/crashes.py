@@ -3,7 +3,7 @@
 The run is vopr.recording, what a crash leaves of it vopr.crash_images. Each image is started by the production store
 and core, held against the promises, and started again (`judge`).
 
-`python -m kimberlite.vopr.crashes REQUESTS FIRST STEP EVERY` prints reports on a part of the images: the workers.
+`python -m kimberlite.vopr.crashes REQUESTS FIRST STEP EVERY RING` prints reports on a part of the images: the workers.
 """
 
 from __future__ import annotations
@@ -367,14 +367,15 @@ def enumerate_all(world: Recording, every: int = 1, jobs: int = 1) -> Generator[
     if jobs <= 1:
         yield from enumerate_part(world, 0, 1, every)
         return
-    with Workers(__name__, [(world.requests, index, jobs, every) for index in range(jobs)]) as workers:
+    parts = [(world.requests, index, jobs, every, int(world.plan.ring)) for index in range(jobs)]
+    with Workers(__name__, parts) as workers:
         for value in workers.values():
             yield Report(**value)
 
 
 def _worker(arguments: Sequence[str]) -> None:
-    requests, first, step, every = map(int, arguments)
-    for report in enumerate_part(record(requests), first, step, every):
+    requests, first, step, every, has_ring = map(int, arguments)
+    for report in enumerate_part(record(requests, bool(has_ring)), first, step, every):
         show(asdict(report))
 
 

@@ -16,7 +16,7 @@ from kimberlite.node.retention import Retention
 from kimberlite.storage.interface import Recovered
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import format_store
-from kimberlite.types import Command, Identity, Message
+from kimberlite.types import ZERO16, Command, Identity, Message
 from kimberlite.vopr import claims, starts, upkeep
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.disk import SimDisk
@@ -66,6 +66,7 @@ def format_disk(world: World, index: int, formatting: int = 0) -> None:
         replica_count=world.plan.replica_count,
         segment_bytes=world.plan.segment_bytes,
         identity=identity_of(world, index, formatting),
+        ring_nonce=Random(f"ring {world.plan.seed} {index} {formatting}").randbytes(16) if world.plan.ring else ZERO16,
     )
 
 

@@ -12,6 +12,7 @@ A named plan says what its seeds draw from:
     lying     the disk of one replica loses writes, puts them elsewhere in their file, or gives what was there before
     wiped     one disk is lost and formatted anew under its old name, among replicas that are cut off from each other
               and start again: the new disk must count nowhere
+    ringed    as default, of small events, with replicas that acknowledge after one write to a ring
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Plan:
     burst: int = 1  # appends that a client makes at a time
     pause_ns: int = 0  # for which a client thinks at most, now and then, between an answer and the next append
     far_ns: int = 0  # who comes back when faults have ended is so far away from the others
+    ring: bool = False  # small groups of entries are durable after one write (storage.ring)
     birth: bool = False  # the cluster is born in the run, and begins without a record
 
     @property
@@ -162,6 +164,10 @@ def _default(plan: Plan, random: Random) -> Plan:
     return _few(plan, random) if random.random() < FEW_SHARE else plan
 
 
+def _ringed(plan: Plan, random: Random) -> Plan:
+    return replace(_default(plan, random), ring=True, event_bytes=random.choice((64, 64, 1500, 5000)))
+
+
 DEFAULT = "default"
 PLANS: dict[str, Callable[[Plan, Random], Plan]] = {
     DEFAULT: _default,
@@ -169,6 +175,7 @@ PLANS: dict[str, Callable[[Plan, Random], Plan]] = {
     "grey": _grey,
     "lying": _lying,
     "wiped": _wiped,
+    "ringed": _ringed,
 }
 
 

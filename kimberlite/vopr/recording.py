@@ -249,7 +249,8 @@ class Ledger(Checkers):
 class Recording(World):
     """The scripted run."""
 
-    def __init__(self, requests: int = REQUESTS) -> None:
+    def __init__(self, requests: int = REQUESTS, ring: bool = False) -> None:
+        """ring: the replicas acknowledge small groups after one write."""
         self.records: list[Record] = []
         self.records += [Record(index) for index in range(REPLICAS)]
         super().__init__(
@@ -270,6 +271,7 @@ class Recording(World):
                 fault_gap_ns=1000 * MS,
                 event_bytes=2500,
                 checkpoint_ops=CHECKPOINT_OPS,
+                ring=ring,
             ),
             faults=(),
         )
@@ -363,8 +365,8 @@ class Recording(World):
         self._quiet()
 
 
-def record(requests: int = REQUESTS) -> Recording:
+def record(requests: int = REQUESTS, ring: bool = False) -> Recording:
     """Carry out the scripted run. Cost: a second."""
-    world = Recording(requests)
+    world = Recording(requests, ring)
     world.run()
     return world

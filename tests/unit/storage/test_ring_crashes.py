@@ -434,6 +434,42 @@ def test_one_damaged_sector_takes_nothing_that_was_acknowledged(story: Callable[
     assert images > 500
 
 
+def without_frame(script: Script, sequence: int) -> Disk:
+    """The disk with a whole frame as it was before: a lost write of both copies."""
+    disk = {name: bytearray(content) for name, content in script.files.durable.items()}
+    at = ring.place(sequence)
+    disk[ring.NAME][at : at + ring.SLOT_BYTES] = script.record.base[ring.NAME][at : at + ring.SLOT_BYTES]
+    return disk
+
+
+def test_a_whole_frame_that_is_lost_is_missed_by_what_is_above_it() -> None:
+    script = Script()
+    for _ in range(5):
+        script.append(SMALL)
+        script.wait()
+    told = Told(dict(script.acked))
+    for sequence in range(3):  # of ops 2 to 4
+        _, store, recovered = opened(without_frame(script, sequence))
+        judge(told, store, recovered, is_damaged=True)
+        assert [entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY] == [2 + sequence]
+    script.write_back()
+    script.wait()
+    for sequence in range(4):  # the journal has it
+        _, store, recovered = opened(without_frame(script, sequence))
+        judge(told, store, recovered, is_damaged=False)
+
+
+def test_what_is_given_up_is_the_last_frame_alone() -> None:
+    """Both copies lost without a trace, nothing written since, and then a crash."""
+    script = Script()
+    for _ in range(3):
+        script.append(SMALL)
+        script.wait()
+    _, _, recovered = opened(without_frame(script, 1))
+    assert (recovered.settled, recovered.head) == (2, 2)
+    assert max(script.acked) == 3
+
+
 # Planted bugs: each must be found
 
 
