@@ -455,7 +455,8 @@ def life_sequence(life: int) -> int:
 class RingMark(NamedTuple):
     """What the superblock says of the ring of a data directory.
 
-    floor: frames of the ring with a lower sequence are of an older life, log_view or log, and are not there.
+    floor: 0, and room for a lowest sequence: a frame counts only under the superblock that was in force when it was
+    written, which says as much (storage.ring).
     nonce: 16 secret random bytes of this directory, by which its checksums are keyed: no client can write a frame.
     """
 

@@ -166,7 +166,7 @@ SUPERBLOCK = Layout(
     incarnation       bytes:16  drawn when this data was formatted
     bound_to          bytes:16  digest of the birth; zeros before all incarnations are known
     life              u64       of the process that runs, or ran last: sequence at its start, then 32 random bits
-    ring_floor        u64       frames of the ring below it are not there
+    ring_floor        u64       0; room for the lowest frame of the ring that counts
     ring_nonce        bytes:16  keys the checksums of the ring; zeros: there is none
     heard             bytes:384 of each of 16 slots: life, sequence of its superblock, highest log_view, as heard
     record            bytes:2560 members, voters, settings of the cluster, and zeros; a draft until formed

@@ -25,6 +25,10 @@ is what it is. That this is sound rests on:
   of it;
 - a start writes down what it finds in the ring (`replay`), then the superblock, and only then speaks.
 
+What holds of the journal holds here: every byte of a copy is under its checksum, and what is behind the entries is
+zero; no two frames share a sector, and none that was acknowledged is written over before the journal has it; what is
+torn is told from what is damaged by data (`TABLE`, then that of storage.recovery).
+
 So a restart, a tool and a repair see a journal that could have been written without a ring. One thing is given up: both
 copies of the last few entries lie next to each other. A fault that takes both, together with a crash before the next
 flush, takes entries that were acknowledged.
