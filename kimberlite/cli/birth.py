@@ -29,7 +29,8 @@ def birth(again: bool, without: Sequence[int], data: Path, as_json: bool) -> Non
     touched here; the replica gets a new identity. Refuses, and changes nothing, when it is a member already (exit code
     37), and while a process holds DIR (13).
 
-    --again: for a replica that has bound itself to one whose disk is gone since, as when it was formatted twice.
+    --again: when one has bound itself to another whose disk is gone since, as when that was formatted twice. Run it on
+    all replicas, for the others are bound to what this one was, and then start them.
 
     --without I: for a machine that does not come back at an upgrade. Run it on all others, each time with the same I,
     and then start them. As many must be left as a view change and a commit need. The data of replica I takes no part

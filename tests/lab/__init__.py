@@ -3,6 +3,7 @@
     entries.py     prepares and headers in a chain, and every other frame
     cores.py       one core in a given state, its inputs and outputs, and what tests see and set inside it
     cluster.py     a small cluster in memory: real core, driver and store; a test rules links, disks and time
+    old_data.py    directories as the first release left them
     transcripts.py what went into cores and came out of them, as lines of text that are kept in files
 
 The contract of each is its docstring. What holds for all of them:
