@@ -190,6 +190,7 @@ class Ledger(Checkers):
 
     def __init__(self, world: Recording) -> None:
         super().__init__(world.plan.replica_count, world.plan.sessions_max)
+        self.membership = world.membership
         self._world = world
         self.session_tables: dict[int, bytes] = {}  # after each op
 

@@ -52,7 +52,7 @@ def test_appends_of_a_burst_share_requests_and_have_outcomes_of_their_own() -> N
     assert world.run_until(world.now + 30_000 * MS, lambda: not world.is_client_busy())
     history = [record for client in world.clients for record in client.history]
     acknowledged = [record for record in history if record.position is not None]
-    assert len(history) == 200 > len(acknowledged) > 150  # some had too little time, some were taken back
+    assert len(history) == 200 > len(acknowledged) > 140  # some had too little time, some were taken back
     check_history(history, world.checkers.log)
     assert max(node.driver.core.state.log.op for node in world.nodes) < 150
 

@@ -117,7 +117,7 @@ def test_who_is_replaced_by_one_that_waits_for_the_same_replicas_is_named(monkey
 
 def test_views_are_left_in_the_midst_of_a_fault() -> None:
     name = "link between two backups cut"
-    views = [world.nodes[0].driver.core.state.view for seed in range(4) for world in [run(name, 3, seed)]]
+    views = [world.nodes[0].driver.core.state.view for seed in range(8) for world in [run(name, 3, seed)]]
     assert min(views) < max(views)
 
 
