@@ -307,7 +307,8 @@ class Checkers:
         node = world.nodes[replica]
         state = node.driver.core.state
         if not state.own.is_formed:
-            self._check_unborn(replica, state)
+            if not world.plan.converted:
+                self._check_unborn(replica, state)
             return
         log, commit = state.log, state.commit_max
         durable = log.durable

@@ -12,7 +12,7 @@ import errno
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
@@ -142,6 +142,18 @@ class Files:
     torn_places: set[tuple[bytes, str, int]] = field(default_factory=set)  # those of torn writes alone
     capacity: int | None = None  # bytes that all files may have together; None: any number
     on_write: Callable[[str, int, Bytes], None] | None = None  # told of every change that a write makes
+
+    def copy(self) -> Files:
+        """All of it as it is now: an image of the disk."""
+        return replace(
+            self,
+            durable={name: bytearray(content) for name, content in self.durable.items()},
+            unreadable={name: set(sectors) for name, sectors in self.unreadable.items()},
+            versions=dict(self.versions),
+            used=dict(self.used),
+            places={identity: list(places) for identity, places in self.places.items()},
+            torn_places=set(self.torn_places),
+        )
 
     def changed(self, name: str) -> None:
         self.versions[name] = self.versions.get(name, 0) + 1

@@ -228,6 +228,8 @@ def _other_disk(random: Random, known: Known) -> list[Message]:
         return []
     _, life = known.members[known.sender]
     who: dict[str, Any] = random.choice(({"client": random.randbytes(16)}, {"session": max(life - (1 << 32), 1)}))
+    if random.random() < 0.2:  # a copy of its disk, started too
+        return [_frame(known, Command.PING, op=known.op, session=life ^ 1)]
     if random.random() < 0.5:
         context = known.head.checksum
         return [_frame(known, Command.PREPARE_OK, op=known.op, context=context, commit=known.commit, **who)]

@@ -12,8 +12,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from kimberlite._fast import framing
-from kimberlite.storage.superblock import SuperblockFile
-from kimberlite.types import Birth, Checksum, Identity, root_header
+from kimberlite.storage import superblock
+from kimberlite.storage.birth import BirthFile
+from kimberlite.types import ZERO16, Birth, Checksum, Identity, root_header
 from kimberlite.vopr.disk import Files, SimDisk
 from kimberlite.vsr.record import Address, Record, Settings, bind, born, draft, encode
 
@@ -34,11 +35,15 @@ def draft_of(world: World) -> Record:
     most = plan.prepare_bytes_max
     settings = Settings(plan.sessions_max, most, most, most, 2 * most, plan.checkpoint_ops, plan.checkpoint_bytes)
     addresses = [(Address(f"replica-{i}", 1), Address(f"replica-{i}", 2)) for i in range(plan.replica_count)]
-    return draft(settings, root_header(framing.make_header, world.cluster).checksum, addresses)
+    origin = ZERO16 if plan.converted else root_header(framing.make_header, world.cluster).checksum
+    return draft(settings, origin, addresses)
 
 
-def identity_of(world: World, index: int, formatting: int) -> Identity:
-    """Of a disk that has just been formatted: the first one of a run that begins with a cluster, or any other."""
+def identity_of(world: World, index: int, formatting: int) -> Identity | None:
+    """Of a disk that has just been formatted: the first one of a run that begins with a cluster, or any other. None: it
+    is one of the first release."""
+    if world.is_old:
+        return None
     own = incarnation(world.plan.seed, index, formatting)
     record = draft_of(world)
     if formatting or world.plan.birth:
@@ -51,7 +56,10 @@ def identity_of(world: World, index: int, formatting: int) -> Identity:
 
 def identity_on(files: Files) -> Identity:
     """Who a disk says that its replica is."""
-    return SuperblockFile(SimDisk(files, lambda: 0, lambda: 1)).current.identity
+    disk = SimDisk(files, lambda: 0, lambda: 1)
+    block = superblock.SuperblockFile(disk).current
+    is_old = block.version == superblock.VERSION_UNBORN
+    return BirthFile(disk, block).identity if is_old else block.identity
 
 
 class Drawer:
@@ -71,6 +79,10 @@ class Drawer:
         else:
             _take_known(world.checkers, index)
         return Files(on_write=partial(world.on_write, index))
+
+    def forget(self, world: World, index: int) -> None:
+        """The disk of that replica is not what it was: what it promised, it does not know."""
+        _take_known(world.checkers, index)
 
     def put_back(self, world: World, index: int) -> Files:
         """The disk that is aside."""

@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from kimberlite.storage.audit import Audit, Cause
-from kimberlite.vopr import limits
+from kimberlite.vopr import conversions, limits
 from kimberlite.vopr.checkers import VIEW_CHANGE_QUORUM, Violation
 from kimberlite.vopr.clients import serve_all
 from kimberlite.vopr.disk import SimDisk, empty
@@ -103,13 +103,18 @@ def _be_born(world: World) -> None:
     """A birth takes all replicas, and comes to its end when they are there."""
 
     def done() -> bool:
-        return all(node.driver.core.state.own.is_formed for node in world.nodes)
+        is_born = all(node.driver.core.state.own.is_formed for node in world.nodes)
+        return is_born and (not world.plan.converted or conversions.is_over(world))
 
-    if not world.plan.birth or done():
+    if world.is_old:
+        for node in world.nodes:
+            world.crash(node.index)
+        conversions.convert(world)
+    if not (world.plan.birth or world.plan.converted) or done():
         return
     for node in world.nodes:
         world.restart(node.index)
-    if not world.run_until(world.now + BIRTH_NS_MAX, done):
+    if not world.run_until(world.now + BIRTH_NS_MAX, done) and world.plan.birth:
         world.format_all()
     if not world.run_until(world.now + BIRTH_NS_MAX, done):
         raise Violation("E1 birth", f"all are there, and the cluster is not born; {world.describe()}")

@@ -17,9 +17,9 @@ from kimberlite.storage.interface import Recovered
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import format_store
 from kimberlite.types import ZERO16, Command, Identity, Message
-from kimberlite.vopr import claims, starts, upkeep
+from kimberlite.vopr import claims, conversions, starts, upkeep
 from kimberlite.vopr.checkers import Violation
-from kimberlite.vopr.disk import SimDisk
+from kimberlite.vopr.disk import SimDisk, empty
 from kimberlite.vopr.draws import below
 from kimberlite.vopr.identities import identity_of
 from kimberlite.vopr.observed import DigestMachine, ObservedDriver, ObservedReplica, ObservedStore, Observer, Watch
@@ -76,7 +76,7 @@ def boot(world: World, index: int, life: int) -> SimNode:
     try:
         store = ObservedStore(world, disk)
         recovered = store.recover()
-        identity = store.begin_life(store.identity, Random(f"life {world.plan.seed} {index} {life}").getrandbits(32))
+        identity = None if world.is_old else _begin_life(world, index, life, store)
     except KimberliteError as error:
         raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
     starts.check_fears(world, index, recovered)
@@ -95,6 +95,13 @@ def boot(world: World, index: int, life: int) -> SimNode:
     world.at(world.now, world.on_disk, index, life)  # what recovery has written
     world.at(world.now, world.act, index, life, driver.start)
     return node
+
+
+def _begin_life(world: World, index: int, life: int, store: ObservedStore) -> Identity:
+    bits = Random(f"life {world.plan.seed} {index} {life}").getrandbits(32)
+    if world.plan.converted:
+        empty(world.files[index])  # a conversion needs room for one more file, and is refused without
+    return store.begin_life(conversions.at_start(world, index, store.identity), bits)
 
 
 def _disk(world: World, index: int, life: int) -> SimDisk:
@@ -116,7 +123,7 @@ def _disk(world: World, index: int, life: int) -> SimDisk:
 
 
 def _driver(
-    world: World, index: int, life: int, store: ObservedStore, recovered: Recovered, identity: Identity
+    world: World, index: int, life: int, store: ObservedStore, recovered: Recovered, identity: Identity | None
 ) -> ObservedDriver:
     plan = world.plan
     core = ObservedReplica(

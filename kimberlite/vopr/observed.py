@@ -113,7 +113,8 @@ class Observer:
         elif kind is EventKind.FORFEITED:
             world.leads.on_forfeited(world, self._index)
         elif kind is EventKind.CHECKPOINTED:
-            world.checkpoints.on_checkpoint(self._index, world.nodes[self._index].store.checkpoint)
+            made = world.nodes[self._index].store.checkpoint
+            world.checkpoints.on_checkpoint(self._index, made, not world.plan.converted)
 
 
 def tell_clients(world: World, index: int) -> None:

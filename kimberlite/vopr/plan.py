@@ -88,6 +88,7 @@ class Plan:
     pause_ns: int = 0  # for which a client thinks at most, now and then, between an answer and the next append
     far_ns: int = 0  # who comes back when faults have ended is so far away from the others
     ring: bool = False  # small groups of entries are durable after one write (storage.ring)
+    converted: bool = False  # the run begins on data of the first release
     birth: bool = False  # the cluster is born in the run, and begins without a record
 
     @property
@@ -140,7 +141,7 @@ def _wiped(plan: Plan, random: Random) -> Plan:
 
 
 CROWDED_SHARE, GREY_SHARE, FEW_SHARE = 0.12, 0.2, 0.2
-BIRTH_SHARE = 0.2
+BIRTH_SHARE, CONVERSION_SHARE = 0.2, 0.1
 FEW, FEW_GAP_NS = 4, 150 * MS
 
 
@@ -188,7 +189,9 @@ def select(name: str) -> Callable[[Plan, Random], Plan]:
 
 def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
     """The plan of a seed. Raises UsageError for a name that there is not."""
-    drawn = replace(_draw(seed, requests), birth=Random(f"birth of {seed}").random() < BIRTH_SHARE)
+    chance = Random(f"birth of {seed}").random()
+    is_birth, is_conversion = chance < BIRTH_SHARE, BIRTH_SHARE <= chance < BIRTH_SHARE + CONVERSION_SHARE
+    drawn = replace(_draw(seed, requests), birth=is_birth, converted=is_conversion)
     return select(name)(_with_small_bounds(_with_retention(drawn)), Random(f"{name} {seed}"))
 
 

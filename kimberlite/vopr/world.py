@@ -27,7 +27,7 @@ from kimberlite.node.clock import JUMP_NS
 from kimberlite.node.driver import requests_of
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Birth, Bytes, Identity, Message
-from kimberlite.vopr import births, departures
+from kimberlite.vopr import births, conversions, departures
 from kimberlite.vopr.checkers import (
     Checkers,
     Promises,
@@ -113,7 +113,9 @@ class World:
         # Crashes in the middle of its next write: to the file of that name, to any when empty.
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
-        self.checkers.membership = Membership.of_record(draft_of(self))
+        self.is_old = plan.converted  # data of the first release, until all have stopped once
+        if not self.is_old:
+            self.checkers.membership = Membership.of_record(draft_of(self))
         for index in range(plan.replica_count):
             format_disk(self, index)
         for index in range(plan.replica_count):
@@ -371,6 +373,11 @@ class World:
             self.wipe(index)
         self.drawer.disks.clear()
 
+    def put_in(self, index: int, image: Files) -> None:
+        """That replica, which is down, gets an older image of its disk."""
+        self.drawer.forget(self, index)
+        self._use(index, image)
+
     def _use(self, index: int, files: Files) -> None:
         self.files[index] = files
         self._promises.pop(index, None)
@@ -478,6 +485,8 @@ class World:
             self.at(self.now, reader.step)
         if self.plan.birth:
             births.begin(self)
+        if self.plan.converted:
+            conversions.begin(self)
         if self._scripted is None:
             self._at_fault(self.now + self.faults.randrange(self.plan.fault_gap_ns), self._fault_step)
         else:

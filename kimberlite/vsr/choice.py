@@ -97,6 +97,7 @@ def choose(messages: list[DoViewChange], membership: Membership) -> Choice:
     canonical = [message for message in messages if message.log_view == log_view]
     commit = highest_commit(messages)
     begun, head = min(message.op for message in canonical), max(message.op for message in canonical)
+    everybody = bit_set(message.replica for message in messages)
     suffix: list[Header] = []
     for op in range(commit, head + 1):
         header = next((known for m in canonical if (known := m.header(op)) is not None), None)
@@ -107,9 +108,10 @@ def choose(messages: list[DoViewChange], membership: Membership) -> Choice:
             continue
         made = made_in(op, header, log_view, begun)
         nacks = bit_set(m.replica for m in messages if never_acknowledged(m, op, header, made))
-        if membership.may_drop(nacks, log_view):
+        is_there = header is not None and any(has_copy(m, op, header) for m in messages)
+        if membership.may_drop(nacks, everybody, made, is_there):
             return Choice(commit, tuple(suffix), dropped=head - op + 1, log_view=log_view)
-        if header is None or not any(has_copy(m, op, header) for m in messages):
+        if header is None or not is_there:
             return Choice(commit, (), stuck_op=op, log_view=log_view)
         suffix.append(header)
     if head < commit:

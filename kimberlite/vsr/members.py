@@ -89,21 +89,26 @@ class Membership(NamedTuple):
 
     def may_begin_view(self, evidence: int, log_view: int) -> bool:
         """Whether the evidence of these suffices to begin a view. log_view: the newest log that any of it is of."""
-        if self.needs_all(log_view):
-            return evidence & self.expected == self.expected
+        if self.is_in_doubt(log_view):
+            return self._is_everybody(evidence)
         return quorum.reached(evidence, self.quorums.view_change)
 
-    def needs_all(self, log_view: int) -> bool:
-        """Whether a log of that view may have been acknowledged by a disk that was formatted anew since, or put back
-        to an older state: nothing of before the birth tells. Then everybody is asked, and nothing is dropped that
-        anybody may ever have had."""
-        return self.is_converted and log_view < VIEW_BORN
+    def is_in_doubt(self, view: int) -> bool:
+        """Whether what was made in that view may have been acknowledged by a disk that was formatted anew since, or put
+        back to an older state: nothing of before the birth tells. Then its word that it never did so is worth nothing;
+        everybody is asked, and nothing of which there is a copy is dropped. That also holds in later views, until the
+        ops of before are committed in one of them."""
+        return self.is_converted and view < VIEW_BORN
 
-    def may_drop(self, nacks: int, log_view: int) -> bool:
-        """Whether an op of the log of that view that these never acknowledged can not have been committed."""
-        if self.needs_all(log_view):
-            return nacks & self.expected == self.expected
+    def may_drop(self, nacks: int, evidence: int, made: int, has_copy: bool) -> bool:
+        """Whether an op that these never acknowledged can not have been committed. evidence: whose word is known. made:
+        the earliest view in which it can have been made. has_copy: somebody has it."""
+        if self.is_in_doubt(made) and (has_copy or not self._is_everybody(evidence)):
+            return False
         return quorum.reached(nacks, self.quorums.nack)
+
+    def _is_everybody(self, replicas: int) -> bool:
+        return replicas & self.expected == self.expected
 
 
 def bit_set(replicas: Iterable[int]) -> int:

@@ -6,6 +6,7 @@ from kimberlite.types import Command, Header, Message
 from kimberlite.vopr.canaries.registry import Patch, canary
 from kimberlite.vsr import birth, identity
 from kimberlite.vsr.identity import Life
+from kimberlite.vsr.members import Membership
 from kimberlite.vsr.record import Record
 from kimberlite.vsr.state import State
 
@@ -84,3 +85,23 @@ def _new_disk_is_a_member() -> list[Patch]:
         return identity.Sender.MEMBER if found is identity.Sender.OTHER else found
 
     return [(identity, "sender_of", sender_of)]
+
+
+@canary("data of the first release goes on in the view it was in, which another replica led than leads it now")
+def _view_kept_at_conversion() -> list[Patch]:
+    return [(birth, "view_of_birth", lambda view: view)]
+
+
+@canary("what a disk of the first release says that it never acknowledged is believed")
+def _old_disk_is_believed() -> list[Patch]:
+    return [(Membership, "is_in_doubt", lambda self, view: False)]
+
+
+@canary("what a disk of the first release never acknowledged is believed once a view has begun after the birth")
+def _old_disk_is_believed_after_a_view() -> list[Patch]:
+    original = Membership.may_drop
+
+    def may_drop(self: Membership, nacks: int, evidence: int, made: int, has_copy: bool) -> bool:
+        return original(self._replace(is_converted=False), nacks, evidence, made, has_copy)
+
+    return [(Membership, "may_drop", may_drop)]

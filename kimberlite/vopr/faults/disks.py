@@ -117,7 +117,7 @@ def _disk_lie(world: World, argument: int) -> Action | None:
 def _wipe(world: World, argument: int) -> Action | None:
     """The disk of one replica is taken for lost, once in a run, and another one is formatted in its place; after some
     time, in some runs only at the end, the first one is put back."""
-    if world.counts.get("FAULT_wipe") or world.drawer.disks:
+    if world.counts.get("FAULT_wipe") or world.drawer.disks or world.plan.converted:
         return None
     index, random = target_of(world, argument), Random(argument)
 

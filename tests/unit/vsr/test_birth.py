@@ -9,6 +9,8 @@ from lab import Cluster, Node, entries, frame
 
 from kimberlite.types import VIEW_BORN, ZERO16, Birth, Command, Header, Reason, Status
 from kimberlite.vsr import birth
+from kimberlite.vsr.choice import DoViewChange, choose
+from kimberlite.vsr.codec import Evidence
 from kimberlite.vsr.members import Membership
 from kimberlite.vsr.record import Record, birth_digest, born, decode, encode
 
@@ -174,3 +176,38 @@ def test_headers_of_entries_do_not_tell_who_passed_them_on() -> None:
     cluster.register()
     prepares: list[Header] = [sent.header for _, _, sent in cluster.sent if sent.header.command == Command.PREPARE]
     assert prepares and all(header.epoch == 0 for header in prepares)
+
+
+@pytest.mark.parametrize("lost", ["formatted anew", "put back to an older image"])
+def test_what_one_disk_alone_still_has_of_a_converted_log_is_kept(lost: str) -> None:
+    """Op 5 was acknowledged by two of three; then one of these disks lost it, and no record of before tells that. The
+    two that never had it, as far as they know, were a quorum to drop it."""
+    log = entries.chain(5, view=3)
+
+    def says(replica: int, log_view: int, head: int, commit: int) -> DoViewChange:
+        headers = tuple(log[commit : head + 1])
+        bits = (1 << len(headers)) - 1
+        return DoViewChange(replica, log_view, head, commit, Evidence(commit, bits, bits, 0, headers))
+
+    wiped = says(1, 0, 0, 0) if lost == "formatted anew" else says(1, 3, 4, 3)
+    given = [says(0, 3, 5, 4), wiped, says(2, 3, 4, 4)]
+    record = decode(entries.formed(0, 3).record)
+    assert choose(given, Membership.of_record(record)).suffix[-1].op == 4
+    choice = choose(given, Membership.of_record(converted(record)))
+    assert (choice.suffix[-1].op, choice.dropped) == (5, 0)
+
+
+def test_nor_is_it_dropped_in_the_next_view_by_those_that_only_know_of_it() -> None:
+    """The first view after the birth keeps op 5; its primary, which alone has it, stops before the others have it."""
+    log = entries.chain(5, view=3)
+    record = converted(decode(entries.formed(0, 3).record))
+    membership = Membership.of_record(record)
+
+    def says(replica: int, present: int, nack: int) -> DoViewChange:
+        evidence = Evidence(4, 0b11, present, nack, tuple(log[4:6]))
+        return DoViewChange(replica, VIEW_BORN, 5, 4, evidence)
+
+    without = [says(1, 0b01, 0b10), says(2, 0b01, 0b10)]
+    assert choose(without, membership).stuck_op == 5
+    assert choose([*without, says(0, 0b11, 0)], membership).suffix[-1].op == 5
+    assert choose(without, Membership.of_record(decode(entries.formed(0, 3).record))).dropped == 1

@@ -67,13 +67,14 @@ def test_any_client_finds_the_primary_by_its_own_arithmetic(count: int) -> None:
 
 def test_a_log_older_than_identities_asks_all() -> None:
     converted = Membership.of_record(record(3, origin=ZERO16))
-    assert converted.needs_all(VIEW_BORN - 1) and not converted.needs_all(VIEW_BORN)
+    assert converted.is_in_doubt(VIEW_BORN - 1) and not converted.is_in_doubt(VIEW_BORN)
     assert not converted.may_begin_view(0b011, 7) and converted.may_begin_view(0b111, 7)
     assert converted.may_begin_view(0b011, VIEW_BORN)
-    assert not converted.may_drop(0b110, 7) and converted.may_drop(0b111, 7)
-    assert converted.may_drop(0b110, VIEW_BORN)
+    assert not converted.may_drop(0b110, 0b111, 7, True) and converted.may_drop(0b110, 0b111, 7, False)
+    assert not converted.may_drop(0b110, 0b110, 7, False), "who is not there may have a copy"
+    assert converted.may_drop(0b110, 0b110, VIEW_BORN, True) and not converted.may_drop(0b100, 0b111, 7, False)
     fresh = Membership.of_record(record(3))
-    assert fresh.may_begin_view(0b011, 0) and fresh.may_drop(0b110, 0)
+    assert fresh.may_begin_view(0b011, 0) and fresh.may_drop(0b110, 0b110, 0, True)
 
 
 def test_who_is_lost_counts_in_quorums_and_is_not_waited_for() -> None:
