@@ -54,6 +54,7 @@ GC_OBJECTS = 20_000  # made and not freed, between two collections
 LOOK_NS = 1 * MS  # between two looks whether a phase is done
 SAFETY_NS_MAX = 120_000 * MS
 SERVE_DELAY_NS = 20_000
+ARRIVED_NS = 5000 * MS  # so long no frame takes
 UNREAD = (-1, Promises())  # no version has that number
 FAULT_ORDER = -(1 << 62)  # faults come before anything else of the same instant
 
@@ -369,6 +370,9 @@ class World:
         everywhere = [*self.files, *self.drawer.disks.values()]
         if any(identity_on(files).birth is Birth.FORMED for files in everywhere):
             raise Violation("E1 birth", f"all are there, some are members, and others are not; {self.describe()}")
+        for index in range(self.plan.replica_count):
+            self.crash(index)
+        self.run_until(self.now + ARRIVED_NS, lambda: False)  # nothing of the disks before is on its way any more
         for index in range(self.plan.replica_count):
             self.wipe(index)
         self.drawer.disks.clear()

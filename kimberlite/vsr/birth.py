@@ -135,7 +135,7 @@ def form(s: State, record: Record) -> None:
     own = s.own
     own.take(record, Birth.FORMED, record.birth)
     s.membership = Membership.of_record(record)
-    if s.membership.is_in_doubt(s.log_view):
+    if s.membership.is_converted:
         s.enter_view(view_of_birth(s.view))
     s.meet(record)
     s.persist_view()
