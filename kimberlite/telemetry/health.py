@@ -4,7 +4,7 @@ Liveness asks whether restarting the replica could help: it fails when the proce
 event loop does not turn, and never because a quorum is lost. Readiness asks whether to send it
 work. Every check says why it fails, in a sentence with the numbers.
 
-May import: types, telemetry.reading.
+May import: types, telemetry.reading, vsr.members.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from kimberlite.telemetry.reading import LOOP_STALL_S, Observation
 from kimberlite.types import Status
+from kimberlite.vsr.members import leader_of
 
 COMMIT_STALL_S = 2.0  # an op that waits longer for its quorum, or to be applied, is stuck
 
@@ -52,11 +53,11 @@ def check_quorum(seen: Observation) -> Check:
     own = int(seen.info["replica"])
     ages = {replica: seen.age_s("peer_last_heard", str(replica)) for replica in range(count) if replica != own}
     silent = [f"replica {replica} {_silence(age)}" for replica, age in ages.items() if not age < bound]
-    primary = int(seen.number("view_number")) % count
+    primary = leader_of(int(seen.number("view_number")))
     if primary == own:
         live, need = 1 + len(ages) - len(silent), int(seen.number("quorum_size"))
         return Check("quorum", live >= need, "; ".join([f"{live} of {count} replicas, {need} needed", *silent]))
-    age = ages[primary]
+    age = ages.get(primary, math.inf)  # of a replica that is no member
     return Check("quorum", age < bound, f"the primary, replica {primary}, {_silence(age)}")
 
 

@@ -25,6 +25,11 @@ from kimberlite.vsr.record import Record, Role
 SHOWN = 240
 
 
+def leader_of(view: int) -> int:
+    """The slot that leads a view, of data with an identity."""
+    return view % SLOTS
+
+
 class Membership(NamedTuple):
     """The voters of a cluster, and their quorums. turns: views after which the same slot is to lead again. expected:
     of the voters those that may come; others are lost, and count in the sizes of quorums only. is_converted: the log

@@ -8,11 +8,14 @@ from lab import Case, main
 
 from kimberlite._fast.framing import make_header
 from kimberlite.types import Command
+from kimberlite.vsr.members import Membership
+from kimberlite.vsr.quorum import quorums
 
 SECONDS = 120
 SAMPLE = True
 ROUNDS = 25
 FRAMES = 30
+MEMBERSHIP = Membership(tuple(range(3)), quorums(3), turns=16, expected=0b111)
 
 
 def run(case: Case) -> None:
@@ -37,7 +40,7 @@ def run(case: Case) -> None:
                     sent.append((make_header(cluster=cluster.cluster, command=Command.PING, **fields), b""))
                 else:
                     numbers = (status["view"], status["op"], status["commit"])
-                    known = Known(cluster.cluster, 3, victim, absent, *numbers)
+                    known = Known(cluster.cluster, MEMBERSHIP, victim, absent, *numbers)
                     sent += [(message.header, bytes(message.body)) for message in frames(random, known)]
             for start in range(0, len(sent), 3):
                 cluster.inject(victim, absent, sent[start : start + 3], hold=0.005)

@@ -20,7 +20,7 @@ def run(case: Case) -> None:
     primary, backup, absent = cluster.roles()
     known = cluster.tells(backup)
     cluster.kill(absent)
-    view = next(view for view in range(known["view"] + 1, known["view"] + 4) if view % 3 == absent)
+    view = next(view for view in range(known["view"] + 1, known["view"] + 17) if view % 16 == absent)
     head = known["op"]
 
     def start_view(op: int, commit: int, count: int = 1) -> tuple[object, bytes]:

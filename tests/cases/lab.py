@@ -8,7 +8,8 @@ exit code 0 (PASS), 1 (FAIL: the promise is broken) or 2 (the case itself could 
 
 runs one against the kimberlite that this interpreter imports, so that any version can be asked.
 Everything is on the loopback interface, below one directory, and only processes that the case
-started are ended. May import: the standard library, kimberlite._fast and kimberlite.types.
+started are ended. May import: the standard library, xxhash, kimberlite._fast, kimberlite.storage and
+kimberlite.types.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from kimberlite._fast import framing
 from kimberlite.types import Command, Header
@@ -60,6 +63,17 @@ def until(what: Callable[[], Any], seconds: float, every: float = 0.05) -> Any:
         time.sleep(every)
 
 
+def spoken(header: Header, who: dict[str, Any]) -> bytes:
+    """A header with the fields by which its sender is known, unless it is an entry."""
+    raw = bytearray(header.raw)
+    if who and header.command != Command.PREPARE:
+        raw[64:68] = who["epoch"].to_bytes(4, "little")
+        raw[112:128] = who["client"]
+        raw[128:136] = who["session"].to_bytes(8, "little")
+        raw[:16] = xxhash.xxh3_128_digest(bytes(raw[16:]))
+    return bytes(raw)
+
+
 class Raw:
     """A connection that sends whatever it is told, frame by frame."""
 
@@ -87,9 +101,10 @@ class Raw:
         self.send(make_header(cluster=cluster, command=Command.HELLO, client=self.client, count=CLIENT_VERSION))
         return self.receive()[0]
 
-    def greet_as_replica(self, cluster: bytes, replica: int, replica_count: int, view: int = 0) -> None:
+    def greet_as_replica(self, cluster: bytes, replica: int, replica_count: int, view: int = 0, **who: Any) -> None:
         """HELLO of a replica. While one that lives has a connection, the answer comes when that one is found silent."""
-        self.send(make_header(cluster=cluster, command=Command.HELLO, replica=replica, count=replica_count, view=view))
+        fields = {"replica": replica, "count": replica_count, "view": view, **who}
+        self.send(make_header(cluster=cluster, command=Command.HELLO, **fields))
 
     def receive(self) -> tuple[Header, bytes]:
         """The next frame. Raises EOFError at the end of the connection, TimeoutError."""
@@ -282,10 +297,11 @@ class Cluster:
             self.pause(as_replica)
         try:
             with Raw(HOST, self.peer_ports[to], 5) as connection:
-                connection.greet_as_replica(self.cluster, as_replica, self.size)
+                who = self.identity(as_replica)
+                connection.greet_as_replica(self.cluster, as_replica, self.size, **who)
                 connection.receive()
                 for header, body in frames:
-                    connection.send(header, body)
+                    connection.socket.sendall(spoken(header, who) + body)
                 # Held open: a replica that is cut off reads no more of what was sent.
                 connection.socket.settimeout(hold)
                 with contextlib.suppress(TimeoutError):
@@ -297,6 +313,18 @@ class Cluster:
             if runs:
                 self.resume(as_replica)
         return True
+
+    def identity(self, index: int) -> dict[str, Any]:
+        """Fields by which the others know a replica, from its disk; none in a version without them."""
+        from kimberlite.storage import superblock
+
+        data, size = (self.directories[index] / superblock.NAME).read_bytes(), superblock.COPY_BYTES
+        copies = [superblock.decode(data[at * size : (at + 1) * size], at) for at in range(superblock.COPIES)]
+        newest = max((copy for copy in copies if copy is not None), key=lambda copy: copy.sequence)
+        identity = getattr(newest, "identity", None)
+        if identity is None or not identity.life:
+            return {}
+        return {"epoch": 1, "client": identity.incarnation, "session": identity.life}
 
     def append(self, events: Sequence[bytes], timeout: float = 10.0) -> int:
         """Append with a client of its own; gives the position."""

@@ -53,7 +53,7 @@ def run(case: Case) -> None:
     for raw in crowd:
         raw.close()
     with Raw(HOST, cluster.peer_ports[backup], 5) as second:
-        second.greet_as_replica(cluster.cluster, other, 3)
+        second.greet_as_replica(cluster.cluster, other, 3, **cluster.identity(other))
         answer, _ = second.receive()
     case.check(answer.command == Command.REJECT, f"a second connection of a live replica: {Reason(answer.reason).name}")
     case.check(cluster.append([b"after"]) >= 0, "an append succeeds")

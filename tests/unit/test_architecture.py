@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client.session": {"errors", "types", "_fast", "client.routing"},
     "client.routing": set(),
     # "" is for __version__. Events and vsr.work are the core's contract, not the core.
-    "telemetry": {"", "errors", "types", "process", "_fast", "_sys", "vsr.events", "vsr.work"},
+    "telemetry": {"", "errors", "types", "process", "_fast", "_sys", "vsr.events", "vsr.members", "vsr.work"},
     "node": {
         "",
         "errors",

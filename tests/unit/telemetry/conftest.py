@@ -59,7 +59,7 @@ def healthy(recorder: Recorder, put: Callable[..., None]) -> Callable[..., None]
     now = now_ns()
     recorder.loop.handled()
     for name, value in (
-        *(("view_number", 4), ("quorum_size", 2), ("cluster_size", 3), ("is_primary", 1), ("commit_number", 41)),
+        *(("view_number", 17), ("quorum_size", 2), ("cluster_size", 3), ("is_primary", 1), ("commit_number", 41)),
         *(("disk_free", 1 << 40), ('replica_lag_operations{peer="1"}', 0), ('replica_lag{peer="1"}', 0)),
         *(('peer_last_heard{peer="0"}', now), ('peer_last_heard{peer="2"}', now), ("last_commit", now)),
     ):

@@ -32,8 +32,8 @@ def test_nothing_recorded_yet_is_not_ready(reader: Reader, recorder: Recorder) -
 @pytest.mark.parametrize(
     ("cell", "value", "check", "words"),
     [
-        ("replica_status", lambda now: 1, "status", "view_change in view 4"),
-        ("replica_status", lambda now: 77, "status", "unknown in view 4"),
+        ("replica_status", lambda now: 1, "status", "view_change in view 17"),
+        ("replica_status", lambda now: 77, "status", "unknown in view 17"),
         ("disk_free", lambda now: 1 << 20, "disk", "1 MiB free, one journal segment is 16 MiB"),
         ("disk_full", lambda now: 1, "disk", "no room for more: 1048576 MiB free, one journal segment is 16 MiB"),
         ("draining", lambda now: 1, "draining", "being stopped"),
@@ -88,7 +88,7 @@ def test_a_disk_that_is_only_slow_is_there(reader: Reader, healthy: Put) -> None
 
 
 def test_a_backup_needs_its_primary_only(reader: Reader, healthy: Put) -> None:
-    healthy("view_number", 3)  # replica 0 leads
+    healthy("view_number", 16)  # replica 0 leads
     healthy("is_primary", 0)
     healthy('peer_last_heard{peer="2"}', 0)
     assert failing(reader) == {}
