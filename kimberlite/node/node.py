@@ -248,8 +248,8 @@ class Node:
         who = f"replica {state.index} of {state.config.replica_count} of cluster {self.config.cluster.id}"
         self._fail(
             kind(
-                f"this is {who}, but {'; '.join(map(str, refusals.values()))}: no quorum can be made, nothing was "
-                "changed. Correct cluster.addresses, or format a replica for that cluster in another directory",
+                f"this is {who}, but {'; '.join(map(str, refusals.values()))}: no quorum can be made; its log is as it "
+                "was. Correct cluster.addresses, or format a replica for that cluster in another directory",
                 refusals=dict(refusals),
             )
         )

@@ -69,16 +69,16 @@ def test_a_restart_executes_only_what_came_after_the_checkpoint(
     )
     format_replica(config, tmp_path / "0")
 
-    async def run(machine: Any, count: int) -> None:
+    async def run(machine: Any, first: int, count: int) -> None:
         async with kimberlite.Node(config, tmp_path / "0", machine) as node, kimberlite.connect(addresses) as log:
             for number in range(count):
-                await log.append([json.dumps(["set", f"key {machine.applied}", str(number)]).encode()], timeout=30)
+                await log.append([json.dumps(["set", f"key {first + number}", str(number)]).encode()], timeout=30)
             async with asyncio.timeout(60):
                 while not node.status()["storage"]["checkpoint_op"]:  # type: ignore[index]
                     await asyncio.sleep(0.01)
 
     first = kv.KeyValue()
-    asyncio.run(run(first, appends))
+    asyncio.run(run(first, 0, appends))
     executed = []
 
     class Watched(kv.KeyValue):  # type: ignore[name-defined,misc]
@@ -87,7 +87,7 @@ def test_a_restart_executes_only_what_came_after_the_checkpoint(
             return super().apply(batches)
 
     second = Watched()
-    asyncio.run(run(second, 1))
+    asyncio.run(run(second, appends, 1))
     assert second.applied == appends + 1
     assert 0 < len(executed) < appends
     assert {**second.data} == {**first.data, f"key {appends}": "0"}

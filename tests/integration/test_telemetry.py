@@ -528,7 +528,24 @@ class Player:
     def contradict(self, replica: int, of: int, known: dict[str, Any]) -> None:
         """A heartbeat in the name of another replica, which is down, that names another entry than `replica` has."""
         host, _, port = self.cluster.addresses[replica].rpartition(":")
-        fields = {"cluster": self.cluster_id, "replica": of, "view": known["view"]}
+        inspect = [
+            sys.executable,
+            "-m",
+            "kimberlite",
+            "inspect",
+            "superblock",
+            "--json",
+            self.cluster.replicas[of].data,
+        ]
+        who = json.loads(subprocess.run(inspect, check=True, capture_output=True).stdout)
+        fields: dict[str, Any] = {
+            "cluster": self.cluster_id,
+            "replica": of,
+            "view": known["view"],
+            "epoch": who["epoch"],
+            "client": bytes.fromhex(who["incarnation"]),
+            "session": int(who["life"], 16),
+        }
         hello = framing.make_header(command=Command.HELLO, count=REPLICAS, **fields)
         commit = known["commit"]
         beat = framing.make_header(
