@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from kimberlite.types import Status
 from kimberlite.vopr.checkers import Violation
+from kimberlite.vsr.changing_view import ChangingView
+from kimberlite.vsr.following import Following
 from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.log import ENTRY_BYTES, Log
 from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.role import Between
 from kimberlite.vsr.state import State
 from kimberlite.vsr.timers import Timer
 from kimberlite.vsr.work import Append
@@ -25,7 +29,7 @@ _ATTRIBUTES: dict[type, tuple[str, ...]] = {}  # of classes that were looked at
 def check(core: Replica) -> None:
     """Raises Violation at the first thing that is wrong."""
     s = core.state
-    for what in (*_of_log(s.log), *_of_state(s), *_of_timers(core)):
+    for what in (*_of_log(s.log), *_of_state(s), *_of_role(s), *_of_timers(core)):
         raise Violation("I23 books", f"replica {s.index}: {what}")
     if core.leading is not None:
         for what in _of_primary(s, core.leading):
@@ -82,13 +86,34 @@ def _of_state(s: State) -> Iterator[str]:
             yield f"op {op} is executed, and counts as under way"
 
 
+def _of_role(s: State) -> Iterator[str]:
+    """What this replica votes for, and what it waits for: for whatever it waits there is a timer."""
+    role = s.role
+    votes = role.votes
+    if s.index in votes.at and not votes.is_cast:
+        yield "its own vote counts, and is not cast"
+    if votes.is_cast and votes.timer.deadline is None and s.outbox.promise is None:
+        yield "it votes, and does not say so again"
+    if isinstance(role, Between) and role._timer.deadline is None:
+        yield f"{type(role).__name__} in view {s.view}, and its patience has no end"
+    if isinstance(role, ChangingView) and role._resend_timer.deadline is None:
+        yield f"it gives evidence in view {s.view}, once"
+    if isinstance(role, Following) and role.trimmed_by_primary > s.log.gone_below:
+        yield f"the log of its primary begins with op {role.trimmed_by_primary}, it waits for op {s.log.gone_below}"
+    if s.peers and s.own.ping_timer.deadline is None:
+        yield "it gives no sign of life any more"
+    is_asked_for = s.peers and s.status == Status.NORMAL
+    if is_asked_for and s.repairs.timer.deadline is None and (s.log.faulty or s.repairs.requests):
+        yield f"{len(s.log.faulty)} ops are damaged, {len(s.repairs.requests)} asked for, and it looks at none of them"
+
+
 def _of_timers(core: Replica) -> Iterator[str]:
     """Whoever asks when there is something to do is told of the timer that ends first."""
     s = core.state
     due = core.next_deadline()
     if due is not None and due <= s.now:
         return
-    for owner in (s.role, s, s.repairs):
+    for owner in (s.role, s, s.own, s.repairs):
         for name in _attributes(type(owner)):
             timer = getattr(owner, name, None)
             if isinstance(timer, Timer) and timer.deadline is not None and (due is None or timer.deadline < due):
@@ -110,6 +135,12 @@ def _of_primary(s: State, leading: Leading) -> Iterator[str]:
         yield f"ops {ops} are under way, the log ends with op {s.log.op}"
     if (ops[0] if ops else s.log.op + 1) > s.commit_max + 1:
         yield f"ops {ops} are under way, op {s.commit_max} is committed, the log ends with op {s.log.op}"
+    if leading.gave_up is not None and len(leading.requests):
+        yield f"it asks to be replaced, and {len(leading.requests)} requests wait for it"
+    if leading.pipeline and leading.prepare_timer.deadline is None:
+        yield f"ops {ops} are under way, and are not sent again"
+    if s.peers and leading.gave_up is None and leading.heartbeat_timer.deadline is None:
+        yield "it sends no heartbeats"
     size = sum(len(message.body) for message in leading.requests)
     if size != leading.requests.bytes:
         yield f"{leading.requests.bytes} bytes of requests count as queued, {size} are"

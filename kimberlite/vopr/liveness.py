@@ -183,6 +183,9 @@ def check_rest(world: World) -> None:
     world.idle_frames = None
     for node in world.nodes:
         limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
+        conflict = node.driver.core.state.conflict
+        if conflict is not None:
+            raise Violation("I17 bounds", f"nothing happens, and replica {node.index} has not settled that {conflict}")
         if node.store.is_checkpoint_stalled:
             raise Violation(
                 "I17 bounds", f"nothing happens, and the checkpoint of replica {node.index} waits for space"

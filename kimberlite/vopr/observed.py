@@ -19,7 +19,7 @@ from kimberlite.storage.scrub import Checked
 from kimberlite.storage.store import Store
 from kimberlite.storage.superblock import NAME as SUPERBLOCK
 from kimberlite.types import Checksum, Command, Header, Message, Operation, Reason, life_sequence
-from kimberlite.vopr import books, limits
+from kimberlite.vopr import books, limits, logs
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.events import DropReason, Event, EventKind
@@ -191,6 +191,7 @@ class ObservedReplica(Replica):
             state = persist.state
             promise = (state.view, state.log_view, state.commit, state.suffix_head, persist.truncate_to)
             self.world.trace.add(now, "promise", self.state.index, *promise)
+            logs.check_base(self.world, self.world.nodes[self.state.index], state.base)
         elif view != self.state.view:
             self.world.count("WRITTEN_IN_A_LATER_VIEW")
         super().durable(token, now)
@@ -303,7 +304,9 @@ class Watch:
 
     def __init__(self) -> None:
         self._most: tuple[int, ...] = ()
-        self._steps = self._log_view = self._op = 0
+        self._steps = self._op = self._journal_head = 0
+        self._linked = -1, 0
+        self._log_view = -1
         self._candidates: dict[int, Checksum] = {}
 
     def look(self, world: World, node: SimNode) -> None:
@@ -313,13 +316,22 @@ class Watch:
             found = len(node.store._segments.spare) + len(node.store._segments.open)
             self._most = limits.limits(state.config, node.store.segment_bytes, found)
         self._steps += 1
-        if self._steps % WEIGH_EVERY == 0:
+        is_another = (
+            state.log_view != self._log_view or state.log.journal_head < self._journal_head
+        )  # installed, or cut
+        self._journal_head = state.log.journal_head
+        if is_another or self._steps % WEIGH_EVERY == 0:
             limits.weigh(core)
             books.check(core)
+            logs.check_kept(world, node)
         if not limits.fits(core, node.store, node.disk, self._most):
             limits.check_held(node.index, limits.held(core, node.store, node.disk), self._most)
         log = state.log
         log_view, op = state.log_view, log.op
+        if state.outbox.promise is None and (log_view, log.linked) != self._linked:  # else it may yet be another's
+            first = log.committed if log_view != self._linked[0] else self._linked[1]
+            world.logs.on_linked(world, node.index, log_view, log, first + 1)
+            self._linked = log_view, log.linked
         if op < self._op and log_view == self._log_view:
             world.count("GAVE_UP_ABOVE")  # nothing else makes a log shorter within a view
         self._log_view, self._op = log_view, op

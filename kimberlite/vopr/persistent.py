@@ -406,7 +406,7 @@ def persistent_fault(world: World, name: str, number: int = 0) -> str:
         world.run_until(world.now + _alarms_last_ns(world.plan.replica_count), lambda: False)
         if leader(world) != primary:
             raise Violation("E6 false alarms", f"{name}: replica {primary} was replaced, though a quorum heard it")
-    if name.startswith(KEPT) and leader(world) != primary:
+    if name.startswith((KEPT, BACKUPS_FULL)) and leader(world) != primary:
         raise Violation("E6 kept", f"{name}: replica {primary} was replaced, by one that waits for the same replicas")
     if asked_at is None:
         _check_replaced(world, name, primary)

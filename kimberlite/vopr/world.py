@@ -42,6 +42,7 @@ from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
 from kimberlite.vopr.identities import Drawer, draft_of, identity_on
 from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.liveness import liveness
+from kimberlite.vopr.logs import Logs
 from kimberlite.vopr.network import Address, SimNetwork
 from kimberlite.vopr.nodes import TICK_NS, SimNode, boot, format_disk
 from kimberlite.vopr.plan import EPOCH_NS, MS, Plan, streams
@@ -83,7 +84,7 @@ class World:
         self.counts: dict[str, int] = {}
         self.checkers = Checkers(plan.replica_count, plan.sessions_max)
         self.checkpoint_policy = CheckpointPolicy(plan.checkpoint_ops, plan.checkpoint_bytes)
-        self.questions, self.leads = Questions(), Leads()
+        self.questions, self.leads, self.logs = Questions(), Leads(), Logs()
         self.checkpoints = CheckpointOracle(self.checkpoint_policy.ops, self.checkpoint_policy.bytes)
         self.network = SimNetwork(plan, self.schedule, lambda: self.now, self.at, self._deliver)
         self.files = [Files(on_write=partial(self.on_write, index)) for index in range(plan.replica_count)]

@@ -18,6 +18,7 @@ from kimberlite.vopr.canaries import (  # noqa: F401, I001 - what is imported is
     keeping_up,
     answering,
     checkpointing,
+    waiting,
     simulating,
 )
 from kimberlite.vopr.canaries.hunting import SEEDS_MAX, Hunt, Notes, hunt, hunt_all

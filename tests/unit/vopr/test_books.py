@@ -12,7 +12,11 @@ from kimberlite.vopr import books, claims
 from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import World
+from kimberlite.vsr.changing_view import ChangingView
+from kimberlite.vsr.events import GaveUp
+from kimberlite.vsr.following import Following
 from kimberlite.vsr.replica import Replica
+from kimberlite.vsr.role import Story
 from kimberlite.vsr.state import RepairRequest
 
 PLAN = calm(client_count=4, requests=200, latency_ns=5 * MS, disk_latency_ns=3 * MS)
@@ -78,6 +82,41 @@ def another_log_is_asked_for(core: Replica) -> None:
     s.repairs.requests[s.log.op] = RepairRequest(s.log.headers[s.log.op - 1], peer, s.now, s.now)
 
 
+def a_vote_counts_that_is_not_cast(core: Replica) -> None:
+    core.state.role.votes.at[core.state.index] = core.state.now
+
+
+def a_vote_is_said_once(core: Replica) -> None:
+    core.state.role.votes.is_cast = True
+
+
+def nothing_is_sent_again(core: Replica) -> None:
+    assert core.leading is not None
+    core.leading.prepare_timer.stop()
+
+
+def it_falls_silent(core: Replica) -> None:
+    assert core.leading is not None
+    core.leading.heartbeat_timer.stop()
+
+
+def it_gives_no_sign_of_life(core: Replica) -> None:
+    core.state.own.ping_timer.stop()
+
+
+def clients_wait_for_who_gave_up(core: Replica) -> None:
+    leading = core.leading
+    assert leading is not None
+    request, received_at = next(request for prepared in leading.pipeline for request in prepared.requests)
+    leading.requests.put(request, received_at)
+    leading.gave_up = GaveUp.ABDICATED
+
+
+def damage_is_not_looked_at(core: Replica) -> None:
+    core.state.log.faulty.add(1)
+    core.state.repairs.timer.stop()
+
+
 def nothing_is_written(core: Replica) -> None:
     core.state.log.writing[10_000] = bytes(16)
 
@@ -100,6 +139,13 @@ def timer_is_not_looked_at(core: Replica) -> None:
         damaged_counts_as_there,
         cut_off_counts_as_there,
         another_log_is_asked_for,
+        a_vote_counts_that_is_not_cast,
+        a_vote_is_said_once,
+        nothing_is_sent_again,
+        it_falls_silent,
+        it_gives_no_sign_of_life,
+        clients_wait_for_who_gave_up,
+        damage_is_not_looked_at,
         nothing_is_written,
         timer_is_not_looked_at,
     ],
@@ -119,3 +165,27 @@ def test_who_knows_of_damage_does_not_acknowledge_it() -> None:
     state.log.faulty.add(header.op)
     with pytest.raises(Violation, match=f"acknowledges op {header.op}, and knows that op {header.op} is damaged"):
         claims.check(state, header)
+
+
+def test_who_changes_views_has_patience_that_ends() -> None:
+    core = primary_at_work()
+    changing = core.state.role = ChangingView(Story(core.state.now))
+    changing.resume(core.state)
+    core.state.pace.since = None
+    books.check(core)
+    for timer in changing.timers[1:]:
+        deadline = timer.deadline
+        timer.stop()
+        with pytest.raises(Violation, match=r"its patience has no end|it gives evidence in view \d+, once"):
+            books.check(core)
+        timer.deadline = deadline
+
+
+def test_a_backup_knows_where_the_log_of_its_primary_begins() -> None:
+    core = primary_at_work()
+    following = core.state.role = Following()
+    core.state.log.gone_below = following.trimmed_by_primary = 3
+    books.check(core)
+    core.state.log.gone_below = 2
+    with pytest.raises(Violation, match="begins with op 3, it waits for op 2"):
+        books.check(core)
