@@ -1,6 +1,6 @@
 """The processor time of one commit, at one in flight: three replicas in one process, with neither sockets nor a disk.
 
-    python benches/commit.py [--ops 2000]
+    python benches/commit.py [--ops 2000] [--events 1]
     python benches/commit.py --old OLD/bin/python --new NEW/bin/python [--rounds 10]
     python benches/commit.py --old OLD/bin/python --new NEW/bin/python --instructions
 
@@ -156,7 +156,7 @@ PARTS = Spent._fields
 class OneProcess:
     """A cluster whose messages are handed over by hand, and whose time is made: every run is the same."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, event_count: int = 1) -> None:
         self._now = BEGIN_NS
         self.replicas = [OneReplica(index, directory / str(index), lambda: self._now) for index in range(REPLICAS)]
         for replica in self.replicas:
@@ -172,7 +172,8 @@ class OneProcess:
         self.backups = [replica for replica in self.replicas if replica is not self.primary]
         for replica in self.replicas:
             replica.disk.is_real = False
-        self._body = events.build([os.urandom(128)])
+        self._count = event_count
+        self._body = events.build([os.urandom(128)] * event_count)
 
     def _leader(self) -> OneReplica | None:
         """Who leads, all others following it."""
@@ -221,7 +222,7 @@ class OneProcess:
         """Commit one; nanoseconds of the primary, and of both backups."""
         self._request += 1
         primary, backups = self.primary, 0
-        spent = primary.take(wire(self._make(Operation.APPLY, self._body, 1)), is_request=True)
+        spent = primary.take(wire(self._make(Operation.APPLY, self._body, self._count)), is_request=True)
         out, primary.out = primary.out, []
         for to, message in out:
             backups += self.replicas[to].take(wire(message))
@@ -250,10 +251,10 @@ def wire(message: Message) -> bytearray:
     return bytearray(message.header.raw + bytes(message.body))
 
 
-def measure(count: int, rounds: int = 6) -> Spent:
+def measure(count: int, event_count: int, rounds: int = 6) -> Spent:
     """The least of several rounds: what it takes when nothing came between."""
     with tempfile.TemporaryDirectory() as directory:
-        cluster = OneProcess(Path(directory))
+        cluster = OneProcess(Path(directory), event_count)
         cluster.ops(300)
         found = [cluster.ops(count) for _ in range(rounds)]
     return Spent(min(one.primary for one in found), min(one.backup for one in found))
@@ -270,11 +271,11 @@ def run(python: str, *arguments: str, under: Sequence[str] = ()) -> subprocess.C
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
-def timed(old: str, new: str, count: int, rounds: int) -> dict[str, object]:
+def timed(old: str, new: str, count: int, event_count: int, rounds: int) -> dict[str, object]:
     found: dict[str, list[Spent]] = {"old": [], "new": []}
     for number in range(rounds):
         for name, python in (("old", old), ("new", new))[:: -1 if number % 2 else 1]:
-            row = json.loads(run(python, "--ops", str(count), "--json").stdout)
+            row = json.loads(run(python, "--ops", str(count), "--events", str(event_count), "--json").stdout)
             found[name].append(Spent(row["primary_us"], row["backup_us"]))
     pairs = list(zip(found["old"], found["new"], strict=True))
     least = {f"{name}_{part}_us": min(getattr(one, part) for one in found[name]) for name in found for part in PARTS}
@@ -285,13 +286,13 @@ def timed(old: str, new: str, count: int, rounds: int) -> dict[str, object]:
     return {**least, **ratios}
 
 
-def instructions(python: str, few: int, many: int) -> float:
+def instructions(python: str, count: int, event_count: int) -> float:
     """Of one op: the difference of two runs of different lengths."""
     counts = []
+    few, many = count // 10, count // 10 + count // 2
+    under = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
     for ops in (few, many):
-        done = run(
-            python, "--fixed", str(ops), under=("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
-        )
+        done = run(python, "--fixed", str(ops), "--events", str(event_count), under=under)
         found = re.search(r"Collected : (\d+)", done.stderr)
         if found is None:
             raise SystemExit("valgrind did not say how many instructions it has counted")
@@ -302,6 +303,7 @@ def instructions(python: str, few: int, many: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ops", type=int, default=2000, help="of one round")
+    parser.add_argument("--events", type=int, default=1, help="in each request; 128 bytes each")
     parser.add_argument("--rounds", type=int, default=10, help="of each version")
     parser.add_argument("--old", help="interpreter of the version to compare with")
     parser.add_argument("--new", default=sys.executable, help="interpreter of the version in question")
@@ -311,16 +313,18 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.fixed is not None:
         with tempfile.TemporaryDirectory() as directory:
-            OneProcess(Path(directory)).ops(chosen.fixed)
+            OneProcess(Path(directory), chosen.events).ops(chosen.fixed)
         return
     if chosen.instructions:
         pythons = {"old": chosen.old, "new": chosen.new} if chosen.old else {"new": chosen.new}
-        counts = {f"{name}_instructions": round(instructions(python, 200, 1200)) for name, python in pythons.items()}
-        row: dict[str, object] = {**counts}
+        row: dict[str, object] = {
+            f"{name}_instructions": round(instructions(python, chosen.ops, chosen.events))
+            for name, python in pythons.items()
+        }
     elif chosen.old:
-        row = timed(chosen.old, chosen.new, chosen.ops, chosen.rounds)
+        row = timed(chosen.old, chosen.new, chosen.ops, chosen.events, chosen.rounds)
     else:
-        spent = measure(chosen.ops)
+        spent = measure(chosen.ops, chosen.events)
         row = {"primary_us": round(spent.primary / 1e3, 1), "backup_us": round(spent.backup / 1e3, 1)}
     print(json.dumps(row) if chosen.json else ", ".join(f"{name} {value}" for name, value in row.items()))
 
