@@ -41,14 +41,14 @@ def on_durable(s: State, token: int) -> Transition | None:
     if isinstance(done, Promise):
         is_current = view == s.view and done.state.log_view == s.log_view
         return s.role.on_promise_durable(s) if is_current else None
-    before = s.log.durable
+    before, of_primary = s.log.durable, int(s.is_primary)
     for entry in done.entries:
         header = entry.header
         if s.log.mark_durable(header):
             repair.on_durable(s, header)
         entered = s.scope.entered.get(header.op)
         if entered is not None and view == s.view:
-            s.emit(JOURNALED, header.op, s.now - entered, int(s.is_primary))
+            s.emit(JOURNALED, header.op, s.now - entered, of_primary)
     if s.log.durable > before:
         s.disk.progress_at = s.now
     if view == s.view:

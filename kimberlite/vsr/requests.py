@@ -28,6 +28,9 @@ class Requests:
     def __len__(self) -> int:
         return len(self.queue) + len(self.waiting)
 
+    def __bool__(self) -> bool:
+        return bool(self.queue or self.waiting)
+
     def __iter__(self) -> Iterator[Message]:
         for message, _ in (*self.queue, *self.waiting.values()):
             yield message

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from kimberlite.vsr.role import Role
 
 # Made for every frame and op, of their fields: in half of the time that the call of a named tuple takes.
-_event, _to_replica = partial(tuple.__new__, Event), partial(tuple.__new__, ToReplica)
+_event = partial(tuple.__new__, Event)
+_to_replica, _to_client = partial(tuple.__new__, ToReplica), partial(tuple.__new__, ToClient)
 DROPPED = EventKind.DROPPED
 
 
@@ -407,7 +408,7 @@ class State:
         self.outbox.work.send.append(_to_replica((replica, entry)))
 
     def send_client(self, client: ClientId, message: Message) -> None:
-        self.outbox.work.send.append(ToClient(client, message))
+        self.outbox.work.send.append(_to_client((client, message)))
 
     def serve(self, request: ServePrepare | ServeHeaders) -> None:
         self.outbox.work.serve.append(request)
