@@ -74,9 +74,9 @@ Exit codes
    24  no replica reachable, or none    62  checksum self-test failed
        leads                            63  KIMBERLITE_KERNEL: no such kernel
    25  version of client or replica     64  KIMBERLITE_KERNEL: not built
-   27  checkpoint damaged               65  KIMBERLITE_KERNEL: not supported
-                                       130  interrupted
-                                       143  terminated
+   26  the cluster knows other data     65  KIMBERLITE_KERNEL: not supported
+       under this number               130  interrupted
+   27  checkpoint damaged              143  terminated
 """
 
 

@@ -13,12 +13,17 @@ from kimberlite.cli.inspect import DIRECTORY
 from kimberlite.cli.repair_view import opened
 from kimberlite.config import CONFIG_NAME, load
 from kimberlite.errors import UsageError
+from kimberlite.types import REPLICAS_MAX
 
 
 @click.command("birth", short_help="Change whom a replica that is no member yet is bound to, offline.")
 @click.option("--again", is_flag=True, help="Forget all that it is bound to, and begin anew.")
 @click.option(
-    "--without", type=int, multiple=True, metavar="I", help="Do without the replica of that index; may be repeated."
+    "--without",
+    type=click.IntRange(0, REPLICAS_MAX - 1),
+    multiple=True,
+    metavar="I",
+    help="Do without the replica of that index; may be repeated.",
 )
 @DIRECTORY
 @json_option

@@ -72,6 +72,7 @@ def test_a_wrong_number_is_refused(
         "format": ["--cluster", "ab" * 16, "--replica", "0", "--addresses", "h:1", "d"],
         "restore": ["--cluster", "ab" * 16, "--replica", "0", "--addresses", "h:1", "s", "d"],
         "inspect": ["d"],
+        "birth": ["d"],
         "run": ["--seeds", "0:1"],
         "replay": ["0"],
         "minimize": ["0"],
