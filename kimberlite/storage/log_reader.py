@@ -182,11 +182,11 @@ class SegmentReader:
         while begin > end:
             upper, begin = begin, max(begin - PIECE, end)
             try:
-                used = len(bytes(self._disk.read(self.journal, begin, upper - begin)).rstrip(b"\0"))
+                piece = bytes(self._disk.read(self.journal, begin, upper - begin))
             except OSError:
                 return upper
-            if used:
-                return begin + round_up(used)
+            if piece != bytes(len(piece)):  # `rstrip` alone looks at each byte by itself
+                return begin + round_up(len(piece.rstrip(b"\0")))
         return end
 
     def headers_at_sectors(self) -> Iterator[tuple[int, Header]]:
