@@ -58,8 +58,12 @@ class Nodes:
                 self.failures[index] = error
 
             node = Node(self.configs[index], self.place / str(index), on_fatal=ended)
-            await node.__aenter__()
-            self.running[index] = node
+            try:
+                await node.__aenter__()
+            except KimberliteError as error:  # the others were quicker than the rest of its start
+                self.failures[index] = error
+            else:
+                self.running[index] = node
 
     async def stop(self, *indexes: int) -> None:
         for index in indexes:
