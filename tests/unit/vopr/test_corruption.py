@@ -43,12 +43,13 @@ def test_nothing_goes_wrong(report: Report) -> None:
 def test_every_kind_of_damage_ends_as_it_should(report: Report) -> None:
     ways = {kind: set(counts) for kind, counts in report.outcomes.items()}
     assert ways["bits of a superblock"] == {"healed"}
-    assert ways["bits of a journal"] == {"repaired", "harmless"}
+    behind = {"healed"}  # what stands where the next entry would is zeroed by a start
+    assert ways["bits of a journal"] - behind == {"repaired", "harmless"}
     assert ways["bits of a checkpoint"] == {"healed"}
     assert ways["bits of a witness"] == {"healed", "harmless"}
     assert ways["superblock copy rolled back"] == {"healed", "harmless"}
     assert ways["superblock cut short"] == {"healed", "refused"}
-    assert ways["journal cut short"] == {"repaired", "harmless"}
+    assert ways["journal cut short"] - behind == {"repaired", "harmless"}
     assert ways["witness cut short"] <= {"healed", "harmless"}
     assert ways["file gone"] == {"refused", "healed"}, "one copy of the checkpoint is enough"
     for kind in ("sector zeroed", "sector of ones", "sector unreadable", "sectors swapped", "sector misdirected"):
