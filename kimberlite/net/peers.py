@@ -142,8 +142,8 @@ class Doorkeeper(Protocol):
     def judge_greeting(self, header: Header) -> Reason:
         """Of the HELLO of another one: NONE, or why it is no member."""
 
-    def refused_by(self, replica: int, reason: int) -> None:
-        """Another replica does not let this one in."""
+    def refused_by(self, header: Header) -> None:
+        """Another replica does not let this one in, and says who it is itself."""
 
 
 class Nobody:
@@ -155,7 +155,7 @@ class Nobody:
     def judge_greeting(self, header: Header) -> Reason:
         return Reason.NONE
 
-    def refused_by(self, replica: int, reason: int) -> None:
+    def refused_by(self, header: Header) -> None:
         return
 
 
@@ -199,7 +199,7 @@ class PeerNetwork:
         self._doorkeeper = doorkeeper or Nobody()
         self._random = Random(seed)
         self._outgoing: dict[int, FrameConnection] = {}
-        self._incoming: dict[FrameConnection, int | None] = {}  # -> replica, None before HELLO
+        self._incoming: dict[FrameConnection, Header | None] = {}  # -> its HELLO, None before that was let in
         self._deadlines: dict[FrameConnection, asyncio.TimerHandle] = {}  # of strangers
         self._waiting: dict[int, _Waiting] = {}  # by replica
         self._server: Listener | None = None
@@ -345,8 +345,8 @@ class PeerNetwork:
                 continue
             elif header.command == Command.REJECT:
                 reason = next((reason for reason in (*STRANGER, *NO_MEMBER) if reason == header.reason), reason)
-                if reason in NO_MEMBER:
-                    self._doorkeeper.refused_by(replica, reason)
+                if reason in NO_MEMBER and header.replica == replica:
+                    self._doorkeeper.refused_by(header)
             elif header.command == Command.HELLO and header.replica != replica:
                 reason = Reason.WRONG_REPLICA
             elif header.command == Command.HELLO and (judged := self._doorkeeper.judge_greeting(header)):
@@ -405,7 +405,8 @@ class PeerNetwork:
             next(iter(self._deadlines)).abort()
 
     def _on_lost(self, connection: FrameConnection, error: Exception | None) -> None:
-        replica = self._incoming.pop(connection, None)
+        hello = self._incoming.pop(connection, None)
+        replica = hello.replica if hello is not None else None
         deadline = self._deadlines.pop(connection, None)
         if deadline is not None:
             deadline.cancel()
@@ -419,13 +420,14 @@ class PeerNetwork:
             self._note_gone(replica)
 
     def _on_frames(self, connection: FrameConnection, frames: Sequence[tuple[Header, memoryview]]) -> None:
-        peer = self._incoming.get(connection)
+        hello = self._incoming.get(connection)
         start = 0
-        if peer is None:
+        if hello is None:
             if not self._greet(connection, frames):
                 return
-            peer = frames[0][0].replica
+            hello = frames[0][0]
             start = 1
+        peer = hello.replica
         messages: list[Message] = []
         for header, body in frames[start:]:
             if header.cluster != self._cluster:  # it came together with HELLO; later ones do not get this far
@@ -474,13 +476,23 @@ class PeerNetwork:
             self._waiting[hello.replica] = _Waiting(connection, first.received_bytes, judged)
             connection.keep(frames)  # HELLO with them: then it is greeted
             return False
-        self._incoming[connection] = hello.replica
+        self._incoming[connection] = hello
         connection.send(self._hello())
         return True
 
+    def judge_again(self) -> None:
+        """This replica has become a member, and knows now who the others are: whom it let in before may be none."""
+        for connection, hello in list(self._incoming.items()):
+            if hello is not None and (reason := self._doorkeeper.judge_greeting(hello)):
+                del self._incoming[connection]
+                self._refuse(connection, reason, hello)
+
     def _first(self, replica: int) -> FrameConnection | None:
         """The connection that speaks for a replica."""
-        return next((other for other, index in self._incoming.items() if index == replica and other.is_open), None)
+        for connection, hello in self._incoming.items():
+            if hello is not None and hello.replica == replica and connection.is_open:
+                return connection
+        return None
 
     def _judge(self, replica: int) -> None:
         """The second connection takes the place of the first, unless that one lives."""
@@ -509,5 +521,6 @@ class PeerNetwork:
                 reason=reason,
                 count=len(self._addresses),
                 context=about.checksum if about is not None else ZERO16,
+                **self._doorkeeper.greeting(),
             )
         )

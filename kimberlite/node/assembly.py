@@ -26,6 +26,7 @@ from kimberlite._fast import framing
 from kimberlite.config import Config
 from kimberlite.errors import ConfigError, DataMissingError, SuperblockError
 from kimberlite.net.peers import PeerNetwork, Refusal
+from kimberlite.net.sockets import bind
 from kimberlite.node import clock, descriptors
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.connections import Bounds
@@ -103,6 +104,7 @@ async def assemble(
     store = Store(disk, framing.make_header, share.handles, uses_ring=config.storage.ring)
     check_identity(config, store, directory)
     recovered = store.recover()
+    await check_addresses(config)
     config = begin_life(config, store)
     if config.storage.ring:
         store.add_ring(secrets.token_bytes(16))
@@ -170,6 +172,17 @@ def _open_disk(config: Config, directory: Path) -> MeasuredDisk:
         unsafe=storage.unsafe,
         inline_threshold_us=storage.inline_threshold_us,
     )
+
+
+async def check_addresses(config: Config) -> None:
+    """Whether this replica can listen where it is to, before anything is written. Raises AddressInUseError,
+    NetworkError."""
+    addresses = [(config.client_address, "for clients")]
+    if config.replica_count > 1:
+        addresses.append((config.peer_address, "for peers"))
+    for address, what in addresses:
+        for listening in await bind(*address, what):
+            listening.close()
 
 
 def begin_life(config: Config, store: Store) -> Config:

@@ -85,6 +85,7 @@ class Node:
         self._is_crowded = False  # the last round with requests had those of several connections
         self._applied_seen = 0
         self._view_told = 0
+        self._is_member = False
 
     # Life
 
@@ -328,6 +329,10 @@ class Node:
             self._applied_seen = applied
             parts.server.on_applied()
         state = driver.core.state
+        if not self._is_member and state.own.is_formed:
+            self._is_member = True
+            self._messages.clear()  # of whom, is asked only now: frames get lost at any time
+            parts.peers.judge_again()
         if state.view != self._view_told and state.status == Status.NORMAL:
             self._view_told = state.view
             parts.server.tell_view()

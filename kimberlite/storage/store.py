@@ -24,7 +24,7 @@ May import: errors, types, storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 
 from kimberlite.errors import DataExistsError, DiskFullError, StorageError, invariant
@@ -34,7 +34,7 @@ from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.checks import Checks
 from kimberlite.storage.faulty import FaultyOps
 from kimberlite.storage.handles import Handles
-from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, unknown_operation
+from kimberlite.storage.interface import SECTOR, Disk, Extent, ViewState, Write, unknown_operation
 from kimberlite.storage.journal import journal_name, round_up, segment_number, witness_bytes, witness_name
 from kimberlite.storage.journal_reader import JournalReader
 from kimberlite.storage.journal_writer import JournalWriter
@@ -223,9 +223,7 @@ class Store:
             identity = replace(identity, life=life_of(sequence + 1, bits))
             confirm = self._superblock.confirm
             block, phases = self._superblock.update(identity=identity)
-        self._submissions.promise(phases, done=lambda: confirm(block))
-        self._disk.flush()
-        self._submissions.completions()
+        self._promise_now(phases, lambda: confirm(block))
         return identity
 
     def add_ring(self, nonce: bytes) -> bool:
@@ -242,12 +240,16 @@ class Store:
         except DiskFullError:
             return False
         block, phases = self._superblock.update(ring=RingMark(0, nonce))
-        self._submissions.promise(phases, done=lambda: self._superblock.confirm(block))
-        self._disk.flush()
-        self._submissions.completions()
+        self._promise_now(phases, lambda: self._superblock.confirm(block))
         if self._uses_ring:
             self._ring.open()
         return True
+
+    def _promise_now(self, phases: Sequence[Sequence[Write]], confirm: Callable[[], None]) -> None:
+        """Write an update of the superblock, and wait for it."""
+        self._submissions.promise(phases, done=confirm)
+        self._disk.flush()
+        self._submissions.completions()
 
     # Properties
 

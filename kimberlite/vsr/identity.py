@@ -402,6 +402,10 @@ class Doorkeeper:
             return Reason.NONE
         return Reason.UNBORN if not header.epoch else Reason.REPLACED if who is Sender.OTHER else Reason.REMOVED
 
-    def refused_by(self, replica: int, reason: int) -> None:
-        if replica in self._state.peers:
-            note_refusal(self._state, replica, reason)
+    def refused_by(self, header: Header) -> None:
+        """Once this replica is born the word of a member counts alone: a process of an earlier formatting of the same
+        cluster may still run at the address of one."""
+        own = self._state.own
+        is_heeded = not own.is_formed or sender_of(own.record, header) is Sender.MEMBER
+        if is_heeded and header.replica in self._state.peers:
+            note_refusal(self._state, header.replica, header.reason)

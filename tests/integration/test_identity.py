@@ -165,3 +165,31 @@ def test_a_cluster_is_born_when_all_have_met_and_says_for_whom_it_waits(
     cluster.processes.start_all()
     cluster.append(b"again")
     assert cluster.events() == [b"born", b"again"]
+
+
+def test_a_process_of_an_earlier_formatting_ends_nobody_of_the_cluster(
+    clusters: list[Cluster], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """The same cluster id was formatted twice, and one process of the first time still runs at its address."""
+    cluster = Cluster(tmp_path / "cluster", 3, settings)
+    clusters.append(cluster)
+    cluster.format_all()
+    zombie = cluster.processes.replicas[1].data
+    kept = tmp_path / "of the first time"
+    zombie.rename(kept)
+    for index in (0, 2):
+        shutil.rmtree(cluster.processes.replicas[index].data)
+    cluster.format_all()
+    shutil.rmtree(zombie)
+    kept.rename(zombie)
+    cluster.processes.start(1)
+    for index in (0, 2):
+        cluster.processes.start(index)
+    cluster.append(b"by a quorum of the second time")
+    cluster.end(1)  # its log says below whether it was refused, and it did not end by itself
+    assert "know" not in cluster.log(0) + cluster.log(2)
+    cluster.append(b"and again")
+    assert cluster.events() == [b"by a quorum of the second time", b"and again"]
+    for index in (0, 2):
+        process = cluster.processes.replicas[index].process
+        assert process is not None and process.poll() is None

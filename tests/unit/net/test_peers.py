@@ -14,7 +14,7 @@ import pytest
 from kimberlite._fast.framing import decode_header, make_header
 from kimberlite.errors import AddressInUseError, NetworkError
 from kimberlite.net import peers as peers_module
-from kimberlite.net.peers import DROPPED, HELLO_BYTES_MAX, NO_MEMBER, STRANGER, PeerNetwork, Refusal
+from kimberlite.net.peers import DROPPED, HELLO_BYTES_MAX, NO_MEMBER, STRANGER, Nobody, PeerNetwork, Refusal
 from kimberlite.net.transport import NullCounters
 from kimberlite.types import HEADER_SIZE, ZERO16, Command, Header, Message, Reason
 
@@ -503,5 +503,64 @@ def test_a_peer_that_accepts_again_is_not_gone(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: first.network._outgoing.get(1) not in (None, broken) and first.network.connected)
         assert told == []
         await stop(first, second)
+
+    run(test)
+
+
+class BornLater(Nobody):
+    """Lets everybody in, until it knows its members: those of one incarnation."""
+
+    def __init__(self) -> None:
+        self.is_born = False
+        self.heeded: list[Header] = []
+
+    def greeting(self) -> dict[str, Any]:
+        return {"client": b"m" * 16, "session": 9, "epoch": 1}
+
+    def judge_greeting(self, header: Header) -> Reason:
+        return Reason.REPLACED if self.is_born and header.client != b"m" * 16 else Reason.NONE
+
+    def refused_by(self, header: Header) -> None:
+        self.heeded.append(header)
+
+
+def test_who_was_let_in_before_the_birth_is_asked_again_behind_it() -> None:
+    """Of prepares nobody asks who has sent them: that their connection is a member's must be known."""
+
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        door = BornLater()
+        peer = Peer(0, addresses, doorkeeper=door)
+        await peer.network.start()
+        stranger, to_peer = await dialled(addresses[0], hello(1, count=3), prepare(1, 1))
+        _member, from_member = await dialled(addresses[0], hello(2, count=3, client=b"m" * 16), prepare(2, 2))
+        await until(lambda: len(peer.messages) == 2)
+        door.is_born = True
+        peer.network.judge_again()
+        answer = await stranger.read()
+        to_peer.write(prepare(1, 3).header.raw)
+        from_member.write(prepare(2, 4).header.raw)
+        said = decode_header(answer[-HEADER_SIZE:])
+        assert (said.command, said.reason) == (Command.REJECT, Reason.REPLACED)
+        assert (said.client, said.session, said.epoch) == (b"m" * 16, 9, 1), "who says so, may be asked"
+        await until(lambda: len(peer.messages) == 3)
+        assert [message.header.op for message in peer.messages] == [1, 2, 4]
+        for writer in (to_peer, from_member):
+            writer.close()
+        await stop(peer)
+
+    run(test, 3)
+
+
+def test_a_refusal_is_heeded_of_the_replica_whose_address_was_dialled() -> None:
+    async def test(addresses: list[tuple[str, int]]) -> None:
+        theirs, ours = BornLater(), BornLater()
+        theirs.is_born = True
+        ours.greeting = lambda: {"client": b"o" * 16}  # type: ignore[method-assign]
+        peers = [Peer(0, addresses, doorkeeper=ours), Peer(1, addresses, doorkeeper=theirs)]
+        for peer in peers:
+            await peer.network.start()
+        await until(lambda: ours.heeded)
+        assert {(said.replica, said.client) for said in ours.heeded} == {(1, b"m" * 16)}
+        await stop(*peers)
 
     run(test)

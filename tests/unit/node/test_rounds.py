@@ -25,7 +25,8 @@ class Turn:
         self.rounds: list[tuple[list[Any], list[Any]]] = []
         self._later: list[Callable[[], None]] = []
         self.node._loop = MagicMock(call_soon=self._later.append)
-        core = SimpleNamespace(leading=None, applied=0, state=SimpleNamespace(view=0, status=Status.NORMAL))
+        state = SimpleNamespace(view=0, status=Status.NORMAL, own=SimpleNamespace(is_formed=True))
+        core = SimpleNamespace(leading=None, applied=0, state=state)
         driver = MagicMock(core=core, behind=False)
         driver.on_input = lambda messages, requests: self.rounds.append((messages, requests))
         self.node.parts = MagicMock(driver=driver)

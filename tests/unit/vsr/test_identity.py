@@ -214,3 +214,15 @@ def test_greetings_are_judged_on_both_sides(cluster: Cluster) -> None:
     legacy = Cluster().node(0).driver.core.doorkeeper
     assert legacy.judge_greeting(frame(Command.HELLO, replica=1).header) is Reason.NONE
     assert legacy.judge_greeting(frame(Command.HELLO, **hello).header) is Reason.VERSION
+
+
+def test_who_does_not_let_a_member_in_is_believed_if_he_is_one(cluster: Cluster) -> None:
+    """A process of an earlier formatting of the same cluster says the same of everybody."""
+    primary, backup = cluster.primary, cluster.backups[0]
+    door, state = primary.driver.core.doorkeeper, primary.driver.core.state
+    said = {**who(backup), "reason": Reason.REPLACED}
+    for stranger in ({"client": b"x" * 16}, {"client": ZERO16, "epoch": 0}):
+        door.refused_by(frame(Command.REJECT, **{**said, **stranger}).header)
+    assert state.own.refusals == {} and primary.driver.core.refused_for is None
+    door.refused_by(frame(Command.REJECT, **said).header)
+    assert state.own.refusals == {backup.index: Reason.REPLACED}

@@ -300,8 +300,8 @@ def test_what_is_written_is_let_go_and_what_is_damaged_is_held() -> None:
     assert set(log.bodies) == {1}, "of another log"
 
 
-def test_damage_that_nobody_can_repair_any_more_blocks_nothing_above_it() -> None:
-    """Where an entry stands may be told by the one below it alone, which is waited for, unless it was trimmed."""
+def without_the_lowest() -> Log:
+    """Of the damaged ops 2, 3 and 4 the last two have come from the others."""
     headers = chain(5)
     log = filled(headers)
     log.bodies.clear()
@@ -309,6 +309,12 @@ def test_damage_that_nobody_can_repair_any_more_blocks_nothing_above_it() -> Non
         log.mark_faulty(op)
     for op in (3, 4):
         log.keep(Message(headers[op]))
+    return log
+
+
+def test_damage_that_nobody_can_repair_any_more_blocks_nothing_above_it() -> None:
+    """Where an entry stands may be told by the one below it alone, which is waited for, unless it was trimmed."""
+    log = without_the_lowest()
     assert log.take_writes(ROOM_UNBOUNDED) == []
     log.gone_below = 3
     assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED)] == [3, 4]
@@ -316,14 +322,8 @@ def test_damage_that_nobody_can_repair_any_more_blocks_nothing_above_it() -> Non
 
 def test_what_is_held_waits_for_the_one_below_only_while_that_may_still_be_asked_for() -> None:
     """So much may be held that no more is asked for: each would wait for ever for the one that does not come."""
-    headers = chain(5)
-    log = filled(headers)
-    log.bodies.clear()
-    for op in (2, 3, 4):
-        log.mark_faulty(op)
-    for op in (3, 4):
-        log.keep(Message(headers[op]))
+    log = without_the_lowest()
     assert log.take_writes(ROOM_UNBOUNDED, is_patient=True) == []
     assert [message.header.op for message in log.take_writes(ROOM_UNBOUNDED, is_patient=False)] == [3, 4]
     log.not_written(3)
-    assert log.held_bytes == headers[4].size + ENTRY_BYTES, "there is room for others again"
+    assert log.held_bytes == log.bodies[4].header.size + ENTRY_BYTES, "there is room for others again"
