@@ -171,7 +171,7 @@ class Store:
         repairs = self._superblock.repair()
         if repairs:
             self._submissions.submit(repairs)
-        self._settle_end(result.recovered)
+        self._settle_end(result.recovered, shown)
         self._replay(shown)
         self._writer.fix_witnesses(result.fixes)
         if self._uses_ring:
@@ -190,11 +190,13 @@ class Store:
             restored=Restored(start.op, start.positions, restored.machine, restored.sessions, restored.snapshot),
         )
 
-    def _settle_end(self, recovered: Recovered) -> None:
+    def _settle_end(self, recovered: Recovered, shown: ring.Overlaid) -> None:
         """Take what is left behind the end of the log away, unless it is all that says that something was there."""
         faulty = (entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY)
         feared = max(faulty, default=0)
-        self._is_end_in_doubt = feared > max(self.head, recovered.view_state.doubt)
+        if feared > max(self.head, recovered.view_state.doubt):
+            self._replay(shown)  # the next superblock ends what is in the ring
+            self._keep_doubt(feared)
         if not self._is_end_in_doubt and self._writer.clear_behind(in_spare=feared > self.head):
             self._disk.flush()  # before any other witness is written
 
@@ -208,6 +210,17 @@ class Store:
             self._submissions.submit(phases, held=held)
         else:
             self._handles.let_go(held)
+
+    def _keep_doubt(self, feared: int) -> None:
+        """Before anything is mended that may be all that tells of an op: have the superblock say that it is feared. One
+        too old to be written before somebody says who this is does it with the first promise."""
+        if self._superblock.current.version == superblock.VERSION_UNBORN:
+            self._is_end_in_doubt = True
+            return
+        self._disk.flush()
+        block, phases = self._superblock.update(replace(self._superblock.last.state, doubt=feared))
+        self._submissions.submit(phases, done=lambda: self._superblock.confirm(block))
+        self._disk.flush()
 
     def begin_life(self, identity: Identity, bits: int) -> Identity:
         """Write down, durably, that a process begins as that identity; what it is from now on, its `life` included.

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from kimberlite._fast.framing import make_header
 from kimberlite.storage.interface import SECTOR
-from kimberlite.storage.journal import RECORD_BYTES
-from kimberlite.types import Message, ViewState
+from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
+from kimberlite.storage.store import format_store
+from kimberlite.types import Birth, EntryState, Identity, Message, ViewState
 from kimberlite.vopr.disk import Files
 
 GARBAGE = random.Random(5).randbytes(SECTOR)
@@ -156,3 +158,45 @@ def test_no_row_of_crashes_makes_a_log_doubt_what_it_never_had(kit: Any, made: A
     count = sum(1 for _ in journeys(kit, files, log, view, GROUPS[groups]))
     print(groups, count)
     assert count > 100
+
+
+def in_doubt(kit: Any) -> Files:
+    """The last op of a segment was acknowledged. Its entry is damaged, garbage came over the witness before its own and
+    zeros over its own, and an older log had begun the next segment with an op of that number."""
+    files = Files()
+    identity = Identity(Birth.FORMED, 1, digest=b"d" * 16, record=b"the first record")
+    format_store(
+        kit.disk(files),
+        make_header,
+        cluster=kit.cluster,
+        replica=0,
+        replica_count=3,
+        segment_bytes=kit.segment,
+        identity=identity,
+    )
+    bench = kit.open(files)
+    log = grown(kit, bench, kit.chain([sectors(1)] * 15))
+    bench.append(kit.chain([sectors(2)], after=log[-1].header))
+    bench.promise(ViewState(view=1, log_view=1, base=15, suffix_head=15, suffix=(log[-1].header,)))
+    bench.store.truncate(15)
+    bench.append(kit.chain([sectors(1)], after=log[-1].header, view=1, salt=9))
+    bench.files.durable[journal_name(0)][15 * SECTOR : 16 * SECTOR] = GARBAGE
+    records = bench.files.durable[witness_name(0)]
+    records[14 * RECORD_BYTES : 15 * RECORD_BYTES] = GARBAGE[:RECORD_BYTES]
+    records[15 * RECORD_BYTES : 16 * RECORD_BYTES] = bytes(RECORD_BYTES)
+    return Files({name: bytearray(content) for name, content in bench.files.durable.items()})
+
+
+def doubted(recovered: Any) -> set[int]:
+    return {entry.op for entry in recovered.entries if entry.state is EntryState.FAULTY}
+
+
+def test_no_crash_in_a_start_takes_a_doubt_away(kit: Any) -> None:
+    """The damage that tells of it may be what the start mends."""
+    files = in_doubt(kit)
+    bench = kit.open(kit.copied(files))
+    assert 16 in doubted(bench.recovered)
+    images = [*after_crashes(files, bench.recorder.events)]
+    assert len(images) > 10
+    for text, image in images:
+        assert 16 in doubted(kit.open(image).recovered), text

@@ -18,6 +18,7 @@ from kimberlite._fast.framing import make_header
 from kimberlite.errors import InvariantError
 from kimberlite.storage import ring, ring_writer
 from kimberlite.storage.interface import SECTOR
+from kimberlite.storage.journal import RECORD_BYTES, journal_name, witness_name
 from kimberlite.storage.open_segment import OpenSegment
 from kimberlite.storage.ring_writer import Group, RingWriter
 from kimberlite.storage.store import Store, format_store
@@ -40,6 +41,7 @@ class Told:
 
     acked: dict[int, Header] = field(default_factory=dict)
     cut: int | None = None  # view 1 has only the entries of view 0 up to here
+    feared: range = range(0)  # may be called damaged
 
 
 class Script:
@@ -291,7 +293,7 @@ def judge(told: Told, store: Store, recovered: Recovered, *, is_damaged: bool, i
         known = store.header(op)
         if state is EntryState.PRESENT and (known is None or known.checksum != header.checksum):
             raise Lost(f"op {op} is another one")
-    faulty = {op for op, state in states.items() if state is EntryState.FAULTY} - told.acked.keys()
+    faulty = {op for op, state in states.items() if state is EntryState.FAULTY} - told.acked.keys() - {*told.feared}
     if faulty and not is_damaged and not is_garbage:
         raise Lost(f"ops {sorted(faulty)} are called damaged, and nothing is")
 
@@ -468,6 +470,22 @@ def test_what_is_given_up_is_the_last_frame_alone() -> None:
     _, _, recovered = opened(without_frame(script, 1))
     assert (recovered.settled, recovered.head) == (2, 2)
     assert max(script.acked) == 3
+
+
+def test_what_a_start_fears_is_written_down_after_what_the_ring_alone_has() -> None:
+    """Damage behind the log makes a start write the superblock before anything is mended."""
+    script = Script()
+    for _ in range(3):
+        script.append(SMALL)
+        script.wait()
+    disk = {name: bytearray(content) for name, content in script.files.durable.items()}
+    end = script.store.head  # entries of one sector each
+    disk[journal_name(0)][end * SECTOR : (end + 1) * SECTOR] = b"\x55" * SECTOR
+    disk[witness_name(0)][end * RECORD_BYTES : (end + 1) * RECORD_BYTES] = b"\x55" * RECORD_BYTES
+    _, store, recovered = opened(disk)
+    assert store.head == end < recovered.head
+    told = Told(dict(script.acked), feared=range(end + 1, recovered.head + 1))
+    assert crash_within_start(told, disk) > 50
 
 
 # Planted bugs: each must be found
