@@ -3,15 +3,16 @@
 Retention by age is the one decision that asks what time it is, and what it removes is gone. Two rules, until the
 replicas agree on a time:
 
-- the age of a segment counts from the earlier of the own clock and the log's own last timestamp (retention.is_old): a
-  clock that is ahead removes nothing by itself, and nothing goes by age while nothing is appended;
+- the age of a segment counts from the earlier of what the clocks of a replication quorum say (vsr/clocks.py) and the
+  log's own last timestamp (retention.is_old): a clock that is ahead removes nothing by itself, whenever it was set
+  wrong, and nothing goes by age while nothing is appended;
 - a clock that has moved by more than JUMP_NS against the time that passed, forward or back, since it was last believed
   is not believed (`Clock`). Then nothing goes by age, until the clock is again within JUMP_NS of what it was believed
   to be, or is that of another replica: an op that one of them stamped by its own clock is that near to it.
 
-What the second rule can not see is a clock that was wrong already when the process started: an append that such a
-primary stamps makes clock and log agree. And an op whose timestamp only follows on that of the op before says nothing
-of the clock of who made it: see `is_of_a_clock`.
+A single replica has its own clock alone: one that was wrong already when the process started makes clock and log agree
+with the first append. And an op whose timestamp only follows on that of the op before says nothing of the clock of who
+made it: see `is_of_a_clock`.
 
 Pure but for `now`. Imports nothing.
 """

@@ -4,8 +4,9 @@ A pure decision over what the store knows of its segments; the primary asks now 
 the answer as an operation. Whole segments only: trimming less would give no space back. A trim that
 is due waits for the checkpoints of all replicas, and it is said when that takes long: the log grows.
 
-Ages count by two clocks, this machine's and the log's own: see node/clock.py, which also says when the first
-of them is not believed. Then nothing goes by age at all.
+Ages count by two clocks: the latest time that has passed by the clocks of a replication quorum (vsr/clocks.py), and the
+log's own last timestamp. This machine's clock is one of the quorum's; node/clock.py says when it is not believed. Then
+nothing goes by age at all.
 
 May import: errors, storage.interface, vsr, node.clock.
 """
@@ -16,12 +17,13 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from kimberlite.errors import DiskFullError
-from kimberlite.node.clock import Clock, Stamp
+from kimberlite.node.clock import JUMP_NS, Clock, Stamp, span
 from kimberlite.storage.interface import Extent, LogStore
 from kimberlite.vsr.replica import Replica
 
 SEGMENTS_MAX = 256  # trimmed at a time: each takes a look at its file
 PATIENCE_NS = 10_000_000_000  # replicas make their checkpoints one a little after the other
+LOOKS_PER_QUESTION = 10  # each replica is asked that seldom what time it is
 
 
 class Choice(NamedTuple):
@@ -33,8 +35,8 @@ class Choice(NamedTuple):
 
 
 def is_old(before_ns: int, *, age_max_ns: int, now_ns: int, log_ns: int) -> bool:
-    """Whether all that was stamped before `before_ns` is older than age_max_ns, by this machine's clock and by the
-    log's last timestamp: one clock that is wrong must not be enough to remove anything."""
+    """Whether all that was stamped before `before_ns` is older than age_max_ns, by the clocks of the replicas and by
+    the log's last timestamp: one clock that is wrong must not be enough to remove anything."""
     return before_ns <= min(now_ns, log_ns) - age_max_ns
 
 
@@ -45,8 +47,9 @@ def choose(
 
     extents: the segments of the log, oldest first; looked at only as far as needed. A segment goes when what
     comes after it is bytes_max at least, or when all its events are older than age_max_ns (0: no
-    such limit). now_ns: by this machine's clock; log_ns: the timestamp of the log's last op, 0 when it is not known or
-    the clock is not believed: nothing goes by age then. last_op: the highest op that the log may begin with.
+    such limit). now_ns: by the clocks of a replication quorum, 0 while too few have told; log_ns: the timestamp of
+    the log's last op, 0 when it is not known or this clock is not believed: nothing goes by age then. last_op:
+    the highest op that the log may begin with.
     """
     if not bytes_max and not age_max_ns:
         return Choice()
@@ -112,6 +115,8 @@ class Retention:
         self._bytes_max = bytes_max
         self._age_max_ns = age_max_s * 1_000_000_000
         self._wait = Wait()
+        self._looks = 0  # as primary
+        self._ahead = 0  # of the clocks of a quorum, as last heard: nanoseconds
 
     def look(self, core: Replica, store: LogStore, times: Times) -> tuple[int, int] | None:
         """With which op, and the position of its first event, the log should begin; None to leave it as it is. The
@@ -125,19 +130,32 @@ class Retention:
         stamp = last_stamp(store, core.applied)
         is_believed = self.clock.look(times.wall, times.steady, stamp)
         if not core.state.is_primary:
-            self._wait = Wait()
+            self._wait, self._looks, self._ahead = Wait(), 0, 0
             return None
+        told = self._ask(core, times)
         choice = choose(
             store.extents(),
             bytes_max=self._bytes_max,
             age_max_ns=self._age_max_ns,
-            now_ns=times.wall,
+            now_ns=told or 0,
             log_ns=stamp.timestamp if is_believed else 0,
             last_op=min(core.trimmable_op, core.applied),
         )
         checkpoints = {replica: peer.checkpoint for replica, peer in core.state.peers.items()}
         self._wait.look(core.state.log.first_op, choice.held, core.checkpoint_op, checkpoints, times.now)
         return choice.trim
+
+    def _ask(self, core: Replica, times: Times) -> int | None:
+        """What time it is by the clocks of a quorum; None while too few have told it. Nobody is asked where age is no
+        limit."""
+        if not self._age_max_ns:
+            return None
+        if self._looks % LOOKS_PER_QUESTION == 0:
+            core.ask_clocks(times.now)
+        self._looks += 1
+        told = core.time_of_a_quorum(times.wall, times.now)
+        self._ahead = times.wall - told if told is not None else 0
+        return told
 
     @property
     def is_suspended(self) -> bool:
@@ -151,7 +169,15 @@ class Retention:
 
     def reason(self, now: int) -> str:
         """Why something stays longer than it should, in a sentence; empty when nothing does."""
-        return self._wait.reason(now) or (self.clock.reason() if self._age_max_ns else "")
+        return self._wait.reason(now) or (self._clock_reason() if self._age_max_ns else "")
+
+    def _clock_reason(self) -> str:
+        if self._ahead > JUMP_NS and not self.clock.jump:
+            return (
+                f"the clock of this machine is {span(self._ahead)} ahead of those of a quorum of the replicas: what is "
+                "too old by it alone is kept; set the clocks right"
+            )
+        return self.clock.reason()
 
 
 def last_stamp(store: LogStore, op: int) -> Stamp:

@@ -166,7 +166,7 @@ def _driver(
     )
     driver.world, driver.index = world, index
     skew = Random(f"clock {plan.seed} {index} {life}").randrange(-plan.clock_skew_ns, plan.clock_skew_ns + 1)
-    core.set_clock_offset(EPOCH_NS + skew)
+    core.set_clock_offset(EPOCH_NS + world.wrong_clocks.get(index, skew))
     return driver
 
 

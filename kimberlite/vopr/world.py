@@ -106,6 +106,7 @@ class World:
         elif self.rot_victim is not None and plan.weights.get("old_witness"):
             self.devices[self.rot_victim].replaced = Replaced()
         self.clock_error_ns = plan.clock_skew_ns  # of a clock that is believed: by so much it is wrong at most
+        self.wrong_clocks: dict[int, int] = {}  # replica -> by how much that of its machine is wrong, starts included
         self.slow_nodes: dict[int, int] = {}  # replica -> how long it does nothing after each input
         self.is_late_return = False  # under way
         self.idle_frames: Counter[tuple[int, int, int]] | None = None  # sender, receiver, command
@@ -460,9 +461,14 @@ class World:
                 self.resume(node.index)
 
     def set_clock(self, index: int, offset: int) -> None:
-        """From now on a replica's clock is so far from the true one. A jump that is small goes on being believed."""
+        """From now on a replica's clock is so far from the true one. A jump that is small goes on being believed; after
+        one that is not, the replica starts under that clock and believes it. A single replica never does: it has no
+        other clock to go by."""
+        self.wrong_clocks.pop(index, None)
         if abs(offset) <= JUMP_NS:
             self.clock_error_ns = max(self.clock_error_ns, abs(offset))
+        elif self.plan.replica_count > 1:
+            self.wrong_clocks[index] = offset
         self.nodes[index].driver.core.set_clock_offset(EPOCH_NS + offset)
 
     def _resume(self, index: int, life: int) -> None:

@@ -31,6 +31,7 @@ from kimberlite.types import Command, Header, Identity, Message, Reason, Recover
 from kimberlite.vsr import (
     admission,
     bounds,
+    clocks,
     execution,
     identity,
     journaling,
@@ -197,6 +198,15 @@ class Replica:
     def set_clock_offset(self, offset_ns: int) -> None:
         """Nanoseconds to add to `now` to obtain the time since 1970."""
         self.state.clock.offset = offset_ns
+
+    def ask_clocks(self, now: int) -> None:
+        """Have the other members say what time it is by their clocks."""
+        self.state.now = now
+        clocks.ask(self.state)
+
+    def time_of_a_quorum(self, own_ns: int, now: int) -> int | None:
+        """See vsr/clocks.py. own_ns: since 1970, by this machine's clock."""
+        return clocks.told_by_a_quorum(self.state, own_ns, now)
 
     def set_now(self, now: int) -> None:
         """What is derived from the time of the last input, as of now."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from kimberlite.errors import InvariantError
 from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
-from kimberlite.vsr import identity, installation
+from kimberlite.vsr import clocks, identity, installation
 from kimberlite.vsr.codec import decode_chain
 from kimberlite.vsr.events import DropReason, GaveUp, ViewChangeCause
 from kimberlite.vsr.members import bit_set
@@ -150,6 +150,7 @@ class Role:
         """A replica tells its view, and what its log holds."""
         header = message.header
         s.peers[header.replica].says(header.op)
+        clocks.hear(s, header)
         if header.flags & identity.FLAG_ASKS and header.command == Command.PING:
             s.send(header.replica, identity.sign_of_life(s, Command.PONG))
         return None

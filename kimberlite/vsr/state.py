@@ -85,6 +85,7 @@ class Peer:
 
     said: Said = field(default_factory=Said)
     last_heard: int = 0
+    clock_offset: int | None = None  # to add to `now` for the time that its clock told; see vsr/clocks.py
     is_gone: bool = False  # nothing listens where it was, and nothing has come from it since
     held: int | None = None  # its last word on what its log holds: a hint whom to ask for an entry, never more
     commit: int = 0

@@ -262,7 +262,7 @@ class Core:
 INPUTS_AND_OUTPUTS = frozenset(
     (
         *("step", "propose", "tick", "durable", "not_written", "applied_op", "entry_faulty", "checkpointed", "trimmed"),
-        *("propose_trim", "set_clock_offset", "drain", "step_down"),
+        *("propose_trim", "set_clock_offset", "ask_clocks", "time_of_a_quorum", "drain", "step_down"),
         *("take_work", "next_deadline", "headers_message"),
     )
 )

@@ -15,7 +15,7 @@ from kimberlite.storage.checkpoint_writer import CheckpointWriter
 from kimberlite.storage.interface import Extent
 from kimberlite.types import Checkpoint, Header, Message
 from kimberlite.vopr.canaries.registry import Patch, canary
-from kimberlite.vsr import execution, leading
+from kimberlite.vsr import clocks, execution, leading
 from kimberlite.vsr.sessions import SessionTable
 from kimberlite.vsr.state import State
 
@@ -125,6 +125,11 @@ def _age_by_the_own_clock_alone() -> list[Patch]:
         return before_ns <= now_ns - age_max_ns
 
     return [(retention, "is_old", is_old)]
+
+
+@canary("the age of events counts by the clock that is furthest ahead, not by those of a quorum")
+def _age_by_the_furthest_clock() -> list[Patch]:
+    return [(clocks, "quorum_of", lambda told, needed: max(told))]
 
 
 @canary("a segment goes when its first event is old, not its last")

@@ -12,7 +12,7 @@ import pytest
 from kimberlite.errors import DiskFullError
 from kimberlite.node import retention
 from kimberlite.node.clock import Clock
-from kimberlite.node.retention import PATIENCE_NS, SEGMENTS_MAX, Choice, Wait
+from kimberlite.node.retention import LOOKS_PER_QUESTION, PATIENCE_NS, SEGMENTS_MAX, Choice, Wait
 from kimberlite.storage.interface import Extent, LogStore
 from kimberlite.vsr.replica import Replica
 
@@ -80,12 +80,20 @@ NOW = 1_800_000_000 * S
 
 class _Log:
     """A store with segments of a day's length, and as much of a core as retention asks: a primary that has executed
-    op 400, stamped at `last`."""
+    op 400, stamped at `last`. others: the clocks of a quorum besides the own, less the true time; None: not heard."""
 
-    def __init__(self, last: int, *, is_primary: bool = True) -> None:
+    def __init__(self, last: int, *, is_primary: bool = True, others: int | None = 0) -> None:
         self.last = last
+        self.others = others
+        self.asked = 0
         self.trimmable_op = self.applied = self.checkpoint_op = 400
         self.state = SimpleNamespace(is_primary=is_primary, log=SimpleNamespace(first_op=1), peers={})
+
+    def ask_clocks(self, now: int) -> None:
+        self.asked += 1
+
+    def time_of_a_quorum(self, own_ns: int, now: int) -> int | None:
+        return None if self.others is None else min(own_ns, NOW + now + self.others)
 
     def extents(self) -> Iterator[Extent]:
         for age in range(40, 0, -1):
@@ -193,3 +201,29 @@ def test_a_replica_that_is_always_a_little_behind_is_none_to_wait_for() -> None:
     for turn in range(100):
         wait.look(1 + 10 * turn, 11 + 10 * turn, 20 + 10 * turn, {1: 9 + 10 * turn}, now=turn * S + 1)
         assert wait.reason(turn * S + 1) == ""
+
+
+def test_a_clock_that_was_wrong_at_the_start_removes_nothing() -> None:
+    """Its first append makes clock and log agree: nothing but the clocks of others tells that both are wrong."""
+    year = 365 * DAY
+    kept = retention.Retention(0, 30 * 86_400, Clock(NOW + year, 0, 0))
+    assert look(kept, _Log(NOW + year), shift=year) == (101, 1000), "what is too old by the clocks of the others"
+    assert "365 d ahead of those of a quorum" in kept.reason(0)
+
+
+def test_nothing_goes_by_age_before_a_quorum_has_told_the_time() -> None:
+    kept = retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0))
+    log = _Log(NOW, others=None)
+    assert look(kept, log) is None
+    log.others = 0
+    assert look(kept, log) == (101, 1000)
+
+
+def test_clocks_are_asked_for_now_and_then_and_where_age_is_a_limit() -> None:
+    kept, log = retention.Retention(0, 30 * 86_400, Clock(NOW, 0, 0)), _Log(NOW)
+    for turn in range(2 * LOOKS_PER_QUESTION):
+        look(kept, log, passed=turn * S)
+    assert log.asked == 2
+    log = _Log(NOW)
+    look(retention.Retention(10 << 20, 0, Clock(NOW, 0, 0)), log)
+    assert log.asked == 0

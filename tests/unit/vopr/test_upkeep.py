@@ -49,14 +49,30 @@ def test_the_log_is_trimmed_by_the_age_of_its_events_and_not_before() -> None:
 
 
 def test_a_clock_that_steps_hours_ahead_trims_nothing() -> None:
-    plan = replace(CALM, requests=3000, retention_age_s=5)
-    world = at_work(plan, 500)
-    primary = next(node.index for node in world.nodes if core_of(node).is_primary)
-    world.set_clock(primary, 5 * HOUR_NS)
+    """On a single replica, which has no other clock to go by."""
+    world = at_work(replace(CALM, replica_count=1, requests=3000, retention_age_s=5), 500)
+    world.set_clock(0, 5 * HOUR_NS)
     assert world.clock_error_ns == 0
     world.run_until(world.now + 3000 * MS, lambda: False)
     assert "RETENTION_age" not in world.counts
     with planted("clock-believed-after-a-jump"), pytest.raises(Violation, match="I22 retention"):
+        world.run_until(world.now + 1500 * MS, lambda: False)
+
+
+def test_a_replica_that_starts_under_a_wrong_clock_trims_nothing() -> None:
+    """It appends as primary: its clock and the log agree, and nothing has jumped since its start."""
+    world = at_work(replace(CALM, requests=3000, retention_age_s=5), 500)
+    world.set_clock(0, 5 * HOUR_NS)
+    world.crash(0)
+    world.restart(0)
+    while not core_of(world.nodes[0]).is_primary:
+        for node in world.nodes[1:]:
+            if core_of(node).is_primary:
+                world.pause(node.index, world.now + 500 * MS)
+        world.run_until(world.now + 500 * MS, lambda: False)
+    world.run_until(max(world.now, 3500 * MS), lambda: False)
+    assert "RETENTION_age" not in world.counts
+    with planted("age-by-the-furthest-clock"), pytest.raises(Violation, match="I22 retention"):
         world.run_until(world.now + 1500 * MS, lambda: False)
 
 
