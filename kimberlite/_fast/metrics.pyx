@@ -18,7 +18,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
 from libc.float cimport DBL_MAX
-from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 import os
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ cdef extern from "km_metrics.h" nogil:
         KM_METRICS_BAD_BOUNDS
         KM_METRICS_BAD_RESERVED
         KM_METRICS_BINS
+        KM_METRICS_STEPS
+        KM_METRICS_BIN_UNIT_MAX
         KM_METRICS_TIME_STORE
         KM_METRICS_TIME_LOCKED
         KM_METRICS_TIME_COUNTER
@@ -61,6 +63,7 @@ cdef extern from "km_metrics.h" nogil:
         uint64_t pid
         uint64_t started_unix_ns
         uint64_t started_monotonic_ns
+        uint64_t bin_unit_ns
         km_atomic_u64 generation
         km_atomic_u64 state
 
@@ -89,12 +92,17 @@ cdef extern from "km_metrics.h" nogil:
         uint8_t *base
         size_t size
 
+    ctypedef struct km_metrics_bins:
+        int64_t *bounds
+        int32_t first
+
     ctypedef struct km_histogram:
         km_atomic_u64 *sum
         km_atomic_u64 *buckets
         km_atomic_u64 *bins
         const int64_t *bounds
         const uint8_t *hints
+        const km_metrics_bins *scale
         int shared
 
     ctypedef struct km_stage_clock:
@@ -107,13 +115,13 @@ cdef extern from "km_metrics.h" nogil:
         uint32_t stage_count
 
     int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
-                          const char *info, size_t info_size, km_metrics_map *map)
+                          const char *info, size_t info_size, uint64_t bin_unit_ns, km_metrics_map *map)
     int km_metrics_open(const char *path, km_metrics_map *map)
     void km_metrics_close(km_metrics_map *map)
     void km_metrics_reset(km_metrics_map *map)
     int km_metrics_copy(const km_metrics_map *map, uint64_t *out, int tries)
     int km_metrics_is_current(const km_metrics_map *map, const char *path)
-    void km_metrics_bin_bounds(uint64_t *out)
+    void km_metrics_fill_bins(uint64_t unit_ns, km_metrics_bins *bins)
     uint64_t km_metrics_calibrate(int what, uint64_t n)
     uint64_t km_metrics_clock_ns()
     const km_metrics_header *km_metrics_head(const km_metrics_map *map)
@@ -182,8 +190,8 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HistogramValue:
-    """What a histogram held in one pass. `count` is the sum of `buckets`; `bins` maps an index into
-    BIN_BOUNDS to its count, where that is not 0."""
+    """What a histogram held in one pass. `count` is the sum of `buckets`; `bins` maps the number of a bin
+    (Region.bins) to its count, where that is not 0."""
 
     count: int
     sum_ns: int
@@ -191,13 +199,26 @@ class HistogramValue:
     bins: dict[int, int]
 
 
-cdef tuple _bin_bounds():
-    cdef uint64_t bounds[KM_METRICS_BINS + 1]
-    km_metrics_bin_bounds(bounds)
-    return tuple([bounds[i] for i in range(KM_METRICS_BINS + 1)])
+class Bins(NamedTuple):
+    """The exponential bins of a unit: see metrics.pyi."""
+
+    unit_ns: int
+    bounds: tuple[int, ...]
+    first: int
 
 
-BIN_BOUNDS = _bin_bounds()
+def exponential_bins(object unit_ns, /):
+    """The Bins of a unit of so many nanoseconds. Raises UsageError when it is not 1 to a second."""
+    cdef km_metrics_bins bins
+    cdef uint32_t i
+    km_metrics_fill_bins(_checked_unit(unit_ns), &bins)
+    return Bins(unit_ns, tuple([bins.bounds[i] for i in range(KM_METRICS_BINS)]), bins.first)
+
+
+cdef uint64_t _checked_unit(object unit_ns) except 0:
+    if type(unit_ns) is not int or not 1 <= unit_ns <= KM_METRICS_BIN_UNIT_MAX:
+        raise UsageError(f"the unit of bins is 1 to {KM_METRICS_BIN_UNIT_MAX} nanoseconds, not {unit_ns!r}")
+    return unit_ns
 
 
 cdef object _refuse(object path, int status):
@@ -293,6 +314,8 @@ cdef class Region:
     cdef km_metrics_map map
     cdef bytes encoded_path
     cdef dict hints_of  # index -> bytes
+    cdef km_metrics_bins scale
+    cdef readonly object bins
     cdef readonly object path
     cdef readonly tuple series
     cdef readonly bytes info
@@ -305,13 +328,14 @@ cdef class Region:
         km_metrics_close(&self.map)
 
     @classmethod
-    def create(cls, path, series, bytes info=b""):
+    def create(cls, path, series, bytes info=b"", bin_unit_ns=1_000_000):
         """A new region with all cells 0, to write.
 
         path: its file; None for memory of this process alone. A file that stands there is
         replaced at once, and keeps its content for whoever has it open. series: a sequence of
         Series; a handle names one by its place in it. info: what readers may know of the
-        writer, up to 1 MiB; not interpreted.
+        writer, up to 1 MiB; not interpreted. bin_unit_ns: the unit in which histograms are
+        exposed: their bins are exact in it.
         Raises UsageError for a series that cannot be, OSError; nothing is left behind then.
         Cost: some 30 us and a page fault for each page of cells, so that none comes later.
         """
@@ -321,6 +345,7 @@ cdef class Region:
         cdef bytes temporary = b""
         cdef const char *name = NULL
         cdef int status
+        cdef uint64_t unit_ns = _checked_unit(bin_unit_ns)
         if len(checked) > SERIES_MAX:
             raise UsageError(f"{len(checked)} series, the most of one region is {SERIES_MAX}")
         if len({one.name for one in checked}) != len(checked):
@@ -336,10 +361,10 @@ cdef class Region:
             name = PyBytes_AS_STRING(region.encoded_path)
         rows = _Rows(checked)
         status = km_metrics_create(name, PyBytes_AS_STRING(temporary), rows.rows, <uint32_t> len(checked),
-                                   PyBytes_AS_STRING(info), PyBytes_GET_SIZE(info), &region.map)
+                                   PyBytes_AS_STRING(info), PyBytes_GET_SIZE(info), unit_ns, &region.map)
         if status != 0:
             raise _refuse(region.path, status)
-        region.hints_of = {}
+        region.fill_scale()
         region.series = tuple(checked)
         region.info = info
         region.writable = True
@@ -359,12 +384,18 @@ cdef class Region:
         status = km_metrics_open(PyBytes_AS_STRING(region.encoded_path), &region.map)
         if status != 0:
             raise _refuse(region.path, status)
-        region.hints_of = {}
+        region.fill_scale()
         region.series = region.read_series()
         region.info = PyBytes_FromStringAndSize(
             <const char *> region.map.base + region.head().info_offset, region.head().info_size)
         region.writable = False
         return region
+
+    cdef int fill_scale(self) except -1:
+        self.bins = exponential_bins(self.head().bin_unit_ns)
+        km_metrics_fill_bins(self.head().bin_unit_ns, &self.scale)
+        self.hints_of = {}
+        return 0
 
     cdef const km_metrics_header *head(self) noexcept:
         return km_metrics_head(&self.map)
@@ -455,9 +486,10 @@ cdef class Region:
         histogram.buckets = histogram.sum + 1
         histogram.bins = histogram.buckets + slot.bound_count + 1
         histogram.bounds = <const int64_t *> (self.map.base + slot.bounds_offset)
+        histogram.scale = &self.scale
         histogram.shared = slot.shared
         if hints is None:
-            hints = PyBytes_FromStringAndSize(NULL, KM_METRICS_BINS)
+            hints = PyBytes_FromStringAndSize(NULL, KM_METRICS_STEPS)
             km_histogram_hints(histogram.bounds, <uint8_t *> PyBytes_AS_STRING(hints))
             self.hints_of[index] = hints
         histogram.hints = <const uint8_t *> PyBytes_AS_STRING(hints)
@@ -765,25 +797,30 @@ cdef class StageClock:
         return km_stage_switch(&self.clock, <uint32_t> entered, km_metrics_clock_ns())
 
 
-def quantile(dict bins not None, double q):
-    """The q-quantile, in nanoseconds, of log-linear bins (HistogramValue.bins, or differences of them).
+def quantile(dict counts not None, double q, bins not None):
+    """The q-quantile, in nanoseconds, of counts by bin (HistogramValue.bins, or differences of them).
 
-    Within 1/32 (3.2 %) of the duration of that rank, if that is below 2**40 ns; 0.0 when there is none.
+    bins: the Bins that they are of. Within 4.4 % of the duration of that rank, if that is below 2**40 ns; 0.0 when there
+    is none.
     Raises UsageError for a q outside of 0 to 1.
     """
-    cdef object total = sum(bins.values())
+    cdef object total = sum(counts.values())
     cdef object rank, seen = 0
     if not 0.0 <= q <= 1.0:
         raise UsageError(f"a quantile is between 0 and 1, not {q}")
     if total <= 0:
         return 0.0
     rank = max(1, min(total, -int(-q * total // 1)))  # the smallest rank with at least a share of q at or below it
-    for index in sorted(bins):
-        seen += bins[index]
+    for index in sorted(counts):
+        seen += counts[index]
         if seen >= rank:
             break
-    low, high = BIN_BOUNDS[index], BIN_BOUNDS[index + 1]
-    return float(low) if high - low == 1 else (low + high) / 2
+    if index == 0:
+        return 0.0
+    low, high = bins.bounds[index - 1] + 1, bins.bounds[index]
+    if index == len(bins.bounds) - 1:  # what is longer counts here too
+        high = 1 << 40
+    return 2 * low * high / (low + high)
 
 
 def now_ns():

@@ -58,7 +58,8 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
     takes_over = region.crashed(directory)
     problem, descriptor = "", -1
     try:
-        memory = region.create(directory, config.replica_count, info(config, disk, store))
+        about = info(config, disk, store)
+        memory = region.create(directory, config.replica_count, about, config.telemetry.units)
         descriptor = region.descriptor_of(memory)
     except (OSError, KimberliteError) as error:
         problem = f"metrics are not shared: {error}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from kimberlite._fast.metrics import HistogramValue, Kind, Region, now_ns, quantile
+from kimberlite._fast.metrics import Bins, HistogramValue, Kind, Region, now_ns, quantile
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Source, Unit, cell_name
 from kimberlite.types import Status
@@ -220,7 +220,7 @@ def snapshot(directory: Path) -> dict[str, object]:
                 "name": sample.metric.exposed_name("ms"),
                 "kind": sample.metric.kind.name.lower(),
                 "labels": dict(zip((label.name for label in sample.metric.labels), sample.values, strict=True)),
-                **_plain(sample),
+                **_plain(sample, reader.region.bins),
             }
             for sample in reader.samples()
             if sample.metric.source is not Source.INFO and not sample.metric.name.startswith("telemetry_")
@@ -228,7 +228,7 @@ def snapshot(directory: Path) -> dict[str, object]:
     }
 
 
-def _plain(sample: Sample) -> dict[str, object]:
+def _plain(sample: Sample, bins: Bins) -> dict[str, object]:
     scale = sample.metric.scale("ms")
     if sample.metric.kind is not Kind.HISTOGRAM:
         value = cast(float, sample.value) / scale
@@ -240,5 +240,5 @@ def _plain(sample: Sample) -> dict[str, object]:
     return {
         "count": histogram.count,
         "sum": histogram.sum_ns / scale,
-        **{name: quantile(histogram.bins, q) / scale for name, q in QUANTILES.items()},
+        **{name: quantile(histogram.bins, q, bins) / scale for name, q in QUANTILES.items()},
     }

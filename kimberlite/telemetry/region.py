@@ -44,18 +44,18 @@ def paths(directory: Path) -> Iterator[Path]:
     yield directory / NAME
 
 
-def create(directory: Path, replica_count: int, info: Mapping[str, object]) -> Region:
+def create(directory: Path, replica_count: int, info: Mapping[str, object], units: str = "ms") -> Region:
     """A new region for the replica in `directory`, mode 0600, in place of what its last run left.
 
-    `info`: what a reader may know of the replica; see node.node. Raises OSError, MetricsFileError when no
-    place can be written.
+    `info`: what a reader may know of the replica; see node.metrics. units: as exposed, of catalogue.UNITS.
+    Raises OSError, MetricsFileError when no place can be written.
     """
     remove_orphans()
     document = json.dumps({**info, "directory": str(directory.absolute())}).encode()
     failure: OSError | None = None
     for path in paths(directory):
         try:
-            return Region.create(path, catalogue.layout(replica_count), document)
+            return Region.create(path, catalogue.layout(replica_count), document, catalogue.latency_unit_ns(units))
         except OSError as error:
             failure = failure or error
     if failure is None:

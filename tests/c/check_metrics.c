@@ -16,7 +16,8 @@
 static const int64_t BOUNDS[] = {10, 1000, 100000};
 
 static km_metrics_map map;
-static uint8_t hints[KM_METRICS_BINS];
+static uint8_t hints[KM_METRICS_STEPS];
+static km_metrics_bins scale;
 static uint64_t rounds;
 static int running;
 
@@ -30,7 +31,7 @@ static km_histogram shared_histogram(void)
     const km_metrics_slot *slot = &km_metrics_slots(&map)[2];
     km_atomic_u64 *sum = cell(2);
     return (km_histogram){sum, sum + 1, sum + 2 + slot->bound_count, (const int64_t *)(map.base + slot->bounds_offset),
-                          hints, slot->shared};
+                          hints, &scale, slot->shared};
 }
 
 static void *work(void *argument)
@@ -100,12 +101,13 @@ int main(int argc, char **argv)
             (km_metrics_row){names[i], size, KM_METRICS_COUNTER, KM_METRICS_INTEGER, 0, (uint8_t)(1 + i), NULL, 0};
     }
     snprintf(temporary, sizeof temporary, "%s.new", argv[1]);
-    failed = km_metrics_create(argv[1], temporary, rows, (uint32_t)(4 + count), "", 0, &map);
+    failed = km_metrics_create(argv[1], temporary, rows, (uint32_t)(4 + count), "", 0, 1000000, &map);
     if (failed) {
         fprintf(stderr, "create: %d\n", failed);
         return 1;
     }
     km_histogram_hints((const int64_t *)(map.base + km_metrics_slots(&map)[2].bounds_offset), hints);
+    km_metrics_fill_bins(1000000, &scale);
     running = count;
     for (int i = 0; i < count; i++)
         if (pthread_create(&threads[i], NULL, work, (void *)(uintptr_t)i))

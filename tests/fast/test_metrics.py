@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimberlite._fast import metrics
-from kimberlite._fast.metrics import BIN_BOUNDS, HistogramValue, Kind, Refusal, Region, Series
+from kimberlite._fast.metrics import HistogramValue, Kind, Refusal, Region, Series
 from kimberlite.errors import MetricsFileError, UsageError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -38,8 +38,9 @@ COMPILER = shutil.which(os.environ.get("CC", "cc"))
 PAGE = 4096
 INT64_MAX = (1 << 63) - 1
 UINT64_MAX = (1 << 64) - 1
-BINS = len(BIN_BOUNDS) - 1
-MS = 1_000_000
+MS, S = 1_000_000, 1_000_000_000
+BIN_BOUNDS = metrics.exponential_bins(MS).bounds
+BINS = len(BIN_BOUNDS)
 BOUNDS = (100_000, 500_000, 1 * MS, 2 * MS, 5 * MS, 10 * MS, 25 * MS, 50 * MS, 100 * MS)
 
 COUNTER, GAUGE, HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
@@ -147,7 +148,7 @@ def test_a_gauge_goes_up_and_down(region: Region) -> None:
 
 
 def bin_of(value: int) -> int:
-    return min(bisect.bisect_right(BIN_BOUNDS, max(0, value)) - 1, BINS - 1)
+    return bisect.bisect_left(BIN_BOUNDS, max(0, value))
 
 
 def model(values: list[int], bounds: tuple[int, ...]) -> HistogramValue:
@@ -162,17 +163,37 @@ def model(values: list[int], bounds: tuple[int, ...]) -> HistogramValue:
     )
 
 
+@pytest.mark.parametrize("unit", [1, 7, MS, S])
+def test_bins_end_at_powers_of_the_eighth_root_of_two(unit: int) -> None:
+    """In the unit, exactly: as a native histogram of schema 3 says it."""
+    bins = metrics.exponential_bins(unit)
+    assert bins.unit_ns == unit and bins.bounds[0] == 0 and bins.bounds[-1] == INT64_MAX and len(bins.bounds) == BINS
+    assert bins.bounds[1] == 1  # the shortest duration there is
+    for index, bound in enumerate(bins.bounds[1:-1], bins.first):
+        # bound <= unit * 2 ** (index / 8) < bound + 1, to the eighth power and without fractions
+        power, by = (unit**8 << index, 1) if index >= 0 else (unit**8, 1 << -index)
+        assert by * bound**8 <= power < by * (bound + 1) ** 8
+    assert bins.first + BINS - 2 >= 8 * math.log2((1 << 40) / unit)  # the last, without its rest, goes as far
+
+
 def test_bins_are_narrow_enough_for_five_percent() -> None:
-    assert BIN_BOUNDS[0] == 0 and BIN_BOUNDS[-1] == 1 << 40 and BINS == 592
-    for low, high in itertools.pairwise(BIN_BOUNDS):
-        assert low < high
-        middle = metrics.quantile({BIN_BOUNDS.index(low): 1}, 0.5)
-        for value in (low, high - 1):
-            assert abs(middle - value) <= 0.05 * value
+    for unit in (MS, S):
+        bins = metrics.exponential_bins(unit)
+        for number, (low, high) in enumerate(itertools.pairwise(bins.bounds), 1):
+            middle = metrics.quantile({number: 1}, 0.5, bins)
+            for value in (low + 1, min(high, 1 << 40)):
+                assert high == low or abs(middle - value) <= 0.045 * value
+
+
+@pytest.mark.parametrize("unit", [0, -1, S + 1, 0.5, None, True])
+def test_bins_of_no_unit(unit: object) -> None:
+    for refused in (metrics.exponential_bins, lambda unit: Region.create(None, SERIES, bin_unit_ns=unit)):
+        with pytest.raises(UsageError, match="1 to 1000000000 nanoseconds"):
+            refused(unit)
 
 
 def interesting() -> list[int]:
-    near = [*BIN_BOUNDS, *BOUNDS, INT64_MAX, 1 << 62]
+    near = [*BIN_BOUNDS[:-1], *BOUNDS, INT64_MAX, 1 << 62]
     return [-1, -INT64_MAX - 1, *(value + d for value in near for d in (-1, 0, 1) if value + d <= INT64_MAX)]
 
 
@@ -191,8 +212,8 @@ def test_every_edge_counts_where_it_should(region: Region) -> None:
 
 
 @given(
-    values=st.lists(st.one_of(st.integers(-10, 1 << 45), st.sampled_from(BIN_BOUNDS))),
-    bounds=st.sets(st.one_of(st.integers(0, 1 << 41), st.sampled_from(BIN_BOUNDS)), max_size=255),
+    values=st.lists(st.one_of(st.integers(-10, 1 << 45), st.sampled_from(BIN_BOUNDS[:-1]))),
+    bounds=st.sets(st.one_of(st.integers(0, 1 << 41), st.sampled_from(BIN_BOUNDS[:-1])), max_size=255),
 )
 def test_any_values_in_any_buckets(values: list[int], bounds: set[int]) -> None:
     ordered = tuple(sorted(bounds))
@@ -243,17 +264,19 @@ def test_no_integer_is_too_large_to_be_recorded(value: int) -> None:
 )
 def test_quantiles_are_within_five_percent(values: list[int], q: float) -> None:
     ranked = sorted(values)
-    found = metrics.quantile(dict(Tally(map(bin_of, values))), q)
+    found = metrics.quantile(dict(Tally(map(bin_of, values))), q, metrics.exponential_bins(MS))
     share = [value for rank, value in enumerate(ranked, 1) if rank >= q * len(ranked)]
-    assert abs(found - share[0]) <= share[0] / 32
+    assert abs(found - share[0]) <= 0.044 * share[0]
 
 
 def test_quantile_of_nothing_and_of_nonsense() -> None:
-    assert metrics.quantile({}, 0.99) == 0.0
-    assert metrics.quantile({7: 0}, 0.99) == 0.0
+    bins = metrics.exponential_bins(MS)
+    assert metrics.quantile({}, 0.99, bins) == 0.0
+    assert metrics.quantile({7: 0}, 0.99, bins) == 0.0
+    assert metrics.quantile({0: 1}, 0.99, bins) == 0.0
     for q in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError, match="between 0 and 1"):
-            metrics.quantile({1: 1}, q)
+            metrics.quantile({1: 1}, q, bins)
 
 
 # --- the stage clock -------------------------------------------------------------------------
@@ -519,7 +542,7 @@ def test_no_room_for_the_file_is_said_at_the_start(path: Path) -> None:
 
 # --- the file --------------------------------------------------------------------------------
 
-HEADER = struct.Struct("<QIIQQQQQQQQ16sQQ")  # up to 112; zeros to 256
+HEADER = struct.Struct("<QIIQQQQQQQQQ16sQQ")  # up to 120; zeros to 256
 SLOT = struct.Struct("<QIBBBBQQI28x")
 
 
@@ -541,12 +564,12 @@ class Twin:
 
     def seal(self) -> bytes:
         """With a checksum that is right again."""
-        self.data[80:96] = self.checksum()
+        self.data[88:104] = self.checksum()
         return bytes(self.data)
 
     def checksum(self) -> bytes:
         cells = self.word(48)
-        parts = xxhash.xxh3_128_digest(bytes(self.data[:80])) + xxhash.xxh3_128_digest(bytes(self.data[256:cells]))
+        parts = xxhash.xxh3_128_digest(bytes(self.data[:88])) + xxhash.xxh3_128_digest(bytes(self.data[256:cells]))
         return xxhash.xxh3_128_digest(parts)
 
     def slots(self) -> Iterator[tuple[int, ...]]:
@@ -563,14 +586,14 @@ def test_the_layout_is_the_one_that_is_drawn(path: Path) -> None:
     region.counter(SHARED).add(9)
     region.end()
     twin = Twin(path.read_bytes())
-    magic, layout, count, size, text, info, info_size, cells, pid, unix, monotonic, digest, generation, state = (
+    magic, layout, count, size, text, info, info_size, cells, pid, unix, monotonic, unit, digest, generation, state = (
         twin.header
     )
-    assert (magic, layout, count) == (int.from_bytes(b"KMMETC01", "little"), 1, len(SERIES))
+    assert (magic, layout, count) == (int.from_bytes(b"KMMETC01", "little"), 2, len(SERIES))
     assert (size, pid, generation, state) == (len(twin.data), os.getpid(), 0, 2)
     assert (unix, monotonic) == (region.started_unix_ns, region.started_monotonic_ns)
-    assert digest == twin.checksum()
-    assert not any(twin.data[112:256])
+    assert (digest, unit) == (twin.checksum(), MS)
+    assert not any(twin.data[120:256])
     assert twin.data[info : info + info_size] == b"who"  # type: ignore[operator, misc]
     assert cells % PAGE == size % PAGE == 0  # type: ignore[operator]
 
@@ -624,18 +647,18 @@ def test_every_flip_of_a_constant_bit_is_refused(path: Path) -> None:
     cells = Twin(data).word(48)
     reasons: Tally[tuple[str, Refusal]] = Tally()
     with path.open("r+b", buffering=0) as file:
-        for at in [at for at in range(cells) if not 96 <= at < 104]:
+        for at in [at for at in range(cells) if not 104 <= at < 112]:
             for bit in range(8):
                 os.pwrite(file.fileno(), bytes([data[at] ^ 1 << bit]), at)
                 with pytest.raises(MetricsFileError) as caught:
                     Region.open(path)
-                where = "magic" if at < 8 else "layout" if at < 12 else "state" if 104 <= at < 256 else "rest"
+                where = "magic" if at < 8 else "layout" if at < 12 else "state" if 112 <= at < 256 else "rest"
                 reasons[where, caught.value.reason] += 1  # type: ignore[index]
             os.pwrite(file.fileno(), data[at : at + 1], at)
     assert Region.open(path).read()[0] == 0
     assert reasons["magic", Refusal.BAD_MAGIC] == 64
     assert reasons["layout", Refusal.BAD_LAYOUT_VERSION] == 32
-    assert reasons["state", Refusal.BAD_RESERVED] == (256 - 104) * 8
+    assert reasons["state", Refusal.BAD_RESERVED] == (256 - 112) * 8
     assert {reason for where, reason in reasons if where == "rest"} == {
         Refusal.BAD_CHECKSUM,
         Refusal.BAD_SIZE,
@@ -647,7 +670,7 @@ def test_a_flip_in_the_generation_is_harmless_or_says_what_it_looks_like(path: P
     data = small(path)
     for bit in range(1, 64):
         twin = Twin(data)
-        twin.word(96, 1 << bit)
+        twin.word(104, 1 << bit)
         path.write_bytes(bytes(twin.data))
         reader = Region.open(path)
         assert reader.generation == 1 << bit
@@ -656,7 +679,7 @@ def test_a_flip_in_the_generation_is_harmless_or_says_what_it_looks_like(path: P
 
 def test_a_writer_that_died_inside_of_a_reset_is_found(path: Path) -> None:
     twin = Twin(small(path))
-    twin.word(96, 1)
+    twin.word(104, 1)
     path.write_bytes(bytes(twin.data))
     reader = Region.open(path)
     with pytest.raises(MetricsFileError, match="ended in the middle of a reset") as caught:
@@ -743,12 +766,16 @@ def test_sealed_bounds_and_names_that_can_not_be(path: Path) -> None:
         twin = Twin(data)
         twin.word(bounds_at + offset, value)
         assert refused(path, twin.seal()) is Refusal.BAD_BOUNDS, (offset, value)
+    for unit in (0, S + 1, UINT64_MAX):
+        twin = Twin(data)
+        twin.word(80, unit)
+        assert refused(path, twin.seal()) is Refusal.BAD_BOUNDS, unit
     twin = Twin(data)
     twin.data[list(twin.slots())[1][0]] = 0xFF
     assert refused(path, twin.seal()) is Refusal.BAD_BOUNDS
 
 
-@given(damage=st.lists(st.tuples(st.integers(0, PAGE + 5000), st.integers(0, 255)), min_size=1, max_size=20))
+@given(damage=st.lists(st.tuples(st.integers(0, 2 * PAGE - 1), st.integers(0, 255)), min_size=1, max_size=20))
 def test_any_damage_under_any_seal_is_refused_or_reads(
     damage: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -915,7 +942,7 @@ def round():
         Region.open("/dev/null")
     except MetricsFileError:
         pass
-    metrics.quantile({400: 10**6}, 0.5)
+    metrics.quantile({300: 10**6}, 0.5, reader.bins)
 
 def state():
     gc.collect()

@@ -94,8 +94,8 @@ static void fill(uint8_t *base, const km_metrics_header *header, const km_metric
 }
 
 /* Lay out everything before the cells. Fills `slots` and all of the header but the checksum. */
-static void plan(const km_metrics_row *rows, uint32_t count, size_t info_size, km_metrics_header *header,
-                 km_metrics_slot *slots)
+static void plan(const km_metrics_row *rows, uint32_t count, size_t info_size, uint64_t bin_unit_ns,
+                 km_metrics_header *header, km_metrics_slot *slots)
 {
     uint64_t end = sizeof *header + count * sizeof *slots;
 
@@ -126,6 +126,7 @@ static void plan(const km_metrics_row *rows, uint32_t count, size_t info_size, k
     header->pid = (uint64_t)getpid();
     header->started_unix_ns = realtime_ns();
     header->started_monotonic_ns = km_metrics_clock_ns();
+    header->bin_unit_ns = bin_unit_ns;
 }
 
 /* A new file of map->size zeros, mapped. On an error the file may be there: the caller removes it. */
@@ -185,7 +186,7 @@ static int create_file(const char *path, const char *temporary, const km_metrics
 }
 
 int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
-                      const char *info, size_t info_size, km_metrics_map *map)
+                      const char *info, size_t info_size, uint64_t bin_unit_ns, km_metrics_map *map)
 {
     km_metrics_header header = {0};
     km_metrics_slot *slots = calloc(count ? count : 1, sizeof *slots);
@@ -193,7 +194,7 @@ int km_metrics_create(const char *path, const char *temporary, const km_metrics_
 
     if (!slots)
         return -ENOMEM;
-    plan(rows, count, info_size, &header, slots);
+    plan(rows, count, info_size, bin_unit_ns, &header, slots);
     *map = (km_metrics_map){.size = header.file_size};
     if (path)
         error = create_file(path, temporary, &header, slots, rows, info, map);
@@ -269,7 +270,8 @@ static int check(const km_metrics_map *map)
     state = km_atomic_load_relaxed(&header->state);
     if ((state != KM_METRICS_LIVE && state != KM_METRICS_ENDED) || !is_zero(header->reserved, sizeof header->reserved))
         return KM_METRICS_BAD_RESERVED;
-    if (!inside(header->info_offset, header->info_size, slots_end, cells))
+    if (!inside(header->info_offset, header->info_size, slots_end, cells) || header->bin_unit_ns < 1 ||
+        header->bin_unit_ns > KM_METRICS_BIN_UNIT_MAX)
         return KM_METRICS_BAD_BOUNDS;
     for (uint32_t i = 0; i < header->slot_count; i++)
         if (!check_slot(map, &slots[i], slots_end, cells))
@@ -361,25 +363,63 @@ int km_metrics_is_current(const km_metrics_map *map, const char *path)
     return stat(path, &status) == 0 && (uint64_t)status.st_dev == map->device && (uint64_t)status.st_ino == map->inode;
 }
 
-void km_metrics_bin_bounds(uint64_t *out)
+static int64_t lower_end_of_step(uint32_t step)
 {
-    for (uint32_t bin = 0; bin <= KM_METRICS_BINS; bin++) {
-        uint32_t octave = bin >> KM_METRICS_OCTAVE_BITS;
-        uint64_t step = bin & ((1u << KM_METRICS_OCTAVE_BITS) - 1);
-        out[bin] = octave ? (step + (1u << KM_METRICS_OCTAVE_BITS)) << (octave - 1) : step;
+    uint32_t octave = step >> KM_METRICS_OCTAVE_BITS;
+    int64_t rest = step & ((1u << KM_METRICS_OCTAVE_BITS) - 1);
+
+    return octave ? (rest + (1 << KM_METRICS_OCTAVE_BITS)) << (octave - 1) : rest;
+}
+
+/* The greatest whole number at or below unit * 2^(i/8), for results below 2^41. */
+static int64_t power(uint64_t unit_ns, int32_t i)
+{
+    /* 2^(k/8), with more digits than a double holds. */
+    static const double eighths[8] = {
+        1.0,
+        1.0905077326652576592,
+        1.1892071150027210667,
+        1.2968395546510096660,
+        1.4142135623730950488,
+        1.5422108254079408236,
+        1.6817928305074290861,
+        1.8340080864093424635,
+    };
+    double value = (double)unit_ns * eighths[(uint32_t)i & 7];
+
+    for (int32_t octave = i >> 3; octave > 0; octave--)
+        value *= 2;
+    for (int32_t octave = i >> 3; octave < 0; octave++)
+        value /= 2;
+    return (int64_t)value;
+}
+
+void km_metrics_fill_bins(uint64_t unit_ns, km_metrics_bins *bins)
+{
+    uint32_t bin = 0;
+
+    bins->first = -8 * 32; /* a second is less than 2^30 ns */
+    while (power(unit_ns, bins->first) < 1)
+        bins->first++;
+    bins->bounds[0] = 0;
+    for (uint32_t i = 1; i < KM_METRICS_BINS; i++)
+        bins->bounds[i] = power(unit_ns, bins->first + (int32_t)i - 1);
+    bins->bounds[KM_METRICS_BINS - 1] = INT64_MAX;
+    for (uint32_t step = 0; step < KM_METRICS_STEPS; step++) {
+        while (lower_end_of_step(step) > bins->bounds[bin])
+            bin++;
+        bins->hints[step] = (uint16_t)bin;
     }
 }
 
 void km_histogram_hints(const int64_t *bounds, uint8_t *hints)
 {
-    uint64_t lower[KM_METRICS_BINS + 1];
     uint8_t bucket = 0;
 
-    km_metrics_bin_bounds(lower);
-    for (uint32_t bin = 0; bin < KM_METRICS_BINS; bin++) {
-        while ((int64_t)lower[bin] > bounds[bucket])
+    for (uint32_t step = 0; step < KM_METRICS_STEPS; step++) {
+        while (lower_end_of_step(step) > bounds[bucket])
             bucket++;
-        hints[bin] = bucket;
+        hints[step] = bucket;
     }
 }
 
@@ -403,14 +443,16 @@ uint64_t km_metrics_calibrate(int what, uint64_t n)
     static const int64_t bounds[] = {100000,   500000,   1000000,  2000000,   5000000,
                                      10000000, 25000000, 50000000, 100000000, INT64_MAX};
     km_atomic_u64 memory[KM_METRICS_BINS + 16] = {0};
-    uint8_t hints[KM_METRICS_BINS];
+    uint8_t hints[KM_METRICS_STEPS];
+    km_metrics_bins scale;
     km_atomic_u64 *cells = memory;
-    km_histogram scratch = {memory, memory + 1, memory + 11, bounds, hints, 0};
+    km_histogram scratch = {memory, memory + 1, memory + 11, bounds, hints, &scale, 0};
     const km_histogram *histogram = &scratch;
     int shared = what == KM_METRICS_TIME_SHARED_COUNTER;
     uint64_t began;
 
     km_histogram_hints(bounds, hints);
+    km_metrics_fill_bins(1000000, &scale);
     OPAQUE(cells);
     OPAQUE(histogram);
     OPAQUE(shared);

@@ -7,7 +7,7 @@
  *            bounds       upper bounds of histogram buckets, int64, each list ends with INT64_MAX
  *            text         names of the series, then `info` (what the writer says of itself)
  *   4096 n   cells        one word for a counter or gauge; for a histogram
- *                         sum | bound_count + 1 buckets | KM_METRICS_BINS log-linear bins
+ *                         sum | bound_count + 1 buckets | KM_METRICS_BINS exponential bins
  *
  * Everything before the cells is written once, before the file gets its name, and is covered by a
  * checksum; the cells are all that changes. So a reader needs no lock, and a writer that dies at
@@ -27,7 +27,7 @@
 #include "km_atomic.h"
 
 #define KM_METRICS_MAGIC 0x31304354454d4d4bull /* "KMMETC01" */
-#define KM_METRICS_LAYOUT 1u
+#define KM_METRICS_LAYOUT 2u
 #define KM_METRICS_APART 128u /* two lines: processors fetch neighbours in pairs */
 
 #define KM_METRICS_BOUNDS_MAX 255u /* a bucket's number fits one byte */
@@ -59,11 +59,12 @@ typedef struct {
     uint64_t pid;
     uint64_t started_unix_ns;
     uint64_t started_monotonic_ns;
+    uint64_t bin_unit_ns; /* what the bins of all histograms are powers of 2^(1/8) of */
     uint8_t checksum[16]; /* XXH3-128 of the header up to here, then of [256, cells_offset) */
     /* From here on the header changes, and is outside of the checksum. */
     km_atomic_u64 generation; /* odd while the cells are being reset */
     km_atomic_u64 state;
-    uint8_t reserved[256 - 112];
+    uint8_t reserved[256 - 120];
 } km_metrics_header;
 
 _Static_assert(sizeof(km_metrics_header) == 256, "the slots begin at 256");
@@ -98,12 +99,13 @@ typedef struct {
     uint64_t device, inode; /* of the file, to see whether its name now means another one */
 } km_metrics_map;
 
-/* Create the file under `path`: written under `temporary` (same directory, mode 0600, must not
+/* bin_unit_ns: from 1 to KM_METRICS_BIN_UNIT_MAX.
+ * Create the file under `path`: written under `temporary` (same directory, mode 0600, must not
  * exist) and renamed. Blocks are reserved, so that adding to a cell never meets a full file
  * system. path NULL: memory of this process without a file. 0 or a negative errno, and then nothing
  * is left behind. */
 int km_metrics_create(const char *path, const char *temporary, const km_metrics_row *rows, uint32_t count,
-                      const char *info, size_t info_size, km_metrics_map *map);
+                      const char *info, size_t info_size, uint64_t bin_unit_ns, km_metrics_map *map);
 
 /* Map an existing file for reading and verify all but the cells. Whoever cuts the file short
  * afterwards kills its readers by SIGBUS; writers never do: a new file takes the name. */
@@ -121,9 +123,6 @@ int km_metrics_copy(const km_metrics_map *map, uint64_t *out, int tries);
 
 /* 1 when `path` names the file of the map, 0 when another or none. */
 int km_metrics_is_current(const km_metrics_map *map, const char *path);
-
-/* Write the lower bound of every bin and, behind the last, the end of the range. */
-void km_metrics_bin_bounds(uint64_t *out);
 
 /* Nanoseconds for `n` rounds of one of these, round robin over eight words. The first two are the
  * yardsticks, written without the functions of this file. */
@@ -185,45 +184,68 @@ static inline void km_metrics_add_float(km_atomic_u64 *cell, int shared, double 
 
 /* Histograms
  *
- * Log-linear bins: 16 to an octave. Below 16 a value is its own bin; above, the bin is named by the
- * exponent and the four bits behind the leading one. A bin from 16 m to 16 m + m - 1 is at most
- * 1/16 of its lower end wide, so its middle is within 1/32 = 3.2 % of every value in it. The range ends
- * at 2^40 (18 minutes in nanoseconds); what is longer counts in the last bin. */
+ * Exponential bins, as the native histograms of Prometheus and the exponential ones of OpenTelemetry have them in
+ * schema 3: bin i holds what is above unit * 2^((i-1)/8) and at or below unit * 2^(i/8). They are exact in one unit
+ * only, that in which the metric is exposed: powers of 2^(1/8) of a millisecond are none of a second. A bin is at most
+ * 2^(1/8) - 1 = 9.05 % wide, so that the harmonic mean of its ends is within 4.4 % of every value in it. Bin 0 of the
+ * array holds 0, bin 1 the shortest duration there is, 1 ns; the range ends at 2^40 ns (18 minutes), and what is longer
+ * counts in the last bin.
+ *
+ * A duration finds its bin and its classic bucket by its step: 16 to an octave, named by the exponent and the four bits
+ * behind the leading one; below 16 a value is its own. A step is at most 1/16 wide: it holds the end of one bin at
+ * most, and the bin of its lower end is a hint that is right or one too low. */
 #define KM_METRICS_OCTAVE_BITS 4u
 #define KM_METRICS_EXPONENTS 40u
-#define KM_METRICS_BINS ((KM_METRICS_EXPONENTS - KM_METRICS_OCTAVE_BITS + 1u) << KM_METRICS_OCTAVE_BITS)
+#define KM_METRICS_STEPS ((KM_METRICS_EXPONENTS - KM_METRICS_OCTAVE_BITS + 1u) << KM_METRICS_OCTAVE_BITS)
+#define KM_METRICS_BINS (8u * KM_METRICS_EXPONENTS + 2u)
+#define KM_METRICS_BIN_UNIT_MAX 1000000000u /* a second */
+
+/* The bins of a unit. */
+typedef struct {
+    int64_t bounds[KM_METRICS_BINS]; /* the greatest value of each; of the last INT64_MAX */
+    uint16_t hints[KM_METRICS_STEPS]; /* for each step, the bin of its lower end */
+    int32_t first; /* i of bin 1 of the array: see above */
+} km_metrics_bins;
+
+void km_metrics_fill_bins(uint64_t unit_ns, km_metrics_bins *bins);
 
 typedef struct {
     km_atomic_u64 *sum;
     km_atomic_u64 *buckets;
     km_atomic_u64 *bins;
     const int64_t *bounds; /* ends with INT64_MAX */
-    const uint8_t *hints;  /* for each bin, the bucket of its lower bound */
+    const uint8_t *hints;  /* for each step, the bucket of its lower end */
+    const km_metrics_bins *scale;
     int shared;
 } km_histogram;
 
-static inline uint32_t km_metrics_bin(uint64_t value)
+static inline uint32_t km_metrics_step(uint64_t value)
 {
     uint32_t exponent;
     if (value < (1u << KM_METRICS_OCTAVE_BITS))
         return (uint32_t)value;
     if (value >> KM_METRICS_EXPONENTS)
-        return KM_METRICS_BINS - 1;
+        return KM_METRICS_STEPS - 1;
     exponent = 63u - (uint32_t)__builtin_clzll(value) - KM_METRICS_OCTAVE_BITS;
     return (exponent << KM_METRICS_OCTAVE_BITS) + (uint32_t)(value >> exponent);
 }
 
-/* Fill `hints` (KM_METRICS_BINS bytes) for a list of bounds; at most KM_METRICS_BOUNDS_MAX. */
+/* Fill `hints` (KM_METRICS_STEPS bytes) for a list of bounds; at most KM_METRICS_BOUNDS_MAX. */
 void km_histogram_hints(const int64_t *bounds, uint8_t *hints);
 
 static inline void km_histogram_observe(const km_histogram *histogram, int64_t value)
 {
     uint64_t amount = value < 0 ? 0 : (uint64_t)value;
-    uint32_t bin = km_metrics_bin(amount);
-    uint32_t bucket = histogram->hints[bin];
-    /* Once at most where bounds are further apart than the width of a bin. */
+    uint32_t step = km_metrics_step(amount);
+    uint32_t bucket = histogram->hints[step];
+    uint32_t bin = histogram->scale->hints[step];
+    /* Once at most where bounds are further apart than the width of a step. */
     while ((int64_t)amount > histogram->bounds[bucket])
         bucket++;
+    /* Once at most below the end of the range. Without a branch: half of the steps hold the end of a bin. */
+    bin += (int64_t)amount > histogram->scale->bounds[bin];
+    while ((int64_t)amount > histogram->scale->bounds[bin])
+        bin++;
     km_metrics_add(&histogram->buckets[bucket], histogram->shared, 1);
     km_metrics_add(&histogram->bins[bin], histogram->shared, 1);
     km_metrics_add(histogram->sum, histogram->shared, amount);

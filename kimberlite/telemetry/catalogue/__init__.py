@@ -31,6 +31,7 @@ from kimberlite.telemetry.catalogue.metric import (
     Role,
     Source,
     Unit,
+    latency_unit_ns,
 )
 from kimberlite.telemetry.catalogue.resources import RESOURCES
 from kimberlite.types import REPLICAS_MAX
@@ -52,6 +53,7 @@ __all__ = [
     "Source",
     "Unit",
     "cell_name",
+    "latency_unit_ns",
     "layout",
     "series_count",
 ]

@@ -18,6 +18,11 @@ NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 
 
+def latency_unit_ns(units: str) -> int:
+    """The unit in which latencies are exposed; bins of histograms are exact in it."""
+    return NS_PER_MS if units == "ms" else NS_PER_S
+
+
 class Unit(Enum):
     """What a value measures; decides suffix and scale of what is exposed."""
 
