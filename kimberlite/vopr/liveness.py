@@ -87,6 +87,8 @@ def _return(world: World, core: list[int]) -> None:
     if not far and world.rot_victim is not None:
         far = [world.rot_victim]
     if world.plan.far_ns and far:
+        for index in far:
+            world.crash(index)
         for client in world.clients:
             client.quota += FAR_APPENDS
             client.append()
