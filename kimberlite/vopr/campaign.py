@@ -85,6 +85,7 @@ LABELS: dict[str, int] = {
     "IDENTITY_CONFLICT": 300,
     "WRITTEN_IN_A_LATER_VIEW": 300,
     "STUCK": 500,
+    "DISK_LOST": 1000,
     "LATE_third_dies": 3000,
     "LATE_third_hangs": 3000,
     "LATE_third_flaps": 3000,

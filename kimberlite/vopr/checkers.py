@@ -565,7 +565,7 @@ class Checkers:
 
     def check_end(self, world: World, history: Sequence[Acknowledged]) -> None:
         check_history(history, world.read_log())
-        for replica in range(self.replica_count):
+        for replica in world.whole:
             state = world.nodes[replica].driver.core.state
             if state.execution.applied != max(self.committed, default=0):
                 raise Violation(

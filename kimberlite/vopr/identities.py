@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kimberlite.vopr.checkers import Checkers
     from kimberlite.vopr.world import World
 
+LOST_OF_MIN = 3  # replicas, of which one may be lost
 KNOWN = ("commit_floor", "views", "log_views", "asked", "expired", "acknowledged")  # of Checkers, by replica
 
 
@@ -69,6 +70,8 @@ class Drawer:
         self.disks: dict[int, Files] = {}
         self._known: dict[int, dict[str, Any]] = {}
         self.formatted: dict[int, int] = {}  # how often a disk was formatted for that replica, after the first
+        self.given_up: set[int] = set()  # whose disk nobody means to put back, whatever comes
+        self.lost: set[int] = set()  # and is lost for good
 
     def swap(self, world: World, index: int) -> Files:
         """A new disk for a replica; the first of its disks is put aside."""
@@ -79,6 +82,19 @@ class Drawer:
         else:
             _take_known(world.checkers, index)
         return Files(on_write=partial(world.on_write, index))
+
+    def settle(self, world: World) -> None:
+        """Faults end: what is aside comes back, but for a disk that is given up. It may stay away where nothing else
+        was damaged, so that the others have all of it, and where its replica was a member, so that they can be."""
+        for index in list(self.disks):
+            was_born = identity_on(self.disks[index]).birth is Birth.FORMED
+            is_alone = world.rotten or world.plan.garbage or world.plan.replica_count < LOST_OF_MIN
+            is_new_born = identity_on(world.files[index]).birth is Birth.FORMED
+            if index in self.given_up and was_born and not is_new_born and not is_alone:
+                self.lost.add(index)
+                world.count("DISK_LOST")
+            else:
+                world.put_back(index)
 
     def forget(self, world: World, index: int) -> None:
         """The disk of that replica is not what it was: what it promised, it does not know."""

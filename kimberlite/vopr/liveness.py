@@ -28,7 +28,7 @@ CORE_NS_MAX = 60_000 * MS
 CONVERGE_NS_MAX = 60_000 * MS
 BIRTH_NS_MAX = 10_000 * MS
 SERVE_NS_MAX = 10_000 * MS
-FAR_APPENDS = 5  # of each client, which who comes back over a long way has missed
+FAR_APPENDS, FAR_CLIENTS = 5, 8  # of each, of so many clients, which who comes back over a long way has missed
 PERSISTENT_FAULTS = 2
 IDLE_NS = 500 * MS  # of which every frame is counted
 QUIET_NS = 300 * MS  # for what is being written, repaired and trimmed
@@ -39,8 +39,7 @@ SCRUBBED_CAUSES = {*WITNESS_CAUSES, Cause.COPY_DAMAGED, Cause.COPY_OLD}  # harml
 def liveness(world: World) -> None:
     """See the module docstring. Raises Violation."""
     end_faults(world)
-    count = world.plan.replica_count
-    everybody = list(range(count))
+    count, everybody = world.plan.replica_count, world.whole
     core = set(everybody)
     _be_born(world)
     if not world.rotten and not world.plan.garbage:
@@ -55,14 +54,15 @@ def liveness(world: World) -> None:
     _return(world, sorted(core))
     _serve(world)
     demand(world, CONVERGE_NS_MAX, "all replicas that have served", everybody)
-    if world.plan.late_ops and count >= 3 and not world.rotten and not world.plan.garbage:
+    may_one_fail = count >= 3 and not world.drawer.lost
+    if world.plan.late_ops and may_one_fail and not world.rotten and not world.plan.garbage:
         world.run_until(world.now + QUIET_NS, lambda: False)  # what was on its way has arrived
         world.quiet_since, world.is_late_return = world.now, True
         late_return(world)
         world.is_late_return = False
         demand(world, CONVERGE_NS_MAX, "all replicas after a late return", everybody)
     _scrub_all(world)
-    if world.plan.persistent and count >= 3 and world.plan.sessions_max >= len(world.clients):
+    if world.plan.persistent and may_one_fail and world.plan.sessions_max >= len(world.clients):
         for number in range(PERSISTENT_FAULTS if world.plan.persistent == ANY else 1):
             world.quiet_since = world.now
             fault = persistent_fault(world, world.plan.persistent, number)
@@ -72,8 +72,8 @@ def liveness(world: World) -> None:
     world.run_until(world.now + CONVERGE_NS_MAX, lambda: not any(node.disk.submissions for node in world.nodes))
     world.run_until(world.now + QUIET_NS, lambda: False)
     check_rest(world)
-    for node in world.nodes:
-        _check_disk(world, node)
+    for index in everybody:
+        _check_disk(world, world.nodes[index])
     demand(world, CONVERGE_NS_MAX, "all replicas whose disks were looked at", everybody)
     _restart_all(world)
     demand(world, CONVERGE_NS_MAX, "all replicas after a restart at rest", everybody)
@@ -82,30 +82,39 @@ def liveness(world: World) -> None:
 def _return(world: World, core: list[int]) -> None:
     """All come back and catch up; in some runs over links slower than all that they wait for, when they have missed
     some more. What took so long to come counts all the same."""
-    everybody = list(range(world.plan.replica_count))
+    everybody = world.whole
     far = [index for index in everybody if index not in core]
     if not far and world.rot_victim is not None:
         far = [world.rot_victim]
     if world.plan.far_ns and far:
         for index in far:
             world.crash(index)
-        for client in world.clients:
+        for client in world.clients[:FAR_CLIENTS]:
             client.quota += FAR_APPENDS
             client.append()
         world.run_until(world.now + SERVE_NS_MAX, lambda: not world.is_client_busy())
         world.network.distance = dict.fromkeys(far, world.plan.far_ns)
         world.count("CAME_BACK_FROM_FAR")
-    for index in everybody:
-        world.restart(index)
+    for node in world.nodes:
+        world.restart(node.index)
     demand(world, CONVERGE_NS_MAX, "all replicas", everybody)
     world.network.distance.clear()
+    _refuse_new_disks(world)
+
+
+def _refuse_new_disks(world: World) -> None:
+    """N3: where a disk is lost for good the new one, among all others, is told that it is no member, and its process
+    ends."""
+    lost = world.drawer.lost
+    if not world.run_until(world.now + SERVE_NS_MAX, lambda: not any(world.nodes[index].up for index in lost)):
+        raise Violation("N3 refused", f"the new disks of replicas {sorted(lost)} are not refused; {world.describe()}")
 
 
 def _be_born(world: World) -> None:
     """A birth takes all replicas, and comes to its end when they are there."""
 
     def done() -> bool:
-        is_born = all(node.driver.core.state.own.is_formed for node in world.nodes)
+        is_born = all(world.nodes[index].driver.core.state.own.is_formed for index in world.whole)
         return is_born and (not world.plan.converted or conversions.is_over(world))
 
     if world.is_old:
@@ -127,8 +136,7 @@ def end_faults(world: World) -> None:
     """Nothing fails any more; who is down stays down, and who has a failed disk goes down."""
     world.network.faults_on = False
     world.network.heal()
-    for index in list(world.drawer.disks):
-        world.put_back(index)
+    world.drawer.settle(world)
     world.cure()
     world.ambushes.clear()
     world.doomed = [None] * world.plan.replica_count
@@ -183,7 +191,7 @@ def check_rest(world: World) -> None:
     world.run_until(world.now + IDLE_NS, lambda: False)
     limits.check_idle(world.idle_frames, world.nodes[0].driver.core.state.config, IDLE_NS)
     world.idle_frames = None
-    for node in world.nodes:
+    for node in (world.nodes[index] for index in world.whole):
         limits.check_rest(node.index, limits.held(node.driver.core, node.store, node.disk))
         conflict = node.driver.core.state.conflict
         if conflict is not None:
@@ -211,13 +219,13 @@ def _scrub_all(world: World) -> None:
     world.run_until(world.now + QUIET_NS, lambda: False)
     if not _has_named_checkpoints(world):
         world.run_until(world.now + CONVERGE_NS_MAX, lambda: _has_named_checkpoints(world))
-    for node in world.nodes:
+    for node in (world.nodes[index] for index in world.whole):
         world.scrub(node, lambda node=node: _tour(node))  # type: ignore[misc]
-    demand(world, CONVERGE_NS_MAX, "all replicas after a tour over their disks", list(range(world.plan.replica_count)))
+    demand(world, CONVERGE_NS_MAX, "all replicas after a tour over their disks", world.whole)
 
 
 def _has_named_checkpoints(world: World) -> bool:
-    return all(node.store.is_checkpoint_idle for node in world.nodes)
+    return all(world.nodes[index].store.is_checkpoint_idle for index in world.whole)
 
 
 def _tour(node: SimNode) -> None:
@@ -242,7 +250,7 @@ def _restart_all(world: World) -> None:
     """I13: a restart fears for nothing on a disk that a whole tour has looked at, and on which nothing is written. What
     a crash has torn behind the end stands there until it is written over."""
     world.run_until(world.now + QUIET_NS, lambda: False)
-    for node in world.nodes:
+    for node in (world.nodes[index] for index in world.whole):
         known = world.counts["faulty"]
         world.crash(node.index)
         world.restart(node.index)

@@ -133,6 +133,11 @@ class World:
     def membership(self) -> Membership:
         return self.checkers.membership
 
+    @property
+    def whole(self) -> list[int]:
+        """The replicas whose disk is not lost for good."""
+        return [index for index in range(self.plan.replica_count) if index not in self.drawer.lost]
+
     def count(self, label: str, by: int = 1) -> None:
         """What a campaign wants to have seen: see campaign.LABELS."""
         self.counts[label] = self.counts.get(label, 0) + by
@@ -524,8 +529,8 @@ class World:
         """All events: what was trimmed as it was when it was first executed, the rest as every replica's
         journal has it."""
         log = self.checkers.log
-        for node in self.nodes:
-            self._compare_events(node, log)
+        for index in self.whole:
+            self._compare_events(self.nodes[index], log)
         return log
 
     def _compare_events(self, node: SimNode, log: list[bytes]) -> None:

@@ -53,6 +53,7 @@ def _bit_rot(world: World, argument: int) -> Action | None:
 
 LIES_MAX = 3
 AWAY_NS_MAX = 4000 * MS
+PUT_BACK_SHARE, LOST_SHARE = 0.6, 0.6  # of the disks that are taken for lost; of those that are not put back soon
 # Of an entry and its witness, and of the two copies of a checkpoint, the disk lies about one only.
 PARTS = (("journal-", ""), ("witness-", ""), ("checkpoint-", "-a"))
 
@@ -116,15 +117,18 @@ def _disk_lie(world: World, argument: int) -> Action | None:
 @kind(share=SELDOM)
 def _wipe(world: World, argument: int) -> Action | None:
     """The disk of one replica is taken for lost, once in a run, and another one is formatted in its place; after some
-    time, in some runs only at the end, the first one is put back."""
-    if world.counts.get("FAULT_wipe") or world.drawer.disks or world.plan.converted:
+    time, in some runs only at the end, the first one is put back, and in some never. A cluster of one keeps its disk:
+    there is no other copy, and nobody who could know the new disk for another one."""
+    if world.plan.replica_count == 1 or world.counts.get("FAULT_wipe") or world.drawer.disks or world.plan.converted:
         return None
     index, random = target_of(world, argument), Random(argument)
 
     def lose() -> None:
         world.wipe(index)
-        if random.random() < 0.7:
+        if random.random() < PUT_BACK_SHARE:
             world.at(world.now + random.randrange(AWAY_NS_MAX), _put_back, world, index)
+        elif random.random() < LOST_SHARE:
+            world.drawer.given_up.add(index)
 
     return lose
 
