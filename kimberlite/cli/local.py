@@ -7,6 +7,7 @@ DIR/<index>.log. The processes end when the one that started them ends, however 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import secrets
@@ -29,8 +30,14 @@ PEER_PORT_OFFSET = 1000
 TELEMETRY_PORT_OFFSET = 2371  # 9471 and following for the default port, 7100
 STOP_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.05
-# Below the range from which Linux takes ports of outgoing connections (32768 and above).
-FREE_PORTS = range(10_000, 30_000)
+# What `free_port` gives, in blocks: below the ports that Linux takes for outgoing connections (32768 and above), and
+# such that no port of a block is the peer or telemetry port of another one.
+BLOCK_PORTS = 50
+BLOCKS = tuple(
+    range(first, first + BLOCK_PORTS)
+    for group in range(10_000, 30_000, PEER_PORT_OFFSET + TELEMETRY_PORT_OFFSET)
+    for first in range(group, group + PEER_PORT_OFFSET, BLOCK_PORTS)
+)
 
 
 class ReplicaEndedError(KimberliteError):
@@ -257,13 +264,47 @@ def is_free(port: int) -> bool:
     return False
 
 
+class PortBlock:
+    """Ports which no other process of this machine chooses as long as this one lives, given out round and round.
+
+    A port is free between the choice and the start of the replica that listens there, and again while that replica is
+    started anew: what two processes choose in the meantime must not meet. A block belongs to the process that has bound
+    its name among the abstract sockets of Linux, which are of the network namespace, as ports are, and end with their
+    process.
+    """
+
+    def __init__(self) -> None:
+        for ports in random.sample(BLOCKS, len(BLOCKS)):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim, contextlib.suppress(OSError):
+                claim.bind(f"\0kimberlite-ports-{ports.start}")
+                claim.detach()  # open until this process ends
+                self.ports = ports
+                self._next = ports.start
+                return
+        raise UsageError(f"all {len(BLOCKS)} blocks of free ports belong to processes that run; use --port")
+
+    def take(self, count: int) -> int:
+        """The first of the next `count` ports in a row."""
+        if self._next + count > self.ports.stop:
+            self._next = self.ports.start
+        self._next += count
+        return self._next - count
+
+
+@functools.cache
+def own_ports(process: int) -> PortBlock:
+    """The block of a process, claimed when it asks first: a child that was forked has another one."""
+    return PortBlock()
+
+
 def free_port(count: int) -> int:
     """A port such that it and the `count` - 1 that follow are free, with their peer ports."""
-    for _ in range(1000):
-        first = random.randrange(FREE_PORTS.start, FREE_PORTS.stop)
+    block = own_ports(os.getpid())
+    for _ in range(2 * BLOCK_PORTS):
+        first = block.take(count)
         if all(is_free(first + index) and is_free(first + index + PEER_PORT_OFFSET) for index in range(count)):
             return first
-    raise UsageError(f"no {count} free ports in a row between {FREE_PORTS.start} and {FREE_PORTS.stop}; use --port")
+    raise UsageError(f"no {count} free ports in a row from {block.ports.start} to {block.ports.stop - 1}; use --port")
 
 
 def telemetry_port(preferred: int) -> int:

@@ -34,7 +34,7 @@ from kimberlite import sync
 from kimberlite._fast import events, framing
 from kimberlite._fast.metrics import HistogramValue, Kind, Region
 from kimberlite.cli import probe
-from kimberlite.cli.local import LocalCluster
+from kimberlite.cli.local import LocalCluster, free_port
 from kimberlite.config import LimitsConfig
 from kimberlite.errors import DataMissingError, NoSpaceError, UnavailableError
 from kimberlite.net import CLIENT_VERSION
@@ -1242,9 +1242,7 @@ def test_a_real_prometheus(
     )
     configuration = tmp_path / "prometheus.yml"
     configuration.write_text(f"global: {{scrape_interval: 1s}}\nscrape_configs:\n{jobs}")
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        web = f"127.0.0.1:{probe_socket.getsockname()[1]}"
+    web = f"127.0.0.1:{free_port(1)}"
     arguments = [f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
     with subprocess.Popen(
         [prometheus, *arguments, f"--web.listen-address={web}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

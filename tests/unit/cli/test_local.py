@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -25,6 +26,50 @@ def test_free_port_leaves_room_for_peers() -> None:
     first = free_port(3)
     assert first + 2 + local.PEER_PORT_OFFSET < 32_768
     assert all(is_free(first + index) for index in range(3))
+
+
+def test_no_two_ports_of_the_blocks_meet() -> None:
+    first_of_clients = [port for block in local.BLOCKS for port in block]
+    all_ports = [
+        port + offset
+        for port in first_of_clients
+        for offset in (0, local.PEER_PORT_OFFSET, local.TELEMETRY_PORT_OFFSET)
+    ]
+    assert len(set(all_ports)) == len(all_ports)
+    assert max(all_ports) < 32_768
+
+
+def test_two_processes_choose_among_other_ports() -> None:
+    script = "from kimberlite.cli.local import free_port; print(free_port(3), flush=True); input()"
+    others = [
+        subprocess.Popen([sys.executable, "-P", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    chosen = [range(port, port + 3) for port in (free_port(3), free_port(3))]
+    for other in others:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        assert not any(port in block for block in (local.own_ports(os.getpid()).ports, *chosen))
+        chosen.append(range(port, port + 3))
+    assert len({port for ports in chosen for port in ports}) == 12
+    for other in others:
+        assert other.communicate("\n", 10) == ("", None)
+
+
+def test_a_process_gives_its_ports_round_and_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = local.own_ports(os.getpid()).ports
+    given = [free_port(3) for _ in range(len(block))]
+    assert all(port in block and port + 2 in block for port in given)
+    assert len(set(given)) < len(given)
+    monkeypatch.setattr(local, "is_free", lambda port: False)
+    with pytest.raises(UsageError, match="no 3 free ports in a row"):
+        free_port(3)
+
+
+def test_no_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "BLOCKS", (local.own_ports(os.getpid()).ports,))
+    with pytest.raises(UsageError, match="all 1 blocks of free ports belong to processes that run"):
+        local.PortBlock()
 
 
 def test_a_taken_port_is_not_free() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kimberlite._fast.framing import decode_header, make_header
+from kimberlite.cli.local import free_port
 from kimberlite.errors import AddressInUseError, NetworkError
 from kimberlite.net import peers as peers_module
 from kimberlite.net.peers import DROPPED, HELLO_BYTES_MAX, NO_MEMBER, STRANGER, Nobody, PeerNetwork, Refusal
@@ -57,14 +58,8 @@ class Peer:
 
 
 def free_addresses(count: int) -> list[tuple[str, int]]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [("127.0.0.1", sock.getsockname()[1]) for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+    first = free_port(count)
+    return [("127.0.0.1", first + index) for index in range(count)]
 
 
 async def until(condition: Callable[[], Any]) -> None:
