@@ -88,6 +88,7 @@ sim: $(VENV)/stamp-package
 enumerate: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr enumerate corruption --jobs "$$(nproc)" $(ARGS)
 	$(BIN)/kimberlite vopr enumerate crashes --jobs "$$(nproc)" $(ARGS)
+	$(BIN)/kimberlite vopr enumerate conversions --jobs "$$(nproc)" $(ARGS)
 
 # Real processes under real faults, every single one: kill -9 before each system call that writes the disk (hours), and
 # a disk whose blocks fail (root; minutes). The tests run a sample of the first and all of the second.

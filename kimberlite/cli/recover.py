@@ -35,7 +35,7 @@ def assess(directories: Sequence[Path], as_json: bool) -> None:
 
     DIR is the data of every replica that is left, or a copy of it. Nothing is changed. Prints which one is the best,
     what is certain to have been committed, what may have been acknowledged besides, what may be missing, and what to do
-    next. No process may run on any of them.
+    next. No process may run on any of them: that is refused.
     """
     from kimberlite.node.assessing import assess as judge
     from kimberlite.node.assessing import look, sentences
@@ -43,6 +43,7 @@ def assess(directories: Sequence[Path], as_json: bool) -> None:
     known = []
     for directory in directories:
         with open_data(directory) as disk:
+            disk.refuse_if_in_use()
             known.append(look(disk, str(directory)))
     found = judge(known)
     if as_json:

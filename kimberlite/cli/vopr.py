@@ -19,7 +19,7 @@ from kimberlite.cli.common import COUNT, JOBS, POSITIVE, json_option, note, prin
 from kimberlite.cli.interruption import Interruption
 from kimberlite.errors import CanaryMissedError, UsageError, ViolationError
 from kimberlite.vopr import canaries as planted
-from kimberlite.vopr import corruption, crash_images, crashes, recording
+from kimberlite.vopr import conversion_crashes, corruption, crash_images, crashes, recording
 from kimberlite.vopr import minimize as minimizer
 from kimberlite.vopr import run as runs
 from kimberlite.vopr.campaign import Campaign
@@ -460,6 +460,40 @@ def enumerate_crashes(every: int, jobs: int, only: str | None, ring: bool, as_js
             f"`kimberlite vopr enumerate crashes {'--ring ' if ring else ''}--only {report.failures[0].split(',')[0]}`",
             seeds=[],
         )
+
+
+@enumerate_group.command("conversions", short_help="Power fails at every write while old data is converted.")
+@click.option("--every", type=POSITIVE, default=1, show_default=True, metavar="N", help="Only every N-th case.")
+@click.option("--jobs", type=JOBS, default=1, show_default=True, metavar="N", help="Processes that share the cases.")
+@json_option
+def enumerate_conversions(every: int, jobs: int, as_json: bool) -> None:
+    """Convert data of the first release, and let power fail after every write of one replica.
+
+    Three replicas; all are whole, or one is behind, was put back to an older image of its disk, or never comes again,
+    or one is such an image and another one behind. The write is whole or torn, and one copy of the superblock or of
+    the file `birth` is damaged besides, or none. The cluster must be born, everything acknowledged be there, and
+    appends go on, also after another stop of all. Prints how many cases there were. Ends with exit code 51 when
+    something was wrong; cut short by Ctrl-C with 130, by SIGTERM with 143, and with what was found so far. With --json
+    the numbers are one line; complete is false when it was cut short.
+    """
+    total, begun = conversion_crashes.total(every), time.monotonic()
+    report = conversion_crashes.Report()
+    with Interruption() as interruption:
+        with Bar("cases", total) as advance:
+            for part in interruption.until(conversion_crashes.enumerate_all(every, jobs)):
+                report.merge(part)
+                advance(part.cases)
+        seconds = round(time.monotonic() - begun, 1)
+        if as_json:
+            print_json({**asdict(report), "seconds": seconds, "complete": interruption.signal is None})
+        else:
+            click.echo(table(("before", "cases"), [{"before": kind, "cases": n} for kind, n in report.kinds.items()]))
+            click.echo(f"{report.cases} cases, {report.wrong} failures, {seconds} s")
+            for text in report.failures:
+                click.echo(text)
+        interruption.finish(f"{report.cases} of {total} cases")
+    if report.wrong:
+        raise ViolationError(f"{report.wrong} of {report.cases} cases went wrong: {report.failures[0]}", seeds=[])
 
 
 def show_crashes(report: crashes.Report, counts: dict[str, int | float], as_json: bool) -> None:

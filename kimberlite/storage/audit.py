@@ -22,8 +22,8 @@ from enum import StrEnum
 
 from kimberlite._fast import framing
 from kimberlite.errors import DataMissingError, SuperblockError
+from kimberlite.storage import birth, ring, superblock
 from kimberlite.storage import checkpoint as checkpoints
-from kimberlite.storage import ring, superblock
 from kimberlite.storage.interface import SECTOR, Disk
 from kimberlite.storage.journal import (
     RECORD_BYTES,
@@ -42,9 +42,9 @@ from kimberlite.types import Checkpoint, EntryState, Header, Message, root_heade
 class Cause(StrEnum):
     """What is wrong. The words are stable: scripts may rely on them."""
 
-    SUPERBLOCK_LOST = "superblock-lost"  # no two copies agree: there is nothing to go by
+    SUPERBLOCK_LOST = "superblock-lost"  # no two copies agree, of it or of the file `birth`: there is nothing to go by
     CHECKPOINT_LOST = "checkpoint-lost"  # no copy is intact
-    COPY_DAMAGED = "copy-damaged"  # one copy of the superblock or of the checkpoint
+    COPY_DAMAGED = "copy-damaged"  # one copy of the superblock, of the file `birth` or of the checkpoint
     COPY_OLD = "copy-old"  # one that an update did not reach
     FILE_MISSING = "file-missing"
     FILE_SIZE = "file-size"
@@ -77,6 +77,20 @@ class Finding:
     segment: int | None = None
     offset: int | None = None
     op: int | None = None
+
+
+def _compare_copies(
+    name: str, copies: list[superblock.Superblock | None], chosen: superblock.Superblock | None
+) -> Iterator[Finding]:
+    """Those that are damaged or old. chosen: what the copies agree upon, None when they do not."""
+    for index, copy in enumerate(copies):
+        offset = index * superblock.COPY_BYTES
+        if copy is None:
+            text = f"copy {index} of the {name} fails its checksum or can not be read"
+            yield Finding(Cause.COPY_DAMAGED, name, chosen is not None, text, offset=offset)
+        elif chosen is not None and copy.checksum != chosen.checksum:
+            text = f"copy {index} of the {name} has sequence {copy.sequence}, not {chosen.sequence}"
+            yield Finding(Cause.COPY_OLD, name, True, text, offset=offset)
 
 
 _FLAWS: dict[Flaw, tuple[Cause, str]] = {
@@ -144,6 +158,7 @@ class Audit:
         yield from self._superblock()
         if self._block is None:
             return
+        yield from self._birth()
         yield from self._begin()
         yield from self._journal()
 
@@ -155,26 +170,35 @@ class Audit:
     # Superblock
 
     def _superblock(self) -> Iterator[Finding]:
-        name = superblock.NAME
-        copies = self._read_superblock()
+        copies = self._read_copies(superblock.NAME)
         self._reach(superblock.COPIES * superblock.COPY_BYTES)
         try:
             self._block = superblock.choose(copies)
         except SuperblockError as error:
             self.superblock_error = error
-        for index, copy in enumerate(copies):
-            offset = index * superblock.COPY_BYTES
-            if copy is None:
-                text = f"copy {index} of the superblock fails its checksum or can not be read"
-                yield Finding(Cause.COPY_DAMAGED, name, self._block is not None, text, offset=offset)
-            elif self._block is not None and copy.checksum != self._block.checksum:
-                text = f"copy {index} of the superblock has sequence {copy.sequence}, not {self._block.sequence}"
-                yield Finding(Cause.COPY_OLD, name, True, text, offset=offset)
+        yield from _compare_copies(superblock.NAME, copies, self._block)
         if self.superblock_error is not None:
-            yield Finding(Cause.SUPERBLOCK_LOST, name, False, str(self.superblock_error))
+            yield Finding(Cause.SUPERBLOCK_LOST, superblock.NAME, False, str(self.superblock_error))
 
-    def _read_superblock(self) -> list[superblock.Superblock | None]:
-        file = self._disk.open(superblock.NAME)
+    def _birth(self) -> Iterator[Finding]:
+        """Of data that is not a member's yet: the file that says what the replica is bound to. The log is not lost with
+        it, but the replica does not start."""
+        if self._required().version != superblock.VERSION_UNBORN or not self._disk.exists(birth.NAME):
+            return
+        chosen = None
+        try:
+            file = birth.open_file(self._disk, self._required())
+            if file is not None:
+                chosen = file.current
+                file.close()
+        except SuperblockError as error:
+            self.superblock_error = error
+        yield from _compare_copies(birth.NAME, self._read_copies(birth.NAME), chosen)
+        if self.superblock_error is not None:
+            yield Finding(Cause.SUPERBLOCK_LOST, birth.NAME, False, str(self.superblock_error))
+
+    def _read_copies(self, name: str) -> list[superblock.Superblock | None]:
+        file = self._disk.open(name)
         try:
             return superblock.read_copies(self._disk, file)
         finally:
@@ -183,7 +207,7 @@ class Audit:
     def _has_moved(self) -> bool:
         """Whether the replica has written its superblock since the audit began."""
         try:
-            return superblock.choose(self._read_superblock()) != self._block
+            return superblock.choose(self._read_copies(superblock.NAME)) != self._block
         except SuperblockError:
             return True
 

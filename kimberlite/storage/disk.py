@@ -104,14 +104,21 @@ class FileDisk:
             self._close_descriptors()
             raise
 
-    def _take_lock(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    def refuse_if_in_use(self) -> None:
+        """Raises DataLockedError when a process holds the data at this moment. Nothing is written."""
         try:
-            lock = open_above_standard(LOCK_NAME, flags, 0o600, dir_fd=self._dir)
+            lock = open_above_standard(LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._dir)
+        except FileNotFoundError:  # a copy of what no process has been started on
+            return
         except OSError as error:
             raise self._of_file(error, LOCK_NAME) from error
+        self._refuse_if_held(lock, fcntl.LOCK_SH)
+        os.close(lock)
+
+    def _refuse_if_held(self, lock: int, kind: int) -> None:
+        """Take that lock. Raises DataLockedError, and closes the file, when another process has it."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, PID_BYTES, 0).decode("ascii", "replace").strip()
             os.close(lock)
@@ -120,6 +127,14 @@ class FileDisk:
                 path=str(self.directory),
                 pid=int(holder) if holder.isdigit() else None,
             ) from None
+
+    def _take_lock(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            lock = open_above_standard(LOCK_NAME, flags, 0o600, dir_fd=self._dir)
+        except OSError as error:
+            raise self._of_file(error, LOCK_NAME) from error
+        self._refuse_if_held(lock, fcntl.LOCK_EX)
         try:
             # In place and always as long: a restart on a full disk finds its block there.
             os.pwrite(lock, f"{os.getpid()}\n".ljust(PID_BYTES).encode(), 0)

@@ -16,7 +16,7 @@ from kimberlite.storage import superblock
 from kimberlite.storage.birth import BirthFile
 from kimberlite.types import ZERO16, Birth, Checksum, Identity, root_header
 from kimberlite.vopr.disk import Files, SimDisk
-from kimberlite.vsr.record import Address, Record, Settings, bind, born, draft, encode
+from kimberlite.vsr.record import Address, Record, Settings, bind, born, draft, encode, leave_out
 
 if TYPE_CHECKING:
     from kimberlite.vopr.checkers import Checkers
@@ -37,7 +37,10 @@ def draft_of(world: World) -> Record:
     settings = Settings(plan.sessions_max, most, most, most, 2 * most, plan.checkpoint_ops, plan.checkpoint_bytes)
     addresses = [(Address(f"replica-{i}", 1), Address(f"replica-{i}", 2)) for i in range(plan.replica_count)]
     origin = ZERO16 if plan.converted else root_header(framing.make_header, world.cluster).checksum
-    return draft(settings, origin, addresses)
+    record = draft(settings, origin, addresses)
+    for slot in world.left_out:
+        record = leave_out(record, slot)
+    return record
 
 
 def identity_of(world: World, index: int, formatting: int) -> Identity | None:

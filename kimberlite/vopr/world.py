@@ -117,6 +117,7 @@ class World:
         self.doomed: list[str | None] = [None] * plan.replica_count
         self.nodes: list[SimNode] = []
         self.is_old = plan.converted  # data of the first release, until all have stopped once
+        self.left_out: tuple[int, ...] = ()  # of the birth: replicas that do not come, as the others are told
         if not self.is_old:
             self.checkers.membership = Membership.of_record(draft_of(self))
         for index in range(plan.replica_count):

@@ -211,6 +211,20 @@ def test_birth_wants_one_of_its_two_options_and_the_data_for_itself(
     disk.close()
 
 
+def test_verify_looks_at_what_says_who_the_replica_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(tmp_path / "1", 1, ops=5)
+    bound(data, 1)
+    assert run(capsys, "verify", data)[0] == 0
+    raw = bytearray((data / birth.NAME).read_bytes())
+    raw[superblock.COPY_BYTES + 100] ^= 1
+    (data / birth.NAME).write_bytes(raw)
+    code, text, _ = run(capsys, "verify", data)
+    assert code == 0 and "harmless  copy-damaged" in text and "copy 1 of the birth fails its checksum" in text
+    (data / birth.NAME).write_bytes(bytes(len(raw)))
+    code, text, said = run(capsys, "verify", data)
+    assert code == 14 and "DAMAGE    superblock-lost" in text and "kimberlite birth --again" in said
+
+
 # recover assess
 
 
@@ -249,6 +263,14 @@ def test_damage_of_what_was_committed_is_said_with_who_has_it(
     assert [row["damaged"] for row in said["known"]] == [1, 0]
     text = run(capsys, "recover", "assess", spoiled, other)[1]
     assert f"op 4 is damaged in the best; {other} has it intact" in text
+
+
+def test_data_that_a_process_runs_on_is_not_assessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = make(tmp_path / "0", 0), make(tmp_path / "1", 1)
+    disk = FileDisk(other, unsafe=True)
+    assert run(capsys, "recover", "assess", one, other)[0] == 13
+    disk.close()
+    assert run(capsys, "recover", "assess", one, other)[0] == 0
 
 
 def test_what_can_not_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

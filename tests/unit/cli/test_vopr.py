@@ -414,3 +414,23 @@ def test_what_is_cut_short_leaves_no_process_behind(number: signal.Signals, code
     assert f"ended by {number.name} after " in err.decode()
     for worker in workers:
         assert not Path(f"/proc/{worker}").exists()
+
+
+def test_enumerate_conversions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["vopr", "enumerate", "conversions", "--every", "5003"]
+    assert main(command) == 0
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["before", "cases"] and rows
+    cases, failures, _ = last.split(", ")
+    assert int(cases.split()[0]) == sum(int(row.split()[-1]) for row in rows) >= 2
+    assert failures == "0 failures"
+
+    def crashing(*arguments: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("kimberlite.vopr.conversion_crashes.judge", crashing)
+    assert main([*command, "--json"]) == 51
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["wrong"] == report["cases"] and "ZeroDivisionError: boom" in report["failures"][0]
+    assert "cases went wrong: all are whole; replica 0 loses power at write 1" in captured.err
