@@ -58,6 +58,7 @@ class EventKind(IntEnum):
     BIRTH = auto()
     LIFE_BEGUN = auto()
     REFUSED_BY = auto()
+    SUSPECTED = auto()
 
 
 class Event(NamedTuple):
@@ -247,14 +248,18 @@ TABLE: dict[EventKind, Row] = {
         ("view_changes",),
     ),
     EventKind.VIEW_CHANGED: Row(
-        (VIEW, Field("since_left_ns", "since the replica left the last view in which its status was normal")),
-        "takes part in view {view}, {since_left_ns} after it left its last one",
+        (
+            VIEW,
+            Field("since_left_ns", "since the replica left the last view in which its status was normal"),
+            Field("cause", "why it left that one", {-1: "start", **_named(ViewChangeCause)}),
+        ),
+        "takes part in view {view}, {since_left_ns} after it left its last one: {cause}",
         Level.INFO,
         ("view_change_latency",),
     ),
     EventKind.PRIMARY: Row(
-        (Field("role", "1 when it became primary, 0 when it ceased to be", {0: "no longer", 1: "now"}),),
-        "is {role} the primary",
+        (Field("role", "1 when it became primary, 0 when it ceased to be", {0: "backup", 1: "primary"}),),
+        "acts as {role} from now on",
         Level.INFO,
         ("is_primary",),
     ),
@@ -273,7 +278,7 @@ TABLE: dict[EventKind, Row] = {
     EventKind.REPAIRED: Row(
         (OP, Field("since_requested_ns", "since it was first asked for")),
         "got the entry of op {op}, {since_requested_ns} after it first asked for it",
-        Level.COUNTED,
+        Level.INFO,
         ("repairs", "repair_latency"),
     ),
     EventKind.REPAIR_EXPIRED: Row(
@@ -297,7 +302,7 @@ TABLE: dict[EventKind, Row] = {
     EventKind.SESSION_EVICTED: Row(
         (Field("session", "the op that opened it"),),
         "evicted session {session}: more clients than limits.sessions_max",
-        Level.COUNTED,
+        Level.INFO,
         ("client_sessions_evicted",),
     ),
     EventKind.ABDICATED: Row(
@@ -336,7 +341,7 @@ TABLE: dict[EventKind, Row] = {
     EventKind.CHECKPOINTED: Row(
         (Field("op", "the last that the checkpoint holds"),),
         "has a durable checkpoint of op {op}",
-        Level.COUNTED,
+        Level.INFO,
         ("checkpoints",),
     ),
     EventKind.TRIMMED: Row(
@@ -376,6 +381,15 @@ TABLE: dict[EventKind, Row] = {
         (PEER, Field("reason", "why", _named(Reason))),
         "counts nowhere at replica {peer}: {reason}",
         Level.ERROR,
+    ),
+    EventKind.SUSPECTED: Row(
+        (
+            Field("view", "the view that it wants to leave"),
+            Field("cause", "why", _named(ViewChangeCause)),
+            Field("silent_ns", "since it last heard the primary of that view; -1: never", {-1: "an unknown time"}),
+        ),
+        "votes to leave view {view}: {cause}; it last heard the primary {silent_ns} before",
+        Level.WARNING,
     ),
 }
 

@@ -23,7 +23,7 @@ from kimberlite.errors import InvariantError
 from kimberlite.types import FLAG_DISK_FULL, Command, Header, Message, Reason, Status
 from kimberlite.vsr import clocks, identity, installation
 from kimberlite.vsr.codec import decode_chain
-from kimberlite.vsr.events import DropReason, GaveUp, ViewChangeCause
+from kimberlite.vsr.events import DropReason, EventKind, GaveUp, ViewChangeCause
 from kimberlite.vsr.members import bit_set
 from kimberlite.vsr.sessions import Result
 from kimberlite.vsr.timers import Timer
@@ -69,6 +69,7 @@ class Story:
     failed: int = 0  # view changes that took too long
     stuck_op: int = 0  # of which the evidence has neither a copy nor certain absence; 0: none
     gave_up: tuple[int, GaveUp] | None = None  # the last view that this replica would not lead any more
+    cause: ViewChangeCause | None = None  # why it left the last view that had begun; None: it has just started
 
 
 class Votes:
@@ -171,6 +172,8 @@ class Role:
 
     def suspect(self, s: State) -> Transition | None:
         """Vote to leave this view."""
+        if not self.votes.is_cast:
+            s.emit(EventKind.SUSPECTED, s.view, self.cause(s), s.silence_of(s.primary))
         self.votes.is_cast = True
         return self._vote(s)
 

@@ -324,6 +324,13 @@ class State:
         """Whether so much waits for this disk, or to be executed here, that no more is taken."""
         return self.log.held_bytes >= self.config.held_bytes_max
 
+    def silence_of(self, replica: int) -> int:
+        """Nanoseconds since that replica gave a sign of life; 0 of this one itself, -1 of one that never did."""
+        if replica == self.index:
+            return 0
+        peer = self.peers.get(replica)
+        return self.now - peer.last_heard if peer is not None and peer.last_heard > 0 else -1
+
     def is_heard(self, replica: int) -> bool:
         """Whether that replica, or this one itself, gave a sign of life within contact_ns."""
         if replica == self.index:

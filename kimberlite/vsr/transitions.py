@@ -74,7 +74,10 @@ def enter_view(s: State, entered: EnterView) -> None:
     if leader is not None:
         leader.held = max(leader.held or 0, s.scope.known_head)
     old = s.role
-    changing = ChangingView(old.story(s))
+    story = old.story(s)
+    if story.cause is None:
+        story.cause = entered.cause
+    changing = ChangingView(story)
     old.leave(s)
     s.enter_view(entered.view)
     _take(s, changing)
@@ -94,7 +97,7 @@ def _begin_view(s: State, role: Role, story: Story) -> None:
     """The own view has begun, and this replica has its log."""
     _take(s, role)
     s.detector.reset(s.now)
-    s.emit(EventKind.VIEW_CHANGED, s.view, s.now - story.left_at)
+    s.emit(EventKind.VIEW_CHANGED, s.view, s.now - story.left_at, -1 if story.cause is None else story.cause)
     repair.wake(s)
 
 

@@ -81,7 +81,7 @@ def test_units_of_a_histogram(
 
 
 def test_buckets_are_cumulative_and_end_at_the_count(recorder: Recorder, reader: Reader) -> None:
-    recorder.record([Event(EventKind.VIEW_CHANGED, 1, ns) for ns in range(0, 10**10, 10**8)])
+    recorder.record([Event(EventKind.VIEW_CHANGED, 1, ns, 0) for ns in range(0, 10**10, 10**8)])
     families = {family.name: family for family in text_string_to_metric_families(scrape(reader, "ms"))}
     samples = families["vsr_view_change_latency_ms"].samples
     buckets = [sample.value for sample in samples if sample.name.endswith("_bucket")]

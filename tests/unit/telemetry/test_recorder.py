@@ -86,7 +86,7 @@ EVENTS: list[tuple[Event, dict[str, float]]] = [
     (Event(EventKind.DUPLICATE, 3), {"duplicate_requests": 1}),
     (Event(EventKind.DROPPED, Command.PREPARE, DropReason.OLD_VIEW), {'messages_dropped{reason="old_view"}': 1}),
     (Event(EventKind.VIEW_CHANGE_STARTED, 4, 1), {'view_changes{reason="abdicated"}': 1}),
-    (Event(EventKind.VIEW_CHANGED, 4, SECOND), {"view_change_latency": 1}),
+    (Event(EventKind.VIEW_CHANGED, 4, SECOND, ViewChangeCause.PRIMARY_SILENT), {"view_change_latency": 1}),
     (Event(EventKind.REPAIRED, 4, 1000), {'repairs{outcome="repaired"}': 1, "repair_latency": 1}),
     (Event(EventKind.REPAIR_EXPIRED, 4, 2), {'repairs{outcome="expired"}': 1}),
     (Event(EventKind.IDENTITY_CONFLICT, 4, 1), {"identity_conflicts": 1}),
@@ -115,6 +115,7 @@ EVENTS: list[tuple[Event, dict[str, float]]] = [
     (Event(EventKind.BIRTH, 1), {}),
     (Event(EventKind.LIFE_BEGUN, 2, 7), {}),
     (Event(EventKind.REFUSED_BY, 2, 23), {}),
+    (Event(EventKind.SUSPECTED, 4, ViewChangeCause.PRIMARY_GONE, SECOND), {}),
 ]
 
 

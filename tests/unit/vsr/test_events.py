@@ -13,7 +13,7 @@ from lab import Cluster
 from kimberlite.telemetry.catalogue import BY_NAME
 from kimberlite.types import Command
 from kimberlite.vsr import events
-from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, Field, GaveUp, Level, Row
+from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, Field, GaveUp, Level, Row, ViewChangeCause
 
 VSR = Path(events.__file__).parent
 UNITS = ("_ns", "_bytes", "_count")
@@ -92,10 +92,14 @@ def test_the_core_gives_every_number_of_a_row() -> None:
     [
         (Event(EventKind.ABDICATED, 7, GaveUp.LAGGING), "gives up the lead of view 7: lagging"),
         (
-            Event(EventKind.VIEW_CHANGED, 8, 1_234_567_890),
-            "takes part in view 8, 1,234.6 ms after it left its last one",
+            Event(EventKind.VIEW_CHANGED, 8, 1_234_567_890, ViewChangeCause.PRIMARY_GONE),
+            "takes part in view 8, 1,234.6 ms after it left its last one: primary_gone",
         ),
-        (Event(EventKind.PRIMARY, 0), "is no longer the primary"),
+        (
+            Event(EventKind.SUSPECTED, 8, ViewChangeCause.PRIMARY_SILENT, -1),
+            "votes to leave view 8: primary_silent; it last heard the primary an unknown time before",
+        ),
+        (Event(EventKind.PRIMARY, 0), "acts as backup from now on"),
         (
             Event(EventKind.COMMITTED, 9, 2, -1),
             "executed op 9 with 2 events, an unknown time after it entered the log",
@@ -127,7 +131,7 @@ def test_a_cluster_that_works_says_nothing() -> None:
     cluster.crash(primary.index)
     cluster.settle()
     said = {event.kind for node in cluster.up for event in node.events if TABLE[event.kind].level is not Level.COUNTED}
-    assert said >= {EventKind.VIEW_CHANGE_STARTED, EventKind.VIEW_CHANGED, EventKind.PRIMARY}
+    assert said >= {EventKind.SUSPECTED, EventKind.VIEW_CHANGE_STARTED, EventKind.VIEW_CHANGED, EventKind.PRIMARY}
 
 
 def test_an_event_in_brief() -> None:
