@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kimberlite._fast import events
-from kimberlite.client.reading import Events, Piece
+from kimberlite.client.answers import Piece
+from kimberlite.client.reading import Events
 
 COUNT, SIZE, PER_OP = 30_000, 32, 10
 PIECE = Piece(

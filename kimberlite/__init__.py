@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kimberlite import config, errors, events, sync, testing
     from kimberlite.client.aio import Log, connect
-    from kimberlite.client.reading import Event
+    from kimberlite.client.answers import Event
     from kimberlite.config import Config
     from kimberlite.node.format import format_replica
     from kimberlite.node.node import Node
@@ -50,7 +50,7 @@ _MODULES = ("config", "errors", "events", "sync", "testing")
 _HOMES = {
     "Batch": "kimberlite.state_machine",
     "Config": "kimberlite.config",
-    "Event": "kimberlite.client.reading",
+    "Event": "kimberlite.client.answers",
     "EventLog": "kimberlite.state_machine",
     "Frozen": "kimberlite.state_machine",
     "Log": "kimberlite.client.aio",

@@ -24,7 +24,7 @@ from kimberlite.cli.common import (
 )
 from kimberlite.cli.sources import LENGTH
 from kimberlite.client.aio import Log
-from kimberlite.client.reading import Event
+from kimberlite.client.answers import Event
 from kimberlite.errors import UsageError
 from kimberlite.types import Bytes, ClusterId
 

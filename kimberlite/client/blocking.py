@@ -7,7 +7,7 @@
 Invariant: every call returns, within its timeout and a little: when the client is closed meanwhile by another
 thread, when its own thread has ended, in a forked process. Arguments are checked and copied on the calling thread.
 Thread rules: any number of threads may use one Log; their appends travel together.
-May import: errors, types, client.aio, client.arguments, client.reading.
+May import: errors, types, client.aio, client.answers, client.arguments, client.reading.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 from kimberlite.client import aio, arguments
-from kimberlite.client.reading import Event, Events
+from kimberlite.client.answers import Event
+from kimberlite.client.reading import Events
 from kimberlite.errors import KimberliteError, OutcomeUnknownError, UsageError
 from kimberlite.types import Bytes
 

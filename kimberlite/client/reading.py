@@ -8,7 +8,7 @@ whatever the replicas do: see client.asking.
 Any number of reads and follows share a client: what several of them want at the same time is asked for once, at
 most READS_MAX pieces are asked for at a time, and all that wait at the end of the log wait for one READ, the only one
 that a replica keeps waiting for a connection. An iterator asks one piece ahead. Thread rules: one event loop.
-May import: errors, types, _fast, net, client.arguments, client.asking.
+May import: errors, types, _fast, net, client.answers, client.arguments, client.asking.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
 from random import Random
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-from kimberlite._fast import events as event_batches
 from kimberlite.client import arguments
+from kimberlite.client.answers import Event, Judge, Piece, refusal
 from kimberlite.client.asking import Asker, Elsewhere, Question
-from kimberlite.errors import FrameError, PositionError, UnavailableError, UsageError, invariant
-from kimberlite.net import READ_END, READ_TIMES, READ_WAIT, times
+from kimberlite.errors import PositionError, UnavailableError, UsageError, invariant
+from kimberlite.net import READ_END, READ_TIMES, READ_WAIT
 from kimberlite.net.transport import FrameConnection
-from kimberlite.types import Bytes, Command, Message, Reason, reason_text
+from kimberlite.types import Bytes, Command, Message
 
 T = TypeVar("T")
 
@@ -38,18 +37,6 @@ COUNT_MAX = 0xFFFFFFFF
 PATIENCE_S = 0.3  # with a replica, before another one is asked as well
 WAIT_S = 1.0  # so long a replica waits for new events before it says that there are none
 LATE_S = 0.05  # a process that wakes up so late after a deadline, for it was stopped, first looks at what has arrived
-
-
-class Event(NamedTuple):
-    """An event of the log. Immutable.
-
-    position: its index in the log. timestamp: nanoseconds since 1970, given by the primary to the operation that
-    appended it: the same for all events of one operation, and rising along the log.
-    """
-
-    data: bytes
-    position: int
-    timestamp: int
 
 
 class Reading:
@@ -203,29 +190,6 @@ class Reading:
         self._reader.check_usable()
         seconds = self._reader.seconds(timeout)
         return await self._reader.once(self._reader.ask_status(seconds), seconds, "no replica told its status")
-
-
-class Piece(NamedTuple):
-    """What one READ gave: `length` events from `position` on, in a batch."""
-
-    position: int
-    length: int
-    batch: Bytes
-    stamps: tuple[int, ...] = ()  # of the operations that appended them, when these were asked for
-    runs: tuple[int, ...] = ()  # how many events each of these appended
-
-    def raw(self) -> Iterator[bytes]:
-        return iter(event_batches.slice(self.batch, 0, self.length))
-
-    def events(self) -> Iterator[Event]:
-        data = event_batches.slice(self.batch, 0, self.length)
-        positions = range(self.position, self.position + self.length)
-        timestamps = chain.from_iterable(map(repeat, self.stamps, self.runs))
-        # What Event(...) does, without a call into Python for each.
-        return map(tuple.__new__, repeat(Event), zip(data, positions, timestamps, strict=True))
-
-    def batches(self) -> Iterator[tuple[int, int, Bytes]]:
-        return iter(((self.position, self.length, self.batch),))
 
 
 class Events(AsyncIterator[T]):
@@ -499,7 +463,7 @@ class Reader:
         question = self._pieces.get(key)
         if question is None or question.answer.done():
             question = self._pieces[key] = self._question(
-                _Judge(self, position, count, timed=timed),
+                Judge(self, position, count, timed=timed),
                 timeout,
                 position,
                 count=count,
@@ -536,7 +500,7 @@ class Reader:
         self._watch_at = self.end
         self._watch_s = wait
         self._watch = self._question(
-            _Judge(self, self.end, 0, timed=True, waits=True),
+            Judge(self, self.end, 0, timed=True, waits=True),
             timeout,
             self.end,
             waits=wait,
@@ -547,7 +511,7 @@ class Reader:
         return self._watch
 
     def _question(
-        self, judge: _Judge, timeout: float, position: int, *, waits: float = 0.0, **fields: int
+        self, judge: Judge, timeout: float, position: int, *, waits: float = 0.0, **fields: int
     ) -> Question[Piece]:
         patience = waits + self._patience(timeout)
         return Question(self._asker, judge, patience, Command.READ, position=position, session=READ_BYTES, **fields)
@@ -581,73 +545,3 @@ class Reader:
         """So that within the timeout every replica is asked."""
         self._loop = asyncio.get_running_loop()
         return min(PATIENCE_S, timeout / (len(self._asker.connections) + 1))
-
-
-class _Judge:
-    """What the answers to one READ mean. waits: the READ waits at the end of the log."""
-
-    def __init__(self, reader: Reader, position: int, count: int, *, timed: bool, waits: bool = False) -> None:
-        self._reader = reader
-        self._position = position
-        self._count = count
-        self._timed = timed
-        self._waits = waits
-        self._beyond: set[int] = set()  # who says that the position is beyond the end
-
-    def __call__(self, replica: int, answer: Message) -> Piece:
-        header = answer.header
-        if header.command == Command.READ_REPLY:
-            return self._piece(replica, answer)
-        if header.command == Command.REJECT and header.reason == Reason.POSITION_TRIMMED:
-            raise PositionError(
-                f"position {self._position} was trimmed: the log begins with position {header.position}",
-                position=self._position,
-                first=header.position,
-                end=None,
-            )
-        if header.command == Command.REJECT and header.reason == Reason.POSITION_BEYOND_END:
-            return self._nothing(replica, header.position)
-        raise Elsewhere(refusal(replica, answer))
-
-    def _piece(self, replica: int, answer: Message) -> Piece:
-        header = answer.header
-        self._reader.learn_end(header.timestamp)
-        if not header.count and self._waits:
-            return Piece(self._position, 0, b"")
-        batch = answer.body
-        stamps: tuple[int, ...] = ()
-        runs: tuple[int, ...] = ()
-        try:
-            if self._timed:
-                batch, stamps, runs = times.split(answer.body, header.session, header.count)
-            fits = header.count == event_batches.count(batch) and header.position == self._position
-        except FrameError:
-            fits = False
-        if not fits or not header.count or 0 < self._count < header.count:
-            raise Elsewhere(f"the answer of replica {replica} does not fit the question")
-        return Piece(self._position, header.count, batch, stamps, runs)
-
-    def _nothing(self, replica: int, end: int) -> Piece:
-        """That replica has nothing at the position, or not yet."""
-        reader, position = self._reader, self._position
-        reader.learn_end(end)
-        if position == reader.end and not self._waits:
-            return Piece(position, 0, b"")
-        self._beyond.add(replica)
-        if position > reader.end and self._beyond >= self._reader.replicas:
-            has = f"which has positions 0 to {reader.end - 1}" if reader.end else "which is empty"
-            raise PositionError(
-                f"position {position} is beyond the end of the log, {has}",
-                position=position,
-                first=0,
-                end=reader.end,
-            )
-        raise Elsewhere(f"the log has at least {reader.end} events, replica {replica} {end} by now")
-
-
-def refusal(replica: int, answer: Message) -> str:
-    """Why there is nothing in an answer, in words."""
-    header = answer.header
-    if header.command != Command.REJECT:
-        return f"replica {replica} gave another answer than one to the question"
-    return f"replica {replica} refused: {reason_text(header.reason)}"

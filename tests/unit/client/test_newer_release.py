@@ -6,7 +6,7 @@ import pytest
 
 from kimberlite._fast.framing import make_header
 from kimberlite.cli import probe
-from kimberlite.client.reading import refusal
+from kimberlite.client.answers import refusal
 from kimberlite.client.session import Session
 from kimberlite.errors import RejectedError
 from kimberlite.types import Command, Message, Reason, reason_text

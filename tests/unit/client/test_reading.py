@@ -16,7 +16,8 @@ from patience import soon, soon_in_thread
 
 import kimberlite
 from kimberlite.client import aio, reading
-from kimberlite.client.reading import Event, Events
+from kimberlite.client.answers import Event
+from kimberlite.client.reading import Events
 from kimberlite.errors import PositionError, UnavailableError, UsageError
 from kimberlite.net import READ_END
 
