@@ -4,13 +4,17 @@
 #   VENV=path     another virtual environment        ARGS="..."   arguments for the command of the verb
 #   PYTHON=path   the interpreter to build it with   BUILD=debug  release, debug, sanitize, trace
 #   PACKAGE=path  what to install: a wheel instead of this checkout
+#   WORKERS=n     processes that share the tests of `make test`; as many as there are processors, 4 at most
 
 VENV ?= .venv
 ARGS ?=
 BUILD ?= release
 PACKAGE ?= .
 PYTHON ?= $(shell .ci/find-python)
+WORKERS ?= $(shell nproc)
 BIN := $(VENV)/bin
+# A worker that has nothing left takes from another one: the tests of a module share no state that another process sees.
+PYTEST_SHARED = $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --retries 5 --timeout 60
 
 # Everything that ends up in the package: a change of any of it installs again.
@@ -60,7 +64,7 @@ dev: $(VENV)/stamp-package
 
 # The tests run against the installed package: pytest itself does not put the checkout on its path.
 test: $(VENV)/stamp-package $(VENV)/stamp-test
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST_SHARED) $(ARGS)
 
 # After an edit of Python nothing is built: the unit tests of the control plane, against the checkout.
 quick: $(VENV)/stamp-inplace
@@ -84,8 +88,10 @@ bench: $(VENV)/stamp-package $(VENV)/stamp-test
 sim: $(VENV)/stamp-package
 	$(BIN)/kimberlite vopr run --seeds 0:1000 --jobs "$$(nproc)" $(ARGS)
 
-# Every damage of a small disk: a million images. And every crash of a scripted run.
-enumerate: $(VENV)/stamp-package
+# Every damage of a small disk: a million images. And every crash of a scripted run. And what `make test` takes a sample
+# of: the tests marked `whole`.
+enumerate: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(PYTEST_SHARED) --whole -m whole
 	$(BIN)/kimberlite vopr enumerate corruption --jobs "$$(nproc)" $(ARGS)
 	$(BIN)/kimberlite vopr enumerate crashes --jobs "$$(nproc)" $(ARGS)
 	$(BIN)/kimberlite vopr enumerate conversions --jobs "$$(nproc)" $(ARGS)

@@ -20,3 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-transcripts", action="store_true", help="write what the stories of tests/lab/transcripts.py say now"
     )
+    parser.addoption("--whole", action="store_true", help="the tests marked `whole` too, of which others are samples")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--whole"):
+        return
+    wholes = [item for item in items if item.get_closest_marker("whole")]
+    config.hook.pytest_deselected(items=wholes)
+    items[:] = [item for item in items if item not in wholes]

@@ -99,11 +99,11 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.transport.abort()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.whole)])
 def test_a_listener_that_comes_and_goes_changes_the_view_once(
-    tmp_path: Path, settings: tuple[str, ...], settled: Callable[[Any], None]
+    seconds: float, tmp_path: Path, settings: tuple[str, ...], settled: Callable[[Any], None]
 ) -> None:
-    """The peers of the primary reach it through a listener that refuses and accepts by turns, for 30 s."""
+    """The peers of the primary reach it through a listener that refuses and accepts by turns, for so long."""
     with LocalCluster(tmp_path, settings=(*settings, "timing.suspect_min_ms=2000")) as cluster:
         cluster.prepare()
         real, port = cluster.replicas[0].address, free_port(1)
@@ -130,7 +130,7 @@ def test_a_listener_that_comes_and_goes_changes_the_view_once(
                 cluster.replicas[0].address = real
                 await asyncio.to_thread(cluster.wait_ready, 60)
             before = await asyncio.to_thread(views, cluster, [0, 1, 2])
-            until = time.monotonic() + 30
+            until = time.monotonic() + seconds
             while time.monotonic() < until:
                 await proxy.refuse()
                 await asyncio.sleep(FLAP_S)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from lab import FOR_EVER, ROOT, Cluster, between, chain, prepares, started
@@ -84,3 +87,23 @@ def test_a_place_is_read_and_set_and_one_that_there_is_not_is_refused() -> None:
     with pytest.raises(AttributeError):
         core.colour = 3
     assert core.log.op == ROOT.op
+
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def collected(*arguments: str) -> set[str]:
+    """Names of the tests of one module that pytest would run."""
+    models = "tests/unit/vsr/test_models.py"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", *arguments, models]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_what_others_are_a_sample_of_runs_when_it_is_asked_for_and_a_verb_asks() -> None:
+    usual, whole = collected(), collected("--whole", "-m", "whole")
+    assert "test_more_histories_of_a_membership" in whole
+    assert "test_a_membership_that_changes_loses_nothing" in usual
+    assert not usual & whole
+    verb = (CHECKOUT / "Makefile").read_text().partition("\nenumerate:")[2].partition("\n\n")[0]
+    assert "--whole -m whole" in verb

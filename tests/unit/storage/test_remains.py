@@ -152,7 +152,7 @@ def journeys(kit: Any, files: Files, log: list[Message], view: int, groups: Sequ
 
 
 @pytest.mark.parametrize("made", [of_one_log, of_a_cut, of_an_end])
-@pytest.mark.parametrize("groups", [*list(GROUPS)[:-1], pytest.param("three times", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("groups", [*list(GROUPS)[:-1], pytest.param("three times", marks=pytest.mark.whole)])
 def test_no_row_of_crashes_makes_a_log_doubt_what_it_never_had(kit: Any, made: Any, groups: str) -> None:
     files, log, view = made(kit)
     count = sum(1 for _ in journeys(kit, files, log, view, GROUPS[groups]))

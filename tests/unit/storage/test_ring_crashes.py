@@ -419,7 +419,7 @@ def test_no_crash_loses_or_strands(story: Callable[[Script], None]) -> None:
     assert images > 200
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("story", STORIES)
 def test_no_crash_at_all_loses_or_strands(story: Callable[[Script], None]) -> None:
     script = told_by(story)

@@ -1,6 +1,6 @@
 """The models of birth and of a changing membership: the rules hold, and each wrong rule beside them fails.
 
-In full with `pytest -m slow tests/unit/vsr/test_models.py`, half a minute: two disks lost during a birth, and more
+In full with `pytest --whole tests/unit/vsr/test_models.py`, half a minute: two disks lost during a birth, and more
 histories of a membership."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_a_wrong_rule_of_birth_is_found(rule: str) -> None:
     assert wrong is not None and wrong.holders is not None
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize(("rule", "states"), [(birth.TWO_PHASES, 89_995), (birth.ADOPTION, 112_723)])
 def test_a_birth_that_loses_two_disks(rule: str, states: int) -> None:
     assert birth.search(rule, 2) == (states, None)
@@ -49,9 +49,12 @@ def test_a_wrong_rule_of_membership_is_found(wrong: type[membership.Rules]) -> N
     assert seed == FOUND[wrong] and what
 
 
-@pytest.mark.slow
-def test_more_histories_of_a_membership() -> None:
-    assert membership.first_lost(membership.Rules, MANY_HISTORIES) == (None, "")
+def test_a_wrong_rule_that_few_histories_show_is_found() -> None:
     for wrong, first in FOUND_LATE.items():
         assert membership.first_lost(wrong, range(first - 1, first + 1))[0] == first
     assert {*FOUND, *FOUND_LATE} == set(membership.WRONG)
+
+
+@pytest.mark.whole
+def test_more_histories_of_a_membership() -> None:
+    assert membership.first_lost(membership.Rules, MANY_HISTORIES) == (None, "")
