@@ -77,7 +77,7 @@ _KNOWN_AS = {
     Reason.REPLACED: "other data of",
     Reason.REMOVED: "no",
 }
-AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that a peer asks for one after another
+AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that are read one after another
 
 
 class FastCodec:
@@ -172,6 +172,7 @@ class Driver:
         self.machine = machine
         self.network = network
         self.recorder = recorder
+        self._found = store.head  # of the journal, by the start
         self._head_seen = 0  # head of the journal at the last tick
         self._served = (-1, 0)  # replica and op of the entry read last for a peer
         self._truncations: dict[int, int] = {}  # token -> op to truncate the journal to
@@ -425,17 +426,20 @@ class Driver:
         return True
 
     def _apply(self, apply: Apply) -> bool:
-        """Execute one committed op; False when its entry is damaged and must be repaired first."""
-        message = apply.message
-        header = message.header if message is not None else apply.header or self.store.header(apply.op)
-        if message is None and (header is None or self._needs_body(header)):
-            message = self.store.read(apply.op, header.checksum if header is not None else None)
+        """Execute one committed op; False when its entry is damaged and must be repaired first.
+
+        Of what the start found, and of what the core has no header of, the entry is read: a witness alone may be what
+        an older log has left."""
+        op, message = apply.op, apply.message
+        header = message.header if message is not None else apply.header
+        if message is None and (header is None or op <= self._found or self._needs_body(header)):
+            message = self.store.read(op, header.checksum if header is not None else None, AHEAD_BYTES)
             if message is None:
-                self.core.entry_faulty(apply.op, header, self._now)
+                self.core.entry_faulty(op, header or self.store.proven_header(op), self._now)
                 return False
             header = message.header
         if header is None:
-            raise InvariantError("a committed op that is durable here has a header", op=apply.op)
+            raise InvariantError("a committed op that is durable here has a header", op=op)
         self._execute(header, message)
         return True
 
@@ -482,10 +486,15 @@ class Driver:
             self._make_checkpoint(op)
 
     def _trim(self, message: Message) -> None:
-        """Let the log begin where a committed TRIM says, unless that can not be: it would be written down."""
+        """Let the log begin where a committed TRIM says, unless that can not be: it would be written down. A witness
+        that says otherwise may be what an older log has left: only an entry contradicts."""
         first_op, first_position = decode_trim(message.body)
         first = self.store.header(first_op)
-        if first_op > message.header.op or (first is not None and first.position != first_position):
+        is_contradicted = first is not None and first.position != first_position
+        if is_contradicted and first_op in range(self.store.first_op, self.store.head + 1):
+            is_contradicted = self.store.read(first_op) is not None
+            self._note_damage()
+        if first_op > message.header.op or is_contradicted:
             self.core.drop(message, DropReason.OUT_OF_BOUNDS)
             return
         self.store.trim(first_op, first_position)

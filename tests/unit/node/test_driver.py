@@ -15,9 +15,11 @@ from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.driver import ROUNDS_MAX
 from kimberlite.state_machine import Batch, EventLog
 from kimberlite.storage import checkpoint as checkpoints
-from kimberlite.storage.interface import RETRY_NS
-from kimberlite.types import Command, Header, Message, Reason, Room
+from kimberlite.storage.interface import RETRY_NS, SECTOR
+from kimberlite.storage.journal import RECORD_BYTES, encode_record
+from kimberlite.types import Command, Header, Message, Operation, Reason, Room, ViewState
 from kimberlite.vopr.disk import corrupt, empty, fill, make_unreadable
+from kimberlite.vsr.codec import encode_trim
 from kimberlite.vsr.events import Event, EventKind
 from kimberlite.vsr.work import Apply, ServeHeaders, ToReplica, Work
 
@@ -126,6 +128,45 @@ def test_the_only_replica_stops_when_it_can_not_tell_what_it_acknowledged() -> N
         for _ in range(1000):
             again.cluster.now += 5_000_000
             again.driver.on_tick()
+
+
+def with_a_witness_of_an_older_log(op: int, count: int, **options: Any) -> Node:
+    """A replica that starts again on a log of `count` settled ops, of which the witness of one is another entry's that
+    stood there before: its write was lost."""
+    node = replica(**options)
+    node.cluster.register()
+    appended(node, range(1, count))
+    last, before = node.store.header(count), node.store.header(op - 1)
+    assert last is not None and before is not None
+    state = ViewState(view=1, log_view=1, commit=count, base=count, suffix_head=count, suffix=(last,))
+    node.store.set_view_state(1000, state)
+    node.store.completions()
+    older = prepare(before, replicas=1)
+    record = encode_record(older.header, (op - 1) * SECTOR, 0, op - 1)
+    node.cluster.crash(node.index)
+    node.disk.files.durable["witness-00000000"][(op - 1) * RECORD_BYTES : op * RECORD_BYTES] = record
+    return node.cluster.start(node.index)
+
+
+def test_what_only_a_witness_says_is_not_executed() -> None:
+    with pytest.raises(UnrecoverableError, match="op 10 is damaged"):
+        with_a_witness_of_an_older_log(10, 150, make_machine=EventLog).cluster.settle()
+
+
+def test_a_witness_of_an_older_log_stops_no_trim() -> None:
+    node = replica(make_machine=EventLog)
+    node.cluster.register()
+    appended(node, range(1, 40), 9000)
+    extent = [each for each in node.store.extents() if each.first_op <= node.core.trimmable_op][-1]
+    header = node.store.header
+    older = prepare(header(extent.first_op - 1), replicas=1, position=7).header  # type: ignore[arg-type]
+    node.store.header = lambda op: older if op == extent.first_op else header(op)  # type: ignore[method-assign]
+    node.store.read = lambda op, *_: None  # type: ignore[method-assign,assignment]
+    last = header(node.store.head)
+    assert last is not None
+    trim = encode_trim(extent.first_op, extent.first_position)
+    node.driver._trim(prepare(last, trim, operation=Operation.TRIM, replicas=1))
+    assert node.store.first_op == extent.first_op
 
 
 @pytest.mark.parametrize("extra", [-1, 1])
