@@ -9,7 +9,7 @@ Where an op is on its way:
 
 Rules (why, says storage.ring): one frame at a time; none while an entry goes into the journal that was not in the ring,
 and none while the superblock is being written, or has not been since the start. What does not fit a frame, begins a
-segment, or comes when PENDING_MAX ops are not in the journal yet, takes the two writes of the journal, with all that
+segment, or comes when `pending_max` ops are not in the journal yet, takes the two writes of the journal, with all that
 waits, is under way or behind in front of it in the same phases. The same happens before the superblock is written
 (`drain`). `write_back` writes what is behind, many ops at a time.
 
@@ -33,7 +33,7 @@ from kimberlite.storage.submissions import Submissions
 from kimberlite.storage.superblock import SuperblockFile
 from kimberlite.types import ZERO16, Message
 
-WRITE_BACK_OPS = 32  # behind, that are written into the journal together
+WRITE_BACK_OPS = 32  # behind, that are written into the journal together; fewer where fewer slots are used
 
 
 @dataclass(slots=True)
@@ -43,6 +43,11 @@ class Group:
     token: int
     entries: list[Placed]
     is_taken: bool = False  # it goes into the journal with something else
+
+
+def pending_max(slots: int) -> int:
+    """Ops that may be in the ring alone: so few that the slot of the next frame has none of them."""
+    return min(ring.PENDING_MAX, slots - 1)
 
 
 class RingWriter:
@@ -55,7 +60,9 @@ class RingWriter:
         segments: Segments,
         submissions: Submissions,
         writer: JournalWriter,
+        slots: int = ring.SLOTS,
     ) -> None:
+        """slots: of the ring that are used, from the first on; two at least."""
         self._disk = disk
         self._superblock = superblock
         self._segments = segments
@@ -63,7 +70,10 @@ class RingWriter:
         self._writer = writer
         self._opened_at = superblock.current.sequence
         self._file: int | None = None  # None: the ring is not used
-        self._sequence = 0  # of the next frame
+        self._slots = slots
+        self._frames = 0  # written since the start
+        self._pending_max = pending_max(slots)
+        self._write_back_ops = min(WRITE_BACK_OPS, slots - 1)
         self._waiting: list[Group] = []
         self._under_way: list[Group] = []
         self._behind: list[Placed] = []
@@ -98,7 +108,7 @@ class RingWriter:
 
     def takes(self, entries: Sequence[Message]) -> bool:
         """Whether these go into the ring."""
-        if self._pending + len(entries) > ring.PENDING_MAX or not self.is_open:
+        if self._pending + len(entries) > self._pending_max or not self.is_open:
             return False
         segment = self._segments.active
         if not segment.count or segment.end is None:
@@ -117,8 +127,9 @@ class RingWriter:
         """Of what waits, as much as fits."""
         groups, entries = self._next_groups()
         spot = entries[0].spot
+        turn, slot = divmod(self._frames, self._slots)
         frame = Frame(
-            self._sequence,
+            turn * ring.SLOTS + slot,
             self._superblock.current.sequence,
             spot.number,
             spot.at,
@@ -127,7 +138,7 @@ class RingWriter:
         )
         buffer = self._disk.aligned(ring.COPIES * ring.copy_bytes(frame.entries))
         ring.encode_into(memoryview(buffer), frame, self._superblock.current.ring.nonce)
-        self._sequence += 1
+        self._frames += 1
         self._under_way = groups
         self.bytes_written += len(buffer)
         write = Write(file, ring.place(frame.sequence), buffer)
@@ -199,6 +210,6 @@ class RingWriter:
     def write_back(self, is_quiet: bool) -> None:
         """Have written into the journal what is in the ring alone: when it is enough, or all is quiet."""
         behind = self._behind
-        if behind and (is_quiet or len(behind) >= WRITE_BACK_OPS):
+        if behind and (is_quiet or len(behind) >= self._write_back_ops):
             placed, self._behind = behind, []
             self._writer.append(None, (), placed, lambda: self._returned(placed))

@@ -122,11 +122,16 @@ class Store:
     """See the module docstring and storage.interface.LogStore. One thread uses it."""
 
     def __init__(
-        self, disk: Disk, make_header: HeaderFactory, handles_max: int | None = None, uses_ring: bool = False
+        self,
+        disk: Disk,
+        make_header: HeaderFactory,
+        handles_max: int | None = None,
+        uses_ring: bool = False,
+        ring_slots: int = ring.SLOTS,
     ) -> None:
         """Open. handles_max: segment files that may be open. uses_ring: whether small entries are written to the ring
-        of the directory, if it has one; what is in it counts in any case. Raises SuperblockError, FormatVersionError.
-        `recover` comes next."""
+        of the directory, if it has one, and to how many of its slots; what is in it counts in any case. Raises
+        SuperblockError, FormatVersionError. `recover` comes next."""
         self._disk = disk
         self._superblock = superblock.SuperblockFile(disk)
         block = self._superblock.current
@@ -143,7 +148,7 @@ class Store:
         self._reader = JournalReader(
             disk, handles, self._superblock, self._segments, self._faulty, self._writer.in_flight, self._root
         )
-        self._ring = RingWriter(disk, self._superblock, self._segments, self._submissions, self._writer)
+        self._ring = RingWriter(disk, self._superblock, self._segments, self._submissions, self._writer, ring_slots)
         self._submissions.drain = self._ring.drain
         self._uses_ring = uses_ring
         self._space = Space(disk, self._segments)

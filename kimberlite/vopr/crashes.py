@@ -367,7 +367,7 @@ def enumerate_all(world: Recording, every: int = 1, jobs: int = 1) -> Generator[
     if jobs <= 1:
         yield from enumerate_part(world, 0, 1, every)
         return
-    parts = [(world.requests, index, jobs, every, int(world.plan.ring)) for index in range(jobs)]
+    parts = [(world.requests, index, jobs, every, int(world.plan.ring > 0)) for index in range(jobs)]
     with Workers(__name__, parts) as workers:
         for value in workers.values():
             yield Report(**value)

@@ -16,7 +16,7 @@ from kimberlite.storage import superblock
 from kimberlite.storage.birth import BirthFile
 from kimberlite.types import ZERO16, Birth, Checksum, Identity, root_header
 from kimberlite.vopr.disk import Files, SimDisk
-from kimberlite.vsr.record import Address, Record, Settings, bind, born, draft, encode, leave_out
+from kimberlite.vsr.record import Address, Record, Settings, bind, born, decode, draft, encode, leave_out
 
 if TYPE_CHECKING:
     from kimberlite.vopr.checkers import Checkers
@@ -64,6 +64,14 @@ def identity_on(files: Files) -> Identity:
     block = superblock.SuperblockFile(disk).current
     is_old = block.version == superblock.VERSION_UNBORN
     return BirthFile(disk, block).identity if is_old else block.identity
+
+
+def is_awaited(world: World, index: int) -> bool:
+    """Whether others are bound to the disk that is in the place of that replica: a birth takes no other."""
+    own = identity_on(world.files[index]).incarnation
+    others = (identity_on(files) for other, files in enumerate(world.files) if other != index)
+    records = [decode(found.record) for found in others if found.birth is not Birth.UNBORN]
+    return any(member.incarnation == own for record in records if (member := record.member(index)) is not None)
 
 
 class Drawer:

@@ -66,17 +66,28 @@ def format_disk(world: World, index: int, formatting: int = 0) -> None:
         replica_count=world.plan.replica_count,
         segment_bytes=world.plan.segment_bytes,
         identity=identity_of(world, index, formatting),
-        ring_nonce=Random(f"ring {world.plan.seed} {index} {formatting}").randbytes(16) if world.plan.ring else ZERO16,
+        ring_nonce=_nonce(world, index, formatting) if uses_ring(world, index, 0) else ZERO16,
     )
+
+
+def uses_ring(world: World, index: int, life: int) -> bool:
+    """Whether small entries are acknowledged after one write in that life of a replica."""
+    return Random(f"ring {world.plan.seed} {index} {life}").random() < world.plan.ring
+
+
+def _nonce(world: World, *which: int) -> bytes:
+    return Random(f"secret of a ring {world.plan.seed} {which}").randbytes(16)
 
 
 def boot(world: World, index: int, life: int) -> SimNode:
     """Start a replica on what its disk holds. Raises Violation when it does not start."""
     disk = _disk(world, index, life)
     try:
-        store = ObservedStore(world, disk)
+        store = ObservedStore(world, disk, has_ring := uses_ring(world, index, life))
         recovered = store.recover()
         identity = None if world.is_old else _begin_life(world, index, life, store)
+        if has_ring and not world.is_old:
+            store.add_ring(_nonce(world, index, life))
     except KimberliteError as error:
         raise Violation("E3 recovery", f"replica {index} does not start: {error}") from error
     starts.check_fears(world, index, recovered)

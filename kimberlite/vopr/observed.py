@@ -231,8 +231,9 @@ class ObservedStore(Store):
 
     core: ObservedReplica | None = None  # whose log it keeps, from the moment there is one
 
-    def __init__(self, world: World, disk: SimDisk) -> None:
-        super().__init__(disk, framing.make_header, world.plan.handles_max, uses_ring=world.plan.ring)
+    def __init__(self, world: World, disk: SimDisk, uses_ring: bool = False) -> None:
+        plan = world.plan
+        super().__init__(disk, framing.make_header, plan.handles_max, uses_ring, plan.ring_slots)
         self._world = world
         self._device, self._files = disk.device, disk.files
         self._good: dict[int, Good] = {}

@@ -12,7 +12,7 @@ A named plan says what its seeds draw from:
     lying     the disk of one replica loses writes, puts them elsewhere in their file, or gives what was there before
     wiped     one disk is lost and formatted anew under its old name, among replicas that are cut off from each other
               and start again: the new disk must count nowhere
-    ringed    as default, of small events, with replicas that acknowledge after one write to a ring
+    ringed    as default, of small events, with replicas that all acknowledge after one write to a ring
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Plan:
     burst: int = 1  # appends that a client makes at a time
     pause_ns: int = 0  # for which a client thinks at most, now and then, between an answer and the next append
     far_ns: int = 0  # who comes back when faults have ended is so far away from the others
-    ring: bool = False  # small groups of entries are durable after one write (storage.ring)
+    ring: float = 0.0  # share of the lives of replicas in which small groups are durable after one write (storage.ring)
+    ring_slots: int = 80  # of the ring that are used: few are written again and again
     converted: bool = False  # the run begins on data of the first release
     birth: bool = False  # the cluster is born in the run, and begins without a record
 
@@ -166,7 +167,7 @@ def _default(plan: Plan, random: Random) -> Plan:
 
 
 def _ringed(plan: Plan, random: Random) -> Plan:
-    return replace(_default(plan, random), ring=True, event_bytes=random.choice((64, 64, 1500, 5000)))
+    return replace(_default(plan, random), ring=1.0, event_bytes=random.choice((64, 64, 1500, 5000)))
 
 
 DEFAULT = "default"
@@ -192,7 +193,7 @@ def draw(seed: int, requests: int = REQUESTS, name: str = DEFAULT) -> Plan:
     chance = Random(f"birth of {seed}").random()
     is_birth, is_conversion = chance < BIRTH_SHARE, BIRTH_SHARE <= chance < BIRTH_SHARE + CONVERSION_SHARE
     drawn = replace(_draw(seed, requests), birth=is_birth, converted=is_conversion)
-    return select(name)(_with_small_bounds(_with_retention(drawn)), Random(f"{name} {seed}"))
+    return select(name)(_with_ring(_with_small_bounds(_with_retention(drawn))), Random(f"{name} {seed}"))
 
 
 SMALL = {  # so few ops, or files, are met by every run
@@ -217,6 +218,12 @@ def _with_small_bounds(plan: Plan) -> Plan:
     random = Random(f"bounds {plan.seed}")
     small: dict[str, Any] = {name: value for name, value in SMALL.items() if random.random() < 0.5}
     return replace(plan, **small)
+
+
+def _with_ring(plan: Plan) -> Plan:
+    """Most runs have a ring; in some it is used by one life of a replica and not by the next."""
+    random = Random(f"ring of {plan.seed}")
+    return replace(plan, ring=random.choice((0.0, 0.5, 1.0, 1.0, 1.0)), ring_slots=random.choice((2, 5, 16, 80)))
 
 
 def _with_retention(plan: Plan) -> Plan:

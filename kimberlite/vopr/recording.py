@@ -272,7 +272,7 @@ class Recording(World):
                 fault_gap_ns=1000 * MS,
                 event_bytes=2500,
                 checkpoint_ops=CHECKPOINT_OPS,
-                ring=ring,
+                ring=float(ring),
             ),
             faults=(),
         )

@@ -39,7 +39,7 @@ from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient, SimReader
 from kimberlite.vopr.disk import FOREVER, Device, Files, Replaced, SimDisk, TearPolicy
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
-from kimberlite.vopr.identities import Drawer, draft_of, identity_on
+from kimberlite.vopr.identities import Drawer, draft_of, identity_on, is_awaited
 from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.liveness import liveness
 from kimberlite.vopr.logs import Logs
@@ -360,13 +360,13 @@ class World:
 
     def put_back(self, index: int) -> None:
         """The disk of that replica that is aside, when there is one. It stays there when the new one was in time for
-        the birth; no cluster has both."""
+        the birth, or others are bound to that; no cluster has both."""
         if index not in self.drawer.disks:
             return
         births = [identity_on(files).birth for files in (self.drawer.disks[index], self.files[index])]
         if births == [Birth.FORMED, Birth.FORMED]:
             raise Violation("N2 one incarnation", f"two disks of replica {index} are members, both")
-        if births[1] is Birth.FORMED:
+        if births[1] is Birth.FORMED or is_awaited(self, index):
             del self.drawer.disks[index]
             return
         self.crash(index)

@@ -8,8 +8,21 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from kimberlite.storage.journal import RECORDS_PER_SECTOR
+from kimberlite.storage.ring import COPY_BYTES_MAX, SLOT_BYTES
+from kimberlite.storage.ring import NAME as RING
 from kimberlite.types import SECTOR
-from kimberlite.vopr.disk import FOREVER, LIES, OPERATIONS, PROMISE, READ, WRITE, Lies, corrupt, make_unreadable
+from kimberlite.vopr.disk import (
+    FOREVER,
+    LIES,
+    OPERATIONS,
+    PROMISE,
+    READ,
+    UNIT,
+    WRITE,
+    Lies,
+    corrupt,
+    make_unreadable,
+)
 from kimberlite.vopr.faults.registry import RARELY, SELDOM, Action, kind, target_of
 from kimberlite.vsr.config import MS
 
@@ -47,6 +60,36 @@ def _bit_rot(world: World, argument: int) -> Action | None:
             make_unreadable(files, name, at // 4096)
         else:
             corrupt(files, name, at, random.choice((1, 16, 512)), random)
+
+    return damage
+
+
+@kind()
+def _ring_rot(world: World, argument: int) -> Action | None:
+    """One sector of the ring of the replica that rots: bytes of it change, it can not be read, it is torn, or it has
+    what belongs into another slot. Of every frame it is always the same copy, for the other one must tell of it."""
+    victim = world.rot_victim
+    if victim is None or RING not in (files := world.files[victim]).durable:
+        return None
+    if world.devices[victim].lies is not None or not files.used.get(RING):  # they leave no trace
+        return None
+    random = Random(argument)
+    used = files.used[RING] // SLOT_BYTES + 1
+    own = Random(f"ring rot {world.plan.seed}").randrange(COPY_BYTES_MAX // SECTOR + 1) * SECTOR
+    at, other = (random.randrange(used) * SLOT_BYTES + own for _ in range(2))
+    how = random.choice(("rot", "unreadable", "torn", "misdirected"))
+
+    def damage() -> None:  # nothing is missing because of that: the run is not one of rot by it
+        world.count("RING_ROT")
+        content = files.durable[RING]
+        if how == "rot":
+            corrupt(files, RING, at + random.randrange(SECTOR - UNIT), random.choice((1, 16, 512)), random)
+        elif how == "unreadable":
+            make_unreadable(files, RING, at // SECTOR)
+        else:
+            length = SECTOR if how == "misdirected" else UNIT * random.randrange(1, SECTOR // UNIT)
+            content[at : at + length] = content[other : other + length]
+            files.changed(RING)
 
     return damage
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from kimberlite.storage.ring import NAME as RING
 from kimberlite.vopr.faults.registry import Action, each_of, kind, target_of
 from kimberlite.vsr.config import MS
 
@@ -34,6 +35,12 @@ def _crash_writing(world: World, argument: int) -> Action | None:
 @kind()
 def _crash_promising(world: World, argument: int) -> Action | None:
     return _doom(world, argument, "superblock")
+
+
+@kind()
+def _crash_acknowledging(world: World, argument: int) -> Action | None:
+    """Only a replica that has a ring."""
+    return _doom(world, argument, RING) if RING in world.files[target_of(world, argument)].durable else None
 
 
 @kind()

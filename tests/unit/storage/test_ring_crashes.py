@@ -532,7 +532,7 @@ def any_life(patch: pytest.MonkeyPatch) -> None:
 
 def slots_reused(patch: pytest.MonkeyPatch) -> None:
     """A slot is written again before the journal has what it held."""
-    patch.setattr(ring, "PENDING_MAX", 1 << 30)
+    patch.setattr(ring_writer, "pending_max", lambda slots: 1 << 30)
     patch.setattr(ring_writer, "WRITE_BACK_OPS", 1 << 30)
     patch.setattr(RingWriter, "write_back", lambda self, is_quiet: None)
 
