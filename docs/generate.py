@@ -132,8 +132,11 @@ runs (logind does that when the user it belongs to logs out: `RemoveIPC=` in log
 through the processes that have it open; after a crash they are gone with the last of these. A file that is cut short
 (`truncate`) ends the replica by SIGBUS; the next start makes a new one.
 
-`/metrics` answers in the Prometheus text format, or OpenMetrics when the scraper accepts it. Latencies are in
-milliseconds; with `telemetry.units = "base"` everything is in base units, under the names given below.
+`/metrics` answers in the Prometheus text format, in OpenMetrics or in Prometheus' protobuf, as the scraper prefers;
+compressed when it takes gzip. In protobuf (Prometheus asks for it when it is to store native histograms) a histogram
+has exponential buckets of schema 3 beside the classic ones. `/metrics/essential` has the essential metrics only.
+Latencies are in milliseconds; with `telemetry.units = "base"` everything is in base units, under the names given below.
+`kimberlite telemetry catalogue` prints all there are.
 Every series has the labels `cluster` and `replica_id`. Labels have closed sets of values, so the number of series of a
 running replica is constant: {counts}.
 """

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "upgrade": ("upgrade", "upgrade", "Look whether a cluster is ready for another release."),
     "recover": ("recover", "recover", "What is left of a cluster that lost too much."),
     "verify": ("verify", "verify", "Read and check everything in a data directory."),
+    "telemetry": ("telemetry", "telemetry", "What a replica measures."),
     "vopr": ("vopr", "vopr", "Run the simulator."),
 }
 

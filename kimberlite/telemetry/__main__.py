@@ -20,9 +20,10 @@ from pathlib import Path
 from kimberlite import process
 from kimberlite.errors import KimberliteError
 from kimberlite.telemetry import catalogue, region
-from kimberlite.telemetry.prometheus import exposition
+from kimberlite.telemetry.pages import Pages
 from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.server import POLL_S, TelemetryServer
+from kimberlite.telemetry.sinks.prometheus import Exposition
 
 SAMPLE_S = 1.0  # how old the resources of a replica may be when it crashes
 LINGER_S = 60.0  # four scrapes at the usual interval of 15 s
@@ -33,7 +34,8 @@ def serve(descriptor: int, name: Path, listener: socket.socket, parent: int, uni
     """Serve until there is nobody to serve for. descriptor: of the region's file. name: where the next start puts
     its own. parent: read end of a pipe that the node holds open."""
     reader = Reader(region.open_descriptor(descriptor))
-    server = TelemetryServer(listener, reader, exposition(reader, units))
+    pages = Pages(reader, units)
+    server = TelemetryServer(listener, reader, Exposition(pages).render, pages.drop)
     threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
     while not _closed(parent, SAMPLE_S):
         reader.sample_process()

@@ -13,10 +13,12 @@ import contextlib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from kimberlite._fast.metrics import Bins, HistogramValue, Kind, Region, now_ns, quantile
 from kimberlite.telemetry import catalogue, region
@@ -29,13 +31,12 @@ TICK_HZ = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 LOOP_STALL_S = 5.0  # a turn of the event loop that takes longer is a hang
 ENDED = ("replica_up", "is_primary", "can_commit")  # gauges that are known to be 0 once a replica has ended
-LASTING = (*ENDED, "telemetry_resident_memory")
+LASTING = (*ENDED, "telemetry_resident_memory", "telemetry_snapshot")
 HUNG = {"can_commit": 0.0, f'cannot_commit{{reason="{CannotCommit.HUNG}"}}': 1.0}
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One series. `values` are those of the metric's labels; durations in nanoseconds, as in the cells."""
 
     metric: Metric
@@ -69,12 +70,21 @@ class Observation:
         return self.age_s("event_loop_last_turn") >= LOOP_STALL_S
 
 
+@cache
+def series_of(metric: Metric, replica_count: int) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The series of a metric: label values, and the name of the cell."""
+    return tuple((values, cell_name(metric, values)) for values in metric.label_values(replica_count))
+
+
 @dataclass(slots=True)
 class Reader:
-    """Values of one replica. replica_gone: set when it is known to have ended."""
+    """Values of one replica. replica_gone: set when it is known to have ended. dropped: by sink, what did not get out.
+    snapshot: the number of the present reading."""
 
     region: Region
     replica_gone: bool = False
+    dropped: Counter[str] = field(default_factory=Counter)
+    snapshot: int = 0
     _process: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -112,18 +122,19 @@ class Reader:
         found = self.samples(seen)
         if not seen.alive:
             told = (sample for sample in found if sample.metric.kind is not Kind.GAUGE or sample.metric.name in LASTING)
-            return [replace(sample, value=0.0) if sample.metric.name in ENDED else sample for sample in told]
+            return [sample._replace(value=0.0) if sample.metric.name in ENDED else sample for sample in told]
         if seen.is_hung:
             return [
-                replace(sample, value=HUNG.get(cell_name(sample.metric, sample.values), sample.value))
+                sample._replace(value=HUNG.get(cell_name(sample.metric, sample.values), sample.value))
                 for sample in found
             ]
         return found
 
     def _from_cells(self, metric: Metric, seen: Observation) -> list[Sample]:
+        cells = seen.cells
         return [
-            Sample(metric, values, seen.cells.get(cell_name(metric, values), NAN))
-            for values in metric.label_values(seen.info["replica_count"])
+            Sample(metric, values, cells.get(cell, NAN))
+            for values, cell in series_of(metric, seen.info["replica_count"])
         ]
 
     def _from_instants(self, metric: Metric, seen: Observation) -> list[Sample]:
@@ -142,12 +153,15 @@ class Reader:
         own: dict[str, Callable[[], float]] = {
             "telemetry_cpu": lambda: time.process_time() * catalogue.NS_PER_S,
             "telemetry_resident_memory": lambda: resident_bytes("self"),
+            "telemetry_snapshot": lambda: self.snapshot,
         }
         if metric.name in own:
             return [Sample(metric, (), own[metric.name]())]
+        if metric.name == "telemetry_dropped":
+            return [Sample(metric, values, self.dropped[values[0]]) for values in metric.label_values(0)]
         return [
-            Sample(metric, values, self._process.get(cell_name(metric, values), NAN))
-            for values in metric.label_values(seen.info["replica_count"])
+            Sample(metric, values, self._process.get(cell, NAN))
+            for values, cell in series_of(metric, seen.info["replica_count"])
         ]
 
     def _from_info(self, metric: Metric, seen: Observation) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""HTTP of the telemetry process: /metrics, /livez, /readyz, /readyz/<check>.
+"""HTTP of the telemetry process: /metrics, /metrics/essential, /livez, /readyz, /readyz/<check>.
 
 A thread for each connection, so that one that hangs keeps nobody else waiting; at most
 CONNECTIONS_MAX of them, and none for longer than its deadline: a reader that stops reading, or that
@@ -16,6 +16,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,11 @@ POLL_S = 0.5
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 ALLOWED = "GET, HEAD"
+COMPRESS_FROM = 1 << 10  # bytes: shorter answers go as they are
+COMPRESS_LEVEL = 5  # a tenth more bytes than the most there is to be had, in half its time
+GZIP_FORMAT = 31  # of zlib: a gzip header, the largest window
+SINK = "prometheus"
+ALL_METRICS, ESSENTIAL_METRICS = "/metrics", "/metrics/essential"
 NO_STORE = ("Cache-Control", "no-store")
 
 
@@ -52,13 +58,30 @@ def _cut_off(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
+def accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding header has gzip, and not to refuse it."""
+    for offer in header.lower().split(","):
+        name, _, quality = offer.replace(" ", "").partition(";q=")
+        if name == "gzip":
+            return quality.strip("0.") != "" if quality else True
+    return False
+
+
 class TelemetryServer(ThreadingHTTPServer):
     """Serves one replica on a socket that is listening already."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: socket.socket, reader: Reader, render: Callable[[str], tuple[bytes, str]]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        reader: Reader,
+        render: Callable[[str, bool], tuple[bytes, str]],
+        drop: Callable[[str], None],
+    ) -> None:
+        """render: body and content type for an Accept header, of all metrics or the essential ones. drop: counts what
+        a scraper did not get."""
         address = listener.getsockname()
         super().__init__(address, Handler, bind_and_activate=False)
         self.socket.close()
@@ -66,12 +89,14 @@ class TelemetryServer(ThreadingHTTPServer):
         self.server_name, self.server_port = address[0], address[1]
         self.reader = reader
         self.render = render
+        self._drop = drop
         self.rendering = threading.Lock()  # one at a time: what matters is not the speed of a scrape
         self._lock = threading.Lock()
         self._open: dict[socket.socket, _Use] = {}
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._take_place(request):
+            self._drop(SINK)
             request.settimeout(0)
             with contextlib.suppress(OSError):  # it may not even take that
                 request.send(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
@@ -118,8 +143,11 @@ class TelemetryServer(ThreadingHTTPServer):
     def service_actions(self) -> None:
         now = time.monotonic()
         with self._lock:
-            for connection in [connection for connection, use in self._open.items() if now > use.deadline]:
-                _cut_off(connection)
+            late = [(connection, use) for connection, use in self._open.items() if now > use.deadline]
+        for connection, use in late:
+            if use.answering:
+                self._drop(SINK)
+            _cut_off(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection broke: its own affair."""
@@ -138,9 +166,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.note(self.connection, answering=True)
         path = urlsplit(self.path).path.rstrip("/") or "/"
         name = path.removeprefix("/readyz/")
-        if path == "/metrics":
+        if path in (ALL_METRICS, ESSENTIAL_METRICS):
             with self.server.rendering:
-                body, content_type = self.server.render(self.headers.get("Accept", ""))
+                body, content_type = self.server.render(self.headers.get("Accept", ""), path == ESSENTIAL_METRICS)
             self._send(HTTPStatus.OK, body, content_type)
         elif path == "/livez":
             self._answer(health.LIVE)
@@ -149,8 +177,14 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/readyz/") and name in health.READY:
             self._answer({name: health.READY[name]})
         else:
-            checks = ", ".join(f"/readyz/{check}" for check in health.READY)
-            self._send(HTTPStatus.NOT_FOUND, f"there is /metrics, /livez, /readyz, {checks}\n".encode(), TEXT)
+            paths = (
+                ALL_METRICS,
+                ESSENTIAL_METRICS,
+                "/livez",
+                "/readyz",
+                *(f"/readyz/{check}" for check in health.READY),
+            )
+            self._send(HTTPStatus.NOT_FOUND, f"there is {', '.join(paths)}\n".encode(), TEXT)
         self.server.note(self.connection, answering=False)
 
     do_HEAD = do_GET
@@ -181,6 +215,10 @@ class Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE, body, content_type)
 
     def _send(self, status: HTTPStatus, body: bytes, content_type: str, **headers: str) -> None:
+        if len(body) >= COMPRESS_FROM and accepts_gzip(self.headers.get("Accept-Encoding", "")):
+            compressor = zlib.compressobj(COMPRESS_LEVEL, zlib.DEFLATED, GZIP_FORMAT)
+            body = compressor.compress(body) + compressor.flush()
+            headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

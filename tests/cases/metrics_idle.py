@@ -35,7 +35,7 @@ def run(case: Case) -> None:
     case.check("\r\nAllow: GET, HEAD\r\n" in answer, "405 without Allow")
 
     def tours() -> float:
-        (found,) = re.findall(r"^vsr_scrub_tours_total\{\S*\} (\S+)$", cluster.scrape(0), re.MULTILINE)
+        (found,) = re.findall(r"^vsr_scrub_tours_completed_total\{\S*\} (\S+)$", cluster.scrape(0), re.MULTILINE)
         return float(found)
 
     before = tours()

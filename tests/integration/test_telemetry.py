@@ -880,7 +880,7 @@ def claims_no_state(step: Step, metric: Metric) -> None:
     scrape: Scrape = dict(step.facts["scrape"])
     assert {name: scrape[f"vsr_{name}"] for name in left} == left
     gauges = [found for found in catalogue.METRICS if found.kind is Kind.GAUGE]
-    names = {found.exposed_name("ms") for found in gauges if found.name not in (*left, "telemetry_resident_memory")}
+    names = {found.exposed_name("ms") for found in gauges if found.name not in left and not found.is_of_telemetry}
     assert not [name for name in scrape if name.partition("{")[0] in names]
 
 
@@ -943,10 +943,11 @@ PROOFS: dict[str, Proof] = {
     "operations_replayed": rises(on=victim),
     "events": exact_events,
     "bytes_written": rises(),
-    "scrub_tours": rises(),
+    "scrub_tours_completed": rises(),
     "scrub_last_tour": passes(lambda age: 0 <= age < 60),
     "scrub": rises(),
-    "scrub_progress": reached(lambda part: part > 0.01, on=backups),
+    "scrub_throughput": reached(positive, on=backups),
+    "scrub_progress_ratio": reached(lambda part: part > 0.01, on=backups),
     "messages_sent": both(rises(("prepare",), ("commit",), ("reply",), on=primary), rises(("prepare_ok",), on=backups)),
     "messages_received": both(
         rises(("prepare_ok",), ("request",), ("hello",), on=primary), rises(("prepare",), ("commit",), on=backups)
@@ -959,6 +960,8 @@ PROOFS: dict[str, Proof] = {
     "event_loop_time": loop_time,
     "cpu": rises(("user",), ("system",)),
     "telemetry_cpu": rises(),
+    "telemetry_dropped": passes(lambda count: count == 0, "prometheus"),
+    "telemetry_snapshot": passes(positive),
     "op_number": rises(),
     "commit_number": rises(),
     "applied_number": rises(),
@@ -966,7 +969,7 @@ PROOFS: dict[str, Proof] = {
     "log_entry_count": rises(),
     "log_event_count": exact_events,
     "log_first_event": rises(),
-    "checkpoint_number": rises(),
+    "checkpoint_op": rises(),
     "trim_wait": both(shown(positive), passes(math.isnan)),
     "clock_offset": both(shown(lambda s: s == pytest.approx(-DAY_S, abs=60)), passes(lambda s: abs(s) < 60, on=victim)),
     "clock_log_ahead": shown(lambda s: 0 < s <= DAY_S),
@@ -998,7 +1001,7 @@ PROOFS: dict[str, Proof] = {
     "repair_inflight_count": both(reached(positive), passes(lambda count: count == 0)),
     "repair_ewma_latency": lambda step, metric: reached(positive, str(step.facts["silent"]))(step, metric),
     "checksum_failures": rises(("journal",), ("superblock",), on=victim),
-    "scrub_damage": rises(("entry",), ("witness",), ("superblock",), ("checkpoint",), on=victim),
+    "scrub_corruptions_detected": rises(("entry",), ("witness",), ("superblock",), ("checkpoint",), on=victim),
     "journal_faulty": both(shown(positive), passes(lambda count: count == 0)),
     "operations_failed": rises(("view_change",), on=primary),
     "quorum_margin": both(shown(lambda margin: margin == -1), reached(lambda margin: margin == 1, on=primary)),

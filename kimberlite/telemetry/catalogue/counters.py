@@ -14,6 +14,7 @@ from kimberlite.telemetry.catalogue.labels import (
     OUTCOMES,
     REJECT_REASON,
     SCRUBBED,
+    SINK,
     enum_label,
 )
 from kimberlite.telemetry.catalogue.metric import Label, Role, Source, Unit, counter
@@ -44,7 +45,7 @@ COUNTERS = (
         "operations_replayed",
         "Ops that this start executed again, up to the commit number that its disk knew: no new work, and counted "
         "nowhere else.",
-        "What a start costs: applied_number minus checkpoint_number at its end. With recovery_latency: ops per second "
+        "What a start costs: applied_number minus checkpoint_op at its end. With recovery_latency: ops per second "
         "of a replay.",
         "REPLAYED",
         REPAIRS,
@@ -158,7 +159,7 @@ COUNTERS = (
         LOAD,
     ),
     counter(
-        "scrub_tours",
+        "scrub_tours_completed",
         "Tours of the scrubber over everything on the disk that are complete.",
         "One each scrub.tour_interval_s, or fewer where a tour takes longer. See scrub_last_tour.",
         "every completed tour",
@@ -173,7 +174,7 @@ COUNTERS = (
         Unit.BYTES,
     ),
     counter(
-        "scrub_damage",
+        "scrub_corruptions_detected",
         "What the scrubber found damaged: entries (repaired from peers), witnesses, copies of the superblock and of "
         "the checkpoint (written again).",
         "Any increase is a failing disk: replace it. See checksum_failures for what was found in other ways.",
@@ -302,5 +303,16 @@ COUNTERS = (
         LOAD,
         Unit.SECONDS,
         source=Source.PROCESS,
+    ),
+    counter(
+        "telemetry_dropped",
+        "What did not get out, by sink: answers to a scraper that was refused or did not take them, readings that an "
+        "OpenTelemetry collector or a StatsD server did not take.",
+        "Rising: who is to take the metrics is away, refuses them, or is too slow. The replica does not notice.",
+        "a sink that does not take what it gets",
+        LOAD,
+        labels=(SINK,),
+        source=Source.PROCESS,
+        essential=True,
     ),
 )

@@ -116,7 +116,7 @@ HEALTH = (
         RETENTION,
     ),
     gauge(
-        "checkpoint_number",
+        "checkpoint_op",
         "Op of the durable checkpoint: a restart executes what comes after it.",
         "applied_number minus it is what a restart has to do; when it stands still, so does trimming.",
         "CHECKPOINTED",
@@ -256,13 +256,20 @@ HEALTH = (
         source=Source.INSTANT,
     ),
     gauge(
-        "scrub_progress",
+        "scrub_progress_ratio",
         "Part of the scrubber's present tour that is done, from 0 to 1.",
-        "With scrub_tours: how long a tour takes. 1 while the next tour is not due yet (scrub.tour_interval_s). "
-        "Standing still below 1 means that scrub.bytes_per_s is 0.",
+        "With scrub_tours_completed: how long a tour takes. 1 while the next tour is not due yet "
+        "(scrub.tour_interval_s). Standing still below 1 means that scrub.bytes_per_s is 0.",
         "every step of the scrubber",
         LOAD,
         floating=True,
+    ),
+    gauge(
+        "scrub_throughput",
+        "Bytes a second that the scrubber read lately.",
+        "scrub.bytes_per_s during a tour, 0 between two.",
+        "every step of the scrubber",
+        LOAD,
     ),
     gauge(
         "scrub_last_tour",

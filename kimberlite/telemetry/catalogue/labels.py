@@ -52,3 +52,4 @@ CONFIG_LABELS = (
     "segment_bytes",
 )
 SCRUBBED = Label("what", ("entry", "witness", "superblock", "checkpoint"))
+SINK = Label("sink", ("prometheus", "otlp", "statsd"))

@@ -5,6 +5,7 @@ Imports _fast.metrics only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -89,14 +90,18 @@ class Metric:
     def exposed_name(self, units: str) -> str:
         """The name in an exposition, without `_bucket`, `_sum` and `_count` of histograms."""
         name = self.base_name if units == "base" and self.base_name else self.name
-        suffix = {
-            Unit.NONE: "",
-            Unit.LATENCY: "_ms" if units == "ms" else "_seconds",
-            Unit.SECONDS: "_seconds",
-            Unit.BYTES: "_bytes",
-        }[self.unit]
+        unit = self.exposed_unit(units)
         total = "_total" if self.kind is Kind.COUNTER else ""
-        return f"{PREFIX}_{name}{suffix}{total}"
+        return f"{PREFIX}_{name}{'_' if unit else ''}{unit}{total}"
+
+    def exposed_unit(self, units: str) -> str:
+        """The unit as the name has it: ms, seconds, bytes; empty for a number or a count."""
+        return {
+            Unit.NONE: "",
+            Unit.LATENCY: "ms" if units == "ms" else "seconds",
+            Unit.SECONDS: "seconds",
+            Unit.BYTES: "bytes",
+        }[self.unit]
 
     def scale(self, units: str) -> float:
         """What a cell is divided by to be exposed."""
@@ -125,6 +130,17 @@ class Metric:
         """Samples in an exposition: a histogram has its buckets, +Inf, sum and count."""
         each = len(self.buckets_ms) + 3 if self.kind is Kind.HISTOGRAM else 1
         return each * sum(1 for _ in self.label_values(replica_count))
+
+    @property
+    def summary(self) -> str:
+        """What a scrape has of `help`: up to the first end of a thought, for help texts are half of what a scrape takes
+        when it is compressed."""
+        return re.split(r"(?<=.{20})[.:;](?: |$)", self.help, maxsplit=1)[0] + "."
+
+    @property
+    def is_of_telemetry(self) -> bool:
+        """Whether the value is of the telemetry process, not of the replica."""
+        return self.name.startswith("telemetry_")
 
     @property
     def has_cells(self) -> bool:

@@ -48,6 +48,15 @@ RESOURCES = (
         source=Source.PROCESS,
     ),
     gauge(
+        "telemetry_snapshot",
+        "Number of the reading that a value is of, counted from 1 by the telemetry process.",
+        "Equal in two places: they were told of the same moment. Scrapes have readings of their own; those of the "
+        "other sinks share one when they are due at the same time.",
+        "every reading",
+        FIXED,
+        source=Source.PROCESS,
+    ),
+    gauge(
         "start_time",
         "When the replica started, seconds since 1970.",
         "changes() counts restarts.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from kimberlite._fast.metrics import now_ns
+from kimberlite.telemetry.catalogue import NS_PER_S
 from kimberlite.telemetry.catalogue.labels import SCRUBBED
 from kimberlite.telemetry.recording.handles import Handles
 from kimberlite.types import Access
@@ -49,15 +51,19 @@ class StorageCells:
             "log_bytes": handles.gauge("log_size").set,
             "entries": handles.gauge("log_entry_count").set,
             "first_position": handles.gauge("log_first_event").set,
-            "checkpoint_op": handles.gauge("checkpoint_number").set,
+            "checkpoint_op": handles.gauge("checkpoint_op").set,
             "trim_due_at": handles.gauge("trim_wait").set,
         }
         self._free = handles.gauge("disk_free").set
-        self._scrub_tours = handles.counter("scrub_tours").advance_to
+        self._scrub_tours = handles.counter("scrub_tours_completed").advance_to
         self._scrub_last_tour = handles.gauge("scrub_last_tour").set
         self._scrub_bytes = handles.counter("scrub").advance_to
-        self._scrub_progress = handles.gauge("scrub_progress").set
-        self._scrub_damage = {what: handles.counter("scrub_damage", what).advance_to for what in SCRUBBED.values}
+        self._scrub_throughput = handles.gauge("scrub_throughput").set
+        self._scrub_seen = now_ns(), 0  # when was known how much had been read
+        self._scrub_progress = handles.gauge("scrub_progress_ratio").set
+        self._scrub_damage = {
+            what: handles.counter("scrub_corruptions_detected", what).advance_to for what in SCRUBBED.values
+        }
         self._errors = handles.by_member("journal_errors", Access)
         self._superblock = handles.counter("checksum_failures", "superblock").add
 
@@ -82,6 +88,9 @@ class StorageCells:
         self._scrub_tours(tours)
         self._scrub_last_tour(ended_at)
         self._scrub_bytes(read)
+        (before, had), now = self._scrub_seen, now_ns()
+        self._scrub_throughput((read - had) * NS_PER_S // max(now - before, 1))
+        self._scrub_seen = now, read
         self._scrub_progress(fraction)
         for what, count in damage:
             self._scrub_damage[what](count)

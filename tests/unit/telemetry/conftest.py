@@ -29,9 +29,15 @@ INFO = {
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
+def units() -> str:
+    """For whom the bins of histograms are; see catalogue.UNITS."""
+    return "ms"
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, units: str) -> Iterator[Recorder]:
     """Of replica 1 of 3, with its data in tmp_path."""
-    recorder = Recorder(region.create(tmp_path, REPLICAS, INFO), OWN, REPLICAS)
+    recorder = Recorder(region.create(tmp_path, REPLICAS, INFO, units), OWN, REPLICAS)
     yield recorder
     region.remove(recorder.region)
 

@@ -63,7 +63,7 @@ def test_units() -> None:
 
 def test_where_nan_can_be_is_said() -> None:
     """It poisons sums and averages of whoever does not expect it."""
-    never = {"scrub_progress", "event_loop_last_turn"}  # a fraction; an instant that is set from the start on
+    never = {"scrub_progress_ratio", "event_loop_last_turn"}  # a fraction; an instant that is set from the start on
     can_be = {metric.name for metric in METRICS if metric.floating or metric.source is Source.INSTANT}
     assert {metric.name for metric in METRICS if "NaN" in metric.help} == can_be - never
 
@@ -74,6 +74,7 @@ def test_a_metric_is_declared_whole(metric: Metric) -> None:
         assert re.fullmatch(r"vsr_[a-z0-9_]+", metric.exposed_name(units))
     for text in (metric.help, metric.how_to_use):
         assert text.endswith(".") and len(text) > 10
+    assert metric.help.startswith(metric.summary[:-1]) and metric.summary[-1] == "." and len(metric.summary) > 10
     assert metric.moved_by
     assert metric.scenario in scenarios.SCENARIOS
     assert bool(metric.buckets_ms) == (metric.kind is Kind.HISTOGRAM)

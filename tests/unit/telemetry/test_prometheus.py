@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,14 +14,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from kimberlite._fast.metrics import Kind
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import labels
-from kimberlite.telemetry.prometheus import exposition
+from kimberlite.telemetry.pages import Pages
 from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.recorder import Recorder
+from kimberlite.telemetry.sinks.prometheus import PROTOBUF, TEXT, Exposition, negotiate
 from kimberlite.vsr.events import Event, EventKind
 
 REPLICAS = 3
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+OF_TELEMETRY = {"vsr_telemetry_resident_memory_bytes", "vsr_telemetry_snapshot"}
 by_units = pytest.mark.parametrize("units", catalogue.UNITS)
+
+
+def exposition(reader: Reader, units: str) -> Callable[..., tuple[bytes, str]]:
+    return Exposition(Pages(reader, units)).render
 
 
 def scrape(reader: Reader, units: str, accept: str = "") -> str:
@@ -37,7 +44,7 @@ def test_both_directions(units: str, reader: Reader) -> None:
     for name, metric in declared.items():
         family = families[name.removesuffix("_total")]
         assert family.type == metric.kind.name.lower()
-        assert family.documentation == metric.help
+        assert family.documentation == metric.summary
         values = set()
         for sample in family.samples:
             samples += 1
@@ -54,9 +61,67 @@ def test_openmetrics_when_asked_for(units: str, reader: Reader) -> None:
     body, content_type = exposition(reader, units)(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
-    assert sum(len(family.samples) for family in parse_openmetrics(body.decode())) == catalogue.series_count(REPLICAS)
-    _, content_type = exposition(reader, units)("text/html")
-    assert content_type.startswith("text/plain")
+    families = {family.name: family for family in parse_openmetrics(body.decode())}
+    about = Pages(reader, units).about
+    (target,) = families.pop("target").samples
+    assert target.name == "target_info" and target.labels == {
+        "service_name": "kimberlite",
+        "service_instance_id": about.instance,
+        "service_version": "1.2.3",
+        "cluster": about.cluster,
+        "replica_id": "1",
+    }
+    samples = [sample for family in families.values() for sample in family.samples]
+    created = [sample for sample in samples if sample.name.endswith("_created")]
+    assert len(samples) - len(created) == catalogue.series_count(REPLICAS)
+    for metric in catalogue.METRICS:
+        name = metric.exposed_name(units).removesuffix("_total")
+        unit = families[name].unit
+        assert unit == metric.exposed_unit(units) and (not unit or name.endswith(f"_{unit}"))
+        since = [sample.value for sample in created if sample.name == f"{name}_created"]
+        count = 0 if metric.kind is Kind.GAUGE else len(list(metric.label_values(REPLICAS)))
+        if metric.is_of_telemetry:
+            assert len(since) == count and all(abs(value - time.time()) < 60 for value in since)
+        else:
+            assert since == [pytest.approx(about.started_unix_ns / 1e9, abs=0.001)] * count
+    assert all(sample.timestamp is None for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", TEXT),
+        ("text/html", TEXT),
+        ("*/*", TEXT),
+        ("text/plain;q=0.5,application/openmetrics-text;version=1.0.0;q=0.8", OPENMETRICS),
+        ("text/plain,application/openmetrics-text;q=0.8", TEXT),
+        ("application/openmetrics-text;q=nonsense,text/plain", TEXT),
+        ("application/openmetrics-text;q=0", TEXT),
+        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text", TEXT),
+        # What Prometheus 2.42 and 3 send when they are to store native histograms, and when they are not.
+        (
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
+            "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,"
+            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            PROTOBUF,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+            "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;q=0.3,*/*;q=0.1",
+            OPENMETRICS,
+        ),
+    ],
+)
+def test_the_format_that_is_liked_best(accept: str, content_type: str) -> None:
+    assert negotiate(accept) == content_type
+
+
+def test_only_what_is_essential(reader: Reader) -> None:
+    body, _ = exposition(reader, "ms")("", True)
+    names = {family.name for family in text_string_to_metric_families(body.decode())}
+    assert names == {
+        metric.exposed_name("ms").removesuffix("_total") for metric in catalogue.METRICS if metric.essential
+    }
 
 
 @pytest.mark.parametrize(
@@ -68,10 +133,10 @@ def test_units_of_a_histogram(
 ) -> None:
     recorder.record([Event(EventKind.COMMITTED, 1, 1, ns) for ns in (400_000, 1_000_000, 2_000_000)])
     text = scrape(reader, units)
-    labels = 'cluster="5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5",{le}replica_id="1"'
+    labels = 'cluster="5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5",replica_id="1"{le}'
 
     def value(suffix: str, le: str = "") -> float:
-        wanted = name + suffix + "{" + labels.format(le=f'le="{le}",' if le else "") + "} "
+        wanted = name + suffix + "{" + labels.format(le=f',le="{le}"' if le else "") + "} "
         (line,) = [line for line in text.splitlines() if line.startswith(wanted)]
         return float(line.removeprefix(wanted))
 
@@ -116,13 +181,13 @@ def test_states_are_exclusive(reader: Reader, put: Callable[..., None]) -> None:
     put("replica_status", 1)
     text = scrape(reader, "ms")
     found = dict(re.findall(r'vsr_replica_state\{.*state="(\w+)"\} (\S+)', text))
-    assert found == {state: "1.0" if state == "view_change" else "0.0" for state in labels.STATE.values}
+    assert found == {state: "1" if state == "view_change" else "0" for state in labels.STATE.values}
 
 
 def test_large_counters_are_exact(recorder: Recorder, reader: Reader) -> None:
     recorder.record([Event(EventKind.COMMITTED, 1, 2**53 - 1, -1)])
     (shown,) = re.findall(r"^vsr_events_total\{.*\} (\S+)$", scrape(reader, "ms"), re.MULTILINE)
-    assert int(float(shown)) == 2**53 - 1
+    assert int(shown) == 2**53 - 1
 
 
 def values(reader: Reader) -> dict[str, list[float]]:
@@ -148,7 +213,7 @@ def test_the_page_of_a_dead_replica_claims_no_state(
     gone = set(before) - set(after)
     left = {name for name in set(before) & set(after) if kinds.get(name) is Kind.GAUGE}
     assert all(kinds[name] is Kind.GAUGE for name in gone)
-    assert left == {"vsr_replica_up", "vsr_can_commit", "vsr_is_primary", "vsr_telemetry_resident_memory_bytes"}
+    assert left == {"vsr_replica_up", "vsr_can_commit", "vsr_is_primary", *OF_TELEMETRY}
     assert after["vsr_events_total"] == [5]
     assert after["vsr_commit_latency_ms_count"] == [1]
     assert not any(math.isnan(value) for name in set(after) - {"vsr_cpu_seconds_total"} for value in after[name])
@@ -160,5 +225,5 @@ def test_a_replica_that_hangs_can_not_commit(
     put("can_commit", 1)
     put("event_loop_last_turn", 1)  # long ago
     assert values(reader)["vsr_can_commit"] == [0]
-    reasons = re.findall(r'vsr_cannot_commit\{.*reason="(\w+)".*\} 1.0', scrape(reader, "ms"))
+    reasons = re.findall(r'vsr_cannot_commit\{.*reason="(\w+)".*\} 1\n', scrape(reader, "ms"))
     assert reasons == ["hung"]

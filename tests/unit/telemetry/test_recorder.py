@@ -188,7 +188,7 @@ TABLES: dict[str, tuple[type[Enum], Callable[[Recorder, Any], object]]] = {
         GaveUp,
         lambda recorder, why: recorder.record([Event(EventKind.ABDICATED, 4, why)]),
     ),
-    "scrub_damage": (Damage, lambda recorder, what: recorder.storage.scrubbed(0, 0, 0, 0.0, [(what, 1)])),
+    "scrub_corruptions_detected": (Damage, lambda recorder, what: recorder.storage.scrubbed(0, 0, 0, 0.0, [(what, 1)])),
 }
 
 
@@ -524,7 +524,7 @@ def test_storage(recorder: Recorder) -> None:
         "log_size": 7000,
         "log_entry_count": 4,
         "log_first_event": 11,
-        "checkpoint_number": 12,
+        "checkpoint_op": 12,
         "trim_wait": 13,
         "disk_free": 1 << 40,
     }
@@ -545,12 +545,14 @@ def test_the_scrubber(recorder: Recorder) -> None:
     recorder.storage.scrubbed(
         3, 8 * SECOND, 9500, 0.5, [("entry", 1), ("witness", 2), ("superblock", 3), ("checkpoint", 0)]
     )
-    assert moved(recorder) == {
-        "scrub_tours": 3,
+    found = moved(recorder)
+    assert found.pop("scrub_throughput") > 500  # bytes a second: 500 came in far less
+    assert found == {
+        "scrub_tours_completed": 3,
         "scrub_last_tour": 8 * SECOND,
         "scrub": 9500,
-        "scrub_progress": 0.5,
-        'scrub_damage{what="entry"}': 1,
-        'scrub_damage{what="witness"}': 2,
-        'scrub_damage{what="superblock"}': 3,
+        "scrub_progress_ratio": 0.5,
+        'scrub_corruptions_detected{what="entry"}': 1,
+        'scrub_corruptions_detected{what="witness"}': 2,
+        'scrub_corruptions_detected{what="superblock"}': 3,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import socket
@@ -16,12 +17,19 @@ from kimberlite.telemetry.reading import Reader
 from kimberlite.telemetry.server import TelemetryServer
 
 
+def answer(accept: str, essential: bool) -> tuple[bytes, str]:
+    size = int(accept.removeprefix("bytes/") if accept.startswith("bytes/") else 0)
+    return f"accepted {accept}{' essential' * essential}\n".encode() + b"x" * size, "text/x-test"
+
+
 @pytest.fixture
 def served(reader: Reader, healthy: Callable[..., None]) -> Iterator[TelemetryServer]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
-    made = TelemetryServer(listener, reader, lambda accept: (f"accepted {accept}\n".encode(), "text/x-test"))
+    dropped: list[str] = []
+    made = TelemetryServer(listener, reader, answer, dropped.append)
+    made.dropped = dropped  # type: ignore[attr-defined]
     thread = threading.Thread(target=made.serve_forever, args=(0.01,))
     thread.start()
     yield made
@@ -46,10 +54,31 @@ def ask(connection: http.client.HTTPConnection, path: str, method: str = "GET", 
 def test_one_connection_serves_several_requests(connection: http.client.HTTPConnection) -> None:
     assert ask(connection, "/metrics", Accept="what I want") == (200, "text/x-test", "accepted what I want\n")
     assert ask(connection, "/metrics?name[]=x")[0] == 200
+    assert ask(connection, "/metrics/essential", Accept="a")[2] == "accepted a essential\n"
     assert ask(connection, "/metrics", "HEAD") == (200, "text/x-test", "")
     status, kind, body = ask(connection, "/livez")
     assert (status, kind) == (200, "text/plain; charset=utf-8")
     assert [line.split()[:2] for line in body.splitlines()] == [["ok", "process:"], ["ok", "event_loop:"]]
+
+
+@pytest.mark.parametrize("wanted", ["gzip", "deflate, GZIP;q=0.5", "br, gzip ;q=1"])
+def test_a_long_answer_is_compressed_for_who_takes_it(wanted: str, connection: http.client.HTTPConnection) -> None:
+    connection.request("GET", "/metrics", headers={"Accept": "bytes/5000", "Accept-Encoding": wanted})
+    found = connection.getresponse()
+    body = found.read()
+    assert found.headers["Content-Encoding"] == "gzip" and found.headers["Vary"] == "Accept-Encoding"
+    assert len(body) == int(found.headers["Content-Length"]) < 200
+    assert gzip.decompress(body) == answer("bytes/5000", False)[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [(5000, ""), (5000, "br"), (5000, "gzip;q=0"), (5000, "gzip;q=0.0"), (10, "gzip")]
+)
+def test_others_get_it_as_it_is(size: int, wanted: str, connection: http.client.HTTPConnection) -> None:
+    connection.request("GET", "/metrics", headers={"Accept": f"bytes/{size}", "Accept-Encoding": wanted})
+    found = connection.getresponse()
+    assert found.headers["Content-Encoding"] is None
+    assert found.read() == answer(f"bytes/{size}", False)[0]
 
 
 def test_ready_and_not(connection: http.client.HTTPConnection, healthy: Callable[..., None]) -> None:
@@ -132,6 +161,7 @@ def test_connections_are_bounded(
         wait_until(lambda: all(use.answering for use in served._open.values()))
         refused = socket.create_connection(served.socket.getsockname(), 10)
         assert refused.recv(12) == b"HTTP/1.1 503"
+        assert served.dropped == ["prometheus"]  # type: ignore[attr-defined]
         monkeypatch.setattr(server, "STALLED_S", 0.0)
         assert ask(connection, "/livez")[0] == 200
     for each in (*scrapes, refused):

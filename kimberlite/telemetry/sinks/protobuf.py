@@ -1,0 +1,166 @@
+"""Prometheus' protobuf exposition: delimited io.prometheus.client.MetricFamily messages, with native histograms.
+
+    https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
+
+A dozen fields of it are written, by hand: the runtime of protobuf would be a dependency for 100 lines. A histogram has
+its classic buckets and, exact in the unit in which it is exposed, its bins in schema 3.
+
+Thread rules: one page at a time. May import: _fast.metrics, telemetry.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from functools import cache
+from itertools import groupby
+
+from kimberlite._fast.metrics import Bins, HistogramValue, Kind
+from kimberlite.telemetry import catalogue
+from kimberlite.telemetry.catalogue import Metric
+from kimberlite.telemetry.pages import About, label_names, metrics_of
+from kimberlite.telemetry.reading import Sample
+
+SCHEMA = 3
+ZERO_THRESHOLD = 2.0**-128  # only what took no nanosecond is in the bucket of zero
+TYPES = {Kind.COUNTER: 0, Kind.GAUGE: 1, Kind.HISTOGRAM: 4}
+VALUE_FIELDS = {Kind.COUNTER: 3, Kind.GAUGE: 2, Kind.HISTOGRAM: 7}  # of Metric
+VARINT, FIXED64, BYTES = 0, 1, 2  # wire types
+
+
+SHORT = tuple(bytes((value,)) for value in range(0x80))
+
+
+def varint(value: int) -> bytes:
+    """A number from 0, seven bits to a byte."""
+    if value < 0x80:
+        return SHORT[value]
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def zigzag(value: int) -> int:
+    """A signed number as one from 0: what is near 0 is short."""
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def of_number(field: int, value: int) -> bytes:
+    return varint(field << 3 | VARINT) + varint(value)
+
+
+def of_double(field: int, value: float) -> bytes:
+    return varint(field << 3 | FIXED64) + struct.pack("<d", value)
+
+
+def of_bytes(field: int, value: bytes) -> bytes:
+    return varint(field << 3 | BYTES) + varint(len(value)) + value
+
+
+def of_time(field: int, unix_ns: int) -> bytes:
+    """A google.protobuf.Timestamp."""
+    seconds, rest = divmod(unix_ns, catalogue.NS_PER_S)
+    return of_bytes(field, of_number(1, seconds) + of_number(2, rest))
+
+
+def spans(bins: Bins, counts: dict[int, int]) -> list[tuple[int, list[int]]]:
+    """Counts by bin as runs of neighbours: (index of the first in schema 3, counts). Without that of bin 0."""
+    above = sorted((number, count) for number, count in counts.items() if number > 0)
+    runs = groupby(enumerate(above), key=lambda item: item[1][0] - item[0])
+    return [
+        (bins.first + members[0][0] - 1, [count for _, count in members])
+        for members in ([member for _, member in run] for _, run in runs)
+    ]
+
+
+@cache
+def bounds(metric: Metric, units: str) -> tuple[bytes, ...]:
+    """The upper bounds of the classic buckets, as fields of Bucket."""
+    exposed = (bound if units == "ms" else round(bound / 1000, 12) for bound in metric.buckets_ms)
+    return tuple(of_double(2, bound) for bound in (*exposed, float("inf")))
+
+
+class ProtobufWriter:
+    """What is constant of a series is put together once."""
+
+    def __init__(self, about: About) -> None:
+        self._about = about
+        self._heads: dict[str, bytes] = {}
+        self._labels: dict[tuple[str, tuple[str, ...]], bytes] = {}
+        self._times: dict[tuple[int, bool], bytes] = {}
+
+    def write(self, samples: Iterable[Sample]) -> bytes:
+        parts: list[bytes] = []
+        for metric, found in metrics_of(samples):
+            head = self._heads.get(metric.name)
+            if head is None:
+                head = self._heads[metric.name] = self._head(metric)
+            family = head + b"".join(of_bytes(4, message) for message in map(self._metric, found) if message)
+            parts += (varint(len(family)), family)
+        return b"".join(parts)
+
+    def _head(self, metric: Metric) -> bytes:
+        unit = metric.exposed_unit(self._about.units)
+        return b"".join(
+            (
+                of_bytes(1, metric.exposed_name(self._about.units).encode()),
+                of_bytes(2, metric.summary.encode()),
+                of_number(3, TYPES[metric.kind]),
+                of_bytes(5, unit.encode()) if unit else b"",
+            )
+        )
+
+    def _metric(self, sample: Sample) -> bytes:
+        metric, value = sample.metric, sample.value
+        scale = metric.scale(self._about.units)
+        if isinstance(value, HistogramValue):
+            told = self._histogram(metric, value, scale)
+        elif metric.kind is Kind.HISTOGRAM:
+            return b""
+        else:
+            told = of_double(1, value / scale)
+        if metric.kind is Kind.COUNTER:
+            told += self._since(3, metric)
+        return self._labels_of(sample) + of_bytes(VALUE_FIELDS[metric.kind], told)
+
+    def _since(self, field: int, metric: Metric) -> bytes:
+        """The created_timestamp of a counter or histogram."""
+        key = field, metric.is_of_telemetry
+        found = self._times.get(key)
+        if found is None:
+            found = self._times[key] = of_time(field, self._about.counts_since(metric))
+        return found
+
+    def _labels_of(self, sample: Sample) -> bytes:
+        key = sample.metric.name, sample.values
+        found = self._labels.get(key)
+        if found is None:
+            values = (self._about.cluster, str(self._about.replica), *sample.values)
+            pairs = zip(label_names(sample.metric), values, strict=True)
+            found = b"".join(
+                of_bytes(1, of_bytes(1, name.encode()) + of_bytes(2, value.encode())) for name, value in pairs
+            )
+            self._labels[key] = found
+        return found
+
+    def _histogram(self, metric: Metric, value: HistogramValue, scale: float) -> bytes:
+        parts = [of_number(1, value.count), of_double(2, value.sum_ns / scale)]
+        total = 0
+        for bound, count in zip(bounds(metric, self._about.units), value.buckets, strict=True):
+            total += count
+            told = of_number(1, total) + bound
+            parts.append(b"\x1a" + SHORT[len(told)] + told)  # field 3: BYTES
+        parts += (of_number(5, zigzag(SCHEMA)), of_double(6, ZERO_THRESHOLD), of_number(7, value.bins.get(0, 0)))
+        end, before = 0, 0
+        deltas: list[bytes] = []
+        for first, counts in spans(self._about.bins, value.bins):
+            parts.append(of_bytes(12, of_number(1, zigzag(first - end)) + of_number(2, len(counts))))
+            end = first + len(counts)
+            for count in counts:
+                deltas.append(varint(zigzag(count - before)))
+                before = count
+        parts += (of_bytes(13, b"".join(deltas)), self._since(15, metric))
+        return b"".join(parts)
