@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import http.client
 import re
+import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ REPLICAS = 3
 APPENDS = 200
 SCRAPES, ROUNDS = 100, 10
 SCRAPE_CPU_S = 0.002
+# On the machine of that target: compressing TEXT. What shares the processors slows both down.
+YARDSTICK_S = 0.00018
+LINE = b'vsr_%s_total{cluster="5f0c7b9a3f6e4d6a",replica_id="1"} %d\n'
+TEXT = b"".join(LINE % (b"x" * (number % 40), number) for number in range(900))
 SCRAPE_BYTES = 9 << 10
 ACCEPTED = {
     "text": "text/plain;version=0.0.4",
@@ -87,7 +93,7 @@ def test_a_scrape_is_cheap(form: str, cluster: LocalCluster) -> None:
     assert address is not None
     connection = http.client.HTTPConnection(address, timeout=30)
     headers = {"Accept": ACCEPTED[form], "Accept-Encoding": "gzip"}
-    costs, body = [], b""
+    costs, yardsticks, body = [], [], b""
     for _ in range(ROUNDS):
         before = cpu_s(connection)
         for _ in range(SCRAPES // ROUNDS):
@@ -96,7 +102,12 @@ def test_a_scrape_is_cheap(form: str, cluster: LocalCluster) -> None:
             body = answer.read()
             assert answer.headers["Content-Encoding"] == "gzip"
         costs.append((cpu_s(connection) - before) / (SCRAPES // ROUNDS))
+        before = time.thread_time()
+        zlib.compress(TEXT, 5)
+        yardsticks.append(time.thread_time() - before)
     connection.close()
-    print(f"{form}: {min(costs) * 1e3:.2f} ms of CPU, {len(body)} bytes, {len(gzip.decompress(body))} without gzip")
-    assert min(costs) <= SCRAPE_CPU_S
+    slowness = max(min(yardsticks) / YARDSTICK_S, 1)
+    print(f"{form}: {min(costs) * 1e3:.2f} ms of CPU on a machine {slowness:.2f} times as slow as it could be")
+    print(f"{len(body)} bytes, {len(gzip.decompress(body))} without gzip")
+    assert min(costs) <= SCRAPE_CPU_S * slowness
     assert len(body) <= SCRAPE_BYTES
