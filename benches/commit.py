@@ -60,6 +60,7 @@ BEGIN_NS = 1_000_000_000_000
 FRAME_MAX = 4 << 20
 OPS_PER_TICK = 10  # a thousand a second
 CLUSTER, CLIENT = bytes.fromhex("ab" * 16), bytes.fromhex("cd" * 16)
+CALLGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
 clock = time.perf_counter_ns
 
 
@@ -156,9 +157,14 @@ PARTS = Spent._fields
 class OneProcess:
     """A cluster whose messages are handed over by hand, and whose time is made: every run is the same."""
 
-    def __init__(self, directory: Path, event_count: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        event_count: int = 1,
+        make: Callable[[int, Path, Callable[[], int]], OneReplica] = OneReplica,
+    ) -> None:
         self._now = BEGIN_NS
-        self.replicas = [OneReplica(index, directory / str(index), lambda: self._now) for index in range(REPLICAS)]
+        self.replicas = [make(index, directory / str(index), lambda: self._now) for index in range(REPLICAS)]
         for replica in self.replicas:
             replica.driver.start()
         self._request, self._session = 0, 0
@@ -287,13 +293,20 @@ def timed(old: str, new: str, count: int, event_count: int, rounds: int) -> dict
 
 
 def instructions(python: str, count: int, event_count: int) -> float:
-    """Of one op: the difference of two runs of different lengths."""
+    """Of one op."""
+
+    def commit(ops: int) -> str:
+        return run(python, "--fixed", str(ops), "--events", str(event_count), under=CALLGRIND).stderr
+
+    return counted(commit, count // 10, count // 10 + count // 2)
+
+
+def counted(commit: Callable[[int], str], few: int, many: int) -> float:
+    """Instructions of one op: the difference of two runs of different lengths. commit: so many ops under CALLGRIND, and
+    what that says."""
     counts = []
-    few, many = count // 10, count // 10 + count // 2
-    under = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
     for ops in (few, many):
-        done = run(python, "--fixed", str(ops), "--events", str(event_count), under=under)
-        found = re.search(r"Collected : (\d+)", done.stderr)
+        found = re.search(r"Collected : (\d+)", commit(ops))
         if found is None:
             raise SystemExit("valgrind did not say how many instructions it has counted")
         counts.append(int(found[1]))

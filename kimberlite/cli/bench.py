@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, cast
 import click
 
 import kimberlite
-from kimberlite.cli import probe, version
+from kimberlite.cli import bench_ab, probe, version
 from kimberlite.cli.common import json_option, note, print_json, run
 from kimberlite.cli.common import seconds as duration
 from kimberlite.cli.local import LocalCluster
 from kimberlite.cli.replica import settings_option
 from kimberlite.config import parse_addresses
-from kimberlite.errors import UnavailableError
+from kimberlite.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from kimberlite.client.aio import Log
@@ -92,8 +92,9 @@ async def measure(
     seconds: float,
     warmup: float,
     cluster_cpu_s: Callable[[], float],
+    with_client: bool = True,
 ) -> Window:
-    """Load the cluster for `warmup` and then for `seconds`, which are measured."""
+    """Load the cluster for `warmup` and then for `seconds`, which are measured. with_client: its processor time too."""
     events = [os.urandom(size) for _ in range(batch)]
     window = Window()
     async with kimberlite.connect(list(addresses)) as log:
@@ -101,13 +102,14 @@ async def measure(
         load.start()
         await pass_time(load, warmup)
         gc.collect()
-        cpu_before = cluster_cpu_s() + time.process_time()
+        own_cpu_s = time.process_time if with_client else float
+        cpu_before = cluster_cpu_s() + own_cpu_s()
         started = time.perf_counter_ns()
         load.record_into(window.latencies_ns)
         await pass_time(load, seconds)
         load.record_into(None)
         window.elapsed_ns = time.perf_counter_ns() - started
-        window.cpu_s = cluster_cpu_s() + time.process_time() - cpu_before
+        window.cpu_s = cluster_cpu_s() + own_cpu_s() - cpu_before
         await load.stop()
     return window
 
@@ -163,6 +165,26 @@ def durability(addresses: Sequence[str]) -> str:
     return "O_DIRECT, O_DSYNC" if all(one["mode"] == "direct" for one in storage) else "fdatasync"
 
 
+def by_load(batch: int, size: int) -> bench_ab.LoadIt:
+    """The load of this command, as `--ab` asks for it: of processor time, that of the replicas alone counts."""
+
+    def load(cluster: LocalCluster, concurrency: int, seconds: float, warmup: float) -> bench_ab.Spent:
+        window = run(measure(cluster.addresses, concurrency, batch, size, seconds, warmup, cluster.cpu_seconds, False))
+        return bench_ab.Spent(round(window.cpu_s * 1e9), len(window.latencies_ns))
+
+    return load
+
+
+def show_comparisons(setting: str, levels: Sequence[int], found: Sequence[bench_ab.Round], as_json: bool) -> None:
+    for level in levels:
+        compared = bench_ab.compare(setting, level, [one[level] for one in found])
+        if as_json:
+            print_json(compared.row())
+        else:
+            click.echo(compared.text())
+    note("closed loop; processor time of all replicas, without the client")
+
+
 @click.command(short_help="Measure a cluster under load.")
 @click.option(
     "--replicas", type=click.IntRange(1, 6), default=3, show_default=True, help="Size of the temporary cluster."
@@ -182,6 +204,15 @@ def durability(addresses: Sequence[str]) -> str:
     metavar="HOST:PORT,...",
     help="Load this cluster instead of a temporary one. It keeps the events.",
 )
+@click.option(
+    "--ab",
+    metavar="SECTION.KEY",
+    help="What this setting, which is true or false, costs: processor time of an operation with it and without it, of "
+    "two clusters by turns, at 1 append in flight and at --concurrency. --seconds are of each of the two in a round.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(2, 1000), default=8, show_default=True, help="Of --ab: starts of both clusters."
+)
 @settings_option
 @json_option
 def bench(
@@ -192,6 +223,8 @@ def bench(
     seconds: float,
     warmup: float,
     addresses: tuple[str, ...] | None,
+    ab: str | None,
+    rounds: int,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -201,6 +234,14 @@ def bench(
     this process, and removes it. Figures depend on the machine: compare them with those of
     another system on the same machine, in the same minute.
     """
+    if ab is not None:
+        if addresses is not None:
+            raise UsageError("--ab starts clusters of its own: give it without --addresses")
+        bench_ab.check_setting(ab)
+        levels = sorted({1, concurrency})
+        found = bench_ab.rounds_of(ab, replicas, settings, rounds, levels, seconds, by_load(batch, size))
+        show_comparisons(ab, levels, list(found), as_json)
+        return
     with ExitStack() as stack:
         cpu: Callable[[], float] = float
         if addresses is None:

@@ -498,6 +498,11 @@ class TelemetryConfig:
     """Metrics and health, served by a process of their own."""
 
     enabled: bool = knob(True, "Serve metrics and health. Recording goes on either way.")
+    record: bool = knob(
+        True,
+        "Count and time what the replica does. `false`: no clock is read and nothing is written for telemetry, and "
+        "nothing is served either, neither metrics nor health; the log and `kimberlite status` stay.",
+    )
     listen: str = knob(
         "127.0.0.1:9471",
         "Address of /metrics, /livez and /readyz. Port 0: any free one, which is then in the log.",

@@ -31,7 +31,7 @@ from kimberlite.node import clock, descriptors
 from kimberlite.node.checkpoints import CheckpointPolicy
 from kimberlite.node.connections import Bounds
 from kimberlite.node.driver import Background, Driver, FastCodec, known_headers, restore
-from kimberlite.node.effects import Effects
+from kimberlite.node.effects import Effects, PlainEffects
 from kimberlite.node.gauges import Gauges
 from kimberlite.node.identity import at_start, with_settings
 from kimberlite.node.machine import guarded
@@ -139,8 +139,8 @@ async def assemble(
     driver = Driver(
         core,
         store,
-        MeasuredMachine(machine, recorder.executions),
-        Effects(peers, server, recorder),
+        MeasuredMachine(machine, recorder.executions) if recorder.is_recording else machine,
+        (Effects if recorder.is_recording else PlainEffects)(peers, server, recorder),
         recorder,
         time.monotonic_ns,
         CheckpointPolicy(config.checkpoint.ops, config.checkpoint.bytes),

@@ -14,6 +14,15 @@ from kimberlite.telemetry.recording.loop import PROTOCOL, SEND
 from kimberlite.types import ClientId, Command, Message
 
 
+class PlainEffects:
+    """The `Network` of a driver whose sending nobody times."""
+
+    def __init__(self, peers: PeerNetwork, server: ClientServer, recorder: Recorder) -> None:
+        self.send = peers.send
+        self.send_client = server.send_client
+        self.refuse = peers.refuse
+
+
 class Effects:
     """The `Network` of a driver."""
 

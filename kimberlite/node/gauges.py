@@ -57,6 +57,9 @@ class Gauges:
         recorder.loop.switch(OTHER_PART)
         now = time.monotonic_ns()
         core.set_now(now)
+        if not recorder.is_recording:
+            recorder.look(now)
+            return
         recorder.update(core.snapshot(), now, self._server.connections, self._share.clients)
         recorder.storage.update(self._storage())
         clock, scrub = self._retention.clock, self._scrubber

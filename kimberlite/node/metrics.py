@@ -21,6 +21,7 @@ from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.log import EventLines
 from kimberlite.telemetry.recorder import Recorder
+from kimberlite.telemetry.silent import SilentRecorder
 from kimberlite.telemetry.supervisor import TAKEOVER_S, TelemetryProcess, listen
 from kimberlite.types import RELEASE
 from kimberlite.vsr.config import MS
@@ -41,7 +42,7 @@ class Metrics:
         self.recorder.close(in_order=in_order)
         if self.process is not None:
             await self.process.stop()
-        if in_order:
+        if in_order and self.recorder.is_recording:
             region.remove(self.recorder.region)
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -55,6 +56,10 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
 
     Memory that is not to be had costs the metrics, not the replica.
     """
+    replica = config.cluster.replica
+    if not config.telemetry.record:
+        silent = SilentRecorder(replica, config.replica_count, EventLines(replica))
+        return Metrics(silent, None, "telemetry.record is false: nothing is recorded", -1)
     takes_over = region.crashed(directory)
     problem, descriptor = "", -1
     try:
@@ -64,7 +69,6 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
     except (OSError, KimberliteError) as error:
         problem = f"metrics are not shared: {error}"
         memory = Region.create(None, catalogue.layout(config.replica_count))
-    replica = config.cluster.replica
     recorder = Recorder(memory, replica, config.replica_count, EventLines(replica), opened_at)
     recorder.storage.superblock_damaged(store.superblock_damaged)
     disk.switch = recorder.loop.switch

@@ -28,8 +28,15 @@ from kimberlite.vsr.work import Snapshot
 class Recorder:
     """Writes one region. Constructed with every handle bound; `close` when the replica ends in order.
 
-    loop, traffic, executions, gauges, storage: the rooms.
+    loop, traffic, executions, gauges, storage: the rooms. Those that are called for every frame and op, and the cells,
+    are others for a recorder that records nothing: telemetry.silent.
     """
+
+    is_recording = True
+    handles: type[Handles] = Handles
+    loops: type[Loop] = Loop
+    traffics: type[Traffic] = Traffic
+    execution_rooms: type[Executions] = Executions
 
     def __init__(
         self,
@@ -41,11 +48,11 @@ class Recorder:
     ) -> None:
         """lines: the log of events, None for none; the recorder closes it. opened_at: when the data began to be read,
         monotonic nanoseconds, None for now: recovery counts from there."""
-        handles = Handles(region, replica_count)
+        handles = self.handles(region, replica_count)
         self.region = region
-        self.loop = Loop(handles)
-        self.traffic = Traffic(handles, self.loop)
-        self.executions = Executions(handles)
+        self.loop = self.loops(handles)
+        self.traffic = self.traffics(handles, self.loop)
+        self.executions = self.execution_rooms(handles)
         self.gauges = Gauges(handles, replica)
         self.storage = StorageCells(handles)
         self._lines = lines
@@ -62,6 +69,10 @@ class Recorder:
     def update(self, snapshot: Snapshot, now: int, connections: int, connections_limit: int) -> None:
         """Set the gauges of the protocol, and look after the log. At a bounded rate; now: monotonic nanoseconds."""
         self.gauges.update(snapshot, now, connections, connections_limit)
+        self.look(now)
+
+    def look(self, now: int) -> None:
+        """Look after the log."""
         if self._lines is not None:
             self._lines.look(now)
 
