@@ -59,7 +59,7 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
     replica = config.cluster.replica
     if not config.telemetry.record:
         silent = SilentRecorder(replica, config.replica_count, EventLines(replica))
-        return Metrics(silent, None, "telemetry.record is false: nothing is recorded", -1)
+        return Metrics(silent, None, "", -1)
     takes_over = region.crashed(directory)
     problem, descriptor = "", -1
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import kimberlite
 from kimberlite.cli.local import free_port
 from kimberlite.config import Config, from_mapping
 from kimberlite.node import assembly
@@ -46,11 +47,11 @@ PLACES = {
 }
 
 
-def config_of(directory: Path, telemetry: bool) -> Config:
+def config_of(directory: Path, telemetry: bool, record: bool = True) -> Config:
     port = free_port(1)
     document: dict[str, Any] = {
         "cluster": {"id": "6c" * 16, "replica": 0, "addresses": [f"127.0.0.1:{port}"]},
-        "telemetry": {"enabled": telemetry, "listen": "127.0.0.1:0"},
+        "telemetry": {"enabled": telemetry, "record": record, "listen": "127.0.0.1:0"},
         "storage": {"segment_bytes": 8 << 20, "unsafe": True, "free_bytes_min": 0},
     }
     config = from_mapping(document)
@@ -77,5 +78,27 @@ def test_a_start_that_fails_leaves_nothing_behind(
         assert len(asyncio.all_tasks()) == 1
         async with Node(config, tmp_path / "0") as started:  # the lock of the data is free
             assert started.status()["replica"] == 0
+
+    asyncio.run(story())
+
+
+def test_a_replica_that_records_nothing_serves_nothing_and_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "0", telemetry=True, record=False)
+
+    def read() -> int:
+        raise AssertionError("the clock was read for telemetry")
+
+    monkeypatch.setattr("kimberlite.node.measured.now_ns", read)
+
+    async def story() -> None:
+        async with Node(config, tmp_path / "0") as node:
+            async with asyncio.timeout(30), kimberlite.connect(list(config.cluster.addresses)) as log:
+                assert await log.append([b"one", b"two"]) == 0
+                assert await log.end() == 2
+            node.parts.gauges.update()
+            assert not any(path.exists() for path in region.paths(tmp_path / "0"))
+            assert node.status()["telemetry"] == {"problem": ""}
 
     asyncio.run(story())
