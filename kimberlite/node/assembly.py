@@ -158,7 +158,7 @@ async def assemble(
     kept = config.retention
     retention = Retention(kept.bytes_max, kept.age_max_s, clock.Clock(*clock.now(), config.cluster.replica))
     space = FreeSpace(config.storage.free_bytes_min)
-    gauges = Gauges(recorder, driver, disk, store, server, share, scrubber, retention, space)
+    gauges = Gauges(recorder, driver, disk, store, server, peers, share, scrubber, retention, space)
     return Parts(
         config, share, disk, store, metrics, recorder, peers, server, driver, scrubber, retention, space, gauges
     )

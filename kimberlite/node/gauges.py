@@ -1,12 +1,14 @@
 """What is not counted as it happens is looked at now and then, and told to the recorder.
 
-May import: storage, telemetry, node.
+May import: net, storage, telemetry, node.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 
+from kimberlite.net.peers import PeerNetwork
 from kimberlite.node.descriptors import Share
 from kimberlite.node.driver import Driver
 from kimberlite.node.measured import MeasuredDisk
@@ -17,6 +19,7 @@ from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.loop import OTHER_PART
+from kimberlite.telemetry.recording.memory import MemorySample
 from kimberlite.telemetry.recording.storage import StorageSample
 
 
@@ -30,6 +33,7 @@ class Gauges:
         disk: MeasuredDisk,
         store: Store,
         server: ClientServer,
+        peers: PeerNetwork,
         share: Share,
         scrubber: Scrubber,
         retention: Retention,
@@ -40,6 +44,7 @@ class Gauges:
         self._disk = disk
         self._store = store
         self._server = server
+        self._peers = peers
         self._share = share
         self._scrubber = scrubber
         self._retention = retention
@@ -65,6 +70,24 @@ class Gauges:
         clock, scrub = self._retention.clock, self._scrubber
         recorder.gauges.update_clock(clock.offset, clock.ahead, self._retention.is_suspended)
         recorder.storage.scrubbed(scrub.tours, scrub.ended_at, scrub.bytes, scrub.fraction, scrub.damage.items())
+
+    def look_at_memory(self) -> None:
+        """What is held, by owner. Less often than the rest: each connection is looked at."""
+        if not self._recorder.is_recording:
+            return
+        state = self._driver.core.state
+        bodies = state.log.bodies
+        self._recorder.memory.update(
+            MemorySample(
+                client_bytes=self._server.memory_bytes,
+                peer_bytes=self._peers.memory_bytes,
+                entry_bytes=sum(message.header.size for message in bodies.values()),
+                entries=len(bodies),
+                headers=len(state.log.headers),
+                sessions=len(state.sessions),
+                blocks=sys.getallocatedblocks(),
+            )
+        )
 
     def _storage(self) -> StorageSample:
         disk, store = self._disk, self._store

@@ -41,6 +41,7 @@ from kimberlite.telemetry.recording.loop import PARSE, PROTOCOL
 from kimberlite.types import Access, Message, Reason, Status
 
 GAUGES_EVERY = 10  # ticks
+MEMORY_EVERY = 100
 FREE_SPACE_EVERY = 100  # ticks
 RETENTION_EVERY = 100  # ticks
 LAST_LINES_S = 0.1  # for what the log was told before the error that ends this replica: the error is the last line
@@ -276,6 +277,7 @@ class Node:
             Job("retention", RETENTION_EVERY, self._apply_retention),
             Job("free space", FREE_SPACE_EVERY, lambda: self.parts.gauges.look_at_space()),
             Job("gauges", GAUGES_EVERY, lambda: self.parts.gauges.update()),
+            Job("memory", MEMORY_EVERY, lambda: self.parts.gauges.look_at_memory()),
         )
 
     def _on_tick(self) -> None:

@@ -139,6 +139,11 @@ class ClientServer:
         self._clients.stop()
 
     @property
+    def memory_bytes(self) -> int:
+        """Of the receive buffers of all connections, and of answers that were not taken."""
+        return sum(connection.memory_bytes for connection in self._clients.all())
+
+    @property
     def connections(self) -> int:
         """Without those that are only told that there are too many."""
         return len(self._clients)

@@ -19,6 +19,7 @@ from kimberlite.telemetry.recording.executions import Executions
 from kimberlite.telemetry.recording.gauges import Gauges
 from kimberlite.telemetry.recording.handles import Handles
 from kimberlite.telemetry.recording.loop import Loop
+from kimberlite.telemetry.recording.memory import Memory
 from kimberlite.telemetry.recording.storage import StorageCells
 from kimberlite.telemetry.recording.traffic import Traffic
 from kimberlite.vsr.events import Event
@@ -28,8 +29,8 @@ from kimberlite.vsr.work import Snapshot
 class Recorder:
     """Writes one region. Constructed with every handle bound; `close` when the replica ends in order.
 
-    loop, traffic, executions, gauges, storage: the rooms. Those that are called for every frame and op, and the cells,
-    are others for a recorder that records nothing: telemetry.silent.
+    loop, traffic, executions, gauges, storage, memory: the rooms. Those that are called for every frame and op, and the
+    cells, are others for a recorder that records nothing: telemetry.silent.
     """
 
     is_recording = True
@@ -55,6 +56,7 @@ class Recorder:
         self.executions = self.execution_rooms(handles)
         self.gauges = Gauges(handles, replica)
         self.storage = StorageCells(handles)
+        self.memory = Memory(handles)
         self._lines = lines
         note = lines.note if lines is not None else None
         since = now_ns() if opened_at is None else opened_at

@@ -1036,6 +1036,13 @@ PROOFS: dict[str, Proof] = {
     "pipeline_limit": equals(status_of("pipeline", "limit")),
     "client_sessions_limit": equals(lambda step, replica: SESSIONS_MAX),
     "client_connections_limit": equals(lambda step, replica: 4096),
+    "memory_held": both(
+        passes(lambda held: held >= 0, "clients"),
+        passes(lambda held: held > 0, "peers"),
+        passes(lambda held: held > 0, "entries"),
+    ),
+    "objects": both(*(passes(lambda count: count > 0, kind) for kind in labels.OBJECTS)),
+    "memory_blocks": passes(lambda blocks: blocks > 10_000),
     "resident_memory": equals(process_memory, 0.2),
     "open_files": equals(lambda step, replica: len(os.listdir(f"/proc/{step.facts['pids'][replica]}/fd")), 0.5),
     "open_files_limit": equals(lambda step, replica: resource.getrlimit(resource.RLIMIT_NOFILE)[0]),

@@ -16,6 +16,8 @@ OUTCOMES = ("committed", "failed")
 FAILURES = ("view_change", "suffix_dropped")
 COMMIT_STAGES = ("queue", "journal", "replicate", "apply", "reply")
 CRITICAL_STAGES = ("journal", "replicate")
+OWNERS = ("clients", "peers", "entries")
+OBJECTS = ("entries", "headers", "sessions")
 LOOP_PARTS = ("poll", "parse", "protocol", "disk_wait", "send", "other")
 
 

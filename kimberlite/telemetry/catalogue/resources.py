@@ -5,10 +5,13 @@ from __future__ import annotations
 from kimberlite.telemetry.catalogue.labels import (
     BUILD_LABELS,
     CONFIG_LABELS,
+    OBJECTS,
+    OWNERS,
 )
 from kimberlite.telemetry.catalogue.metric import Label, Source, Unit, gauge
 from kimberlite.telemetry.catalogue.scenarios import (
     FIXED,
+    LOAD,
 )
 
 RESOURCES = (
@@ -21,6 +24,32 @@ RESOURCES = (
         Unit.BYTES,
         source=Source.PROCESS,
         essential=True,
+    ),
+    gauge(
+        "memory_held",
+        "Bytes that the replica holds in buffers: of clients' connections (what has arrived, and answers that they "
+        "have not taken), of the other replicas and of entries that wait, or are kept for others.",
+        "Each has a bound; resident_memory that grows while these do not is a leak, or fragmentation.",
+        "load",
+        LOAD,
+        Unit.BYTES,
+        labels=(Label("owner", OWNERS),),
+    ),
+    gauge(
+        "objects",
+        "How many there are in memory of what grows with load: entries of the log, headers of entries, sessions.",
+        "Bounded, each of them. For what all other objects are, see docs/profiling.md.",
+        "load",
+        LOAD,
+        labels=(Label("kind", OBJECTS),),
+    ),
+    gauge(
+        "memory_blocks",
+        "Blocks of memory that the Python interpreter has allocated: each object is one or more.",
+        "Constant under constant load. Growth of objects and of memory_held with it says whose; growth without is a "
+        "leak of small objects.",
+        "load",
+        LOAD,
     ),
     gauge(
         "open_files",

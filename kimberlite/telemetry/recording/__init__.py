@@ -7,6 +7,7 @@
     executions  the state machine, and replies
     gauges      how the replica is, set at a bounded rate
     storage     disk, journal, scrubber
+    memory      what is held, by owner
 
 Thread rules: the thread of the replica's event loop. May import: errors, types, vsr.events, vsr.work, _fast.
 """

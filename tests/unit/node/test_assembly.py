@@ -102,3 +102,26 @@ def test_a_replica_that_records_nothing_serves_nothing_and_works(
             assert node.status()["telemetry"] == {"problem": ""}
 
     asyncio.run(story())
+
+
+def test_what_is_held_in_memory_is_told_by_owner(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "0", telemetry=False)
+
+    def values(node: Node) -> dict[str, object]:
+        node.parts.gauges.look_at_memory()
+        written = node.recorder.region
+        return {series.name: value for series, value in zip(written.series, written.read(), strict=True)}
+
+    async def story() -> None:
+        async with Node(config, tmp_path / "0") as node:
+            assert values(node)['memory_held{owner="clients"}'] == 0
+            async with asyncio.timeout(30), kimberlite.connect(list(config.cluster.addresses)) as log:
+                await log.append([b"x" * 5000])
+                found = values(node)
+                bodies = node.parts.driver.core.state.log.bodies
+                assert found['memory_held{owner="entries"}'] == sum(one.header.size for one in bodies.values()) > 5000
+                assert found['memory_held{owner="clients"}'] >= 5000  # the receive buffer that it came in
+                assert (found['objects{kind="entries"}'], found['objects{kind="sessions"}']) == (len(bodies), 1)
+                assert found["memory_blocks"] > 10_000
+
+    asyncio.run(story())
