@@ -13,8 +13,8 @@ PACKAGE ?= .
 PYTHON ?= $(shell .ci/find-python)
 WORKERS ?= $(shell nproc)
 BIN := $(VENV)/bin
-# A worker that has nothing left takes from another one: the tests of a module share no state that another process sees.
-PYTEST_SHARED = $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
+# A module is run by one worker: some start a cluster for all of their tests.
+PYTEST_SHARED = $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --retries 5 --timeout 60
 
 # Everything that ends up in the package: a change of any of it installs again.

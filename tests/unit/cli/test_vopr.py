@@ -127,6 +127,7 @@ def test_replay_of_a_failing_seed(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == "kimberlite: I1 agreement: two\n"
 
 
+@pytest.mark.slow
 def test_minimize_writes_what_replay_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "small.json"
     with planted("quorum-off-by-one"):
@@ -161,6 +162,7 @@ def test_a_script_with_a_fault_that_can_not_be_is_refused(
     assert said in captured.err and captured.out == ""
 
 
+@pytest.mark.slow
 def test_a_named_plan_is_run_and_replayed(capsys: pytest.CaptureFixture[str]) -> None:
     expected = runs.run(Script(0, 3, name="crowded")).trace_hash
     assert main(["vopr", "replay", "0", "--plan", "crowded", "--requests", "3"]) == 0
@@ -295,6 +297,7 @@ def test_run_cut_short(
     assert (row["seeds"], row["complete"]) == (1, False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("failing")
 @pytest.mark.parametrize(("number", "code"), CUT_SHORT)
 def test_run_goes_on_where_it_was_cut_short(
@@ -335,6 +338,7 @@ def test_a_campaign_that_another_process_goes_on_with(tmp_path: Path, capsys: py
     assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     """A process that can not say good-bye."""
     path = tmp_path / "state"

@@ -314,6 +314,7 @@ def judge(image: dict[str, bytes], known: set[Birth], view: int) -> None:
     assert {superblock.NAME} == {name for name in files.durable if not name.startswith(("journal", "witness"))}
 
 
+@pytest.mark.slow
 def test_every_crash_of_a_conversion_with_one_damaged_copy() -> None:
     count = 0
     for step, known, view in lives(old_data()):

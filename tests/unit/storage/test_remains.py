@@ -151,6 +151,7 @@ def journeys(kit: Any, files: Files, log: list[Message], view: int, groups: Sequ
                 yield f"{text}; {further}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [of_one_log, of_a_cut, of_an_end])
 @pytest.mark.parametrize("groups", [*list(GROUPS)[:-1], pytest.param("three times", marks=pytest.mark.whole)])
 def test_no_row_of_crashes_makes_a_log_doubt_what_it_never_had(kit: Any, made: Any, groups: str) -> None:

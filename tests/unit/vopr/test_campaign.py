@@ -94,6 +94,7 @@ def go_on(progress: Progress, seeds: int, jobs: int = 1) -> Campaign:
     return campaign
 
 
+@pytest.mark.slow
 def test_a_campaign_that_is_killed_again_and_again_ends_as_in_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_state_with_a_hole_is_refused(tmp_path: Path) -> None:
 # One process at a time
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_who_goes_on_with_that_campaign(tmp_path: Path) -> None:
     path = tmp_path / "state"
     with Progress(path, KEY) as first:

@@ -120,7 +120,19 @@ def test_a_seed_that_fails_without_the_bug_as_well_is_not_counted(monkeypatch: p
     assert (found.check, found.seed, found.seeds) == ("I1", 5, 6)
 
 
-@pytest.mark.parametrize("name", QUICK)
+# Those of seconds.
+LESS_QUICK = {
+    "second-source-of-entropy",
+    "in-flight-prepared-twice",
+    "superblock-copies-at-once",
+    "timeout-reported-as-refusal",
+    "segment-let-go-while-written",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LESS_QUICK else name for name in QUICK]
+)
 def test_a_planted_bug_is_found(name: str) -> None:
     found = hunt(name, seeds_max=20)
     assert found.check == QUICK[name], found

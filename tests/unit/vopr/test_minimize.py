@@ -58,13 +58,13 @@ def first_found(requests: int, check: str) -> tuple[Script, Outcome]:
 def test_a_failing_run_becomes_small_and_still_fails_the_same_way() -> None:
     with planted("superblock-copies-at-once"):
         script, found = first_found(20, "E3 recovery")
-        small = minimize(script, runs_max=25)
+        small = minimize(script, runs_max=12)
         again = run(small.script)
     assert found.check == small.outcome.check == again.check == "E3 recovery"
     assert again.trace_hash == small.outcome.trace_hash
     assert small.script.faults is not None
     assert len(small.script.faults) < len(found.faults) == small.before
-    assert small.runs <= 25
+    assert small.runs <= 12
     assert run(small.script).check == "", "without the bug the small run is fine"
 
 
