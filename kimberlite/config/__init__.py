@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -45,6 +46,7 @@ from kimberlite.config.sections import (
     TelemetryConfig,
     TimingConfig,
 )
+from kimberlite.config.sinks import OtlpConfig, StatsdConfig
 from kimberlite.errors import ConfigError, DataMissingError
 from kimberlite.types import HEADER_SIZE, REPLICAS_MAX, ClusterId
 
@@ -55,8 +57,10 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "LimitsConfig",
+    "OtlpConfig",
     "RetentionConfig",
     "ScrubConfig",
+    "StatsdConfig",
     "StorageConfig",
     "TelemetryConfig",
     "TimingConfig",
@@ -82,6 +86,8 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    telemetry_otlp: OtlpConfig = field(default_factory=OtlpConfig)
+    telemetry_statsd: StatsdConfig = field(default_factory=StatsdConfig)
 
     def __post_init__(self) -> None:
         for section_name, section in self.sections():
@@ -91,8 +97,9 @@ class Config:
             rule(self)
 
     def sections(self) -> Iterator[tuple[str, Section]]:
+        """All of them by name: [telemetry.otlp] is telemetry_otlp here."""
         for item in fields(self):
-            yield item.name, getattr(self, item.name)
+            yield item.name.replace("_", "."), getattr(self, item.name)
 
     @property
     def cluster_id(self) -> ClusterId:
@@ -118,6 +125,11 @@ class Config:
     def telemetry_address(self) -> tuple[str, int]:
         """Host and port of /metrics, /livez and /readyz; port 0 stands for any free one."""
         return parse_address(self.telemetry.listen, port_min=0)
+
+    @property
+    def statsd_address(self) -> tuple[str, int] | None:
+        """Host and port of the StatsD server; None when nothing is sent to one."""
+        return parse_address(self.telemetry_statsd.address) if self.telemetry_statsd.address else None
 
     @property
     def peer_addresses(self) -> tuple[tuple[str, int], ...]:
@@ -200,6 +212,29 @@ def _check_telemetry(config: Config) -> None:
             )
 
 
+def _check_sinks(config: Config) -> None:
+    statsd, otlp = config.telemetry_statsd, config.telemetry_otlp
+    try:
+        config.statsd_address  # noqa: B018
+    except ConfigError as error:
+        raise ConfigError(
+            f"telemetry.statsd.address: {error}", key="telemetry.statsd.address", value=statsd.address
+        ) from None
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", statsd.prefix):
+        raise ConfigError(
+            f"telemetry.statsd.prefix is {statsd.prefix!r} but must be 1 to 64 letters, digits, dots, dashes and "
+            "underscores",
+            key="telemetry.statsd.prefix",
+            value=statsd.prefix,
+        )
+    if otlp.endpoint and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", otlp.endpoint):
+        raise ConfigError(
+            f"telemetry.otlp.endpoint is {otlp.endpoint!r} but must be a URL, as http://127.0.0.1:4318",
+            key="telemetry.otlp.endpoint",
+            value=otlp.endpoint,
+        )
+
+
 def _ordered(low_key: str, high_key: str, factor: int = 1, extra: int = 0) -> Callable[[Config], None]:
     """A rule: factor * low_key + extra <= high_key."""
 
@@ -239,6 +274,7 @@ RULES: tuple[Callable[[Config], None], ...] = (
     _check_cluster,
     _check_bind,
     _check_telemetry,
+    _check_sinks,
     _ordered("timing.heartbeat_ms", "timing.suspect_min_ms", factor=2),
     _ordered("timing.suspect_min_ms", "timing.suspect_max_ms"),
     _ordered("timing.vote_resend_ms", "timing.vote_window_ms", factor=2),
@@ -257,16 +293,25 @@ RULES: tuple[Callable[[Config], None], ...] = (
 def from_mapping(document: Mapping[str, object], source: str = "configuration") -> Config:
     """A Config from nested mappings, as a TOML parser gives them. Raises ConfigError."""
     try:
-        _refuse_unknown(document, SECTION_TYPES, "section")
+        _refuse_unknown(document, {name for name in SECTION_TYPES if "." not in name}, "section")
         built: dict[str, Section] = {}
         for name, section_type in SECTION_TYPES.items():
-            values = document.get(name, {})
-            if not isinstance(values, Mapping):
-                raise ConfigError(f"{name} is {values!r} but must be a section: [{name}]", key=name, value=values)
-            built[name] = _section(name, section_type, values)
+            values = _values(document, name)
+            own = {key: value for key, value in values.items() if f"{name}.{key}" not in SECTION_TYPES}
+            built[name.replace(".", "_")] = _section(name, section_type, own)
         return Config(**built)  # type: ignore[arg-type]
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}", **error.details) from None
+
+
+def _values(document: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """What a document has of a section, which may be in another one."""
+    found: object = document
+    for part in name.split("."):
+        found = found.get(part, {}) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{name} is {found!r} but must be a section: [{name}]", key=name, value=found)
+    return found
 
 
 def _section(name: str, section_type: type[Section], values: Mapping[str, object]) -> Section:
@@ -336,14 +381,16 @@ def new_replica(cluster: str, replica: int, addresses: Sequence[str], settings: 
 def apply_override(document: dict[str, object], override: str) -> None:
     """Put `section.key=value` into a document. The value is TOML; a bare word is a string."""
     name, equals, value_text = override.partition("=")
-    section, dot, key = name.strip().partition(".")
+    section, dot, key = name.strip().rpartition(".")
     if not (equals and dot and section and key):
         raise ConfigError(f"{override!r} is not section.key=value", value=override)
     try:
         value = tomllib.loads(f"value = {value_text}")["value"]
     except tomllib.TOMLDecodeError:
         value = value_text.strip()
-    values = document.setdefault(section, {})
+    values: object = document
+    for part in section.split("."):
+        values = values.setdefault(part, {}) if isinstance(values, dict) else None
     if isinstance(values, dict):
         values[key] = value
 

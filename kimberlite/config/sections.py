@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kimberlite.config.addresses import PORT_MAX
 from kimberlite.config.knobs import knob, required
+from kimberlite.config.sinks import OtlpConfig, StatsdConfig
 from kimberlite.types import REPLICAS_MAX
 
 KIB = 1 << 10
@@ -524,6 +525,8 @@ Section = (
     | CheckpointConfig
     | RetentionConfig
     | TelemetryConfig
+    | OtlpConfig
+    | StatsdConfig
 )
 SECTION_TYPES: Mapping[str, type[Section]] = {
     "cluster": ClusterConfig,
@@ -534,4 +537,6 @@ SECTION_TYPES: Mapping[str, type[Section]] = {
     "checkpoint": CheckpointConfig,
     "retention": RetentionConfig,
     "telemetry": TelemetryConfig,
+    "telemetry.otlp": OtlpConfig,
+    "telemetry.statsd": StatsdConfig,
 }

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 from kimberlite import __version__, process
 from kimberlite._fast import checksum
 from kimberlite._fast.metrics import Region
 from kimberlite.config import Config
-from kimberlite.errors import KimberliteError
+from kimberlite.errors import ConfigError, KimberliteError
 from kimberlite.node.measured import MeasuredDisk
 from kimberlite.node.settings import core_config
 from kimberlite.storage.store import Store
@@ -52,10 +53,12 @@ class Metrics:
 
 
 async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, store: Store, opened_at: int) -> Metrics:
-    """The recorder and, when metrics are served, the process, which is not started yet. Raises AddressInUseError.
+    """The recorder and, when metrics are served, the process, which is not started yet. Raises AddressInUseError,
+    ConfigError when the package of a sink is not installed.
 
     Memory that is not to be had costs the metrics, not the replica.
     """
+    check_extras(config)
     replica = config.cluster.replica
     if not config.telemetry.record:
         silent = SilentRecorder(replica, config.replica_count, EventLines(replica))
@@ -79,13 +82,42 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
     names = [str(path) for path in region.paths(directory)]
     try:
         listener = await listen(host, port, TAKEOVER_S if takes_over else 0.0, names)
-        served = TelemetryProcess(str(memory.path), descriptor, listener, config.telemetry.units)
+        served = TelemetryProcess(str(memory.path), descriptor, listener, config.telemetry.units, sinks(config))
     except BaseException:
         await Metrics(recorder, None, problem, descriptor).close()
         raise
     if port == 0:
         process.say(f"telemetry at http://{served.address}\n")
     return Metrics(recorder, served, problem, descriptor)
+
+
+def sinks(config: Config) -> dict[str, dict[str, object]]:
+    """Where metrics are sent, as telemetry.sinks wants it."""
+    chosen: dict[str, dict[str, object]] = {}
+    if config.telemetry_otlp.endpoint:
+        chosen["otlp"] = asdict(config.telemetry_otlp)
+    if config.statsd_address is not None:
+        host, port = config.statsd_address
+        chosen["statsd"] = {**asdict(config.telemetry_statsd), "host": host, "port": port}
+    return chosen
+
+
+def check_extras(config: Config) -> None:
+    """Raise ConfigError when metrics are to be sent by a package that is not installed. Nothing of it is imported: it
+    is the telemetry process's."""
+    otlp = config.telemetry_otlp
+    if not otlp.endpoint:
+        return
+    package = f"opentelemetry-exporter-otlp-proto-{otlp.protocol}"
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        extra = "otel" if otlp.protocol == "http" else "otel-grpc"
+        raise ConfigError(
+            f"telemetry.otlp.endpoint is set, but {package} is not installed: pip install 'kimberlite-vsr[{extra}]'",
+            key="telemetry.otlp.endpoint",
+            value=otlp.endpoint,
+        ) from None
 
 
 def info(config: Config, disk: MeasuredDisk, store: Store) -> dict[str, object]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from kimberlite.errors import AddressInUseError, NetworkError
 from kimberlite.telemetry.region import PROCESSES
+from kimberlite.telemetry.sinks import Settings
 
 TAKEOVER_S = 5.0  # how long to wait for the telemetry of a crashed predecessor to yield the address
 YIELD_S = 1.0  # how much of it the predecessor gets to yield by itself
@@ -119,13 +121,15 @@ async def _bind(host: str, port: int) -> socket.socket:
 class TelemetryProcess:
     """Starts and supervises the process that serves a region on `listener`, which it owns from here on.
 
-    name: the region's file. descriptor: of that file; the caller's, open for as long as this is used."""
+    name: the region's file. descriptor: of that file; the caller's, open for as long as this is used. sinks: where
+    metrics are sent; see telemetry.sinks."""
 
-    def __init__(self, name: str, descriptor: int, listener: socket.socket, units: str) -> None:
+    def __init__(self, name: str, descriptor: int, listener: socket.socket, units: str, sinks: Settings) -> None:
         self._name = name
         self._descriptor = descriptor
         self._listener = listener
         self._units = units
+        self._sinks = json.dumps(sinks)
         self._loop = asyncio.get_running_loop()
         # The process sees end of file here when this one is gone, however it goes.
         self._pipe_read, self._pipe_write = os.pipe()
@@ -156,7 +160,8 @@ class TelemetryProcess:
                     # -P: the working directory must not decide which kimberlite is run.
                     *(sys.executable, "-P", "-m", MODULE, "--name", self._name),
                     *("--region", str(descriptors[2]), "--units", self._units),
-                    *("--listener", str(descriptors[0]), "--parent", str(descriptors[1])),
+                    *("--listener", str(descriptors[0]), "--parent", str(descriptors[1]), "--sinks", self._sinks),
+                    *(("--first",) if self.restarts == 0 else ()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -329,3 +329,44 @@ def test_parse_cluster_id() -> None:
     for wrong in ("", "00" * 16, "5f" * 15, "5f" * 17, "zz" * 16):
         with pytest.raises(ConfigError):
             parse_cluster_id(wrong)
+
+
+# Sections inside of another one
+
+
+def test_where_metrics_are_sent() -> None:
+    document = {
+        "cluster": {"id": "ab" * 16, "replica": 0, "addresses": ["127.0.0.1:7100"]},
+        "telemetry": {
+            "units": "base",
+            "otlp": {"endpoint": "http://collector:4318", "interval_s": 30},
+            "statsd": {"address": "[::1]:8125", "dialect": "dogstatsd"},
+        },
+    }
+    config = from_mapping(document)
+    assert (config.telemetry.units, config.telemetry_otlp.interval_s) == ("base", 30)
+    assert config.statsd_address == ("::1", 8125)
+    text = config.to_toml()
+    assert "[telemetry.otlp]" in text and parse(text) == config
+    changed = parse(text, overrides=("telemetry.otlp.temporality=delta", "telemetry.statsd.prefix=a.b"))
+    assert (changed.telemetry_otlp.temporality, changed.telemetry_statsd.prefix) == ("delta", "a.b")
+    assert changed.telemetry_otlp.endpoint == config.telemetry_otlp.endpoint
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("telemetry.otlp.endpoint=collector:4318", "must be a URL"),
+        ("telemetry.otlp.endpiont=x", "did you mean telemetry.otlp.endpoint"),
+        ("telemetry.otpl.endpoint=x", "unknown key telemetry.otpl"),
+        ("telemetry.otlp=1", "telemetry.otlp is 1 but must be a section"),
+        ("telemetry.statsd.address=nowhere", "telemetry.statsd.address: "),
+        ("telemetry.statsd.prefix=a:b", "letters, digits, dots"),
+        ("telemetry.statsd.dialect=graphite", "one of statsd, dogstatsd"),
+        ("telemetry.otlp.interval_s=0", "from 1 to 3600"),
+    ],
+)
+def test_where_metrics_can_not_be_sent(override: str, message: str) -> None:
+    text = f'[cluster]\nid = "{"ab" * 16}"\nreplica = 0\naddresses = ["127.0.0.1:7100"]\n'
+    with pytest.raises(ConfigError, match=message):
+        parse(text, overrides=(override,))
