@@ -78,11 +78,19 @@ def signal_all(processes: list[int], number: int) -> None:
 # Ours
 
 
-async def ours(stack: AsyncExitStack, directory: Path, concurrency: int, *settings: str) -> System:
-    cluster = stack.enter_context(LocalCluster(directory, 3, telemetry=False, settings=(*PATIENT, *settings)))
+async def cluster_of(stack: AsyncExitStack, directory: Path, *settings: str, telemetry: bool = False) -> LocalCluster:
+    cluster = stack.enter_context(LocalCluster(directory, 3, telemetry=telemetry, settings=(*PATIENT, *settings)))
     cluster.prepare()
     cluster.start_all()
     await asyncio.to_thread(cluster.wait_ready)
+    return cluster
+
+
+async def ours(stack: AsyncExitStack, directory: Path, concurrency: int, *settings: str) -> System:
+    return await system_of(stack, await cluster_of(stack, directory, *settings), concurrency)
+
+
+async def system_of(stack: AsyncExitStack, cluster: LocalCluster, concurrency: int) -> System:
     processes = [replica.process.pid for replica in cluster.replicas if replica.process is not None]
     stack.callback(signal_all, processes, signal.SIGCONT)
     log = await stack.enter_async_context(kimberlite.connect(list(cluster.addresses)))
