@@ -239,7 +239,15 @@ TABLE: dict[tuple[Party, Command], Frame] = {
             "session": Field("number of the session; 0: it registers", Bound(OP_MAX)),
             "request": Field("1 more than the last; 0: it registers", Bound(REQUEST_MAX)),
             "count": Field("events in the body"),
-            "latency_us": Field("microseconds that the client saw for its last request", Bound(LATENCY_US_MAX)),
+            "latency_us": Field(
+                "microseconds that the client saw for its last append; 0: it tells of none, or of more",
+                Bound(LATENCY_US_MAX),
+            ),
+            # Of kimberlite.told: no number of it is more than a listener adds to a metric, bounded there.
+            "flags": Field("1: the client tells of more than one append, or of those that failed"),
+            "parent": Field("of its appends since: four pairs of u16, a latency and how many took that long"),
+            "context": Field("four more of them"),
+            "timestamp": Field("of its appends since: how many failed, a byte for each types.ClientFailure"),
         },
         "an event batch",
     ),

@@ -171,6 +171,18 @@ class Ended(StrEnum):
     MEMORY = "memory"
 
 
+class ClientFailure(IntEnum):
+    """How an append failed, as its client saw it: the place of its count in a REQUEST (kimberlite.told)."""
+
+    UNKNOWN = 0  # it may or may not be in the log
+    UNAVAILABLE = 1  # no replica took it in time
+    BUSY = 2
+    NO_SPACE = 3
+    EVICTED = 4  # the session, again and again
+    TOO_LARGE = 5
+    REJECTED = 6  # for another reason
+
+
 class Access(StrEnum):
     """What was done with the data directory."""
 

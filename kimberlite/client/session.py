@@ -20,7 +20,8 @@ has not left yet.
 
 Inputs: append_batch, cancel, step, tick, connected, disconnected, close. Outputs: take_output, next_deadline.
 Times are monotonic nanoseconds handed in. The seed gives the jitter; there is no other randomness.
-May import: errors, types, _fast, client.routing.
+What became of appends is told to the cluster with the next request: see kimberlite.told.
+May import: errors, types, told, _fast, client.obstacles, client.routing.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from random import Random
 from typing import NamedTuple
 
 from kimberlite._fast import events as event_batches
+from kimberlite.client.obstacles import in_the_way
 from kimberlite.client.routing import Routing
 from kimberlite.errors import (
     BusyError,
     EventTooLargeError,
     KimberliteError,
-    NoSpaceError,
     OutcomeUnknownError,
     RejectedError,
-    SessionEvictedError,
     UnavailableError,
     UsageError,
 )
+from kimberlite.told import Telling
 from kimberlite.types import (
     FLAG_PREPARED,
     Bytes,
@@ -82,6 +83,7 @@ class Append:
     count: int
     deadline: int | None
     alone: bool = False  # travels in a request of its own
+    called_at: int = 0
 
     def keep_place(self) -> None:
         """It has its outcome; the positions of those behind it are still counted on from it."""
@@ -155,7 +157,7 @@ class Session:
         self._retry_at: int | None = None
         self._expires_at: int | None = None
         self._round_trip = 0
-        self._latency_us = 0
+        self._telling = Telling()
         self._sends: list[tuple[int, Message]] = []
         self._done: list[Outcome] = []
 
@@ -174,6 +176,7 @@ class Session:
         """Append a batch body that was built already (kimberlite.events.build). alone: in a request of its own."""
         size = len(body)
         if size > self._request_bytes_max or count > self._events_max:
+            self._telling.failed(EventTooLargeError)
             raise EventTooLargeError(
                 f"an append of {count} events and {size} bytes is above the limit of "
                 f"{self._events_max} events and {self._request_bytes_max} bytes for one request; split it",
@@ -182,13 +185,14 @@ class Session:
                 limit=self._request_bytes_max,
             )
         if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + size > WAITING_BYTES_MAX:
+            self._telling.failed(BusyError)
             raise BusyError(
                 f"{len(self._waiting)} appends ({self._waiting_bytes} bytes) wait already; wait for some of them",
                 waiting=len(self._waiting),
             )
         handle = self._next_handle
         self._next_handle += 1
-        self._waiting[handle] = Append(handle, body, count, deadline, alone)
+        self._waiting[handle] = Append(handle, body, count, deadline, alone, now)
         self._waiting_bytes += size
         self._waiting_events += count
         self._waiting_alone += alone
@@ -332,7 +336,7 @@ class Session:
             request=self._request_number,
             operation=Operation.APPLY,
             count=count,
-            latency_us=self._latency_us,
+            **self._telling.fields(),
         )
         return Message(header, body), appends
 
@@ -414,13 +418,13 @@ class Session:
         self._retry_at = None
         if request.first_sent_at is not None:
             sample = now - request.sent_at
-            self._latency_us = min((now - request.first_sent_at) // 1000, 0xFFFFFFFF)
             self._round_trip = sample if not self._round_trip else self._round_trip + (sample - self._round_trip) // 8
         if header.operation == Operation.REGISTER:
             self.number = header.session
             self._request_number = 0
         else:
             self._evictions = 0
+            self._telling.answered([append.called_at for append in request.appends if append.handle != EXPIRED], now)
         position = header.position
         answer = bytes(message.body)
         done, new = self._done, tuple.__new__  # what Outcome(...) does, without a call into Python for each
@@ -480,8 +484,8 @@ class Session:
             # It lets nobody in: asking again at once would be answered the same.
             self._fail(self._take_waiting(), error)
         elif request.is_surely_refused:
+            self._free_number()
             self._fail(request.appends, error)
-            self._request_number -= 1  # it was not executed: its number is free
         else:
             # An earlier copy may have been executed elsewhere. Its number must not name other events: they
             # would be answered as its duplicate. So the session ends here.
@@ -497,7 +501,7 @@ class Session:
     def _too_large(self, request: Request) -> None:
         """The cluster's limits are lower than ours. Which of the appends is above them shows when each
         travels by itself."""
-        self._request_number -= 1  # it was not executed: its number is free
+        self._free_number()
         appends = [append for append in request.appends if append.handle != EXPIRED]
         if len(request.appends) > 1:
             for append in appends:
@@ -555,6 +559,7 @@ class Session:
             if append.handle != EXPIRED:
                 # Each its own: an error that is raised keeps where, and that adds up.
                 own = type(error)(str(error), **error.details)
+                self._telling.failed(type(error))
                 self._done.append(Outcome(append.handle, events=append.count, error=own))
 
     # Deadlines
@@ -592,43 +597,22 @@ class Session:
         reason = int(Reason.NONE)
         if request is not None and (request.is_surely_refused or not request.appends):
             reason = request.reason
-        if self._evictions and reason == Reason.NONE:
-            reason = Reason.NO_SESSION
-        if reason == Reason.DISK_FULL:
-            return NoSpaceError(
-                "the cluster refused the append until its deadline, because the disks of too many replicas are full: "
-                "nothing was appended; make room, or have the log trimmed, see `kimberlite status`",
-                reason=reason,
-            )
-        if reason == Reason.NO_SESSION:
-            return SessionEvictedError(
-                f"the session of this client was evicted {self._evictions} times until the deadline: nothing was "
-                "appended; more clients append at a time than limits.sessions_max allows",
-                reason=reason,
-            )
-        if reason in (Reason.BUSY_QUEUE, Reason.BUSY_PIPELINE):
-            return BusyError(
-                "the primary was busy until the deadline: nothing was appended; send less at a time, or wait longer",
-                reason=reason,
-            )
-        if not self.routing.connected:
-            return UnavailableError(
-                "no replica could be reached before the deadline: nothing was sent; check the addresses and that the "
-                "replicas are running"
-            )
-        return UnavailableError(
-            "no replica took the append before its deadline: nothing was appended; check that a quorum is running"
-        )
+        return in_the_way(reason, self._evictions, bool(self.routing.connected))
 
     def _take_back(self, request: Request, now: int) -> None:
         """A request that is certainly not in the log, nor on its way there, is taken apart again: its number is
         free, and what is not cancelled goes on waiting."""
         self._put_back(append for append in request.appends if append.handle not in self._cancelled)
         if request.message.header.operation == Operation.APPLY:
-            self._request_number -= 1
+            self._free_number()
         self._request = None
         self._cancelled.clear()
         self._retry_at = now + BACK_OFF_NS
+
+    def _free_number(self) -> None:
+        """The request in flight was not executed: its number names the next one, and what it told was not heard."""
+        self._request_number -= 1
+        self._telling.refused()
 
     def _put_back(self, appends: Iterable[Append]) -> None:
         """To the head of those that wait."""

@@ -68,6 +68,9 @@ class Counters(Protocol):
     def connection_ended(self, reason: Ended) -> None:
         """A client was sent away."""
 
+    def client_told(self, request: Header) -> None:
+        """A request was answered that tells of appends before it: kimberlite.told."""
+
 
 class NullCounters:
     """Counts nothing: clients, tests."""
@@ -94,6 +97,9 @@ class NullCounters:
         return None
 
     def connection_ended(self, reason: Ended) -> None:
+        return None
+
+    def client_told(self, request: Header) -> None:
         return None
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kimberlite.net.transport import FrameConnection, Memory
-from kimberlite.types import ClientId, Ended, Header, Reason
+from kimberlite.types import ZERO16, Checksum, ClientId, Ended, Header, Reason
 
 LOOK_S = 1.0
 WAIT_S = 1.0  # in the waiting room
@@ -47,6 +47,8 @@ class Client:
             "is_waiting",
             "is_regular",
             "appends",
+            "tells",
+            "counted",
             "owed",
             "has_turn",
             "seen",
@@ -68,6 +70,8 @@ class Client:
         self.is_waiting = False  # in the waiting room
         self.is_regular = False  # greeted, and not there
         self.appends = False  # it has sent a request
+        self.tells: Header | None = None  # a request that tells of appends, and is not answered: kimberlite.told
+        self.counted: Checksum = ZERO16  # of the last such request that was: answered once more, it tells nothing
         self.owed = 0  # see node.turns
         self.has_turn = False
         self.seen = -1  # bytes received when it was last looked at

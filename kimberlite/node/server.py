@@ -8,7 +8,7 @@ they come or its time is over: one for each connection.
 Whoever has many wants does not make others wait: reads, the status and refusals have their turns (node.turns),
 connections their bounds (node.connections). Nothing more of a connection is handled once it is closed.
 
-May import: errors, types, _fast, net, node.connections, node.reader, node.turns.
+May import: errors, types, told, _fast, net, node.connections, node.reader, node.turns.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from kimberlite.net.transport import CHUNK_BYTES_FIRST, Counters, FrameConnectio
 from kimberlite.node.connections import Bounds, Client, Connections
 from kimberlite.node.reader import LogReader
 from kimberlite.node.turns import BYTE_NS, LATER_NS, READ_NS, REFUSAL_NS, REFUSALS_PER_TURN, STATUS_NS, Turns
+from kimberlite.told import TELLS
 from kimberlite.types import (
     NO_REPLICA,
     ZERO16,
@@ -161,7 +162,16 @@ class ClientServer:
         else:
             if message.header.command == Command.REJECT:
                 route[-1].owed += LATER_NS if message.header.reason in NO_FAULT else REFUSAL_NS
+            elif route[-1].tells is not None:
+                self._hear(route[-1], message)
             connection.send(message)
+
+    def _hear(self, client: Client, answer: Message) -> None:
+        """What a client told with a request counts once, when that is answered: who refuses it has not heard it."""
+        told = client.tells
+        if told is not None and told.checksum == answer.header.context:
+            client.tells, client.counted = None, told.checksum
+            self._counters.client_told(told)
 
     def tell_view(self) -> None:
         """Another view has begun: whoever appends need not find out whom to ask now."""
@@ -268,6 +278,8 @@ class ClientServer:
                     if route is None or route[-1] is not client:
                         self._clients.use(header.client, client)
                     client.appends = True
+                    if header.flags & TELLS and header.checksum != client.counted:
+                        client.tells = header
                     requests.append(Message(header, body))
                     continue
                 self._reject(client, header, reason)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-PARTS = {"behind", "grey", "lab", "run"}  # scripts here that are no cases
+PARTS = {"behind", "grey", "lab", "run", "truth"}  # scripts here that are no cases
 GRACE_SECONDS = 20.0  # to end what a case has started
 
 

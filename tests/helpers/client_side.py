@@ -13,7 +13,7 @@ from kimberlite.errors import CorruptEntryError, PositionError
 from kimberlite.net import CLIENT_VERSION
 from kimberlite.net.transport import NullCounters
 from kimberlite.node.server import ClientServer
-from kimberlite.types import HEADER_SIZE, Command, Dropped, Ended, Message, Reason
+from kimberlite.types import HEADER_SIZE, Command, Dropped, Ended, Header, Message, Reason
 
 CLUSTER = b"s" * 16
 MEMBERS = ["h0:7100", "h1:7100", "h2:7100"]
@@ -47,12 +47,16 @@ class Counted(NullCounters):
     def __init__(self) -> None:
         self.dropped: list[Dropped] = []
         self.ended: list[Ended] = []
+        self.told: list[Header] = []
 
     def message_dropped(self, reason: Dropped) -> None:
         self.dropped.append(reason)
 
     def connection_ended(self, reason: Ended) -> None:
         self.ended.append(reason)
+
+    def client_told(self, request: Header) -> None:
+        self.told.append(request)
 
 
 class Node:

@@ -42,6 +42,7 @@ from kimberlite.net.peers import HELLO_SECONDS
 from kimberlite.storage.journal import journal_name
 from kimberlite.telemetry import catalogue, region
 from kimberlite.telemetry.catalogue import Metric, Role, labels, scenarios
+from kimberlite.told import FAILURES, Telling
 from kimberlite.types import Command, Operation
 
 REPLICAS = 3
@@ -123,11 +124,10 @@ class RawClient:
         self.session = answer.session
         return answer
 
-    def request(self, number: int, event: bytes = b"event") -> bytes:
+    def request(self, number: int, event: bytes = b"event", **told: Any) -> bytes:
         body = events.build([event])
-        return self.frame(
-            Command.REQUEST, body, operation=Operation.APPLY, session=self.session, request=number, count=1
-        )
+        fields = {"operation": Operation.APPLY, "session": self.session, "request": number, "count": 1, **told}
+        return self.frame(Command.REQUEST, body, **fields)
 
 
 @dataclass
@@ -298,6 +298,12 @@ class Player:
         first = clients[-1].request(1)
         assert clients[-1].ask(first).command == Command.REPLY
         assert clients[-1].ask(first).command == Command.REPLY  # the same again
+        telling = Telling()
+        for error in FAILURES:
+            telling.failed(error)
+        second = clients[-1].request(2, **telling.fields())
+        for _ in range(2):  # what is told once more is heard once
+            assert clients[-1].ask(second).command == Command.REPLY
         for replica in range(REPLICAS):
             client = self.client(replica)
             assert client.ask(client.request(1)).command == Command.REJECT  # no session, or not the primary
@@ -923,12 +929,22 @@ def process_memory(step: Step, replica: int) -> float:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def clients_tell_of_all_but_the_last(step: Step, metric: Metric) -> None:
+    """The load is one client, that appends one batch after another."""
+    assert step.change(step.primary, series(metric, ())) == LOAD_APPENDS - 1
+
+
+def each_failure_is_heard_once(step: Step, metric: Metric) -> None:
+    for outcome in labels.CLIENT_FAILURE.values:
+        assert step.change(step.primary, series(metric, (outcome,))) == 1, outcome
+
+
 positive = lambda value: value > 0  # noqa: E731
 
 PROOFS: dict[str, Proof] = {
     "prepare_latency": rises(),
     "commit_latency": rises(),
-    "client_latency": rises(),
+    "client_latency": clients_tell_of_all_but_the_last,
     "request_latency": rises(),
     "recovery_latency": passes(lambda count: count == 1),
     "journal_write_latency": rises(),
@@ -983,6 +999,7 @@ PROOFS: dict[str, Proof] = {
     "client_connections_ended": rises(("slow_frame",)),
     "messages_dropped": rises(("malformed",)),
     "duplicate_requests": rises(),
+    "client_failures": each_failure_is_heard_once,
     "identity_conflicts": rises(on=lambda step: step.backups[:1]),
     "client_sessions_evicted": rises(),
     "requests_rejected": both(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kimberlite.telemetry.catalogue.labels import (
     ACCESS,
+    CLIENT_FAILURE,
     CRITICAL_STAGES,
     DIRECTION,
     DROP_REASON,
@@ -198,6 +199,21 @@ COUNTERS = (
         "Follows client retries, so that it rises with failovers and loss.",
         "DUPLICATE",
         REFUSALS,
+        role=Role.PRIMARY,
+    ),
+    counter(
+        "client_failures",
+        "Appends that failed, as their clients saw it and told with a later request that was answered: unknown (it may "
+        "or may not be in the log), unavailable (no replica took it in time), busy, no_space, evicted (its session, "
+        "again and again), too_large, rejected (for another reason). What a client saw before it went away for good "
+        "is not in it.",
+        "Errors as users see them, those included that no replica saw. unknown and unavailable rise with failovers "
+        "that took longer than the clients' timeout; busy is overload. Against the count of client_latency: the part "
+        "of appends that fail.",
+        "the next request of a client",
+        REFUSALS,
+        labels=(CLIENT_FAILURE,),
+        essential=True,
         role=Role.PRIMARY,
     ),
     counter(

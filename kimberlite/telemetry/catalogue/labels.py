@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 from kimberlite.telemetry.catalogue.metric import Label
-from kimberlite.types import Access, Command, Dropped, Ended, Reason, Status
+from kimberlite.types import Access, ClientFailure, Command, Dropped, Ended, Reason, Status
 from kimberlite.vsr.events import DropReason
 from kimberlite.vsr.work import CannotCommit
 
@@ -36,6 +36,7 @@ DROP_REASON = enum_label("reason", DropReason, Dropped)
 REJECT_REASON = Label("reason", tuple(label_value(reason) for reason in Reason if reason is not Reason.NONE))
 CANNOT_COMMIT = enum_label("reason", CannotCommit)
 ENDED = enum_label("reason", Ended)
+CLIENT_FAILURE = enum_label("outcome", ClientFailure)
 DIRECTION = Label("direction", ("received", "sent"))
 ACCESS = enum_label("operation", Access)
 PEER = Label("peer", replicas=True)

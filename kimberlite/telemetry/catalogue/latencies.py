@@ -46,10 +46,11 @@ LATENCIES = (
     histogram(
         "client_latency",
         CLIENT,
-        "What clients saw for an append, from the first sending to the reply, as told with their next request.",
+        "What clients saw for each append that was answered, from the call to its answer, waits in the client and "
+        "retries included, as told with their next request.",
         "The only latency that holds everything, failovers and retries too; the service level objectives are about it. "
-        "A client's last request before it goes away is not in it.",
-        "REPLIED, from the latency_us of the request",
+        "The last appends of a client that goes away are not in it.",
+        "the next request of a client",
         LOAD,
         essential=True,
         role=Role.PRIMARY,

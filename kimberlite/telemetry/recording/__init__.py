@@ -9,5 +9,5 @@
     storage     disk, journal, scrubber
     memory      what is held, by owner
 
-Thread rules: the thread of the replica's event loop. May import: errors, types, vsr.events, vsr.work, _fast.
+Thread rules: the thread of the replica's event loop. May import: errors, types, told, vsr.events, vsr.work, _fast.
 """

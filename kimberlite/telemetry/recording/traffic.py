@@ -1,4 +1,4 @@
-"""Frames and connections: what net.transport.Counters asks for."""
+"""Frames, connections, and what clients tell with their requests: what net.transport.Counters asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from kimberlite.telemetry.recording.handles import Handles
 from kimberlite.telemetry.recording.loop import PARSE, Loop
-from kimberlite.types import Command, Dropped, Ended, FrameReason, Header, Reason
+from kimberlite.told import failures_of, latencies_of
+from kimberlite.types import ClientFailure, Command, Dropped, Ended, FrameReason, Header, Reason
 
 CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKSUM)
 
@@ -24,6 +25,8 @@ class Traffic:
         self._dropped = handles.by_member("messages_dropped", Dropped)
         self._rejected = handles.by_member("requests_rejected", (reason for reason in Reason if reason))
         self._ended = handles.by_member("client_connections_ended", Ended)
+        self._client_latency = handles.histogram("client_latency").record_many
+        self._client_failed = handles.by_member("client_failures", ClientFailure)
         self._bad_frame = handles.counter("checksum_failures", "network").add
 
     def receiving(self) -> None:
@@ -53,3 +56,10 @@ class Traffic:
 
     def connection_ended(self, reason: Ended) -> None:
         self._ended[reason].add()
+
+    def client_told(self, request: Header) -> None:
+        """Of more than one append; what is told of a single one comes with REPLIED."""
+        for latency, count in latencies_of(request):
+            self._client_latency([latency] * count)
+        for outcome, count in failures_of(request):
+            self._client_failed[outcome].add(count)

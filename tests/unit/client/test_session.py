@@ -23,7 +23,8 @@ from kimberlite.errors import (
     UnavailableError,
     UsageError,
 )
-from kimberlite.types import FLAG_PREPARED, Command, Message, Operation, Reason
+from kimberlite.told import TELLS, failures_of, latencies_of
+from kimberlite.types import FLAG_PREPARED, ClientFailure, Command, Message, Operation, Reason
 
 CLUSTER = b"k" * 16
 CLIENT = b"c" * 16
@@ -860,6 +861,68 @@ def test_the_latency_that_was_observed_rides_on_the_next_request() -> None:
     session.step(reply(request), 12 * MS)
     session.take_output()
     assert begin(session, now=13 * MS)[1].header.latency_us == 2000
+
+
+def test_the_latency_of_an_append_begins_with_the_call() -> None:
+    """Before, it began when the request first left, and the first one told the latency of the registration."""
+    session = make(connected=())
+    session.append([b"x"], 0)
+    session.connected(0, 100 * MS)
+    _, register = only(session)
+    session.step(reply(register, session=11), 150 * MS)
+    _, request = only(session)
+    assert request.header.latency_us == 0, "a registration is no append"
+    session.step(reject(request, Reason.BUSY_QUEUE, count=20), 160 * MS)
+    session.tick(200 * MS)
+    ((_, again),) = sent(session)
+    session.step(reply(again), 210 * MS)
+    session.take_output()
+    assert begin(session, now=300 * MS)[1].header.latency_us == 210_000
+
+
+def test_each_append_of_a_request_is_told() -> None:
+    session = registered()
+    _, request = begin(session, now=10 * MS)
+    for number in range(3):
+        session.append([b"waits"], (11 + number) * MS)
+    session.step(reply(request), 20 * MS)
+    ((_, following),), _ = session.take_output()
+    assert following.header.latency_us == 10_000
+    session.step(reply(following), 30 * MS)
+    session.take_output()
+    told = begin(session, now=31 * MS)[1].header
+    assert told.flags & TELLS
+    assert {(round(latency / MS), count) for latency, count in latencies_of(told)} == {(17, 1), (18, 1), (19, 1)}
+
+
+def test_failures_are_told_with_the_next_request() -> None:
+    session = make(connected=())
+    session.append([b"x"], 0, 10 * MS)
+    session.tick(10 * MS)
+    (failed,) = outcomes(session)
+    assert isinstance(failed.error, UnavailableError)
+    session.connected(0, 20 * MS)
+    session.append([b"y"], 20 * MS)
+    session.flush(20 * MS)
+    _, register = only(session)
+    session.step(reply(register, session=11), 30 * MS)
+    assert dict(failures_of(only(session)[1].header)) == {ClientFailure.UNAVAILABLE: 1}
+
+
+def test_what_a_refused_request_told_is_told_again() -> None:
+    session = registered()
+    _, request = begin(session, now=10 * MS, deadline=5000 * MS)
+    session.step(reply(request), 12 * MS)
+    session.take_output()
+    _, second = begin(session, now=13 * MS, deadline=60 * MS)
+    assert second.header.latency_us == 2000
+    session.step(reject(second, Reason.DISK_FULL), 14 * MS)
+    session.tick(60 * MS)
+    (failed,) = outcomes(session)
+    assert isinstance(failed.error, NoSpaceError)
+    _, third = begin(session, now=70 * MS)
+    assert [(round(latency / MS), count) for latency, count in latencies_of(third.header)] == [(2, 1)]
+    assert dict(failures_of(third.header)) == {ClientFailure.NO_SPACE: 1}
 
 
 def test_the_same_inputs_give_the_same_outputs() -> None:

@@ -21,6 +21,7 @@ from kimberlite.net import CLIENT_VERSION, READ_END, READ_TIMES, READ_WAIT, time
 from kimberlite.net.peers import HELLO_BYTES_MAX
 from kimberlite.node import server as server_module
 from kimberlite.node.connections import Bounds
+from kimberlite.told import TELLS
 from kimberlite.types import HEADER_SIZE, ZERO16, Command, Message, Operation, Reason
 
 HOUR_NS = 3_600_000_000_000
@@ -321,6 +322,34 @@ def test_a_client_does_not_speak_for_a_replica(command: Command) -> None:
         client = await connect(node)
         client.send(command)
         await client.rejected(Reason.MALFORMED)
+
+    run(test)
+
+
+def test_what_a_client_tells_counts_once_and_when_it_is_answered() -> None:
+    async def test(node: Node) -> None:
+        client = await connect(node)
+        fields = {"operation": Operation.APPLY, "session": 5, "request": 1, "count": 1, "flags": TELLS}
+        sent = client.send(Command.REQUEST, batch(b"event"), **fields)
+        await until(lambda: len(node.requests) == 1)
+
+        async def answer(command: Command, about: bytes) -> None:
+            header = make_header(
+                cluster=CLUSTER, command=command, replica=1, view=4, client=client.identity, context=about
+            )
+            node.server.send_client(client.identity, Message(header))
+            assert (await client.answer()).header.command == command
+
+        await answer(Command.REJECT, sent)
+        assert not node.counters.told, "who refuses it has not heard it"
+        await answer(Command.REPLY, b"o" * 16)
+        assert not node.counters.told, "another request was answered"
+        await answer(Command.REPLY, sent)
+        assert [bytes(header.checksum) for header in node.counters.told] == [sent]
+        client.send(Command.REQUEST, batch(b"event"), **fields)
+        await until(lambda: len(node.requests) == 2)
+        await answer(Command.REPLY, sent)
+        assert len(node.counters.told) == 1
 
     run(test)
 

@@ -14,7 +14,7 @@ import pytest
 
 from kimberlite._fast import framing
 from kimberlite._fast.metrics import HistogramValue, Region, now_ns
-from kimberlite.errors import InvariantError
+from kimberlite.errors import InvariantError, OutcomeUnknownError
 from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import labels
@@ -22,6 +22,7 @@ from kimberlite.telemetry.log import EventLines
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.loop import DISK_WAIT, PARSE, POLL
 from kimberlite.telemetry.recording.storage import StorageSample
+from kimberlite.told import Telling
 from kimberlite.types import Access, Command, Dropped, Ended, FrameReason, Reason, Status
 from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
 from kimberlite.vsr.work import Bounded, CannotCommit, DiskSnapshot, PeerSnapshot, Queues, Snapshot
@@ -252,6 +253,14 @@ def test_the_network(recorder: Recorder) -> None:
         'network{direction="received"}': 518,
         'network{direction="sent"}': 256,
     }
+
+
+def test_what_clients_tell(recorder: Recorder) -> None:
+    telling = Telling()
+    telling.answered([0, 0, 900_000], 2_000_000)
+    telling.failed(OutcomeUnknownError)
+    recorder.traffic.client_told(framing.make_header(cluster=bytes(16), command=Command.REQUEST, **telling.fields()))
+    assert moved(recorder) == {"client_latency": 3, 'client_failures{outcome="unknown"}': 1}
 
 
 @pytest.mark.parametrize(
