@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,13 @@ plan_option = click.option(
     default=DEFAULT,
     show_default=True,
     help="What load and which faults the seeds draw from.",
+)
+
+record_option = click.option(
+    "--record/--no-record",
+    default=False,
+    show_default=True,
+    help="Have replicas record their metrics, as nodes do, and hold each against a model at every step (check M1).",
 )
 
 OUTCOMES = ("repaired", "healed", "harmless", "refused", "wrong")  # of an image with damage
@@ -120,8 +127,11 @@ def vopr() -> None:
     metavar="FILE",
     help="Keep there how far it has got, and go on from there when the file exists.",
 )
+@record_option
 @json_option
-def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, state: Path | None, as_json: bool) -> None:
+def run_command(
+    seeds: tuple[int, int], plan: str, requests: int, jobs: int, state: Path | None, record: bool, as_json: bool
+) -> None:
     """Run a range of seeds and report every broken invariant with the command that replays it.
 
     Ends with exit code 0 when nothing was broken, else with 51; cut short by Ctrl-C with 130, by SIGTERM with 143.
@@ -134,14 +144,21 @@ def run_command(seeds: tuple[int, int], plan: str, requests: int, jobs: int, sta
     goes on with.
     """
     if state is None:
-        run_campaign(seeds, plan, requests, jobs, None, as_json)
+        run_campaign(seeds, plan, requests, jobs, None, as_json, record)
         return
-    with CampaignProgress(state, {"seeds": list(seeds), "plan": plan, "requests": requests}) as progress:
-        run_campaign(seeds, plan, requests, jobs, progress, as_json)
+    key: dict[str, object] = {"seeds": list(seeds), "plan": plan, "requests": requests}
+    with CampaignProgress(state, key | ({"record": True} if record else {})) as progress:
+        run_campaign(seeds, plan, requests, jobs, progress, as_json, record)
 
 
 def run_campaign(
-    seeds: tuple[int, int], plan: str, requests: int, jobs: int, progress: CampaignProgress | None, as_json: bool
+    seeds: tuple[int, int],
+    plan: str,
+    requests: int,
+    jobs: int,
+    progress: CampaignProgress | None,
+    as_json: bool,
+    record: bool = False,
 ) -> None:
     show = note if as_json else click.echo
     campaign = progress.load() if progress else Campaign()
@@ -154,7 +171,8 @@ def run_campaign(
     with Interruption() as interruption:
         with Bar("seeds", total) as advance:
             advance(campaign.seeds)
-            for outcome in interruption.until(runs.outcomes(seeds[0] + campaign.seeds, seeds[1], requests, jobs, plan)):
+            first = seeds[0] + campaign.seeds
+            for outcome in interruption.until(runs.outcomes(first, seeds[1], requests, jobs, plan, record)):
                 campaign.add(outcome)
                 if outcome.check:
                     show(violation_text(outcome, requests, plan))
@@ -226,9 +244,17 @@ def violation_text(outcome: runs.Outcome, requests: int, plan: str) -> str:
     "--trace", type=click.Path(dir_okay=False, path_type=Path), help="Write the full trace there; - prints it."
 )
 @canary_option
+@record_option
 @json_option
 def replay(
-    seed: int, plan: str, requests: int, script: Path | None, trace: Path | None, canary: str | None, as_json: bool
+    seed: int,
+    plan: str,
+    requests: int,
+    script: Path | None,
+    trace: Path | None,
+    canary: str | None,
+    record: bool,
+    as_json: bool,
 ) -> None:
     """Run one seed again, exactly: the trace hash is the same every time, in every process.
 
@@ -240,7 +266,7 @@ def replay(
         if wanted.seed != seed:
             raise UsageError(f"{script} is a run of seed {wanted.seed}, not {seed}")
     with planted.planted(canary):
-        outcome = runs.run(wanted, full_trace=trace is not None)
+        outcome = runs.run(replace(wanted, record=record), full_trace=trace is not None)
     if trace is not None and str(trace) == "-":
         click.echo(outcome.tail)
     elif trace is not None:

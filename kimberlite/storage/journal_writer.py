@@ -55,7 +55,7 @@ class JournalWriter:
         self._submissions = submissions
         self._faulty = faulty
         self.in_flight: dict[int, int] = {}  # op -> what the disk knows the write of it by
-        self.bytes_written = 0  # of entries and their witnesses, handed to the disk
+        self.bytes_written = 0  # of entries and witnesses, and what clears or mends them, handed to the disk
 
     # Entries
 
@@ -157,6 +157,7 @@ class JournalWriter:
             self._submissions.hold(spot.number, held)
             if segment is None:
                 witness = self._segments.cold.rewrite(header, spot)
+                self.bytes_written += len(witness.buffer)
                 cold.append((spot.number, witness))
             else:
                 segment.put(spot.at, header, spot.offset)
@@ -243,6 +244,7 @@ class JournalWriter:
         """
         if end + SECTOR > self._segments.segment_bytes:
             return []
+        self.bytes_written += SECTOR
         return [Write(self._handles.journal(segment.number), end, self._disk.aligned(SECTOR))]
 
     def _wipe_witness(self, segment: OpenSegment) -> list[Write]:
@@ -252,6 +254,7 @@ class JournalWriter:
         start, content = wiped
         buffer = self._disk.aligned(len(content))
         buffer[:] = content
+        self.bytes_written += len(content)
         return [Write(self._handles.witness(segment.number), start, buffer)]
 
     def clear_behind(self, in_spare: bool) -> bool:
@@ -289,6 +292,7 @@ class JournalWriter:
             journal = self._handles.journal(number)
             if is_remains(self._disk, journal, end, segments.segment_bytes):
                 self._submissions.hold(number, held)
+                self.bytes_written += SECTOR
                 writes.append(Write(journal, end, self._disk.aligned(SECTOR)))
         return writes
 
@@ -330,4 +334,5 @@ class JournalWriter:
             cold.written(number, write)
             done()
 
+        self.bytes_written += len(write.buffer)
         self._submissions.submit([[write]], done=written, held=held)

@@ -10,7 +10,7 @@ Thread rules: the thread of the replica's event loop. May import: types, vsr.eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kimberlite._fast.metrics import Region, now_ns
 from kimberlite.telemetry.log import PATIENCE_S, EventLines
@@ -46,21 +46,22 @@ class Recorder:
         replica_count: int,
         lines: EventLines | None = None,
         opened_at: int | None = None,
+        clock: Callable[[], int] = now_ns,
     ) -> None:
         """lines: the log of events, None for none; the recorder closes it. opened_at: when the data began to be read,
-        monotonic nanoseconds, None for now: recovery counts from there."""
+        monotonic nanoseconds, None for now: recovery counts from there. clock: of the replica, when it is another."""
         handles = self.handles(region, replica_count)
         self.region = region
         self.loop = self.loops(handles)
         self.traffic = self.traffics(handles, self.loop)
-        self.executions = self.execution_rooms(handles)
+        self.executions = self.execution_rooms(handles, clock)
         self.gauges = Gauges(handles, replica)
         self.storage = StorageCells(handles)
         self.memory = Memory(handles)
         self._lines = lines
         note = lines.note if lines is not None else None
-        since = now_ns() if opened_at is None else opened_at
-        self._handlers = event_handlers(handles, replica, replica_count, self.executions, since, note)
+        since = clock() if opened_at is None else opened_at
+        self._handlers = event_handlers(handles, replica, replica_count, self.executions, since, clock, note)
 
     def record(self, events: Sequence[Event]) -> None:
         """Count what the core reports."""

@@ -87,6 +87,9 @@ class SilentTraffic(Traffic):
     def message_sent(self, command: int, size: int) -> None:
         return None
 
+    def client_told(self, request: Header) -> None:
+        return None
+
 
 class SilentExecutions(Executions):
     """Nothing is remembered of an execution."""

@@ -3,8 +3,8 @@
 A `Script` says which run; an `Outcome` says what happened. Outcomes come in the order of their seeds, whatever number
 of processes shared them.
 
-`python -m kimberlite.vopr.run FIRST LAST STEP REQUESTS PLAN` prints one outcome a line, as JSON: the
-workers of a campaign.
+`python -m kimberlite.vopr.run FIRST LAST STEP REQUESTS PLAN [1]` prints one outcome a line, as JSON: the
+workers of a campaign. 1: recorded.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kimberlite.vopr.checkers import Violation
 from kimberlite.vopr.drill import drill
 from kimberlite.vopr.faults import Fault, check
 from kimberlite.vopr.plan import DEFAULT, REQUESTS, Plan, draw, select
+from kimberlite.vopr.truth import METRICS, RecordedWorld
 from kimberlite.vopr.workers import Workers, show
 from kimberlite.vopr.world import World
 
@@ -31,7 +32,8 @@ from kimberlite.vopr.world import World
 @dataclass(frozen=True, slots=True)
 class Script:
     """Which run. overrides: fields of the plan that differ from what the seed draws.
-    faults: instead of those that the seed draws; None keeps them. name: of the plan, as in plan.PLANS.
+    faults: instead of those that the seed draws; None keeps them. name: of the plan, as in plan.PLANS. record: with the
+    metrics of the replicas held against a model (vopr/truth.py): the same run, at three times the cost.
 
     Raises UsageError for a fault that no run can carry out, or a plan that there is not.
     """
@@ -41,6 +43,7 @@ class Script:
     overrides: Mapping[str, int | float | str] = field(default_factory=dict)
     faults: tuple[Fault, ...] | None = None
     name: str = DEFAULT
+    record: bool = False
 
     def __post_init__(self) -> None:
         check(self.faults or ())
@@ -105,7 +108,8 @@ def run(script: Script, *, full_trace: bool = False) -> Outcome:
     world: World | None = None
     check = text = ""
     try:
-        world = World(script.plan(), keep_trace=full_trace, faults=script.faults)
+        kind = RecordedWorld if script.record else World
+        world = kind(script.plan(), keep_trace=full_trace, faults=script.faults)
         world.run()
     except Violation as violation:
         check, text = violation.name, str(violation)
@@ -133,7 +137,7 @@ def run(script: Script, *, full_trace: bool = False) -> Outcome:
 
 
 def outcomes(
-    first: int, last: int, requests: int, jobs: int = 1, plan: str = DEFAULT
+    first: int, last: int, requests: int, jobs: int = 1, plan: str = DEFAULT, record: bool = False
 ) -> Generator[Outcome, None, None]:
     """The runs of seeds first..last-1, in order. With several jobs, that many processes share them.
 
@@ -142,10 +146,11 @@ def outcomes(
     drill()
     if jobs <= 1:
         for seed in range(first, last):
-            yield run(Script(seed, requests, name=plan))
+            yield run(Script(seed, requests, name=plan, record=record))
         return
     count = min(jobs, last - first)
-    with Workers(__name__, [(first + index, last, count, requests, plan) for index in range(count)]) as workers:
+    shares = [(first + index, last, count, requests, plan, int(record)) for index in range(count)]
+    with Workers(__name__, shares) as workers:
         for seed in range(first, last):
             yield decode(workers.next_of((seed - first) % count))
 
@@ -170,6 +175,8 @@ def check_determinism(seed: int, trace_hash: str, requests: int, plan: str = DEF
 
 def replay_command(outcome: Outcome, requests: int, plan: str = DEFAULT) -> str:
     command = f"kimberlite vopr replay {outcome.seed}"
+    if outcome.check == METRICS:
+        command += " --record"
     if plan != DEFAULT:
         command += f" --plan {plan}"
     return command + (f" --requests {requests}" if requests != REQUESTS else "")
@@ -177,8 +184,9 @@ def replay_command(outcome: Outcome, requests: int, plan: str = DEFAULT) -> str:
 
 def _worker(arguments: Sequence[str]) -> None:
     first, last, step, requests = map(int, arguments[:4])
+    plan, record = arguments[4], arguments[5:] == ["1"]
     for seed in range(first, last, step):
-        show(dataclasses.asdict(run(Script(seed, requests, name=arguments[4]))))
+        show(dataclasses.asdict(run(Script(seed, requests, name=plan, record=record))))
 
 
 if __name__ == "__main__":

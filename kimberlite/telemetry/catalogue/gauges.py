@@ -65,7 +65,7 @@ HEALTH = (
         "view_number",
         "The view this replica is in; its primary is view modulo cluster_size.",
         "Differs between replicas only for moments; a replica that stays behind is cut off.",
-        "VIEW_CHANGE_STARTED",
+        "STATUS",
         KILL,
         essential=True,
     ),
@@ -79,7 +79,7 @@ HEALTH = (
     ),
     gauge(
         "commit_number",
-        "Highest op known to be committed.",
+        "Highest op known to be committed, of those that this replica's log holds without a gap.",
         "Its rate is the throughput. Standing still while requests come: commit stalled.",
         "PREPARE_ACKED; a commit number received",
         LOAD,

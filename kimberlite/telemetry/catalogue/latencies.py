@@ -50,7 +50,7 @@ LATENCIES = (
         "retries included, as told with their next request.",
         "The only latency that holds everything, failovers and retries too; the service level objectives are about it. "
         "The last appends of a client that goes away are not in it.",
-        "the next request of a client",
+        "REPLIED; the next request of a client",
         LOAD,
         essential=True,
         role=Role.PRIMARY,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kimberlite._fast.metrics import now_ns
 from kimberlite.telemetry.recording.executions import Executions
 from kimberlite.telemetry.recording.handles import Handles
 from kimberlite.types import Reason
@@ -23,14 +22,15 @@ def event_handlers(
     replica_count: int,
     executions: Executions,
     opened_at: int,
+    now: Callable[[], int],
     note: Handler | None,
 ) -> list[Handler]:
-    """What is to be done with an event, by the number of its kind. opened_at: when the data began to be read:
-    recovery counts from there. note: the log, for events whose row has a level."""
+    """What is to be done with an event, by the number of its kind. opened_at: when the data began to be read, by the
+    clock `now`: recovery counts from there. note: the log, for events whose row has a level."""
     moves = {
         **_of_ops(handles, replica, replica_count, executions),
         **_of_requests(handles),
-        **_of_views_and_repair(handles, replica_count, opened_at),
+        **_of_views_and_repair(handles, replica_count, opened_at, now),
     }
     table: list[Handler] = [_nothing] * (max(EventKind) + 1)
     for kind, row in TABLE.items():
@@ -108,7 +108,9 @@ def _of_requests(handles: Handles) -> dict[EventKind, Handler]:
     }
 
 
-def _of_views_and_repair(handles: Handles, replica_count: int, opened_at: int) -> dict[EventKind, Handler]:
+def _of_views_and_repair(
+    handles: Handles, replica_count: int, opened_at: int, now: Callable[[], int]
+) -> dict[EventKind, Handler]:
     view_change = handles.histogram("view_change_latency").record
     repair = handles.histogram("repair_latency").record
     recovery = handles.histogram("recovery_latency").record
@@ -162,7 +164,7 @@ def _of_views_and_repair(handles: Handles, replica_count: int, opened_at: int) -
         EventKind.SUFFIX_DROPPED: on_cut,
         EventKind.STATUS: on_status,
         # The core's own duration begins when the journal has been read: this one before.
-        EventKind.RECOVERED: lambda event: recovery(now_ns() - opened_at),
+        EventKind.RECOVERED: lambda event: recovery(now() - opened_at),
         EventKind.PEER_ROUND_TRIP: lambda event: round_trips[event.a](event.b),
     }
 
