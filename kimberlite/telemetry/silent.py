@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, cast
 
-from kimberlite._fast.metrics import Counter, Gauge, Histogram, Region, StageClock
+from kimberlite._fast.metrics import Counter, Gauge, Histogram, Region, StageClock, now_ns
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.log import EventLines
 from kimberlite.telemetry.recorder import Recorder
@@ -107,9 +107,12 @@ class SilentRecorder(Recorder):
     is_recording = False
     handles, loops, traffics, execution_rooms = NoHandles, SilentLoop, SilentTraffic, SilentExecutions
 
-    def __init__(self, replica: int, replica_count: int, lines: EventLines | None = None) -> None:
-        """lines: see Recorder."""
-        super().__init__(Region.create(None, catalogue.layout(replica_count)), replica, replica_count, lines)
+    def __init__(
+        self, replica: int, replica_count: int, lines: EventLines | None = None, clock: Callable[[], int] = now_ns
+    ) -> None:
+        """lines, clock: see Recorder."""
+        region = Region.create(None, catalogue.layout(replica_count))
+        super().__init__(region, replica, replica_count, lines, clock=clock)
         said = {kind for kind, row in TABLE.items() if row.level is not Level.COUNTED}
         self._said = [kind in said for kind in range(max(EventKind) + 1)]
 

@@ -42,11 +42,26 @@ KNOWN = {
 MOVES = {
     *("prepare_latency", "commit_latency", "request_latency", "view_change_latency", "repair_latency"),
     *("journal_write_latency", "fsync_latency", "peer_round_trip_latency", "event_loop_turn", "gc_pause"),
-    *("messages_dropped", "client_connections_ended", "leadership_given_up", "identity_conflicts", "scrub_tours"),
-    *("scrub", "scrub_damage", "journal_mode_switches", "cpu", "telemetry_cpu", "log_size", "log_entry_count"),
-    *("checkpoint_number", "clock_log_ahead", "last_commit", "scrub_progress", "scrub_last_tour", "replica_lag"),
+    *(
+        "messages_dropped",
+        "client_connections_ended",
+        "leadership_given_up",
+        "identity_conflicts",
+        "scrub_tours_completed",
+    ),
+    *(
+        "scrub",
+        "scrub_corruptions_detected",
+        "journal_mode_switches",
+        "cpu",
+        "telemetry_cpu",
+        "log_size",
+        "log_entry_count",
+    ),
+    *("checkpoint_op", "clock_log_ahead", "last_commit", "scrub_progress_ratio", "scrub_last_tour", "replica_lag"),
     *("peer_last_heard", "pending_requests", "journal_wait", "journal_backlog", "event_loop_last_turn"),
     *("client_connections", "repair_ewma_latency", "telemetry_resident_memory"),
+    *("objects", "memory_held", "memory_blocks", "scrub_throughput", "telemetry_snapshot", "telemetry_dropped"),
 }
 
 
@@ -91,7 +106,7 @@ COUNTED: dict[EnumMeta, tuple[str, str]] = {  # -> metric and label
     ViewChangeCause: ("view_changes", "reason"),
     GaveUp: ("leadership_given_up", "reason"),
     CannotCommit: ("cannot_commit", "reason"),
-    Damage: ("scrub_damage", "what"),
+    Damage: ("scrub_corruptions_detected", "what"),
 }
 NOT_COUNTED = {
     "Operation": "counted together, as ops",
