@@ -26,10 +26,11 @@ from typing import Any, NoReturn
 
 from kimberlite._fast import framing
 from kimberlite.client import arguments
+from kimberlite.client.appends import Outcome
 from kimberlite.client.arguments import Frozen, coroutine_function
 from kimberlite.client.dialing import Dialer
 from kimberlite.client.reading import Reader, Reading
-from kimberlite.client.session import Outcome, Session
+from kimberlite.client.session import Session
 from kimberlite.config import parse_cluster_id
 from kimberlite.errors import KimberliteError, UsageError
 from kimberlite.net import CLIENT_VERSION

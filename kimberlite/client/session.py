@@ -21,17 +21,16 @@ has not left yet.
 Inputs: append_batch, cancel, step, tick, connected, disconnected, close. Outputs: take_output, next_deadline.
 Times are monotonic nanoseconds handed in. The seed gives the jitter; there is no other randomness.
 What became of appends is told to the cluster with the next request: see kimberlite.told.
-May import: errors, types, told, _fast, client.obstacles, client.routing.
+May import: errors, types, told, _fast, client.appends, client.obstacles, client.routing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple
 
 from kimberlite._fast import events as event_batches
+from kimberlite.client.appends import EXPIRED, Append, Outcome, Request
 from kimberlite.client.obstacles import in_the_way
 from kimberlite.client.routing import Routing
 from kimberlite.errors import (
@@ -68,57 +67,8 @@ BUSY_WAIT_MAX_NS = 5000 * MS  # believed of a replica that says how long to wait
 WAITING_MAX = 65_536  # appends
 WAITING_BYTES_MAX = 64 << 20
 
-EXPIRED = -1  # handle of an append that was answered at its deadline and only keeps its place
-
 RETRY_LATER = frozenset({Reason.BUSY_PIPELINE, Reason.BUSY_QUEUE, Reason.NOT_READY, Reason.DISK_FULL})
 ELSEWHERE = frozenset({Reason.NOT_PRIMARY, Reason.DRAINING})
-
-
-@dataclass(slots=True)
-class Append:
-    """An append that waits or is under way."""
-
-    handle: int
-    body: Bytes  # a batch of events
-    count: int
-    deadline: int | None
-    alone: bool = False  # travels in a request of its own
-    called_at: int = 0
-
-    def keep_place(self) -> None:
-        """It has its outcome; the positions of those behind it are still counted on from it."""
-        self.handle, self.body, self.deadline = EXPIRED, b"", None
-
-
-class Outcome(NamedTuple):
-    """The end of an append: `position` of its first event, or the error. reply: what the state machine
-    answered to the request that it travelled in; its own answer when it travelled alone."""
-
-    handle: int
-    position: int = -1
-    events: int = 0
-    error: KimberliteError | None = None
-    reply: bytes = b""
-
-
-@dataclass(slots=True)
-class Request:
-    """The one request in flight."""
-
-    message: Message
-    appends: list[Append] = field(default_factory=list)
-    first_sent_at: int | None = None  # None: never left
-    sent_at: int = 0
-    attempts: int = 0
-    refused: int = 0  # copies that were answered by a REJECT which says that they were never executed
-    reason: int = 0  # of the last REJECT
-    back_off: int = 0
-    has_no_session: bool = False  # its session is gone: it is not sent again, only the fate of its copies is awaited
-
-    @property
-    def is_surely_refused(self) -> bool:
-        """Every copy was refused: none of them can be in the log, or get there."""
-        return self.refused >= self.attempts
 
 
 class Session:

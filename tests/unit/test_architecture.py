@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"errors", "types", "_fast", "_sys"},
     "net": {"errors", "types", "_fast", "_sys"},
     "client": {"errors", "types", "told", "config", "_fast", "net"},
-    "client.session": {"errors", "types", "told", "_fast", "client.obstacles", "client.routing"},
+    "client.session": {"errors", "types", "told", "_fast", "client.appends", "client.obstacles", "client.routing"},
+    "client.appends": {"errors", "types"},
     "client.obstacles": {"errors", "types"},
     "client.routing": set(),
     # "" is for __version__. Events and vsr.work are the core's contract, not the core.
@@ -85,6 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "telemetry",
         "told",
         "client.session",
+        "client.appends",
         "client.routing",
         "node.driver",
         "node.checkpoints",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kimberlite._fast import framing
 from kimberlite.client import session as client
+from kimberlite.client.appends import Append, Request
 from kimberlite.client.routing import Routing
 from kimberlite.errors import UnavailableError
 from kimberlite.storage import store
@@ -108,7 +109,7 @@ def _retry_under_a_new_number() -> list[Patch]:
 def _sent_again_after_an_eviction() -> list[Patch]:
     original = client.Session._without_session
 
-    def without_session(self: client.Session, request: client.Request, now: int) -> None:
+    def without_session(self: client.Session, request: Request, now: int) -> None:
         request.refused = request.attempts
         original(self, request, now)
 
@@ -131,20 +132,20 @@ def _two_replicas_by_turns() -> list[Patch]:
 
 @canary("an append that has expired leaves no place for its events")
 def _expired_leaves_no_place() -> list[Patch]:
-    original = client.Append.keep_place
+    original = Append.keep_place
 
-    def keep_place(self: client.Append) -> None:
+    def keep_place(self: Append) -> None:
         original(self)
         self.count = 0
 
-    return [(client.Append, "keep_place", keep_place)]
+    return [(Append, "keep_place", keep_place)]
 
 
 @canary("a request that was taken back keeps its number")
 def _taken_back_keeps_its_number() -> list[Patch]:
     original = client.Session._take_back
 
-    def take_back(self: client.Session, request: client.Request, now: int) -> None:
+    def take_back(self: client.Session, request: Request, now: int) -> None:
         number = self._request_number
         original(self, request, now)
         self._request_number = number

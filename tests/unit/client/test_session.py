@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kimberlite._fast import events as event_batches
 from kimberlite._fast.framing import make_header
 from kimberlite.client import session as session_module
-from kimberlite.client.session import MS, Outcome, Session
+from kimberlite.client.appends import Outcome
+from kimberlite.client.session import MS, Session
 from kimberlite.errors import (
     BusyError,
     EventTooLargeError,
