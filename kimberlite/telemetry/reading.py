@@ -36,12 +36,22 @@ HUNG = {"can_commit": 0.0, f'cannot_commit{{reason="{CannotCommit.HUNG}"}}': 1.0
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 
 
+class Exemplar(NamedTuple):
+    """One operation that a histogram has counted."""
+
+    op: int
+    view: int
+    duration_ns: int
+    unix_ns: int
+
+
 class Sample(NamedTuple):
     """One series. `values` are those of the metric's labels; durations in nanoseconds, as in the cells."""
 
     metric: Metric
     values: tuple[str, ...]
     value: float | HistogramValue
+    exemplar: Exemplar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,14 @@ class Observation:
         """Seconds since the instant in a cell; NaN when there has been none."""
         instant = self.number(name, *values)
         return max(self.now - instant, 0) / catalogue.NS_PER_S if instant else NAN
+
+    def exemplar(self, metric: Metric) -> Exemplar | None:
+        """What the replica told of one operation; None when it has told nothing, or is just telling."""
+        if metric.name not in catalogue.EXEMPLARS:
+            return None
+        told = [self.cells.get(catalogue.exemplar_cell(metric.name, field), 0) for field in catalogue.EXEMPLAR_FIELDS]
+        *values, total = (value for value in told if isinstance(value, int))
+        return Exemplar(*values) if total and sum(values) == total else None
 
     @property
     def is_hung(self) -> bool:
@@ -132,8 +150,9 @@ class Reader:
 
     def _from_cells(self, metric: Metric, seen: Observation) -> list[Sample]:
         cells = seen.cells
+        exemplar = seen.exemplar(metric)
         return [
-            Sample(metric, values, cells.get(cell, NAN))
+            Sample(metric, values, cells.get(cell, NAN), exemplar)
             for values, cell in series_of(metric, seen.info["replica_count"])
         ]
 

@@ -16,6 +16,7 @@ from kimberlite._fast.metrics import Region, now_ns
 from kimberlite.telemetry.log import PATIENCE_S, EventLines
 from kimberlite.telemetry.recording.events import event_handlers
 from kimberlite.telemetry.recording.executions import Executions
+from kimberlite.telemetry.recording.exemplars import Exemplars
 from kimberlite.telemetry.recording.gauges import Gauges
 from kimberlite.telemetry.recording.handles import Handles
 from kimberlite.telemetry.recording.loop import Loop
@@ -29,8 +30,8 @@ from kimberlite.vsr.work import Snapshot
 class Recorder:
     """Writes one region. Constructed with every handle bound; `close` when the replica ends in order.
 
-    loop, traffic, executions, gauges, storage, memory: the rooms. Those that are called for every frame and op, and the
-    cells, are others for a recorder that records nothing: telemetry.silent.
+    loop, traffic, executions, gauges, storage, memory, exemplars: the rooms. Those that are called for every frame and
+    op, and the cells, are others for a recorder that records nothing: telemetry.silent.
     """
 
     is_recording = True
@@ -58,6 +59,7 @@ class Recorder:
         self.gauges = Gauges(handles, replica)
         self.storage = StorageCells(handles)
         self.memory = Memory(handles)
+        self.exemplars = Exemplars(handles)
         self._lines = lines
         note = lines.note if lines is not None else None
         since = clock() if opened_at is None else opened_at
@@ -66,12 +68,14 @@ class Recorder:
     def record(self, events: Sequence[Event]) -> None:
         """Count what the core reports."""
         handlers = self._handlers
+        self.exemplars.last = events
         for event in events:
             handlers[event[0]](event)
 
     def update(self, snapshot: Snapshot, now: int, connections: int, connections_limit: int) -> None:
         """Set the gauges of the protocol, and look after the log. At a bounded rate; now: monotonic nanoseconds."""
         self.gauges.update(snapshot, now, connections, connections_limit)
+        self.exemplars.update(snapshot.view)
         self.look(now)
 
     def look(self, now: int) -> None:

@@ -52,6 +52,9 @@ class NoHandles(Handles):
     def gauge(self, name: str, *values: str) -> Gauge:
         return cast(Gauge, self._none)
 
+    def cell(self, name: str) -> Gauge:
+        return cast(Gauge, self._none)
+
     def histogram(self, name: str, *values: str) -> Histogram:
         return cast(Histogram, self._none)
 

@@ -19,7 +19,7 @@ and everything declared here is exposed.
 
 from __future__ import annotations
 
-from kimberlite._fast.metrics import Series
+from kimberlite._fast.metrics import Kind, Series
 from kimberlite.telemetry.catalogue.counters import COUNTERS
 from kimberlite.telemetry.catalogue.gauges import HEALTH, PHASES
 from kimberlite.telemetry.catalogue.latencies import LATENCIES
@@ -40,6 +40,8 @@ __all__ = [
     "BY_NAME",
     "CONSTANT_LABELS",
     "COUNTERS",
+    "EXEMPLARS",
+    "EXEMPLAR_FIELDS",
     "HEALTH",
     "INFO_NAMES",
     "LATENCIES",
@@ -53,6 +55,7 @@ __all__ = [
     "Source",
     "Unit",
     "cell_name",
+    "exemplar_cell",
     "latency_unit_ns",
     "layout",
     "series_count",
@@ -61,6 +64,14 @@ __all__ = [
 METRICS: tuple[Metric, ...] = (*LATENCIES, *COUNTERS, *HEALTH, *PHASES, *RESOURCES)
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 INFO_NAMES = ("build_info", "config_info")
+EXEMPLARS = ("commit_latency",)  # histograms that have an exemplar
+EXEMPLAR_FIELDS = (
+    "op",
+    "view",
+    "duration_ns",
+    "unix_ns",
+    "sum",
+)  # sum: of those before, to see that they belong together
 
 
 def cell_name(metric: Metric, values: tuple[str, ...]) -> str:
@@ -71,18 +82,27 @@ def cell_name(metric: Metric, values: tuple[str, ...]) -> str:
     return metric.name + "{" + ",".join(f'{name}="{value}"' for name, value in pairs) + "}"
 
 
+def exemplar_cell(metric: str, field: str) -> str:
+    """Name of a cell in the shared memory that an exemplar is told in. No series of an exposition."""
+    return f"exemplar of {metric}: {field}"
+
+
 def layout(replica_count: int) -> tuple[Series, ...]:
-    """The series of a replica's shared memory, in order."""
-    return tuple(
-        Series(
-            cell_name(metric, values),
-            metric.kind,
-            floating=metric.floating,
-            bounds_ns=metric.bounds_ns,
-        )
-        for metric in METRICS
-        if metric.has_cells
-        for values in metric.label_values(replica_count)
+    """The series of a replica's shared memory, in order; behind them the cells of exemplars."""
+    exemplars = (Series(exemplar_cell(metric, field), Kind.GAUGE) for metric in EXEMPLARS for field in EXEMPLAR_FIELDS)
+    return (
+        *(
+            Series(
+                cell_name(metric, values),
+                metric.kind,
+                floating=metric.floating,
+                bounds_ns=metric.bounds_ns,
+            )
+            for metric in METRICS
+            if metric.has_cells
+            for values in metric.label_values(replica_count)
+        ),
+        *exemplars,
     )
 
 

@@ -5,6 +5,7 @@
     traffic     frames and connections
     loop        where the event loop's time goes
     executions  the state machine, and replies
+    exemplars   an operation to look at beside a latency
     gauges      how the replica is, set at a bounded rate
     storage     disk, journal, scrubber
     memory      what is held, by owner

@@ -36,6 +36,10 @@ class Handles:
     def histogram(self, name: str, *values: str) -> Histogram:
         return self._region.histogram(self._index[cell_name(BY_NAME[name], values)])
 
+    def cell(self, name: str) -> Gauge:
+        """A cell that is no series of the catalogue."""
+        return self._region.gauge(self._index[name])
+
     def gauges(self, name: str) -> list[Gauge]:
         """One for each replica."""
         return [self.gauge(name, str(replica)) for replica in range(self._replica_count)]

@@ -11,6 +11,7 @@ Thread rules: one scrape at a time. May import: _fast.metrics, telemetry.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
@@ -157,9 +158,10 @@ class TextWriter:
         if lines is None:
             lines = self._histograms[key] = self._lines(sample)
         total = 0
-        for before, count in zip(lines.buckets, value.buckets, strict=True):
+        noted, note = self._exemplar(sample, scale)
+        for number_, (before, count) in enumerate(zip(lines.buckets, value.buckets, strict=True)):
             total += count
-            parts.append(f"{before}{total}\n")
+            parts.append(f"{before}{total}{note if number_ == noted else ''}\n")
         parts.append(f"{lines.total}{number(value.sum_ns, scale)}\n{lines.size}{total}\n{lines.end}")
 
     def _lines(self, sample: Sample) -> Lines:
@@ -183,12 +185,16 @@ class TextWriter:
     def _created(self, sample: Sample) -> str:
         return ""
 
+    def _exemplar(self, sample: Sample, scale: float) -> tuple[int, str]:
+        """The bucket that has an exemplar, and what is written behind its count."""
+        return -1, ""
+
     def _end(self) -> str:
         return ""
 
 
 class OpenMetricsWriter(TextWriter):
-    """OpenMetrics adds units, when a counter or histogram was 0, and who is speaking."""
+    """OpenMetrics adds units, exemplars, when a counter or histogram was 0, and who is speaking."""
 
     def _head(self, metric: Metric) -> str:
         name = metric.exposed_name(self._about.units).removesuffix("_total")
@@ -202,6 +208,14 @@ class OpenMetricsWriter(TextWriter):
         name = sample.metric.exposed_name(self._about.units).removesuffix("_total")
         since = self._about.counts_since(sample.metric) / catalogue.NS_PER_S
         return f"{name}_created{self._labels(sample)} {since:.3f}\n"
+
+    def _exemplar(self, sample: Sample, scale: float) -> tuple[int, str]:
+        found = sample.exemplar
+        if found is None:
+            return -1, ""
+        value, at = number(found.duration_ns, scale), found.unix_ns / catalogue.NS_PER_S
+        bucket = bisect_left(sample.metric.bounds_ns, found.duration_ns)
+        return bucket, f' # {{op="{found.op}",view="{found.view}"}} {value} {at:.3f}'
 
     def _end(self) -> str:
         about = self._about

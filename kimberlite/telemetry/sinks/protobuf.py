@@ -11,6 +11,7 @@ Thread rules: one page at a time. May import: _fast.metrics, telemetry.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache
 from itertools import groupby
@@ -83,6 +84,17 @@ def bounds(metric: Metric, units: str) -> tuple[bytes, ...]:
     return tuple(of_double(2, bound) for bound in (*exposed, float("inf")))
 
 
+def exemplar(sample: Sample, scale: float) -> tuple[int, bytes]:
+    """The bucket that has an exemplar, and the field of Bucket."""
+    found = sample.exemplar
+    if found is None:
+        return -1, b""
+    labels = (("op", found.op), ("view", found.view))
+    pairs = b"".join(of_bytes(1, of_bytes(1, name.encode()) + of_bytes(2, b"%d" % value)) for name, value in labels)
+    told = pairs + of_double(2, found.duration_ns / scale) + of_time(3, found.unix_ns)
+    return bisect_left(sample.metric.bounds_ns, found.duration_ns), of_bytes(3, told)
+
+
 class ProtobufWriter:
     """What is constant of a series is put together once."""
 
@@ -117,7 +129,7 @@ class ProtobufWriter:
         metric, value = sample.metric, sample.value
         scale = metric.scale(self._about.units)
         if isinstance(value, HistogramValue):
-            told = self._histogram(metric, value, scale)
+            told = self._histogram(sample, value, scale)
         elif metric.kind is Kind.HISTOGRAM:
             return b""
         else:
@@ -146,12 +158,14 @@ class ProtobufWriter:
             self._labels[key] = found
         return found
 
-    def _histogram(self, metric: Metric, value: HistogramValue, scale: float) -> bytes:
+    def _histogram(self, sample: Sample, value: HistogramValue, scale: float) -> bytes:
+        metric = sample.metric
+        noted, note = exemplar(sample, scale)
         parts = [of_number(1, value.count), of_double(2, value.sum_ns / scale)]
         total = 0
-        for bound, count in zip(bounds(metric, self._about.units), value.buckets, strict=True):
+        for number, (bound, count) in enumerate(zip(bounds(metric, self._about.units), value.buckets, strict=True)):
             total += count
-            told = of_number(1, total) + bound
+            told = of_number(1, total) + bound + (note if number == noted else b"")
             parts.append(b"\x1a" + SHORT[len(told)] + told)  # field 3: BYTES
         parts += (of_number(5, zigzag(SCHEMA)), of_double(6, ZERO_THRESHOLD), of_number(7, value.bins.get(0, 0)))
         end, before = 0, 0

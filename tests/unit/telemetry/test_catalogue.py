@@ -113,7 +113,10 @@ def test_the_layout_holds_every_cell_once(replica_count: int) -> None:
         if metric.has_cells
         for values in metric.label_values(replica_count)
     }
-    assert set(names) == expected
+    exemplars = {
+        catalogue.exemplar_cell(name, field) for name in catalogue.EXEMPLARS for field in catalogue.EXEMPLAR_FIELDS
+    }
+    assert set(names) == expected | exemplars
 
 
 def test_essential_metrics_are_few() -> None:

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -114,6 +115,40 @@ def test_openmetrics_when_asked_for(units: str, reader: Reader) -> None:
 )
 def test_the_format_that_is_liked_best(accept: str, content_type: str) -> None:
     assert negotiate(accept) == content_type
+
+
+@pytest.mark.parametrize(("units", "value"), [("ms", 0.7), ("base", 0.0007)])
+def test_an_exemplar_says_which_op_it_was(units: str, value: float, recorder: Recorder, reader: Reader) -> None:
+    def exemplars() -> list[tuple[str, dict[str, str], float, Any]]:
+        return [
+            (sample.labels["le"], sample.exemplar.labels, sample.exemplar.value, sample.exemplar.timestamp)
+            for family in parse_openmetrics(scrape(reader, units, OPENMETRICS))
+            for sample in family.samples
+            if sample.exemplar is not None
+        ]
+
+    recorder.record([Event(EventKind.COMMITTED, 40, 1, -1)])  # a replay, which has no latency
+    recorder.exemplars.update(view=7)
+    assert exemplars() == []
+    recorder.record([Event(EventKind.COMMITTED, 42, 1, 700_000), Event(EventKind.REPLAYED, 43)])
+    recorder.exemplars.update(view=7)
+    ((bound, labels, told, at),) = exemplars()
+    assert (float(bound), labels) == (1.0 if units == "ms" else 0.001, {"op": "42", "view": "7"})
+    assert told == pytest.approx(value) and abs(float(at) - time.time()) < 60
+    recorder.record([Event(EventKind.REPLAYED, 44)])
+    recorder.exemplars.update(view=8)
+    assert exemplars()[0][1] == {"op": "42", "view": "7"}  # until there is another
+    assert "# {" not in scrape(reader, units)  # the text format has none
+
+
+def test_an_exemplar_that_is_being_written_is_not_told(
+    recorder: Recorder, reader: Reader, put: Callable[..., None]
+) -> None:
+    recorder.record([Event(EventKind.COMMITTED, 42, 1, 700_000)])
+    recorder.exemplars.update(view=7)
+    assert "# {" in scrape(reader, "ms", OPENMETRICS)
+    put(catalogue.exemplar_cell("commit_latency", "op"), 43)
+    assert "# {" not in scrape(reader, "ms", OPENMETRICS)
 
 
 def test_only_what_is_essential(reader: Reader) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,12 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, bool], ...]] = {
     "Gauge": ((1, "value", "DOUBLE", False),),
     "Counter": ((1, "value", "DOUBLE", False), (3, "created_timestamp", "Timestamp", False)),
     "BucketSpan": ((1, "offset", "SINT32", False), (2, "length", "UINT32", False)),
-    "Bucket": ((1, "cumulative_count", "UINT64", False), (2, "upper_bound", "DOUBLE", False)),
+    "Exemplar": ((1, "label", "LabelPair", True), (2, "value", "DOUBLE", False), (3, "timestamp", "Timestamp", False)),
+    "Bucket": (
+        (1, "cumulative_count", "UINT64", False),
+        (2, "upper_bound", "DOUBLE", False),
+        (3, "exemplar", "Exemplar", False),
+    ),
     "Histogram": (
         (1, "sample_count", "UINT64", False),
         (2, "sample_sum", "DOUBLE", False),
@@ -146,6 +152,16 @@ def test_native_histograms_are_exact(units: str, recorder: Recorder, reader: Rea
     assert bounds == pytest.approx([*(ms if units == "ms" else ms / 1000 for ms in metric.buckets_ms), float("inf")])
     below = [sum(ns <= bound for ns in durations) for bound in metric.bounds_ns]
     assert [bucket.cumulative_count for bucket in told.bucket] == [*below, len(durations)]
+
+
+def test_an_exemplar(recorder: Recorder, reader: Reader) -> None:
+    recorder.record([Event(EventKind.COMMITTED, 41, 1, 3_000_000), Event(EventKind.COMMITTED, 42, 1, 700_000)])
+    recorder.exemplars.update(view=7)
+    (series,) = scrape(reader, "ms")["vsr_commit_latency_ms"].metric
+    told = {bucket.upper_bound: bucket.exemplar for bucket in series.histogram.bucket if bucket.HasField("exemplar")}
+    assert list(told) == [1]  # of the bucket from 0.5 to 1 ms
+    assert {pair.name: pair.value for pair in told[1].label} == {"op": "42", "view": "7"}
+    assert told[1].value == 0.7 and abs(told[1].timestamp.seconds - time.time()) < 60
 
 
 def test_an_empty_histogram_is_a_native_one_too(reader: Reader) -> None:
