@@ -161,6 +161,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "kimberlite"
     sys_version = ""
     timeout = REQUEST_S
+    wbufsize = 1 << 16  # head and body leave together: else the one waits for the acknowledgement of the other
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self.server.note(self.connection, answering=True)

@@ -63,9 +63,11 @@ class Label:
         return tuple(map(str, range(replica_count))) if self.replicas else self.values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric. Names are without prefix and unit: see `exposed_name`.
+    """One metric, equal to itself alone: what is kept by metric is found by its identity, and not by all of its texts.
+
+    Names are without prefix and unit: see `exposed_name`.
 
     moved_by: what makes it move. scenario: where tests/integration/test_telemetry.py shows that it
     does. base_name: name under base units where the default one breaks a rule that promtool checks.

@@ -108,12 +108,14 @@ def bounds(metric: Metric, units: str) -> tuple[str, ...]:
 
 
 class Lines(NamedTuple):
-    """What stands in front of the numbers of a histogram, and behind them all."""
+    """What stands in front of the numbers of a histogram, and behind them all; empty: all of it, when nothing was
+    counted."""
 
     buckets: tuple[str, ...]
     total: str
     size: str
     end: str
+    empty: str
 
 
 class TextWriter:
@@ -157,6 +159,9 @@ class TextWriter:
         lines = self._histograms.get(key)
         if lines is None:
             lines = self._histograms[key] = self._lines(sample)
+        if not value.count:
+            parts.append(lines.empty)
+            return
         total = 0
         noted, note = self._exemplar(sample, scale)
         for number_, (before, count) in enumerate(zip(lines.buckets, value.buckets, strict=True)):
@@ -166,12 +171,10 @@ class TextWriter:
 
     def _lines(self, sample: Sample) -> Lines:
         name, labels = sample.metric.exposed_name(self._about.units), self._labels(sample)
-        return Lines(
-            tuple(f'{name}_bucket{labels[:-1]},le="{bound}"}} ' for bound in bounds(sample.metric, self._about.units)),
-            f"{name}_sum{labels} ",
-            f"{name}_count{labels} ",
-            self._created(sample),
-        )
+        buckets = [f'{name}_bucket{labels[:-1]},le="{bound}"}} ' for bound in bounds(sample.metric, self._about.units)]
+        total, size, end = f"{name}_sum{labels} ", f"{name}_count{labels} ", self._created(sample)
+        empty = "".join(f"{line}0\n" for line in (*buckets, total, size)) + end
+        return Lines(tuple(buckets), total, size, end, empty)
 
     def _labels(self, sample: Sample) -> str:
         values = (*self._constant, *sample.values)

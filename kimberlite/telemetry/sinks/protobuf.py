@@ -14,7 +14,6 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache
-from itertools import groupby
 
 from kimberlite._fast.metrics import Bins, HistogramValue, Kind
 from kimberlite.telemetry import catalogue
@@ -27,6 +26,9 @@ ZERO_THRESHOLD = 2.0**-128  # only what took no nanosecond is in the bucket of z
 TYPES = {Kind.COUNTER: 0, Kind.GAUGE: 1, Kind.HISTOGRAM: 4}
 VALUE_FIELDS = {Kind.COUNTER: 3, Kind.GAUGE: 2, Kind.HISTOGRAM: 7}  # of Metric
 VARINT, FIXED64, BYTES = 0, 1, 2  # wire types
+DOUBLE = struct.Struct("<d")
+Key = tuple[str, tuple[str, ...]]
+"""A series: name of the metric, values of its labels."""
 
 
 SHORT = tuple(bytes((value,)) for value in range(0x80))
@@ -54,7 +56,7 @@ def of_number(field: int, value: int) -> bytes:
 
 
 def of_double(field: int, value: float) -> bytes:
-    return varint(field << 3 | FIXED64) + struct.pack("<d", value)
+    return varint(field << 3 | FIXED64) + DOUBLE.pack(value)
 
 
 def of_bytes(field: int, value: bytes) -> bytes:
@@ -67,14 +69,35 @@ def of_time(field: int, unix_ns: int) -> bytes:
     return of_bytes(field, of_number(1, seconds) + of_number(2, rest))
 
 
-def spans(bins: Bins, counts: dict[int, int]) -> list[tuple[int, list[int]]]:
-    """Counts by bin as runs of neighbours: (index of the first in schema 3, counts). Without that of bin 0."""
-    above = sorted((number, count) for number, count in counts.items() if number > 0)
-    runs = groupby(enumerate(above), key=lambda item: item[1][0] - item[0])
-    return [
-        (bins.first + members[0][0] - 1, [count for _, count in members])
-        for members in ([member for _, member in run] for _, run in runs)
-    ]
+def spans(bins: Bins, counts: dict[int, int]) -> tuple[bytes, bytes]:
+    """Counts by bin, ascending, as fields of Histogram: positive_span, runs of neighbours, and positive_delta, by how
+    much each count differs from the one before. Without that of bin 0."""
+    found: list[bytes] = []
+    deltas: list[bytes] = []
+    end = begin = before = 0  # indices in schema 3: where the last run ended, where this one began
+    at = 0
+    for number, count in counts.items():
+        if number == 0:
+            continue
+        index = bins.first + number - 1
+        if not deltas:
+            begin = index
+        elif index != at:
+            found.append(of_span(begin - end, at - begin))
+            end, begin = at, index
+        at = index + 1
+        change = 2 * (count - before)
+        change = change if change >= 0 else -change - 1  # zigzag
+        deltas.append(SHORT[change] if change < 0x80 else varint(change))
+        before = count
+    if deltas:
+        found.append(of_span(begin - end, at - begin))
+    return b"".join(found), of_bytes(13, b"".join(deltas))
+
+
+def of_span(offset: int, length: int) -> bytes:
+    """A BucketSpan. offset: from the end of the one before."""
+    return of_bytes(12, of_number(1, zigzag(offset)) + of_number(2, length))
 
 
 @cache
@@ -101,8 +124,10 @@ class ProtobufWriter:
     def __init__(self, about: About) -> None:
         self._about = about
         self._heads: dict[str, bytes] = {}
-        self._labels: dict[tuple[str, tuple[str, ...]], bytes] = {}
+        self._labels: dict[Key, bytes] = {}
         self._times: dict[tuple[int, bool], bytes] = {}
+        self._numbers: dict[Key, tuple[bytes, bytes]] = {}
+        self._empty: dict[Key, bytes] = {}  # histograms that have counted nothing
 
     def write(self, samples: Iterable[Sample]) -> bytes:
         parts: list[bytes] = []
@@ -110,7 +135,7 @@ class ProtobufWriter:
             head = self._heads.get(metric.name)
             if head is None:
                 head = self._heads[metric.name] = self._head(metric)
-            family = head + b"".join(of_bytes(4, message) for message in map(self._metric, found) if message)
+            family = head + b"".join(map(self._metric, found))
             parts += (varint(len(family)), family)
         return b"".join(parts)
 
@@ -126,17 +151,34 @@ class ProtobufWriter:
         )
 
     def _metric(self, sample: Sample) -> bytes:
+        """Field 4 of MetricFamily; nothing for a histogram that the writer does not have."""
         metric, value = sample.metric, sample.value
         scale = metric.scale(self._about.units)
         if isinstance(value, HistogramValue):
-            told = self._histogram(sample, value, scale)
-        elif metric.kind is Kind.HISTOGRAM:
+            if value.count:
+                return self._around(sample, self._histogram(sample, value, scale))
+            key = metric.name, sample.values
+            if key not in self._empty:
+                self._empty[key] = self._around(sample, self._histogram(sample, value, scale))
+            return self._empty[key]
+        if metric.kind is Kind.HISTOGRAM:
             return b""
-        else:
-            told = of_double(1, value / scale)
-        if metric.kind is Kind.COUNTER:
-            told += self._since(3, metric)
-        return self._labels_of(sample) + of_bytes(VALUE_FIELDS[metric.kind], told)
+        before, behind = self._number(sample)
+        return before + DOUBLE.pack(value / scale) + behind
+
+    def _number(self, sample: Sample) -> tuple[bytes, bytes]:
+        """What stands before and behind the eight bytes of a counter or gauge: their number is constant too."""
+        key = sample.metric.name, sample.values
+        found = self._numbers.get(key)
+        if found is None:
+            since = self._since(3, sample.metric) if sample.metric.kind is Kind.COUNTER else b""
+            whole = self._around(sample, of_double(1, 0.0) + since)
+            found = self._numbers[key] = whole[: len(whole) - len(since) - DOUBLE.size], since
+        return found
+
+    def _around(self, sample: Sample, told: bytes) -> bytes:
+        """Field 4 of MetricFamily with labels and what is told."""
+        return of_bytes(4, self._labels_of(sample) + of_bytes(VALUE_FIELDS[sample.metric.kind], told))
 
     def _since(self, field: int, metric: Metric) -> bytes:
         """The created_timestamp of a counter or histogram."""
@@ -168,13 +210,5 @@ class ProtobufWriter:
             told = of_number(1, total) + bound + (note if number == noted else b"")
             parts.append(b"\x1a" + SHORT[len(told)] + told)  # field 3: BYTES
         parts += (of_number(5, zigzag(SCHEMA)), of_double(6, ZERO_THRESHOLD), of_number(7, value.bins.get(0, 0)))
-        end, before = 0, 0
-        deltas: list[bytes] = []
-        for first, counts in spans(self._about.bins, value.bins):
-            parts.append(of_bytes(12, of_number(1, zigzag(first - end)) + of_number(2, len(counts))))
-            end = first + len(counts)
-            for count in counts:
-                deltas.append(varint(zigzag(count - before)))
-                before = count
-        parts += (of_bytes(13, b"".join(deltas)), self._since(15, metric))
+        parts += (*spans(self._about.bins, value.bins), self._since(15, metric))
         return b"".join(parts)

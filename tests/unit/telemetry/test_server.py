@@ -61,6 +61,16 @@ def test_one_connection_serves_several_requests(connection: http.client.HTTPConn
     assert [line.split()[:2] for line in body.splitlines()] == [["ok", "process:"], ["ok", "event_loop:"]]
 
 
+def test_a_kept_connection_is_answered_at_once(connection: http.client.HTTPConnection) -> None:
+    """In one segment: a body that waits until the head is acknowledged comes 40 ms late."""
+    took = []
+    for _ in range(20):
+        began = time.monotonic()
+        assert ask(connection, "/metrics", Accept="bytes/5000")[0] == 200
+        took.append(time.monotonic() - began)
+    assert sorted(took)[10] < 0.03, took
+
+
 @pytest.mark.parametrize("wanted", ["gzip", "deflate, GZIP;q=0.5", "br, gzip ;q=1"])
 def test_a_long_answer_is_compressed_for_who_takes_it(wanted: str, connection: http.client.HTTPConnection) -> None:
     connection.request("GET", "/metrics", headers={"Accept": "bytes/5000", "Accept-Encoding": wanted})
