@@ -269,6 +269,9 @@ class _Walk:
         neighbours = range(first, min(first + RECORDS_PER_SECTOR, len(records)))
         return any(records[near] is None and not is_zero_record(image, near) for near in neighbours)
 
+    def _is_any_damaged(self, at: int) -> bool:
+        return any(self._is_damaged_at(at, index) for index in range(0, len(self.records(at)), RECORDS_PER_SECTOR))
+
     def look(self, op: int, before: Header | None, at: int, index: int, end: int | None) -> _Found:
         """Find the place and the evidence of `op`: next in this segment, or first in the following."""
         places = [(at, index, end)] if index < self.segment_bytes // SECTOR else []
@@ -366,6 +369,9 @@ class _Walk:
             damaged = sum(len(self.records(segment)) for segment in range(at, self.used + 1)) - index
             last = max(last, first - 1 + damaged)
         entries = []
+        is_base_known = at == 0 or self.bases.get(at) == first - index
+        unknown = range(at + is_base_known, self.used + 1)  # segments in which any record may be that of any op
+        may_be_behind = any(self._is_any_damaged(segment) for segment in unknown)
         for op in range(first, last + 1):
             header = self.identities.get(op)
             if header is None:
@@ -373,7 +379,8 @@ class _Walk:
             elif self.settled_base < op < self.state.suffix[0].op:
                 kind = EntryState.ABSENT  # committed, and below all that a view change asks about
             else:
-                doubted = self.is_damaged or self.is_doubted(op, header)
+                # In a segment whose first op is known its witness has one place.
+                doubted = may_be_behind or self._is_damaged_at(at, index + op - first) or self.is_doubted(op, header)
                 kind = EntryState.FAULTY if doubted else EntryState.ABSENT
             entries.append(RecoveredEntry(op, kind, header))
         return entries

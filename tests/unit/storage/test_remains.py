@@ -201,3 +201,20 @@ def test_no_crash_in_a_start_takes_a_doubt_away(kit: Any) -> None:
     assert len(images) > 10
     for text, image in images:
         assert 16 in doubted(kit.open(image).recovered), text
+
+
+@pytest.mark.parametrize(("segment", "feared"), [(0, set()), (1, {21, 22, 23})])
+def test_only_a_witness_that_may_have_been_its_own_makes_an_op_feared(kit: Any, segment: int, feared: set[int]) -> None:
+    """A view names ops that are not here yet, and a crash has torn the witness of another one. The n-th record of a
+    segment is of its n-th op: those of the first have no place for them."""
+    bench = kit.fresh()
+    if segment:
+        bench.store.make_room(0, needed=True)
+        bench.disk.flush()
+    log = kit.chain([10] * 23)
+    bench.append(log[:2])
+    suffix = tuple(message.header for message in log[20:])
+    bench.promise(ViewState(view=1, log_view=1, commit=21, base=0, suffix_head=23, suffix=suffix))
+    bench.files.durable[witness_name(segment)][4 * RECORD_BYTES : 5 * RECORD_BYTES] = GARBAGE[:RECORD_BYTES]
+    found = kit.open(bench.files).recovered
+    assert {entry.op for entry in found.entries if entry.state is EntryState.FAULTY} == feared
