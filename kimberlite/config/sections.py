@@ -379,11 +379,12 @@ class StorageConfig:
         choices=("auto", "direct", "buffered"),
     )
     ring: bool = knob(
-        False,
+        True,
         "Acknowledge small appends after one write, which puts two copies next to each other into the file `ring`; the "
         "journal has them a moment later. Otherwise after two: journal, then witness. A fault that takes both copies, "
-        "together with a crash in that moment, takes the last of what this replica has acknowledged. Data that is not "
-        "of a cluster with identities yet has no ring, whatever this says.",
+        "together with a crash in that moment, takes the last of what this replica has acknowledged. Data without a "
+        "ring gets one when it is opened; data that is not of a cluster with identities yet gets none, whatever this "
+        "says. What a ring has counts also where this is false.",
     )
     unsafe: bool = knob(
         False,

@@ -228,7 +228,7 @@ def test_progress_is_shown_on_a_terminal_only(
 
 
 def test_a_damaged_replica_sends_to_another(start_cluster: Any, kimberlite_command: Any, tmp_path: Path) -> None:
-    cluster = start_cluster(1)
+    cluster = start_cluster(1, settings=("storage.ring=false",))  # else the ring would have it
     kimberlite_command("append", "-", addresses=cluster.addresses, input=b"one\ntwo\n")
     cluster.stop()
     data = cluster.replicas[0].data

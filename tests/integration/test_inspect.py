@@ -78,7 +78,7 @@ def test_text_for_people(start_cluster: Any, kimberlite_command: Any) -> None:
 
 
 def test_damage_is_shown_and_left_alone(start_cluster: Any, kimberlite_command: Any, inspect: Any) -> None:
-    cluster = start_cluster(1)
+    cluster = start_cluster(1, settings=("storage.ring=false",))  # else the ring would have them
     for text in (b"one\n", b"two\n", b"three\n"):
         kimberlite_command("append", "-", addresses=cluster.addresses, input=text)
     cluster.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from kimberlite import config as configuration
 CLUSTER = "5f0c7b9a3f6e4d6ab2c1d0e9f8a7b6c5"
 OTHER_CLUSTER = "00112233445566778899aabbccddeeff"
 
-LIVES = "superblock"  # each start that is heard of by others begins a life there before
+# Each start that is heard of by others begins a life in the superblock before; the first one makes the ring.
+LIVES = ("superblock", "ring")
 
 
-def fingerprint(directory: Path, *, but: str = "") -> dict[str, str]:
+def fingerprint(directory: Path, *, but: Sequence[str] = ()) -> dict[str, str]:
     """Digest of every file below a directory, but for logs, what only says that a process is there, and `but`."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.suffix != ".log" and path.name not in ("lock", but)
+        if path.is_file() and path.suffix != ".log" and path.name not in ("lock", *but)
     }
 
 

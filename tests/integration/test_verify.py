@@ -51,8 +51,8 @@ def verify(kimberlite_command: Any) -> Verify:
 
 @pytest.fixture
 def stopped(start_cluster: Any, kimberlite_command: Any) -> Path:
-    """The data of a replica that has stopped: six entries, the first of them a session's."""
-    cluster = start_cluster(1)
+    """The data of a replica that has stopped: six entries, the first of them a session's, which stand nowhere else."""
+    cluster = start_cluster(1, settings=("storage.ring=false",))
     for text in (b"one\n", b"two\n", b"three\n"):
         kimberlite_command("append", "-", addresses=cluster.addresses, input=text)
     cluster.stop()

@@ -64,10 +64,10 @@ CALLS = (
     "io_submit",
 )
 SEGMENT_BYTES = 384 << 10  # 96 sectors; made in two chunks
-# Few and large appends: segments change often, and a life has not more calls than it must.
+# Few and large appends: segments change often, and a life has not more calls than it must. Some fit the ring.
 RATE = 20.0  # a second
 EVENT_BYTES = (40, 12_000)
-EVENTS = (2, 5)
+EVENTS = (1, 2, 5)
 # Events that the follower may be behind: it must see what will be trimmed, at whatever speed the machine has today.
 BEHIND_MAX = 100
 SETTINGS = ("limits.prepare_bytes_max=65536",)
@@ -83,6 +83,7 @@ KILLED = -signal.SIGKILL
 WAYS = {
     "direct, event loop": ("storage.inline_threshold_us=1000000",),
     "direct, disk thread": ("storage.inline_threshold_us=0",),
+    "direct, event loop, no ring": ("storage.inline_threshold_us=1000000", "storage.ring=false"),
     "buffered, event loop": ('storage.mode="buffered"', "storage.inline_threshold_us=1000000"),
 }
 ANY = "any file"
@@ -304,7 +305,7 @@ def kind_of(rest: str) -> str:
     paths = re.findall(r'<([^>]*)>|"([^"]*)"', rest)
     names = [Path(a or b).name for a, b in paths if a or b]
     for name in names:
-        match = re.match(r"(journal|witness|checkpoint)-\S*?(\.new)?$|(superblock|lock|kimberlite-metrics)", name)
+        match = re.match(r"(journal|witness|checkpoint)-\S*?(\.new)?$|(superblock|lock|ring|kimberlite-metrics)", name)
         if match:
             return (match[1] or match[3]) + (match[2] or "")
     return "directory"

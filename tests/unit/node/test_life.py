@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -383,5 +385,29 @@ def test_an_end_does_not_wait_for_what_can_not_happen(tmp_path: Path) -> None:
             async with asyncio.timeout(LIMIT_S):
                 await node.drain()
             core_of(node).pipeline.clear()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("settings", [(False, True, False), (True, False, True)])
+def test_a_ring_is_used_or_not_at_any_start_and_nothing_is_lost(tmp_path: Path, settings: tuple[bool, ...]) -> None:
+    """Each life goes on with what the one before had left when it was killed: a copy of its directory."""
+
+    async def story() -> None:
+        config = config_of(tmp_path / "0")
+        said: list[bytes] = []
+        for life, is_used in enumerate(settings):
+            own = replace(config, storage=replace(config.storage, ring=is_used))
+            directory = tmp_path / str(life)
+            async with (
+                Node(own, directory) as node,
+                kimberlite.connect(list(config.cluster.addresses), timeout=LIMIT_S) as log,
+            ):
+                for number in range(5):
+                    said.append(b"%d %d" % (life, number))
+                    await log.append([said[-1]])
+                assert [event async for event in log.read(raw=True)] == said
+                assert node.driver.store.ring_mark.nonce != bytes(16) or not any(settings[: life + 1])
+                shutil.copytree(directory, tmp_path / str(life + 1), ignore=shutil.ignore_patterns("*.sock"))
 
     asyncio.run(story())
