@@ -11,11 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
 
 from kimberlite._fast.metrics import Kind
@@ -297,6 +303,34 @@ def test_nobody_listens(sink_of: Callable[..., OtlpSink], reader: Reader) -> Non
     pages = Pages(reader, "ms")
     with pytest.raises(NetworkError, match="refused"):
         sink_of(pages, free_port(), timeout_s=0.3).send(pages.take())
+
+
+def test_over_grpc(recorder: Recorder, reader: Reader) -> None:
+    """Of the extra otel-grpc, to a server of grpcio with the service that OpenTelemetry publishes."""
+    requests: list[Any] = []
+
+    class Service(metrics_service_pb2_grpc.MetricsServiceServicer):  # type: ignore[misc]
+        def Export(self, request: Any, context: Any) -> Any:
+            requests.append(request)
+            return ExportMetricsServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Service(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    pages = Pages(reader, "ms")
+    sink = OtlpSink(pages.about, f"http://127.0.0.1:{port}", "grpc", 10.0, 5.0, False, True, essential=True)
+    try:
+        commit(recorder, 4)
+        sink.send(pages.take())
+        (point,) = metrics_of(requests[0])["vsr.commit_latency"].exponential_histogram.data_points
+        assert point.count == 4
+        server.stop(0).wait()
+        with pytest.raises(NetworkError):
+            OtlpSink(pages.about, f"http://127.0.0.1:{port}", "grpc", 10.0, 0.3, False, True, True).send(pages.take())
+    finally:
+        sink.close()
+        server.stop(0).wait()
 
 
 def test_a_node_has_nothing_of_it() -> None:
