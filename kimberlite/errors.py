@@ -189,8 +189,9 @@ class UnrecoverableError(StorageError):
 
 
 class NotMemberError(StorageError):
-    """The cluster knows other data under the number of this replica, or nobody: what it says counts nowhere, and its
-    log and promises were not touched. Attributes: reason (of types.Reason), replicas (those that said so)."""
+    """The cluster knows other data under the number of this replica, a later state of this data, or nobody: what it
+    says counts nowhere, and its log and promises were not touched. Attributes: reason (of types.Reason), replicas (who
+    said so; of an older image that was told so in an earlier life, none)."""
 
     replicas: Sequence[int] = ()
     reason: int | None = None

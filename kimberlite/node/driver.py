@@ -76,6 +76,7 @@ _KNOWN_AS = {
     Reason.UNBORN: "other data of",
     Reason.REPLACED: "other data of",
     Reason.REMOVED: "no",
+    Reason.ROLLED_BACK: "a later state of the disk of",
 }
 AHEAD_BYTES = 256 << 10  # read from the disk at once, of entries that are read one after another
 
@@ -191,8 +192,9 @@ class Driver:
     # Inputs
 
     def start(self) -> None:
-        """After construction: carry out what recovery asks for."""
+        """After construction: carry out what recovery asks for. Raises NotMemberError, and nothing was said."""
         self._now = self._clock()
+        self._stop_when_no_member()
         self._run()
 
     def on_input(self, messages: Sequence[Message] = (), requests: Sequence[Message] = ()) -> None:
@@ -398,10 +400,11 @@ class Driver:
         reason = self.core.refused_for
         if reason is None:
             return
-        index, replicas = self.core.state.index, sorted(own.refusals)
-        who = f"replica{'s' if len(replicas) > 1 else ''} {', '.join(map(str, replicas))}"
+        index = self.core.state.index
+        replicas = sorted(own.refusals.keys() - {index})  # an image that was told keeps that, and not by whom
+        who = f"replica{'s' if len(replicas) > 1 else ''} {', '.join(map(str, replicas))}" if replicas else "others"
         raise NotMemberError(
-            f"{who} of this cluster {'know' if len(replicas) > 1 else 'knows'} {_KNOWN_AS[reason]} replica {index}: "
+            f"{who} of this cluster {'knows' if len(replicas) == 1 else 'know'} {_KNOWN_AS[reason]} replica {index}: "
             f"this data, formatted as {own.incarnation.hex()[:12]}, counts nowhere, and was left as it is. If the disk "
             f"of replica {index} was put aside, put it back. If it is lost, the others go on without it, and must not "
             "be formatted anew; for full redundancy stop appends, take a backup from the replica with the highest "

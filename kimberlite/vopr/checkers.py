@@ -487,6 +487,8 @@ class Checkers:
     def on_send(self, world: World, replica: int, message: Message) -> None:
         header = message.header
         command, view = header.command, header.view
+        if replica in world.drawer.copies:  # counts nowhere; whether it does is seen by what others make of it
+            return
         if not world.nodes[replica].driver.core.state.own.is_formed:
             self._on_said_unborn(world, replica, message)
         if command not in VIEW_FRAMES:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kimberlite._fast import framing
 from kimberlite.storage import superblock
 from kimberlite.storage.birth import BirthFile
-from kimberlite.types import ZERO16, Birth, Checksum, Identity, root_header
+from kimberlite.types import ZERO16, Birth, Checksum, Identity, life_sequence, root_header
 from kimberlite.vopr.disk import Files, SimDisk
 from kimberlite.vsr.record import Address, Record, Settings, bind, born, decode, draft, encode, leave_out
 
@@ -74,6 +74,20 @@ def is_awaited(world: World, index: int) -> bool:
     return any(member.incarnation == own for record in records if (member := record.member(index)) is not None)
 
 
+def is_outdated(world: World, index: int, image: Files) -> bool:
+    """Whether every other replica will know, whatever it forgets in a crash, that an image is an older one."""
+    begun = superblock.SuperblockFile(SimDisk(image, lambda: 0, lambda: 1)).current.sequence + 1
+    others = [other for other in range(world.plan.replica_count) if other != index]
+    heard = [identity_on(world.files[other]).heard[index] for other in others]
+    return all(max(life_sequence(one.life), one.sequence) >= begun for one in heard)
+
+
+def is_unnoticed(world: World, index: int) -> bool:
+    """Whether an older image has come so far, while nobody told it what it is, that from now on nobody will."""
+    files = world.files[index]
+    return not identity_on(files).heard[index].life and not is_outdated(world, index, files)
+
+
 class Drawer:
     """Disks that are aside, with what the checks know of their replicas."""
 
@@ -83,16 +97,21 @@ class Drawer:
         self.formatted: dict[int, int] = {}  # how often a disk was formatted for that replica, after the first
         self.given_up: set[int] = set()  # whose disk nobody means to put back, whatever comes
         self.lost: set[int] = set()  # and is lost for good
+        self.copies: set[int] = set()  # in whose place is an older image of the disk that is aside
 
     def swap(self, world: World, index: int) -> Files:
         """A new disk for a replica; the first of its disks is put aside."""
         self.formatted[index] = self.formatted.get(index, 0) + 1
+        self.put_aside(world, index)
+        return Files(on_write=partial(world.on_write, index))
+
+    def put_aside(self, world: World, index: int) -> None:
+        """Another disk is to be put in."""
         if index not in self.disks:
             self.disks[index] = world.files[index]
             self._known[index] = _take_known(world.checkers, index)
         else:
             _take_known(world.checkers, index)
-        return Files(on_write=partial(world.on_write, index))
 
     def settle(self, world: World) -> None:
         """Faults end: what is aside comes back, but for a disk that is given up. It may stay away where nothing else
@@ -113,8 +132,10 @@ class Drawer:
 
     def put_back(self, world: World, index: int) -> Files:
         """The disk that is aside."""
+        _take_known(world.checkers, index)
         for name, value in self._known.pop(index).items():
             getattr(world.checkers, name)[index] = value
+        self.copies.discard(index)
         return self.disks.pop(index)
 
 

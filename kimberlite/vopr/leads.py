@@ -27,12 +27,12 @@ class Leads:
         state = world.nodes[replica].driver.core.state
         gave_up = state.role.story(state).gave_up
         view = gave_up[0] if gave_up is not None else state.view
-        if replica not in world.checkers.voters.get(view, ()):
+        if replica not in world.drawer.copies and replica not in world.checkers.voters.get(view, ()):
             raise Violation("I21 leads", f"replica {replica} gives up view {view}, and tells nobody")
 
     def on_send(self, world: World, replica: int, other: int, header: Header) -> None:
         """The frames with which a view begins have a nonce for those whose evidence it began with."""
-        if header.command != Command.START_VIEW:
+        if header.command != Command.START_VIEW or replica in world.drawer.copies:
             return
         if self._begun.setdefault(header.view, world.now) != world.now or not header.nonce:
             return

@@ -11,7 +11,7 @@ A named plan says what its seeds draw from:
               in the middle of their work, and their successors after them
     lying     the disk of one replica loses writes, puts them elsewhere in their file, or gives what was there before
     wiped     one disk is lost and formatted anew under its old name, among replicas that are cut off from each other
-              and start again: the new disk must count nowhere
+              and start again: the new disk must count nowhere; or an older image of it takes its place, likewise
     ringed    as default, of small events, with replicas that all acknowledge after one write to a ring
 """
 
@@ -134,7 +134,16 @@ def _lying(plan: Plan, random: Random) -> Plan:
     return replace(plan, replica_count=replica_count, weights={**plan.weights, "disk_lie": 2.0})
 
 
-WIPED = {"wipe": 1.0, "restart": 1.0, "heal": 1.0, "isolate": 1.0, "crash": 1.0, "one_way": 0.5}
+WIPED = {
+    "wipe": 1.0,
+    "old_image": 1.0,
+    "step_down": 0.5,
+    "restart": 1.0,
+    "heal": 1.0,
+    "isolate": 1.0,
+    "crash": 1.0,
+    "one_way": 0.5,
+}
 
 
 def _wiped(plan: Plan, random: Random) -> Plan:

@@ -39,7 +39,7 @@ from kimberlite.vopr.checkpoints import CheckpointOracle
 from kimberlite.vopr.clients import SimClient, SimReader
 from kimberlite.vopr.disk import FOREVER, Device, Files, Replaced, SimDisk, TearPolicy
 from kimberlite.vopr.faults import ARGUMENT_END, KINDS, START_NS, Fault, lies_of
-from kimberlite.vopr.identities import Drawer, draft_of, identity_on, is_awaited
+from kimberlite.vopr.identities import Drawer, draft_of, identity_on, is_awaited, is_unnoticed
 from kimberlite.vopr.leads import Leads
 from kimberlite.vopr.liveness import liveness
 from kimberlite.vopr.logs import Logs
@@ -315,6 +315,8 @@ class World:
         """The disk that a replica acknowledged with, also when it is aside, and what its superblock says. A new one
         that is in time for the birth is that disk."""
         aside = self.drawer.disks.get(index)
+        if aside is not None and index in self.drawer.copies:
+            return aside, durable_promises(aside)
         if aside is None or identity_on(self.files[index]).birth is Birth.FORMED:
             return self.files[index], self.promises(index)
         return aside, durable_promises(aside)
@@ -364,9 +366,11 @@ class World:
         if index not in self.drawer.disks:
             return
         births = [identity_on(files).birth for files in (self.drawer.disks[index], self.files[index])]
+        if index in self.drawer.copies:
+            births = []
         if births == [Birth.FORMED, Birth.FORMED]:
             raise Violation("N2 one incarnation", f"two disks of replica {index} are members, both")
-        if births[1] is Birth.FORMED or is_awaited(self, index):
+        if births and (births[1] is Birth.FORMED or is_awaited(self, index)):
             del self.drawer.disks[index]
             return
         self.crash(index)
@@ -390,6 +394,15 @@ class World:
         self.drawer.forget(self, index)
         self._use(index, image)
 
+    def put_in_copy(self, index: int, image: Files) -> None:
+        """An older image takes the place of the disk of that replica, which is put aside."""
+        self.crash(index)
+        self.drawer.put_aside(self, index)
+        self.drawer.copies.add(index)
+        self._use(index, image)
+        self.count("COPY_PUT_IN")
+        self.restart(index)
+
     def _use(self, index: int, files: Files) -> None:
         self.files[index] = files
         self._promises.pop(index, None)
@@ -402,6 +415,8 @@ class World:
         node = self.nodes[index]
         if not self.can_start(index):
             return
+        if index in self.drawer.copies and is_unnoticed(self, index):
+            self._use(index, self.drawer.put_back(self, index))
         boot(self, index, node.life + 1)
         for client in self.clients:
             client.session.connected(index, self.now)

@@ -12,8 +12,11 @@ answered: no two replicas answer each other for ever.
 A life is taken from a sign of life alone, and only a later one: it names the superblock that began it, and the highest
 sequence of that superblock so far. Less than what was heard is a frame that was left behind, or, from a life that is
 news, an older image of the disk, or a copy: its owner may have forgotten what it promised, so that it is told, and not
-counted. What is heard goes to the disk with the next promise. It is no proof: an image put back that meets only those
-that have never heard the later one is not noticed.
+counted. Who is told writes that down, as what it has heard of its own slot, and says nothing from then on, in this life
+and in later ones: every start and every promise brings its superblock further, at last beyond what others have heard.
+A frame that was left behind is answered too, for it is told by nothing from one of an image; the answer is heeded only
+by who has said just that. What is heard goes to the disk with the next promise. It is no proof: an image put back that
+meets only those that have never heard the later one is not noticed.
 
 Data of the first release has no identity: there frames have none, and none is asked for. Imports types and vsr only.
 """
@@ -151,6 +154,7 @@ _SAID = _SIGN | _ORDINARY
 _BEFORE, _KNOWN, _LATER = {Epoch.UNBORN}, {Epoch.KNOWN}, {Epoch.LATER}
 _AFTER = _KNOWN | _LATER
 _OLD_LIFE = Ruling(Act.DROP, DropReason.OLD_LIFE)
+_OLD_IMAGE = _told(Reason.ROLLED_BACK, DropReason.OLD_LIFE)
 _HEED = Ruling(Act.HEED)
 _PASS = Ruling(Act.DROP, DropReason.UNBORN)
 
@@ -172,8 +176,8 @@ TABLE: tuple[Row, ...] = (
     _row("a member", _FORMED, Ruling(Act.HANDLE), _AFTER, _MEMBER, {Life.CURRENT}, _SAID),
     _row("a member, begun anew", _FORMED, Ruling(Act.ADOPT), _AFTER, _MEMBER, {Life.NEW}, _SIGN),
     _row("who has not said so", _FORMED, Ruling(Act.ASK, DropReason.OLD_LIFE), _AFTER, _MEMBER, {Life.NEW}, _ORDINARY),
-    _row("what was left behind", _FORMED, _OLD_LIFE, _AFTER, _MEMBER, {Life.OLD}, _SAID),
-    _row("what was left of a copy", _FORMED, _OLD_LIFE, _AFTER, _MEMBER, {Life.COPY}, _ORDINARY),
+    _row("what was left behind", _FORMED, _OLD_LIFE, _AFTER, _MEMBER, {Life.OLD, Life.COPY}, _ORDINARY),
+    _row("left behind, or an older image", _FORMED, _OLD_IMAGE, _AFTER, _MEMBER, {Life.OLD}, _SIGN),
     _row(
         "a copy, or an older image",
         _FORMED,
@@ -221,7 +225,10 @@ class Own:
         record = decode(identity.record) if identity.record else None
         is_formed = identity.birth is Birth.FORMED
         epoch = record.epoch if record is not None and is_formed else 0
-        return cls(identity, record, identity.incarnation, identity.life, epoch, is_formed)
+        own = cls(identity, record, identity.incarnation, identity.life, epoch, is_formed)
+        if is_older_image(identity):
+            own.refusals[identity.slot] = Reason.ROLLED_BACK
+        return own
 
     def take(self, record: Record, birth: Birth, digest: bytes) -> None:
         """Be that, once it is durable."""
@@ -321,7 +328,14 @@ def heard(s: State) -> tuple[Heard, ...]:
     found = [Heard()] * SLOTS
     for slot, peer in s.peers.items():
         found[slot] = Heard(peer.life, peer.sequence)
+    if Reason.ROLLED_BACK in s.own.refusals.values():
+        found[s.index] = Heard(s.own.life, s.disk.sequence)
     return tuple(found)
+
+
+def is_older_image(identity: Identity) -> bool:
+    """Whether it was told that others know a later image of its disk."""
+    return identity.slot < SLOTS and bool(identity.heard[identity.slot].life)
 
 
 def sign_of_life(s: State, command: Command = Command.PING, *, asks: bool = False) -> Message:
@@ -365,14 +379,21 @@ def _heed(s: State, message: Message) -> None:
 
 
 def note_refusal(s: State, replica: int, reason: int) -> None:
-    """Another replica counts this one nowhere."""
+    """Another replica counts this one nowhere. One member's word is enough that this is an older image: what it has
+    heard can not be unsaid, and this replica has not said it."""
     if s.own.refusals.get(replica) != reason:
         s.own.refusals[replica] = reason
         s.emit(EventKind.REFUSED_BY, replica, reason)
+        if reason == Reason.ROLLED_BACK and s.own.is_formed:
+            s.persist_view()
 
 
 def final_refusal(s: State) -> Reason | None:
-    """Why this replica is no member, when so many say so that no quorum can be of those that do not."""
+    """Why this replica is no member: when so many say so that no quorum can be of those that do not, or when it is an
+    older image of its disk, as soon as that is written down."""
+    if Reason.ROLLED_BACK in s.own.refusals.values() and s.own.is_formed:
+        is_written = s.own.identity is not None and is_older_image(s.own.identity) and s.outbox.promise is None
+        return Reason.ROLLED_BACK if is_written else None
     reasons = [reason for reason in s.own.refusals.values() if reason in FINAL]
     needed = max(s.membership.quorums.replication - 1, 1)
     return Reason(reasons[-1]) if len(reasons) >= needed else None

@@ -19,11 +19,13 @@ from kimberlite.vopr.disk import (
     READ,
     UNIT,
     WRITE,
+    Files,
     Lies,
     corrupt,
     make_unreadable,
 )
 from kimberlite.vopr.faults.registry import RARELY, SELDOM, Action, kind, target_of
+from kimberlite.vopr.identities import is_outdated
 from kimberlite.vsr.config import MS
 
 if TYPE_CHECKING:
@@ -179,6 +181,32 @@ def _wipe(world: World, argument: int) -> Action | None:
 def _put_back(world: World, index: int) -> None:
     if world.network.faults_on:
         world.put_back(index)
+
+
+IMAGE_NS_MAX, IMAGE_STEP_NS = 3000 * MS, 100 * MS  # from an image to the moment when it is put in, when it can be
+
+
+@kind(share=0.0)
+def _old_image(world: World, argument: int) -> Action | None:
+    """An image is taken of a replica's disk, and put in its place some time later, once in a run; the disk itself comes
+    back in the end, at the latest. Only when all others have it on their disks that the replica has come further: who
+    meets nobody that knows is not noticed."""
+    plan = world.plan
+    if plan.replica_count == 1 or plan.birth or plan.converted or world.counts.get("FAULT_old_image"):
+        return None
+    index, random = target_of(world, argument), Random(argument)
+
+    def put_in(image: Files) -> None:
+        if not world.network.faults_on:
+            return
+        if world.drawer.disks or not is_outdated(world, index, image):
+            world.at(world.now + IMAGE_STEP_NS, put_in, image)
+        else:
+            world.put_in_copy(index, image)
+            if random.random() < PUT_BACK_SHARE:
+                world.at(world.now + random.randrange(AWAY_NS_MAX), _put_back, world, index)
+
+    return lambda: world.at(world.now + random.randrange(IMAGE_NS_MAX), put_in, world.files[index].copy())
 
 
 @kind()

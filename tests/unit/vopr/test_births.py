@@ -14,6 +14,7 @@ from kimberlite.vopr.liveness import end_faults, liveness
 from kimberlite.vopr.plan import MS, Plan, draw
 from kimberlite.vopr.run import Script, run
 from kimberlite.vopr.world import World
+from kimberlite.vsr import identity
 
 
 def calm(count: int, **more: int | bool) -> Plan:
@@ -110,6 +111,15 @@ def test_a_disk_that_others_need_comes_back() -> None:
     world.rotten = True
     end_faults(world)
     assert world.whole == [0, 1, 2] and not world.drawer.disks
+
+
+def test_an_older_image_is_refused_and_goes_on_being_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was told is on its disk; else it counts, once its superblock has come far enough."""
+    script = Script(51, name="wiped")
+    outcome = run(script)
+    assert outcome.check == "" and outcome.labels["COPY_PUT_IN"]
+    monkeypatch.setattr(identity, "is_older_image", lambda known: False)
+    assert run(script).check
 
 
 def test_a_new_disk_that_is_let_in_is_a_violation() -> None:

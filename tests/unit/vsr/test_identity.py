@@ -172,6 +172,48 @@ def test_an_older_image_and_a_copy_are_not_counted(cluster: Cluster) -> None:
     assert peer.life == sent.header.session
 
 
+def test_an_older_image_that_was_told_so_says_nothing_in_later_lives_either(cluster: Cluster) -> None:
+    """Each start and each promise brought its superblock further: the next start but some was beyond what others had
+    heard, and a replica counted that had forgotten what it acknowledged."""
+    index = cluster.backups[0].index
+    image = cluster.files[index].copy()
+    for _ in range(3):
+        cluster.primary.driver.step_down()
+        cluster.run(1000)
+    later = cluster.files[index]
+    cluster.crash(index)
+    cluster.files[index] = image
+    cluster.start(index)
+    with pytest.raises(
+        NotMemberError, match=f"of this cluster knows? a later state of the disk of replica {index}"
+    ) as caught:
+        cluster.run(10_000)
+    assert caught.value.reason == Reason.ROLLED_BACK and index not in caught.value.replicas
+    for _ in range(12):
+        cluster.crash(index)
+        with pytest.raises(
+            NotMemberError, match=f"^others of this cluster know a later state of the disk of replica {index}"
+        ):
+            cluster.start(index)
+    cluster.crash(index)
+    cluster.run(2000)
+    cluster.files[index] = later
+    cluster.start(index)
+    cluster.append(4, b"after")
+    cluster.run(2000)
+    assert cluster.node(index).entries() == cluster.primary.entries()
+
+
+def test_who_was_left_behind_is_told_and_heeds_only_what_it_has_said(cluster: Cluster) -> None:
+    """A sign of an earlier life may be of an older image; who says so reaches the one that goes on, mostly."""
+    primary, backup = cluster.primary, cluster.backups[0]
+    sent = frame(Command.PING, **who(backup, session=life_of(1, 99), view=primary.core.view))
+    step(primary, sent)
+    assert told(cluster, primary, sent) == [Reason.ROLLED_BACK] and dropped(primary) == [DropReason.OLD_LIFE]
+    cluster.run(500)
+    assert backup.driver.core.refused_for is None and DropReason.UNWANTED in dropped(backup)
+
+
 def test_what_was_heard_of_others_is_on_the_disk_with_the_next_promise(cluster: Cluster) -> None:
     primary, backup = cluster.primary, cluster.backups[0]
     life = backup.core.state.own.life
