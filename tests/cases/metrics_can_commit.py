@@ -21,7 +21,7 @@ def said(cluster: Cluster, index: int) -> tuple[bool, list[str], float | None, l
     with contextlib.suppress(OSError):  # it has just been started
         page = cluster.scrape(index)
     gauge = re.search(r"^vsr_can_commit\{\S*\} (\S+)$", page, re.MULTILINE)
-    reasons = re.findall(r'^vsr_cannot_commit\{\S*reason="(\w+)"\S*\} 1.0$', page, re.MULTILINE)
+    reasons = re.findall(r'^vsr_cannot_commit\{\S*reason="(\w+)"\S*\} 1(?:\.0)?$', page, re.MULTILINE)
     return status.get("can_commit", True), status.get("cannot_commit", []), gauge and float(gauge[1]), reasons
 
 

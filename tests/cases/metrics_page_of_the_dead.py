@@ -21,13 +21,15 @@ def run(case: Case) -> None:
     gauges = set(re.findall(r"^# TYPE (\S+) gauge$", page, re.MULTILINE))
     gauges = {name for name in gauges if not name.startswith("vsr_telemetry_")}  # of who serves the page, and lives on
     found = {
-        name: value for name, value in re.findall(r"^(vsr_\w+)\{\S*\} (\S+)$", page, re.MULTILINE) if name in gauges
+        name: float(value)
+        for name, value in re.findall(r"^(vsr_\w+)\{\S*\} (\S+)$", page, re.MULTILINE)
+        if name in gauges
     }
     case.check(
-        found == {"vsr_replica_up": "0.0", "vsr_is_primary": "0.0", "vsr_can_commit": "0.0"},
+        found == dict.fromkeys(("vsr_replica_up", "vsr_is_primary", "vsr_can_commit"), 0),
         f"a dead replica claims {len(found)} gauges: {dict(list(found.items())[:6])} ...",
     )
-    case.check(re.search(r"^vsr_events_total\{\S*\} 3.0$", page, re.MULTILINE), "the counter of events is lost")
+    case.check(re.search(r"^vsr_events_total\{\S*\} 3(\.0)?$", page, re.MULTILINE), "the counter of events is lost")
 
 
 if __name__ == "__main__":
