@@ -11,13 +11,16 @@ machine, and a directory on a real disk (TMPDIR).
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import math
+import re
 import socket
 import statistics
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -30,6 +33,7 @@ from kimberlite.cli.bench_ab import WITHIN_95
 CONCURRENCY = 64
 PER_SECOND = 10
 AT_MOST = 1.1
+DROPPED = {"otlp", "statsd"}
 ACCEPT = {"Accept": "application/openmetrics-text;version=1.0.0", "Accept-Encoding": "gzip"}
 
 
@@ -79,13 +83,23 @@ async def sinks(stack: AsyncExitStack, directory: Path) -> list[System]:
     settings = (
         f"telemetry.otlp.endpoint=http://127.0.0.1:{hangs.getsockname()[1]}",
         "telemetry.otlp.interval_s=1",
+        "telemetry.otlp.timeout_s=1",
         f"telemetry.statsd.address=127.0.0.1:{nobody}",
         "telemetry.statsd.interval_s=1",
     )
-    return [
-        await system_of(stack, await cluster_of(stack, directory / which, *chosen, telemetry=True), CONCURRENCY)
+    clusters = [
+        await cluster_of(stack, directory / which, *chosen, telemetry=True)
         for which, chosen in (("with", settings), ("without", ()))
     ]
+    for replica in clusters[0].replicas:
+        while not set(re.findall(r'_dropped_total{.*sink="(\w+)"} [1-9]', page(str(replica.telemetry)))) >= DROPPED:
+            await asyncio.sleep(0.2)  # until both have failed: what they take to start is not what is measured
+    return [await system_of(stack, cluster, CONCURRENCY) for cluster in clusters]
+
+
+def page(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics/essential", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 GATES = {"scrapes": scrapes, "sinks": sinks}
