@@ -15,12 +15,12 @@ from pathlib import Path
 
 import click
 
-from kimberlite import cli, config, errors, frames
+from kimberlite import cli, config, errors, frames, process
 from kimberlite.cli import fields as status_fields
 from kimberlite.errors import KimberliteError
 from kimberlite.storage import layout
 from kimberlite.telemetry import catalogue, health, log
-from kimberlite.vsr.events import TABLE, EventKind, Level, Row
+from kimberlite.vsr.events import TABLE, EventKind, Field, Level, Row
 from kimberlite.vsr.work import CannotCommit
 
 HERE = Path(__file__).parent
@@ -319,19 +319,11 @@ def status() -> str:
 
 EVENTS_INTRODUCTION = """\
 What the core of a replica reports. Every event moves a metric ([all of them](metrics.md)), or is a line of the log, or
-both. The log is standard error, where a line is `kimberlite: TIME LEVEL: replica N SENTENCE`, the time in UTC; what is
-counted in nanoseconds (`_ns`) is told in milliseconds:
-
-```text
-kimberlite: 2026-11-30T16:31:35.168Z warning: replica 1 left its view for view 2: newer_view
-```
+both. [The log](logs.md) says what such a line looks like, and what to do about it.
 
 | level | meaning | events |
 | --- | --- | ---: |
 {levels}
-
-Of one kind there are at most {lines} lines in {seconds} s; then a line says how many were left out. The replica never
-waits for its log: lines that standard error does not take are counted, and their number is said when it does.
 """
 LEVELS = {
     Level.ERROR: ("error", "A person has to look."),
@@ -344,8 +336,7 @@ LEVELS = {
 def event_pages() -> str:
     counts = Counter(row.level for row in TABLE.values())
     levels = "\n".join(f"| {name} | {meaning} | {counts[level]} |" for level, (name, meaning) in LEVELS.items())
-    text = EVENTS_INTRODUCTION.format(levels=levels, lines=log.LINES_MAX, seconds=log.PERIOD_S)
-    lines = [GENERATED, "", "# Events and the log", "", *text.splitlines()]
+    lines = [GENERATED, "", "# Events of the core", "", *EVENTS_INTRODUCTION.format(levels=levels).splitlines()]
     for level in LEVELS:
         for kind, row in TABLE.items():
             if row.level is level:
@@ -359,10 +350,78 @@ def event_section(kind: EventKind, row: Row) -> list[str]:
     lines.append(f"- level: {name}")
     exposed = (catalogue.BY_NAME[metric].exposed_name("ms") for metric in row.metrics)
     lines.append("- metrics: " + (", ".join(f"`{metric}`" for metric in exposed) or "none"))
-    for field in row.fields:
-        words = f": {', '.join(f'`{word}`' for word in field.words.values())}" if len(field.words) > 2 else ""
-        lines.append(f"- `{field.name}`: {field.meaning}{words}")
-    return lines
+    return [*lines, *(field_text(field) for field in row.fields)]
+
+
+def field_text(field: Field) -> str:
+    """A field of an event or a line, with the words that stand for its numbers."""
+    words = f": {', '.join(f'`{word}`' for word in field.words.values())}" if len(field.words) > 2 else ""
+    return f"- `{field.name}`: {field.meaning}{words}"
+
+
+LOGS_INTRODUCTION = """\
+A replica tells on standard error what happens to it: a line for each of the ids below, never one for an operation that
+goes well, and none while nothing happens. What clients append is in no line.
+
+In JSON a line is an object with always the same keys, and what is particular to its id in `fields`. `time` is UTC,
+`view` and `op` say where the replica was, and are `null` before it knows:
+
+```json
+{json}
+```
+
+On a terminal, or with `log.format = "pretty"`, the same is
+
+```text
+{pretty}
+```
+
+Level, format and destination are set in [\\[log\\]](configuration.md#log). At the end of the name of a field is its
+unit; a duration that is not known is -1. This finds why a cluster changed its primary, in files that have one line for
+each object; `-R` and `fromjson?` pass over what is no JSON, as the last line of a replica that failed:
+
+```sh
+jq -R 'fromjson? | select(.id == "view_changed" or .id == "suspected") | [.time, .replica, .message]' *.log
+```
+
+Of one id there are at most {lines} lines in {seconds} s, of those that come again and again while all is well
+{routine}; then a line `suppressed` says how many were left out. The replica never waits for its log: what standard
+error does not take is lost, counted, and told by a line `lines_lost` when it does. An error that ends the process is
+its last line, as text: `kimberlite: KIND: SENTENCE`; for that standard error gets {patience_s} s at most.
+
+`kimberlite dev` puts the lines of each replica into `DIR/INDEX.log`, and shows those of level warning and error.
+"""
+EXAMPLE = log.Said(
+    1_796_056_295.168,
+    Level.WARNING,
+    log.LINES["view_change_started"],
+    {"view": 2, "cause": 0},
+    "5f0c8a1be1d34c5c9a37c0a5d2b4a7f1",
+    1,
+    1,
+    1042,
+)
+
+
+def logs() -> str:
+    text = LOGS_INTRODUCTION.format(
+        json=log.as_json(EXAMPLE).strip(),
+        pretty=log.as_text(EXAMPLE).strip(),
+        lines=log.LINES_MAX,
+        routine=log.ROUTINE_MAX,
+        seconds=log.PERIOD_S,
+        patience_s=process.END_S,
+    )
+    lines = [GENERATED, "", "# The log", "", *text.splitlines()]
+    by_level = sorted(log.LINES.values(), key=lambda line: (-line.level, line.id))
+    lines += ["", "| id | level |", "| --- | --- |"]
+    lines += [f"| [`{line.id}`](#{line.id}) | {log.LEVEL_NAMES[line.level]} |" for line in by_level]
+    for line in by_level:
+        said = line.sentence.replace("{", "`").replace("}", "`")
+        lines += ["", f"## {line.id}", "", f"Replica N {said}.", "", line.meaning, ""]
+        lines += [f"- level: {log.LEVEL_NAMES[line.level]}", f"- what to do: {line.todo}"]
+        lines += [field_text(field) for field in line.fields]
+    return "\n".join(lines) + "\n"
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -374,6 +433,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "wire.md": wire,
     "status.md": status,
     "events.md": event_pages,
+    "logs.md": logs,
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -18,6 +20,28 @@ from kimberlite.errors import UnavailableError
 
 RESTART_AFTER_S = 1.0
 STATUS_TIMEOUT_S = 5.0
+FOLLOW_S = 0.5  # from one look at the logs to the next
+SHOWN = ("warning", "error")  # levels
+
+
+class Follower:
+    """What replicas tell in their logs from now on, of the levels that are SHOWN: docs/logs.md. The rest stays in the
+    files."""
+
+    def __init__(self, replicas: Iterable[Replica]) -> None:
+        self._at = {replica.log: replica.log.stat().st_size for replica in replicas}
+
+    def news(self) -> Iterator[str]:
+        for path, at in self._at.items():
+            with path.open("rb") as file:
+                file.seek(at)
+                whole, end, _ = file.read().rpartition(b"\n")  # the last line may come in two looks
+            self._at[path] = at + len(whole + end)
+            for line in whole.splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # none of a log: the last words of a process
+                    said = json.loads(line)
+                    if said["level"] in SHOWN:
+                        yield f"{said['level']}: {said['message']} [{said['id']}]"
 
 
 class Signals:
@@ -73,7 +97,8 @@ def dev(replicas: int, directory: Path, port: int, restart: bool, settings: Sequ
     """Run a real local cluster in the foreground.
 
     One process per replica, on this machine, with durable writes. Ctrl-C, SIGTERM and the end of
-    its terminal stop it; the same --dir continues with its data. For trying things out and for
+    its terminal stop it; the same --dir continues with its data. What the replicas tell of is in
+    DIR/INDEX.log; warnings and errors are shown here, unless --json is given. For trying things out and for
     development: three replicas on one disk survive the loss of a process, not of the disk.
     """
     signals = Signals()
@@ -83,7 +108,7 @@ def dev(replicas: int, directory: Path, port: int, restart: bool, settings: Sequ
         cluster.wait_ready(stop=lambda: signals.stop)
         if not signals.stop:
             announce(cluster, created, as_json)
-        supervise(cluster, signals, restart)
+        supervise(cluster, signals, restart, None if as_json else Follower(cluster.replicas))
     note("stopped")
 
 
@@ -128,8 +153,8 @@ def metrics_of(answer: dict[str, object] | UnavailableError) -> str | None:
     return f"http://{address}" if address else None
 
 
-def supervise(cluster: LocalCluster, signals: Signals, restart: bool) -> None:
-    """Report replicas that end, start them again when asked to, until a signal to stop."""
+def supervise(cluster: LocalCluster, signals: Signals, restart: bool, follower: Follower | None) -> None:
+    """Report replicas that end, start them again when asked to, and what they tell, until a signal to stop."""
     due: dict[int, float] = {}
     while not signals.stop:
         for replica, code in cluster.ended():
@@ -144,7 +169,10 @@ def supervise(cluster: LocalCluster, signals: Signals, restart: bool) -> None:
         if not restart and all(replica.process is None for replica in cluster.replicas):
             note("no replica is left")
             return
-        signals.wait(min(due.values()) - now if due else None)
+        for line in follower.news() if follower is not None else ():
+            note(line)
+        waits = [when - now for when in due.values()] + [FOLLOW_S] * (follower is not None)
+        signals.wait(min(waits, default=None))
 
 
 def report(replica: Replica, code: int) -> None:

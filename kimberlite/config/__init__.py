@@ -39,6 +39,7 @@ from kimberlite.config.sections import (
     CheckpointConfig,
     ClusterConfig,
     LimitsConfig,
+    LogConfig,
     RetentionConfig,
     ScrubConfig,
     Section,
@@ -58,6 +59,7 @@ __all__ = [
     "Config",
     "LimitsConfig",
     "OtlpConfig",
+    "LogConfig",
     "RetentionConfig",
     "ScrubConfig",
     "StatsdConfig",
@@ -88,6 +90,7 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     telemetry_otlp: OtlpConfig = field(default_factory=OtlpConfig)
     telemetry_statsd: StatsdConfig = field(default_factory=StatsdConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         for section_name, section in self.sections():

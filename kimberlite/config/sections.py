@@ -517,6 +517,38 @@ class TelemetryConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What a replica tells on standard error: see docs/logs.md. It never waits for whoever reads that."""
+
+    level: str = knob(
+        "info",
+        "The least that is told. `info`: the ordinary life of a cluster too. `warning`: what says that something may "
+        "be sick. `error`: what a person has to look at.",
+        choices=("info", "warning", "error"),
+    )
+    format: str = knob(
+        "auto",
+        "`json`: an object a line. `pretty`: sentences. `auto`: sentences on a terminal, JSON elsewhere.",
+        choices=("auto", "json", "pretty"),
+    )
+    destination: str = knob(
+        "stderr",
+        "`stderr`: standard error. `none`: nowhere; the error that ends a process is on standard error all the same.",
+        choices=("stderr", "none"),
+    )
+    slow_ms: int = knob(
+        1_000,
+        "A request that the primary answers later than this is a line, with its stages; so is a write to the journal "
+        "that takes a backup longer. 0 switches this off; so does telemetry.record = false.",
+        unit="ms",
+        low=0,
+        high=3_600_000,
+        too_low="Ordinary operations fill the log, up to what it takes in a minute.",
+        too_high="A disk that hangs now and then is not in the log.",
+    )
+
+
 Section = (
     ClusterConfig
     | TimingConfig
@@ -528,6 +560,7 @@ Section = (
     | TelemetryConfig
     | OtlpConfig
     | StatsdConfig
+    | LogConfig
 )
 SECTION_TYPES: Mapping[str, type[Section]] = {
     "cluster": ClusterConfig,
@@ -540,4 +573,5 @@ SECTION_TYPES: Mapping[str, type[Section]] = {
     "telemetry": TelemetryConfig,
     "telemetry.otlp": OtlpConfig,
     "telemetry.statsd": StatsdConfig,
+    "log": LogConfig,
 }

@@ -218,7 +218,7 @@ class PeerNetwork:
                 self._accepting,
                 has_room=lambda opening: len(self._deadlines) + opening < self._strangers_max,
                 refusal=lambda: self._reject(Reason.CONNECTIONS).header.raw,
-                refused=lambda: self._counters.message_dropped(Dropped.CONNECTION_LIMIT),
+                refused=self._on_too_many,
             )
         self.diallers = [
             asyncio.create_task(self._dial(replica), name=f"dial-{replica}")
@@ -507,8 +507,13 @@ class PeerNetwork:
             first.abort()
         waiting.connection.go_on()
 
+    def _on_too_many(self, address: str) -> None:
+        self._counters.message_dropped(Dropped.CONNECTION_LIMIT)
+        self._counters.connection_refused(address, Dropped.CONNECTION_LIMIT.value)
+
     def _refuse(self, connection: FrameConnection, reason: Reason, about: Header | None = None) -> None:
         self._counters.message_dropped(DROPPED[reason])
+        self._counters.connection_refused(connection.peer, reason.name.lower())
         connection.send(self._reject(reason, about))
         connection.close()
 

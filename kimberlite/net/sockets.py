@@ -115,7 +115,7 @@ class Listener:
     """Accepts on listening sockets, which it owns.
 
     factory: makes the protocol of a connection. has_room: whether one more may come in, given how many are accepted
-    but not open yet; refused: told of each that may not. refusal: a frame for those.
+    but not open yet; refused: told of the address of each that may not. refusal: a frame for those.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Listener:
         *,
         has_room: Callable[[int], bool],
         refusal: Callable[[], bytes],
-        refused: Callable[[], None],
+        refused: Callable[[str], None],
     ) -> None:
         self.sockets = sockets
         self._factory = factory
@@ -167,15 +167,15 @@ class Listener:
 
     def _accept_one(self, listening: socket.socket) -> None:
         try:
-            accepted, _ = listening.accept()
+            accepted, address = listening.accept()
         except OSError as error:
             if error.errno not in NO_DESCRIPTORS or self._held < 0:
                 self._hold(listening)
                 raise
             self._let_go()
             try:
-                accepted, _ = listening.accept()
-                self._refuse(accepted)
+                accepted, address = listening.accept()
+                self._refuse(accepted, address)
             finally:
                 self._hold(listening)
             return
@@ -185,7 +185,7 @@ class Listener:
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
         else:
-            self._refuse(accepted)
+            self._refuse(accepted, address)
 
     async def _open(self, accepted: socket.socket) -> None:
         try:
@@ -197,8 +197,8 @@ class Listener:
             context = {"message": "a connection was not accepted", "exception": error, "socket": accepted}
             self._loop.call_exception_handler(context)
 
-    def _refuse(self, accepted: socket.socket) -> None:
-        self._refused()
+    def _refuse(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
+        self._refused(show(*address[:2]))
         accepted.setblocking(False)
         with contextlib.suppress(OSError):
             accepted.send(self._refusal())

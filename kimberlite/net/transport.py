@@ -71,6 +71,9 @@ class Counters(Protocol):
     def client_told(self, request: Header) -> None:
         """A request was answered that tells of appends before it: kimberlite.told."""
 
+    def connection_refused(self, address: str, reason: str) -> None:
+        """Whoever is at that address was sent away. For the log: nothing is counted."""
+
 
 class NullCounters:
     """Counts nothing: clients, tests."""
@@ -100,6 +103,9 @@ class NullCounters:
         return None
 
     def client_told(self, request: Header) -> None:
+        return None
+
+    def connection_refused(self, address: str, reason: str) -> None:
         return None
 
 
@@ -284,7 +290,9 @@ class FrameConnection(asyncio.BufferedProtocol):
             return False  # looked at again behind what is kept
         self._error = refusal
         self._is_held = True
-        self.counters.frame_refused(cast(FrameReason, refusal.details["reason"]))
+        reason = cast(FrameReason, refusal.details["reason"])
+        self.counters.frame_refused(reason)
+        self.counters.connection_refused(self.peer, FrameReason(reason).name.lower())
         return False
 
     @property

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kimberlite import process
 from kimberlite._fast import framing
 from kimberlite.config import Config
 from kimberlite.errors import ConfigError, DataMissingError, SuperblockError
@@ -47,6 +46,7 @@ from kimberlite.storage import superblock
 from kimberlite.storage.pieces import PieceReader
 from kimberlite.storage.scrub import Scrubber
 from kimberlite.storage.store import Store
+from kimberlite.telemetry.log import Log, open_log
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.types import VIEW_MAX, Message
 from kimberlite.vsr.replica import Replica
@@ -70,6 +70,7 @@ class Parts:
     """One replica."""
 
     config: Config
+    log: Log
     share: descriptors.Share
     disk: MeasuredDisk
     store: Store
@@ -96,6 +97,10 @@ async def assemble(
             path=str(directory),
         )
     opened_at = time.monotonic_ns()
+    log = open_log(
+        config.cluster_id.hex(), config.cluster.replica, config.log.level, config.log.format, config.log.destination
+    )
+    undo.callback(log.close)
     disk = _open_disk(config, directory)
     undo.callback(disk.close)
     share = descriptors.share_out(
@@ -105,14 +110,16 @@ async def assemble(
     check_identity(config, store, directory)
     recovered = store.recover()
     await check_addresses(config)
-    config = begin_life(config, store)
+    config = begin_life(config, store, log)
     if config.storage.ring:
         store.add_ring(secrets.token_bytes(16))
-    metrics = await open_metrics(config, directory, disk, store, opened_at)
+    metrics = await open_metrics(config, directory, disk, store, log, opened_at)
     undo.push_async_callback(metrics.close)
     recorder = metrics.recorder
 
-    machine = guarded(machine)
+    machine = guarded(
+        machine, lambda kind, op, took_ns: log.say("slow_execution", machine=kind, op=op, took_ns=took_ns)
+    )
     restore(machine, recovered)
     now = time.monotonic_ns()
     core = Replica(
@@ -125,6 +132,7 @@ async def assemble(
         identity=store.identity,
     )
     core.set_clock_offset(time.time_ns() - now)
+    log.where = lambda: (core.state.view, core.state.log.op)
     recorder.executions.replay_to = core.state.execution.replay_to
     peers = _peers(config, share, core, inputs, recorder)
     undo.push_async_callback(peers.stop)
@@ -158,9 +166,9 @@ async def assemble(
     kept = config.retention
     retention = Retention(kept.bytes_max, kept.age_max_s, clock.Clock(*clock.now(), config.cluster.replica))
     space = FreeSpace(config.storage.free_bytes_min)
-    gauges = Gauges(recorder, driver, disk, store, server, peers, share, scrubber, retention, space)
+    gauges = Gauges(log, recorder, driver, disk, store, server, peers, share, scrubber, retention, space)
     return Parts(
-        config, share, disk, store, metrics, recorder, peers, server, driver, scrubber, retention, space, gauges
+        config, log, share, disk, store, metrics, recorder, peers, server, driver, scrubber, retention, space, gauges
     )
 
 
@@ -185,14 +193,14 @@ async def check_addresses(config: Config) -> None:
             listening.close()
 
 
-def begin_life(config: Config, store: Store) -> Config:
+def begin_life(config: Config, store: Store, log: Log) -> Config:
     """Have the data say who runs on it from now on. The configuration with what the cluster has agreed on. Raises
     RecordError, ConfigError, DiskFullError, WriteFailedError."""
     identity = at_start(config, store.identity, secrets.token_bytes(16))
     config, differences = with_settings(config, identity)
     store.begin_life(identity, secrets.randbits(32))
     for difference in differences:
-        process.say(f"kimberlite: {difference}\n")
+        log.say("settings_differ", difference=difference)
     return config
 
 

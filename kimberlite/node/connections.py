@@ -83,7 +83,7 @@ class Client:
 
 
 class Connections:
-    """The table of them. dismiss: sends a REJECT with this reason. ended: told why a connection was ended.
+    """The table of them. dismiss: sends a REJECT with this reason. ended: told why a connection was ended, and of whom.
     held_elsewhere: bytes that others hold of `bounds.memory`."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Connections:
         bounds: Bounds,
         *,
         dismiss: Callable[[Client, Reason], None],
-        ended: Callable[[Ended], None],
+        ended: Callable[[Ended, str], None],
         held_elsewhere: Callable[[], int] = lambda: 0,
     ) -> None:
         self.bounds = bounds
@@ -192,7 +192,7 @@ class Connections:
         """Send it away, in words if it takes them."""
         if not client.connection.is_open:
             return
-        self._ended(why)
+        self._ended(why, client.connection.peer)
         self._waiting.pop(client, None)
         if client.connection.queued_bytes:
             client.connection.abort()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 from kimberlite.net.peers import PeerNetwork
 from kimberlite.node.descriptors import Share
@@ -15,8 +16,9 @@ from kimberlite.node.measured import MeasuredDisk
 from kimberlite.node.retention import Retention
 from kimberlite.node.server import ClientServer
 from kimberlite.node.space import FreeSpace
-from kimberlite.storage.scrub import Scrubber
+from kimberlite.storage.scrub import Damage, Scrubber
 from kimberlite.storage.store import Store
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.loop import OTHER_PART
 from kimberlite.telemetry.recording.memory import MemorySample
@@ -28,6 +30,7 @@ class Gauges:
 
     def __init__(
         self,
+        log: Log,
         recorder: Recorder,
         driver: Driver,
         disk: MeasuredDisk,
@@ -39,6 +42,7 @@ class Gauges:
         retention: Retention,
         space: FreeSpace,
     ) -> None:
+        self._log = log
         self._recorder = recorder
         self._driver = driver
         self._disk = disk
@@ -50,6 +54,8 @@ class Gauges:
         self._retention = retention
         self._space = space
         self._free_bytes: int | None = None  # of the file system, when it was looked at since the last time
+        self._is_full = False  # what the log was told of the disk
+        self._damage: Mapping[Damage, int] = dict(scrubber.damage)  # likewise
 
     def look_at_space(self) -> None:
         """How much of the file system is free; the core is told when that is too little."""
@@ -62,6 +68,10 @@ class Gauges:
         recorder.loop.switch(OTHER_PART)
         now = time.monotonic_ns()
         core.set_now(now)
+        if (is_full := core.state.is_disk_full) != self._is_full:
+            self._tell_of_space(is_full)
+        if self._scrubber.damage != self._damage:
+            self._tell_of_damage()
         if not recorder.is_recording:
             recorder.look(now)
             return
@@ -88,6 +98,21 @@ class Gauges:
                 blocks=sys.getallocatedblocks(),
             )
         )
+
+    def _tell_of_space(self, is_full: bool) -> None:
+        self._is_full = is_full
+        free = self._disk.free_bytes()
+        if is_full:
+            reasons = (str(self._store.disk_full or ""), self._space.reason(free))
+            self._log.say("disk_full", reason="; ".join(filter(None, reasons)), free_bytes=free)
+        else:
+            self._log.say("disk_has_room", free_bytes=free)
+
+    def _tell_of_damage(self) -> None:
+        known, self._damage = self._damage, dict(self._scrubber.damage)
+        for what, count in self._damage.items():
+            if count > known.get(what, 0):
+                self._log.say("damage_found", what=what.value, found_count=count)
 
     def _storage(self) -> StorageSample:
         disk, store = self._disk, self._store

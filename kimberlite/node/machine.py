@@ -50,11 +50,19 @@ def check_machine(machine: object) -> StateMachine:
     return machine  # type: ignore[return-value]
 
 
-def guarded(machine: StateMachine) -> StateMachine:
-    """A state machine that raises StateMachineError only. Cost: 0.2 us an operation; none for the built-in one."""
+def _unsaid(machine: str, op: int, took_ns: int) -> None:
+    """Told of an execution that took longer than SLOW_S."""
+
+
+def guarded(machine: StateMachine, on_slow: Callable[[str, int, int], None] = _unsaid) -> StateMachine:
+    """A state machine that raises StateMachineError only. Cost: 0.2 us an operation; none for the built-in one.
+
+    on_slow: told the class, the first op and the nanoseconds of an execution that took longer than SLOW_S."""
     if type(machine) is EventLog:
         return machine
-    return FreezingGuard(machine, machine.freeze) if hasattr(machine, "freeze") else Guard(machine)
+    guard = FreezingGuard(machine, machine.freeze) if hasattr(machine, "freeze") else Guard(machine)
+    guard.on_slow = on_slow
+    return guard
 
 
 def name_of(machine: object) -> str:
@@ -100,6 +108,7 @@ class Guard:
     def __init__(self, machine: StateMachine) -> None:
         self._machine = machine
         self._op = 0  # the last one applied
+        self.on_slow: Callable[[str, int, int], None] = _unsaid
         self.version = machine.version
         self.needs_body = machine.needs_body
 
@@ -111,10 +120,7 @@ class Guard:
         except RAISED as error:
             raise self._about_apply(batches, f"raised {process.what(error)}") from error
         if (took := monotonic() - began) > SLOW_S:
-            process.say(
-                f"kimberlite: {name_of(self._machine)}.apply took {took:.1f} s {_place(batches)}: the replica did "
-                "nothing else meanwhile\n"
-            )
+            self.on_slow(name_of(self._machine), self._op, int(took * 1e9))
         if (wrong := _wrong(replies, len(batches))) is not None:
             raise self._about_apply(batches, f"gave {wrong}")
         return replies

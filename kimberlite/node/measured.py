@@ -1,6 +1,6 @@
 """Disk and state machine of a node, with what the core cannot see measured: time and bytes.
 
-May import: errors, types, process, state_machine, _fast, storage, telemetry.
+May import: errors, types, state_machine, _fast, storage, telemetry.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from kimberlite import process
 from kimberlite._fast.metrics import now_ns
 from kimberlite.state_machine import Batch, StateMachine
 from kimberlite.storage.disk import FileDisk
@@ -39,9 +38,6 @@ class MeasuredDisk(FileDisk):
         deadline = time.monotonic() + seconds
         while self.stats()["queued"]:
             if time.monotonic() >= deadline:
-                process.say(
-                    "kimberlite: the disk does not complete what it was given; ended without it, as in a crash\n"
-                )
                 _HUNG.append(self)
                 return False
             await asyncio.sleep(LOOK_S)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from kimberlite import __version__, process
+from kimberlite import __version__
 from kimberlite._fast import checksum
 from kimberlite._fast.metrics import Region
 from kimberlite.config import Config
@@ -20,7 +20,7 @@ from kimberlite.node.measured import MeasuredDisk
 from kimberlite.node.settings import core_config
 from kimberlite.storage.store import Store
 from kimberlite.telemetry import catalogue, region
-from kimberlite.telemetry.log import EventLines
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.silent import SilentRecorder
 from kimberlite.telemetry.supervisor import TAKEOVER_S, TelemetryProcess, listen
@@ -52,16 +52,20 @@ class Metrics:
         return self.process.status() if self.process is not None else {"problem": self.problem}
 
 
-async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, store: Store, opened_at: int) -> Metrics:
+async def open_metrics(
+    config: Config, directory: Path, disk: MeasuredDisk, store: Store, log: Log, opened_at: int
+) -> Metrics:
     """The recorder and, when metrics are served, the process, which is not started yet. Raises AddressInUseError,
     ConfigError when the package of a sink is not installed.
 
     Memory that is not to be had costs the metrics, not the replica.
     """
     check_extras(config)
+    if store.superblock_damaged:
+        log.say("damage_found", what="superblock", found_count=store.superblock_damaged)
     replica = config.cluster.replica
     if not config.telemetry.record:
-        silent = SilentRecorder(replica, config.replica_count, EventLines(replica))
+        silent = SilentRecorder(replica, config.replica_count, log)
         return Metrics(silent, None, "", -1)
     takes_over = region.crashed(directory)
     problem, descriptor = "", -1
@@ -72,7 +76,7 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
     except (OSError, KimberliteError) as error:
         problem = f"metrics are not shared: {error}"
         memory = Region.create(None, catalogue.layout(config.replica_count))
-    recorder = Recorder(memory, replica, config.replica_count, EventLines(replica), opened_at)
+    recorder = Recorder(memory, replica, config.replica_count, log, opened_at, slow_ns=config.log.slow_ms * MS)
     recorder.storage.superblock_damaged(store.superblock_damaged)
     disk.switch = recorder.loop.switch
     disk.on_error = recorder.storage.failed
@@ -82,12 +86,10 @@ async def open_metrics(config: Config, directory: Path, disk: MeasuredDisk, stor
     names = [str(path) for path in region.paths(directory)]
     try:
         listener = await listen(host, port, TAKEOVER_S if takes_over else 0.0, names)
-        served = TelemetryProcess(str(memory.path), descriptor, listener, config.telemetry.units, sinks(config))
+        served = TelemetryProcess(str(memory.path), descriptor, listener, config.telemetry.units, sinks(config), log)
     except BaseException:
         await Metrics(recorder, None, problem, descriptor).close()
         raise
-    if port == 0:
-        process.say(f"telemetry at http://{served.address}\n")
     return Metrics(recorder, served, problem, descriptor)
 
 

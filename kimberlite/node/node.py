@@ -24,10 +24,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from kimberlite import process
+from kimberlite import __version__, process
 from kimberlite.config import Config
-from kimberlite.errors import ConfigError, InvariantError, KimberliteError, WriteFailedError, WrongClusterError
+from kimberlite.errors import (
+    ConfigError,
+    InvariantError,
+    KimberliteError,
+    StateMachineError,
+    WriteFailedError,
+    WrongClusterError,
+)
 from kimberlite.net.peers import Refusal
+from kimberlite.net.sockets import show
 from kimberlite.node import clock, descriptors, notify, retention
 from kimberlite.node import status as documents
 from kimberlite.node.assembly import Inputs, Parts, assemble
@@ -45,6 +53,7 @@ MEMORY_EVERY = 100
 FREE_SPACE_EVERY = 100  # ticks
 RETENTION_EVERY = 100  # ticks
 LAST_LINES_S = 0.1  # for what the log was told before the error that ends this replica: the error is the last line
+QUOTING = (InvariantError, StateMachineError)  # errors whose text quotes what a program raised, which may be an event
 NO_THREAD_S = 1.0  # until a thread is asked for again that the system did not give
 
 
@@ -91,6 +100,7 @@ class Node:
     # Life
 
     async def __aenter__(self) -> Node:
+        began = time.monotonic_ns()
         self._loop = asyncio.get_running_loop()
         self._routine = Routine(self._loop, self._run, self._jobs())
         inputs = Inputs(
@@ -119,10 +129,26 @@ class Node:
         self._run(parts.gauges.look_at_space)
         self._run(parts.gauges.update)
         self._routine.start()
+        self._say_started(began)
         if self._failure is not None:
             await self.__aexit__(None, None, None)
             raise self._failure
         return self
+
+    def _say_started(self, began: int) -> None:
+        parts, log = self.parts, self.parts.log
+        if capped := parts.share.sentence(self.config.limits.connections_max):
+            log.say("connections_capped", reason=capped)
+        log.say(
+            "started",
+            version=__version__,
+            pid=os.getpid(),
+            replica_count=self.config.replica_count,
+            data=str(self.directory),
+            clients=show(*self.config.client_address),
+            telemetry=parts.metrics.process.address if parts.metrics.process is not None else "",
+            opening_ns=time.monotonic_ns() - began,
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,6 +164,8 @@ class Node:
         is_at_rest = not has_failed and await parts.disk.comes_to_rest(self.config.timing.drain_ms / 1000)
         if is_at_rest:
             parts.store.close()  # what was on its way has arrived; the data can be started anew, also in this process
+        if self._failure is None:
+            parts.log.say("stopped", how="in order" if is_at_rest else "as in a crash")
         await parts.metrics.close(in_order=self._failure is None and is_at_rest)
 
     async def drain(self) -> None:
@@ -146,6 +174,7 @@ class Node:
         Waits only for what can still happen: a commit needs replicas that we are connected to and hear, and
         a new primary needs a quorum of such others, without us.
         """
+        self.parts.log.say("stopping", drain_ms=self.config.timing.drain_ms)
         core, state = self.driver.core, self.driver.core.state
         quorums = state.membership.quorums
         self._run(core.drain)
@@ -242,7 +271,7 @@ class Node:
         """The process at a peer's address is another one. Ends this replica when the others at the
         configured addresses can not make a quorum with it and none of them was ever the right one."""
         state, peers = self.parts.driver.core.state, self.parts.peers
-        process.say(f"kimberlite: replica {replica} can not be used: {refusal}\n")
+        self.parts.log.say("peer_refused", peer=replica, reason=str(refusal))
         refusals = peers.refusals
         if peers.met or state.config.replica_count - len(refusals) >= state.membership.quorums.replication:
             return
@@ -349,6 +378,8 @@ class Node:
         self._failure = error
         try:
             self._fall_silent()
+            reason = "see the last line" if isinstance(error, QUOTING) else str(error)
+            self.parts.log.say("failed", error=type(error).__name__, exit_code=error.exit_code, reason=reason)
             self.parts.recorder.end_log(LAST_LINES_S)
             if isinstance(error, WriteFailedError):
                 self.parts.recorder.storage.failed(Access.WRITE)
@@ -374,8 +405,6 @@ async def _serve(config: Config, directory: Path) -> NoReturn:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        if capped := node.parts.share.sentence(config.limits.connections_max):
-            process.say(f"kimberlite: {capped}\n")
         notify.send(f"READY=1\nSTATUS=replica {config.cluster.replica} runs")
         await stop.wait()
         notify.send("STOPPING=1")

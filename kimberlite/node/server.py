@@ -102,7 +102,7 @@ class ClientServer:
         self._clients = Connections(
             bounds or Bounds(),
             dismiss=self._dismiss,
-            ended=self._counters.connection_ended,
+            ended=self._on_ended,
             held_elsewhere=held_elsewhere,
         )
         self._turns = Turns(progress)
@@ -119,7 +119,7 @@ class ClientServer:
             self._accepting,
             has_room=self._clients.has_room,
             refusal=lambda: self._rejection(Reason.CONNECTIONS).header.raw,
-            refused=lambda: self._counters.connection_ended(Ended.REFUSED),
+            refused=lambda address: self._on_ended(Ended.REFUSED, address),
         )
 
     async def stop(self) -> None:
@@ -231,6 +231,10 @@ class ClientServer:
         if client is not None:
             self._turns.on_writable(client)
 
+    def _on_ended(self, why: Ended, address: str) -> None:
+        self._counters.connection_ended(why)
+        self._counters.connection_refused(address, why.value)
+
     def _dismiss(self, client: Client, reason: Reason) -> None:
         client.connection.send(self._rejection(reason))
 
@@ -299,16 +303,16 @@ class ClientServer:
         return len(frames)
 
     def _greet(self, client: Client, header: Header) -> bool:
+        reason = Reason.NONE
         if header.command != Command.HELLO or header.replica != NO_REPLICA:
-            self._reject(client, header, Reason.MALFORMED)
-            client.connection.close()
-            return False
-        if header.cluster not in (self._cluster, ZERO16):
-            self._reject(client, header, Reason.WRONG_CLUSTER)
-            client.connection.close()
-            return False
-        if header.count < CLIENT_VERSION:
-            self._reject(client, header, Reason.VERSION)
+            reason = Reason.MALFORMED
+        elif header.cluster not in (self._cluster, ZERO16):
+            reason = Reason.WRONG_CLUSTER
+        elif header.count < CLIENT_VERSION:
+            reason = Reason.VERSION
+        if reason is not Reason.NONE:
+            self._reject(client, header, reason)
+            self._counters.connection_refused(client.connection.peer, reason.name.lower())
             client.connection.close()
             return False
         self._clients.greeted(client, header.client)

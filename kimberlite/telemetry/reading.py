@@ -177,7 +177,9 @@ class Reader:
         if metric.name in own:
             return [Sample(metric, (), own[metric.name]())]
         if metric.name == "telemetry_dropped":
-            return [Sample(metric, values, self.dropped[values[0]]) for values in metric.label_values(0)]
+            lines = seen.number("log_lines", "dropped")  # the replica counts those: no other sink is its own
+            counts = {**self.dropped, "log": 0.0 if math.isnan(lines) else lines}
+            return [Sample(metric, values, counts.get(values[0], 0)) for values in metric.label_values(0)]
         return [
             Sample(metric, values, self._process.get(cell, NAN))
             for values, cell in series_of(metric, seen.info["replica_count"])

@@ -2,7 +2,7 @@
 
 What is called for every frame and op does nothing at all here: it reads no clock and writes no cell. The node leaves
 out what would only measure (node.assembly). What is rare goes through the rooms as always, to cells that are none.
-Events whose row has a level still go to the log.
+Events that the log takes still go there.
 
 Thread rules: the thread of the replica's event loop. May import: types, vsr.events, _fast, telemetry.
 """
@@ -15,14 +15,14 @@ from typing import Any, cast
 
 from kimberlite._fast.metrics import Counter, Gauge, Histogram, Region, StageClock, now_ns
 from kimberlite.telemetry import catalogue
-from kimberlite.telemetry.log import EventLines
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.executions import Executions
 from kimberlite.telemetry.recording.handles import Handles, Member
 from kimberlite.telemetry.recording.loop import POLL, Loop
 from kimberlite.telemetry.recording.traffic import Traffic
 from kimberlite.types import Header
-from kimberlite.vsr.events import TABLE, Event, EventKind, Level
+from kimberlite.vsr.events import Event, EventKind
 
 
 def _nothing(*_: object) -> int:
@@ -111,12 +111,12 @@ class SilentRecorder(Recorder):
     handles, loops, traffics, execution_rooms = NoHandles, SilentLoop, SilentTraffic, SilentExecutions
 
     def __init__(
-        self, replica: int, replica_count: int, lines: EventLines | None = None, clock: Callable[[], int] = now_ns
+        self, replica: int, replica_count: int, log: Log | None = None, clock: Callable[[], int] = now_ns
     ) -> None:
-        """lines, clock: see Recorder."""
+        """log, clock: see Recorder. The log is told of no slow operation."""
         region = Region.create(None, catalogue.layout(replica_count))
-        super().__init__(region, replica, replica_count, lines, clock=clock)
-        said = {kind for kind, row in TABLE.items() if row.level is not Level.COUNTED}
+        super().__init__(region, replica, replica_count, log, clock=clock)
+        said = {kind for kind in EventKind if log is not None and log.takes(kind)}
         self._said = [kind in said for kind in range(max(EventKind) + 1)]
 
     def record(self, events: Sequence[Event]) -> None:

@@ -9,7 +9,7 @@ to the next start, which waits for the address, and ends a process that does not
 Nothing here can fail the replica once it runs: a process that does not start or stay is
 tried again with back-off, and `status` says so.
 
-Thread rules: the node's event loop. May import: errors, telemetry.region.
+Thread rules: the node's event loop. May import: errors, telemetry.log, telemetry.region.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from kimberlite.errors import AddressInUseError, NetworkError
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.region import PROCESSES
 from kimberlite.telemetry.sinks import Settings
 
@@ -122,9 +123,12 @@ class TelemetryProcess:
     """Starts and supervises the process that serves a region on `listener`, which it owns from here on.
 
     name: the region's file. descriptor: of that file; the caller's, open for as long as this is used. sinks: where
-    metrics are sent; see telemetry.sinks."""
+    metrics are sent; see telemetry.sinks. log: told of what goes wrong."""
 
-    def __init__(self, name: str, descriptor: int, listener: socket.socket, units: str, sinks: Settings) -> None:
+    def __init__(
+        self, name: str, descriptor: int, listener: socket.socket, units: str, sinks: Settings, log: Log
+    ) -> None:
+        self._log = log
         self._name = name
         self._descriptor = descriptor
         self._listener = listener
@@ -196,8 +200,13 @@ class TelemetryProcess:
             self._backoff_s = BACKOFF_FIRST_S
         self.problem = problem
         self.restarts += 1
-        self._retry = self._loop.call_later(self._backoff_s, self.start)
+        self._retry = self._loop.call_later(self._backoff_s, self._start_again)
         self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    def _start_again(self) -> None:
+        """Said only now: a signal to all processes of a terminal ends both of them, in any order."""
+        self._log.say("telemetry_failed", reason=self.problem)
+        self.start()
 
     def status(self) -> dict[str, object]:
         """For the status of the replica."""

@@ -2,7 +2,7 @@
 
 An event is a kind and up to three numbers, so that it costs little on the way of an op. TABLE says what the numbers
 are, the sentence that a log has of it, how much it matters there, and the metrics (names of telemetry.catalogue)
-that it moves. docs/events.md is made of it; the node's log (telemetry/log.py) is written with it.
+that it moves. docs/events.md is made of it; the node's log (telemetry/log/) is written with it.
 
 TABLE is total: every kind has a row, and every row has a metric, or a level at which it is in the log. Tests hold the
 recorder against it: an event moves the metrics of its row and no other. The numbers of the kinds are in the traces of

@@ -58,7 +58,7 @@ def _freeze_the_primary(case: Case, cluster: Cluster, load: Load, what: str) -> 
 
 def _says_so(case: Case, cluster: Cluster, hung: int) -> None:
     """The replica with the hung disk: in its log, in its status, in the table, in /readyz, in its metrics."""
-    said = re.findall(r"warning: replica \d gives up the lead of view \d+: \w+", cluster.log(hung))
+    said = re.findall(r"replica \d gives up the lead of view \d+: \w+", cluster.log(hung))
     case.check(said, "its log does not say that it gave up the lead")
     case.say(f"its log: {said[-1:]}")
     status = cluster.tells(hung)

@@ -188,6 +188,12 @@ def test_the_primary_refuses_before_its_disk_is_full_and_goes_on_by_itself(
         with sync.connect([address], only=True) as log:
             assert list(log.read(start=0, raw=True)) == expected
     assert [replica.pid for replica in cluster.replicas] == pids, "no process has ended"
+    for replica in cluster.replicas:
+        told = [json.loads(line) for line in replica.log.read_text().splitlines()]
+        space = [line for line in told if line["id"] in ("disk_full", "disk_has_room")]
+        assert [line["id"] for line in space] == ["disk_full", "disk_has_room"], "told once each"
+        assert "there is no space for a file of" in space[0]["fields"]["reason"]
+        assert space[0]["fields"]["free_bytes"] < space[1]["fields"]["free_bytes"]
 
 
 def test_one_full_disk_of_three_costs_nothing_but_its_copy(

@@ -1033,6 +1033,7 @@ PROOFS: dict[str, Proof] = {
     "pipeline_depth": both(shown(lambda depth: depth == 1), passes(lambda depth: depth == 0)),
     "replica_status": both(shown(lambda status: status == 2), passes(lambda status: status == 0)),
     "replica_state": states,
+    "log_lines": rises(("written",), on=backups),
     "view_changes": lambda step, metric: _view_changes(step, metric),
     "view_change_latency": rises(),
     "is_primary": moves_to_the_new_primary,

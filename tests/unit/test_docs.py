@@ -39,6 +39,7 @@ REFERENCES = [
     "wire.md",
     "status.md",
     "events.md",
+    "logs.md",
 ]
 
 

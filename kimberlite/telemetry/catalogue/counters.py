@@ -10,6 +10,7 @@ from kimberlite.telemetry.catalogue.labels import (
     DROP_REASON,
     ENDED,
     FAILURES,
+    LOG_OUTCOMES,
     LOOP_PARTS,
     MESSAGE_TYPE,
     OUTCOMES,
@@ -249,6 +250,16 @@ COUNTERS = (
         essential=True,
     ),
     counter(
+        "log_lines",
+        "Lines of the log: written; suppressed, because there were too many of their id in a minute; dropped, because "
+        "standard error did not take them.",
+        "Many suppressed: something happens again and again, and the log says what. Any dropped: look at what reads "
+        "standard error.",
+        "what docs/logs.md lists",
+        KILL,
+        labels=(Label("outcome", LOG_OUTCOMES),),
+    ),
+    counter(
         "journal_mode_switches",
         "Changes between writing in the event loop and on the disk thread.",
         "Many: the disk's latency is about storage.inline_threshold_us.",
@@ -323,7 +334,7 @@ COUNTERS = (
     counter(
         "telemetry_dropped",
         "What did not get out, by sink: answers to a scraper that was refused or did not take them, readings that an "
-        "OpenTelemetry collector or a StatsD server did not take.",
+        "OpenTelemetry collector or a StatsD server did not take, lines of the log that standard error did not take.",
         "Rising: who is to take the metrics is away, refuses them, or is too slow. The replica does not notice.",
         "a sink that does not take what it gets",
         LOAD,

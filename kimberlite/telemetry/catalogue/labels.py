@@ -14,6 +14,7 @@ from kimberlite.vsr.work import CannotCommit
 
 OUTCOMES = ("committed", "failed")
 FAILURES = ("view_change", "suffix_dropped")
+LOG_OUTCOMES = ("written", "suppressed", "dropped")
 COMMIT_STAGES = ("queue", "journal", "replicate", "apply", "reply")
 CRITICAL_STAGES = ("journal", "replicate")
 OWNERS = ("clients", "peers", "entries")
@@ -55,4 +56,4 @@ CONFIG_LABELS = (
     "segment_bytes",
 )
 SCRUBBED = Label("what", ("entry", "witness", "superblock", "checkpoint"))
-SINK = Label("sink", ("prometheus", "otlp", "statsd"))
+SINK = Label("sink", ("prometheus", "otlp", "statsd", "log"))

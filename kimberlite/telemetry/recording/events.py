@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.recording.executions import Executions
 from kimberlite.telemetry.recording.handles import Handles
+from kimberlite.telemetry.recording.slow import SlowOps
 from kimberlite.types import Reason
-from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, Level, ViewChangeCause
+from kimberlite.vsr.events import TABLE, DropReason, Event, EventKind, GaveUp, ViewChangeCause
 
 Handler = Callable[[Event], None]
 
@@ -23,22 +25,26 @@ def event_handlers(
     executions: Executions,
     opened_at: int,
     now: Callable[[], int],
-    note: Handler | None,
+    log: Log | None,
+    slow: SlowOps,
 ) -> list[Handler]:
     """What is to be done with an event, by the number of its kind. opened_at: when the data began to be read, by the
-    clock `now`: recovery counts from there. note: the log, for events whose row has a level."""
+    clock `now`: recovery counts from there. log: for events that it takes. slow: for ops that take long."""
     moves = {
-        **_of_ops(handles, replica, replica_count, executions),
-        **_of_requests(handles),
+        **_of_ops(handles, replica, replica_count, executions, slow),
+        **_of_requests(handles, slow),
         **_of_views_and_repair(handles, replica_count, opened_at, now),
     }
     table: list[Handler] = [_nothing] * (max(EventKind) + 1)
-    for kind, row in TABLE.items():
-        table[kind] = _both(moves.get(kind), note if row.level is not Level.COUNTED else None)
+    for kind in TABLE:
+        table[kind] = _both(moves.get(kind), log.note if log is not None and log.takes(kind) else None)
     return table
 
 
-def _of_ops(handles: Handles, own: int, replica_count: int, executions: Executions) -> dict[EventKind, Handler]:
+def _of_ops(
+    handles: Handles, own: int, replica_count: int, executions: Executions, slow: SlowOps
+) -> dict[EventKind, Handler]:
+    part, stages, journaled, acked, executed = slow.part, slow.stages, slow.journaled, slow.acked, slow.committed
     forget = executions.forget
     op_number = handles.gauge("op_number").set
     prepare = handles.histogram("prepare_latency").record
@@ -61,11 +67,15 @@ def _of_ops(handles: Handles, own: int, replica_count: int, executions: Executio
         prepare(event[2])
         replicate(event[2])
         decided[event[3]]()
+        if event[2] > part:
+            acked(event)
 
     def on_journaled(event: Event) -> None:
         journal(event[2])
         if not event[3]:
             prepare(event[2])
+        if event[2] > part:
+            journaled(event)
 
     def on_committed(event: Event) -> None:
         committed()
@@ -73,6 +83,8 @@ def _of_ops(handles: Handles, own: int, replica_count: int, executions: Executio
         forget(event[1], None)
         if event[3] >= 0:
             commit(event[3])
+        if event[3] > part or stages:
+            executed(event)
 
     return {
         EventKind.PREPARED: lambda event: op_number(event[1]),
@@ -84,7 +96,8 @@ def _of_ops(handles: Handles, own: int, replica_count: int, executions: Executio
     }
 
 
-def _of_requests(handles: Handles) -> dict[EventKind, Handler]:
+def _of_requests(handles: Handles, slow: SlowOps) -> dict[EventKind, Handler]:
+    slow_ns, replied = slow.slow, slow.replied
     request = handles.histogram("request_latency").record
     client = handles.histogram("client_latency").record
     duplicate = handles.counter("duplicate_requests").add
@@ -97,6 +110,8 @@ def _of_requests(handles: Handles) -> dict[EventKind, Handler]:
         request(event[2])
         if event[3]:
             client(event[3])
+        if event[2] >= slow_ns:
+            replied(event)
 
     return {
         EventKind.REPLIED: on_replied,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.recording.handles import Handles
 from kimberlite.telemetry.recording.loop import PARSE, Loop
 from kimberlite.told import failures_of, latencies_of
@@ -15,7 +16,8 @@ CHECKSUM_REASONS = (FrameReason.BAD_HEADER_CHECKSUM, FrameReason.BAD_BODY_CHECKS
 class Traffic:
     """Counts frames; charges the time that their parsing takes to `loop`."""
 
-    def __init__(self, handles: Handles, loop: Loop) -> None:
+    def __init__(self, handles: Handles, loop: Loop, log: Log | None = None) -> None:
+        self._log = log
         self._switch = loop.switch
         self.handled = loop.handled
         self._received = handles.by_number("messages_received", Command)
@@ -63,3 +65,7 @@ class Traffic:
             self._client_latency([latency] * count)
         for outcome, count in failures_of(request):
             self._client_failed[outcome].add(count)
+
+    def connection_refused(self, address: str, reason: str) -> None:
+        if self._log is not None:
+            self._log.say("connection_refused", address=address, reason=reason)

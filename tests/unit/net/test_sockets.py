@@ -48,7 +48,8 @@ class Server:
     def _make(self) -> FrameConnection:
         return FrameConnection(on_frames=lambda connection, frames: None, on_open=self.open.append)
 
-    def _on_refused(self) -> None:
+    def _on_refused(self, address: str) -> None:
+        assert address.rpartition(":")[2].isdigit()
         self.refused += 1
 
     @property

@@ -31,6 +31,7 @@ class Counted:
         self.taken: list[int] = []
         self.bytes = 0
         self.refused: list[int] = []
+        self.told: list[str] = []
         self.turns: list[str] = []
         self.sent: list[tuple[int, int]] = []
         self.dropped: list[str] = []
@@ -47,6 +48,9 @@ class Counted:
 
     def request_rejected(self, reason: int) -> None:
         raise AssertionError("a connection knows no requests")
+
+    def connection_refused(self, address: str, reason: str) -> None:
+        self.told.append(reason)
 
     def frame_refused(self, reason: int) -> None:
         self.refused.append(reason)
@@ -210,6 +214,7 @@ def test_a_damaged_frame_closes_and_what_came_before_is_kept(piece: int | None) 
         (error,) = receiver.errors
         assert isinstance(error, FrameError)
         assert receiver.counters.refused == [error.details["reason"]]
+        assert receiver.counters.told == [FrameReason(error.details["reason"]).name.lower()]
         assert receiver.counters.bytes == HEADER_SIZE + 4
 
 

@@ -18,6 +18,7 @@ class Connection:
 
     def __init__(self, memory: int = 0) -> None:
         self.is_open = True
+        self.peer = "127.0.0.1:1"
         self.is_within_frame = False
         self.received_bytes = self.parsed_bytes = self.put_bytes = self.taken_bytes = 0
         self.memory_bytes = memory
@@ -46,7 +47,7 @@ class Table:
         self.table = Connections(
             Bounds(**bounds),
             dismiss=lambda client, reason: self.told.append(reason),
-            ended=self.ended.append,
+            ended=lambda why, address: self.ended.append(why),
             held_elsewhere=lambda: held_elsewhere,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from kimberlite.errors import InvariantError, KimberliteError, WriteFailedError
 from kimberlite.node import retention
 from kimberlite.node.format import format_replica
 from kimberlite.node.node import Node
+from kimberlite.storage.scrub import Damage
 from kimberlite.vsr.events import Event, EventKind
 from kimberlite.vsr.leading import Leading
 
@@ -165,7 +167,70 @@ def test_the_log_of_events(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     said = capfd.readouterr().err.splitlines()
     (damaged,) = [number for number, line in enumerate(said) if "its own entry of op" in line]
     assert damaged < said.index("the end")
-    assert sum("info: replica 0 has recovered, " in line for line in said) == 1
+    ids = [json.loads(line)["id"] for line in said if line.startswith("{")]
+    assert (ids.count("started"), ids.count("recovered"), ids.count("faulty")) == (1, 1, 1)
+    assert ids[-1] == "failed", "and nothing afterwards"
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_what_a_node_tells_by_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Damage that the scrubber finds, a disk that is full and has room again, and who is sent away."""
+
+    async def story() -> None:
+        async with running(tmp_path / "0") as (node, _, config):
+            gauges, scrubber = node.parts.gauges, node.scrubber
+            scrubber.damage[Damage.WITNESS] += 2
+            gauges.update()
+            for least in (1 << 50, 0):
+                node.parts.space.least = least
+                gauges.look_at_space()
+                gauges.update()
+                gauges.update()
+            reader, writer = await asyncio.open_connection(*config.client_address)
+            host, port = writer.get_extra_info("sockname")
+            writer.write(b"GET / HTTP/1.1\r\nHost: marker\r\n\r\n" + bytes(300))
+            async with asyncio.timeout(LIMIT_S):
+                await reader.read()
+            writer.close()
+            sent_away.append(f"{host}:{port}")
+
+    sent_away: list[str] = []
+    asyncio.run(story())
+    said = {line["id"]: line["fields"] for line in lines_of(capfd.readouterr().err)}
+    assert said["damage_found"] == {"what": "witness", "found_count": 2}
+    assert "below storage.free_bytes_min" in said["disk_full"]["reason"]
+    assert said["disk_has_room"]["free_bytes"] > 0
+    assert said["connection_refused"] == {"address": sent_away[0], "reason": "bad_magic"}
+    assert said["stopped"] == {"how": "in order"}
+
+
+class Quoting(kimberlite.EventLog):
+    """Its words are those of the event that it can not apply."""
+
+    needs_body = True
+
+    def apply(self, batches: Any) -> Any:
+        raise ValueError(bytes(batches[0].body))
+
+
+def test_no_line_quotes_what_was_appended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def story() -> None:
+        config = config_of(tmp_path / "0")
+        ends = Ends()
+        async with Node(config, tmp_path / "0", Quoting(), on_fatal=ends):
+            async with kimberlite.connect(list(config.cluster.addresses)) as log:
+                with pytest.raises(KimberliteError):
+                    await log.append([b"MARKER"], timeout=1.0)
+            await until(lambda: ends.errors)
+        assert "MARKER" in str(ends.errors[0]), "whoever wrote the machine is told"
+
+    asyncio.run(story())
+    told = capfd.readouterr().err
+    assert [line["id"] for line in lines_of(told)][-1] == "failed"
+    assert "MARKER" not in told
 
 
 def test_a_standard_error_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

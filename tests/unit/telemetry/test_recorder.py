@@ -18,7 +18,7 @@ from kimberlite.errors import InvariantError, OutcomeUnknownError
 from kimberlite.storage.scrub import Damage
 from kimberlite.telemetry import catalogue
 from kimberlite.telemetry.catalogue import labels
-from kimberlite.telemetry.log import EventLines
+from kimberlite.telemetry.log import Log
 from kimberlite.telemetry.recorder import Recorder
 from kimberlite.telemetry.recording.loop import DISK_WAIT, PARSE, POLL
 from kimberlite.telemetry.recording.storage import StorageSample
@@ -144,14 +144,18 @@ def test_the_table_of_events_is_true(kind: EventKind) -> None:
     assert found == set(TABLE[kind].metrics)
 
 
-class _Lines(EventLines):
+class _Lines(Log):
     def __init__(self) -> None:
-        super().__init__(OWN)
+        super().__init__("c" * 32, OWN)
         self.noted: list[Event] = []
         self.looks: list[int] = []
 
     def note(self, event: Event) -> None:
         self.noted.append(event)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return 5, 0, 2
 
     def look(self, now: int) -> None:
         self.looks.append(now)
@@ -163,6 +167,8 @@ def test_the_log_of_events_is_looked_after() -> None:
     recorder.update(SNAPSHOT, 100 * SECOND, 0, 10)
     recorder.close()
     assert lines.looks == [100 * SECOND]
+    outcomes = {cell: count for cell, count in moved(recorder).items() if cell.startswith("log_lines")}
+    assert outcomes == {'log_lines{outcome="written"}': 5, 'log_lines{outcome="dropped"}': 2}
     assert not any(thread.name == "kimberlite-log" for thread in threading.enumerate())
 
 

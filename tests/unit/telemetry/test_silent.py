@@ -23,6 +23,10 @@ class Lines:
     def __init__(self) -> None:
         self.noted: list[Event] = []
         self.looks = 0
+        self.counts = (0, 0, 0)
+
+    def takes(self, kind: EventKind) -> bool:
+        return TABLE[kind].level is not Level.COUNTED
 
     def note(self, event: Event) -> None:
         self.noted.append(event)

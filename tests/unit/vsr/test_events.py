@@ -134,6 +134,21 @@ def test_a_cluster_that_works_says_nothing() -> None:
     assert said >= {EventKind.SUSPECTED, EventKind.VIEW_CHANGE_STARTED, EventKind.VIEW_CHANGED, EventKind.PRIMARY}
 
 
+@pytest.mark.parametrize("minutes", [1, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_cluster_at_rest_says_nothing(minutes: int) -> None:
+    cluster = Cluster()
+    cluster.register()
+    cluster.settle()
+    cluster.append(1, b"event")
+    cluster.run(5_000)
+    for node in cluster.up:
+        node.events.clear()
+    cluster.run(minutes * 60_000)
+    seen = [event for node in cluster.up for event in node.events]
+    assert seen, "they hear each other"
+    assert [event for event in seen if TABLE[event.kind].level is not Level.COUNTED] == []
+
+
 def test_an_event_in_brief() -> None:
     event = Event(EventKind.DROPPED, Command.PREPARE, DropReason.DUPLICATE)
     assert events.brief(event) == "DROPPED command=prepare reason=duplicate"
