@@ -31,6 +31,7 @@ from kimberlite.client.arguments import Frozen, coroutine_function
 from kimberlite.client.dialing import Dialer
 from kimberlite.client.reading import Reader, Reading
 from kimberlite.client.session import Session
+from kimberlite.client.telling import Told
 from kimberlite.config import parse_cluster_id
 from kimberlite.errors import KimberliteError, UsageError
 from kimberlite.net import CLIENT_VERSION
@@ -121,6 +122,7 @@ class Log(Reading):
             names=self._names,
             timeout=self._timeout,
         )
+        self._told = Told()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # Life
@@ -233,6 +235,8 @@ class Log(Reading):
                 if self._session is not None:
                     self._session.routing.learn(header.view)
             elif self._session is not None:
+                if header.reason:
+                    self._told.reason = header.reason
                 self._session.step(Message(header, body), now)
         self._pump()
 
@@ -265,6 +269,7 @@ class Log(Reading):
             return
         sends, done = session.take_output()
         for replica, message in sends:
+            self._told.sent(replica, message, session.client_id)
             connection = self._replicas.get(replica)
             if connection is not None:
                 connection.send(message)

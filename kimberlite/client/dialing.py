@@ -6,7 +6,7 @@ name resolved anew every time; a replica that is found twice keeps the connectio
 keeps an address from being of use is remembered in words, and is the text of the error when nobody lets the client in.
 
 Invariant: replicas of one cluster only. A list of addresses that leads to two is an error for good.
-Thread rules: one event loop. May import: errors, types, config (addresses), net.
+Thread rules: one event loop. May import: errors, types, config (addresses), net, client.telling.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeAlias
 
+from kimberlite.client import telling
 from kimberlite.config import parse_address
 from kimberlite.errors import (
     ClientVersionError,
@@ -41,6 +42,7 @@ DIAL_FIRST_S = 0.02
 DIAL_MAX_S = 0.5
 DIAL_FULL_S = 1.0  # where there was no place
 DIAL_FINAL_S = 5.0  # where trying again should not help
+CONNECTED, LOST = "connected", "the connection was lost"
 HTTP = (b"HTTP/", b"<!DOCTYPE", b"<html")
 
 Frames: TypeAlias = Sequence[tuple[Header, memoryview]]
@@ -225,8 +227,9 @@ class Dialer:
         replica = next((index for index, known in self.replicas.items() if known is connection), None)
         if replica is not None:
             del self.replicas[replica]
+            telling.disconnected(place.name, replica, error)
             if not place.is_full:
-                self._settle(place, "the connection was lost")
+                self._settle(place, LOST)
         elif isinstance(error, FrameError):
             other = f"another protocol is spoken there: {head!r}"
             self._settle(place, _HTTP_PORT if head.startswith(HTTP) else other, UnavailableError)
@@ -261,6 +264,8 @@ class Dialer:
             self._settle(place, _HTTP_PORT, UnavailableError)
 
     def _settle(self, place: Place, problem: str, final: type[KimberliteError] | None = None) -> None:
+        if problem != place.problem and problem not in (CONNECTED, LOST):
+            telling.of_no_use(place.name, problem)
         place.settled = place.told = True
         place.problem = problem
         place.final = final
@@ -307,7 +312,8 @@ class Dialer:
         place.replica, place.greeted = header.replica, True
         self._learn(members)
         self._on_greeting(connection, header)
-        self._settle(place, "connected")
+        telling.connected(place.name, header.replica)
+        self._settle(place, CONNECTED)
 
     def _learn(self, members: Sequence[str]) -> None:
         """Dial the members whose addresses are new."""

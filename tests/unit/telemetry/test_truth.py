@@ -62,6 +62,7 @@ MOVES = {
     *("peer_last_heard", "pending_requests", "journal_wait", "journal_backlog", "event_loop_last_turn"),
     *("client_connections", "repair_ewma_latency", "telemetry_resident_memory"),
     *("objects", "memory_held", "memory_blocks", "scrub_throughput", "telemetry_snapshot", "telemetry_dropped"),
+    "log_lines",
 }
 
 
