@@ -37,7 +37,7 @@ TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 ALLOWED = "GET, HEAD"
 COMPRESS_FROM = 1 << 10  # bytes: shorter answers go as they are
-COMPRESS_LEVEL = 5  # a tenth more bytes than the most there is to be had, in half its time
+COMPRESS_LEVEL = 6  # the last level that is worth its time: 7 takes half as much again, and saves 4 bytes in a thousand
 GZIP_FORMAT = 31  # of zlib: a gzip header, the largest window
 SINK = "prometheus"
 ALL_METRICS, ESSENTIAL_METRICS = "/metrics", "/metrics/essential"
