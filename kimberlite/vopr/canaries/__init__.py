@@ -12,6 +12,7 @@ from kimberlite.vopr.canaries import (  # noqa: F401, I001 - what is imported is
     acknowledging,
     being_members,
     writing,
+    ringing,
     changing_views,
     recovering,
     repairing,
