@@ -12,6 +12,7 @@ import xxhash
 
 from kimberlite._fast import events as event_batches
 from kimberlite._fast import framing
+from kimberlite.errors import WriteFailedError
 from kimberlite.node.driver import Driver, requests_of
 from kimberlite.state_machine import Batch
 from kimberlite.storage.journal import RECORD_BYTES, journal_name, round_up, witness_name
@@ -25,7 +26,7 @@ from kimberlite.vsr.changing_view import ChangingView
 from kimberlite.vsr.events import DropReason, Event, EventKind
 from kimberlite.vsr.leading import Leading
 from kimberlite.vsr.replica import Replica
-from kimberlite.vsr.work import Promise
+from kimberlite.vsr.work import Promise, Work
 
 # Names of events, as they are counted.
 LABELS: dict[EventKind, str] = {
@@ -132,6 +133,18 @@ class ObservedDriver(Driver):
     world: World
     index: int
 
+    def _run(self) -> None:
+        """A round that its disk ends has said already what it says: the checkers hear of it too."""
+        core = self.core
+        try:
+            super()._run()
+        except WriteFailedError:
+            if core.round is not None and core.round.events:
+                self.recorder.record(core.round.events)
+            raise
+        finally:
+            core.round = None
+
     def _execute(self, header: Header, message: Message | None) -> None:
         world = self.world
         requests = requests_of(header, message)
@@ -156,6 +169,11 @@ class ObservedReplica(Replica):
     """The production core; what it has promised is in the trace from the moment it is durable."""
 
     world: World
+    round: Work | None = None  # the one under way
+
+    def take_work(self) -> Work:
+        self.round = super().take_work()
+        return self.round
 
     def step(self, message: Message, now: int) -> None:
         """N1, N2: what a stranger says, or a life that is over, changes nothing."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from kimberlite.errors import WriteFailedError
 from kimberlite.storage.journal import journal_name, witness_name
 from kimberlite.storage.scrub import Damage
 from kimberlite.types import SECTOR
@@ -90,3 +91,20 @@ def test_damage_of_a_good_copy_of_the_superblock_is_found(quiet: tuple[World, Si
     assert not node.store.check_superblock(2).damage
     corrupt(world.files[0], "superblock", 2 * 16384 + 200, 1, world.faults)
     assert node.store.check_superblock(2).damage == (Damage.SUPERBLOCK,)
+
+
+def test_what_a_round_has_said_is_heard_although_its_disk_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames leave before anything is written: a backup knew of a commit that no primary had told of."""
+    plan = replace(draw(22), replica_count=1, requests=20, event_bytes=8, weights={}, persistent="", late_ops=0)
+    world = World(plan, faults=())
+    heard: list[object] = []
+    driver = world.nodes[0].driver
+    monkeypatch.setattr(driver.recorder, "record", heard.extend)
+
+    def fail(persist: object) -> None:
+        raise WriteFailedError("the disk has failed")
+
+    monkeypatch.setattr(driver, "_persist", fail)
+    world.run_until(world.now + 10_000_000_000, lambda: not world.nodes[0].up)
+    assert not world.nodes[0].up and heard
+    assert driver.core.round is None
