@@ -405,7 +405,7 @@ class Rig:
             load, follower = self.clients(cluster)
             load.wait_progress(10)
             victim = Victim(cluster, load, cluster.directory / "trace", not self.plain)
-            cluster.kill(VICTIM)
+            self._begin(cluster, load)
             victim.start(None)
             victim.live(victim.ended)
             code = victim.stop()
@@ -419,6 +419,15 @@ class Rig:
         self._discard(cluster)
         return points
 
+    def _begin(self, cluster: RigCluster, load: Load) -> None:
+        """The data was formatted as the first release did: the first start after the birth makes the ring, once. What
+        is counted are the calls of those after it."""
+        cluster.kill(VICTIM)
+        cluster.start(VICTIM)
+        load.wait_progress(5)
+        cluster.wait_ready(60)
+        cluster.kill(VICTIM)
+
     def lives(self, way: str, points: Sequence[Point], deadline: float, say: Callable[[str], None]) -> None:
         """One cluster in which the victim dies at each of these points, until the deadline."""
         cluster = self.cluster(way)
@@ -429,6 +438,7 @@ class Rig:
             load, follower = self.clients(cluster)
             victim = Victim(cluster, load, cluster.directory / "trace", not self.plain)
             load.wait_progress(10)
+            self._begin(cluster, load)
             for point in points:
                 if self.stopping or time.monotonic() > deadline:
                     break
