@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,11 +18,13 @@ BENCHES = Path(__file__).parents[2] / "benches"
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """pytest on the benches in `folder`, as `make bench` calls it but for the options."""
+    """pytest on the benches in `folder`, as `make bench` calls it but for the options: in a process of its own, also
+    when this one is a worker of several, which measure nothing."""
     config = ("-c", str(BENCHES.parent / "pyproject.toml"), "-o", "addopts=--import-mode=importlib")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *config, "-p", "no:cacheprovider", str(folder), *options],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
         capture_output=True,
         text=True,
         check=False,

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
-from click.testing import CliRunner
 
-from kimberlite.cli.telemetry import telemetry
+from kimberlite.cli import main
 from kimberlite.telemetry import catalogue
 
+Printed = Callable[..., list[str]]
 
-def printed(*arguments: str) -> list[str]:
-    done = CliRunner().invoke(telemetry, ["catalogue", *arguments], catch_exceptions=False)
-    assert done.exit_code == 0
-    return done.stdout.splitlines()
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    def run(*arguments: str) -> list[str]:
+        assert main(["telemetry", "catalogue", *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
 @pytest.mark.parametrize("units", catalogue.UNITS)
-def test_names(units: str) -> None:
+def test_names(printed: Printed, units: str) -> None:
     assert printed("--names", "--units", units) == [metric.exposed_name(units) for metric in catalogue.METRICS]
     few = [metric.exposed_name(units) for metric in catalogue.METRICS if metric.essential]
     assert printed("--names", "--essential", "--units", units) == few
 
 
-def test_everything_that_is_known() -> None:
+def test_everything_that_is_known(printed: Printed) -> None:
     rows = [json.loads(line) for line in printed("--json")]
     assert [row["name"] for row in rows] == printed("--names")
     (row,) = [row for row in rows if row["name"] == "vsr_commit_stage_latency_ms"]
@@ -34,7 +39,7 @@ def test_everything_that_is_known() -> None:
     assert all(row["help"] and row["how_to_use"] and row["moved_by"] for row in rows)
 
 
-def test_a_table() -> None:
+def test_a_table(printed: Printed) -> None:
     head, *lines = printed()
     assert head.split() == ["name", "kind", "labels"]
     assert "vsr_commit_critical_path_total" in {line.split()[0] for line in lines} and len(lines) == len(
