@@ -55,7 +55,7 @@ def run(case: Case) -> None:
     sentence = until(found, 20) or str((three.status(0) or {}).get("unhealthy"))
     case.say(f"three replicas, op {op} damaged on all: {sentence}")
     case.check(f"op {op} is damaged or missing on every replica" in sentence, f"the status says only: {sentence}")
-    pattern = rf"^vsr_stuck_op\{{\S*\}} {op}.0$"
+    pattern = rf"^vsr_stuck_op\{{\S*\}} {op}(\.0)?$"
     metric = until(lambda: re.search(pattern, "".join(map(three.scrape, range(3))), re.MULTILINE), 20)
     case.check(metric, "no metric names the op")
 

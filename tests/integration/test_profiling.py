@@ -20,6 +20,8 @@ from kimberlite.telemetry import catalogue
 
 PAGE = (Path(__file__).parents[2] / "docs" / "profiling.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+# What was installed beside this interpreter.
+TOOLS = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def commands(tool: str) -> list[str]:
@@ -30,9 +32,9 @@ def commands(tool: str) -> list[str]:
 
 
 def run(line: str, place: Path, **variables: str) -> str:
-    if shutil.which(line.split()[0]) is None:
-        pytest.skip(f"{line.split()[0]} is not installed")
-    environment = os.environ | variables
+    if line.startswith("perf ") and shutil.which("perf") is None:
+        pytest.skip("perf is not installed: it comes with the kernel, not from PyPI")
+    environment = os.environ | TOOLS | variables
     done = subprocess.run(
         ["bash", "-euc", line], cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -88,7 +90,7 @@ def test_memory(start_cluster: Any, settings: tuple[str, ...], tmp_path: Path, w
     process = subprocess.Popen(
         ["bash", "-euc", f"exec {start} {more}"],
         cwd=tmp_path,
-        env=os.environ | {"DIR": str(cluster.replicas[0].data)},
+        env=os.environ | TOOLS | {"DIR": str(cluster.replicas[0].data)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

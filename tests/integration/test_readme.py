@@ -93,7 +93,7 @@ def test_make_test(make: Any) -> None:
     ("page", "expected"),
     [
         (README, [b"0 order 17 placed\n1 order 17 paid\n"]),
-        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n", FOLLOWED, b"1\n", b""]),
+        (CHECKOUT / "docs" / "python.md", [b"3 primary\n", b"order 17 shipped\n", FOLLOWED, b"", b"1\n", b""]),
     ],
     ids=["README", "python"],
 )

@@ -40,7 +40,8 @@ from kimberlite.vsr.events import Event, EventKind
 REPLICAS = 3
 APPENDS = 200
 SCRAPES, ROUNDS = 100, 10
-SCRAPE_CPU_S = 0.002
+SCRAPE_CPU_S = 0.002  # the target, which `-s` shows on a machine that does nothing else
+TOLERANCE = 2  # what a busy one, and its caches, may add: a test is no place to measure
 # On the machine of that target: compressing TEXT. What shares the processors slows both down.
 YARDSTICK_S = 0.00018
 LINE = b'vsr_%s_total{cluster="5f0c7b9a3f6e4d6a",replica_id="1"} %d\n'
@@ -128,7 +129,7 @@ def test_a_scrape_is_cheap(form: str, cluster: LocalCluster) -> None:
     slowness = max(min(yardsticks) / YARDSTICK_S, 1)
     print(f"{form}: {min(costs) * 1e3:.2f} ms of CPU on a machine {slowness:.2f} times as slow as it could be")
     print(f"{len(body)} bytes, {len(gzip.decompress(body))} without gzip")
-    assert min(costs) <= SCRAPE_CPU_S * slowness
+    assert min(costs) <= TOLERANCE * SCRAPE_CPU_S * slowness
     assert len(body) <= SCRAPE_BYTES
 
 

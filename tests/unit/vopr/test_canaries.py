@@ -26,7 +26,7 @@ QUICK = {
     "view-not-persisted": "I9 durable promises",
     "view-left-on-one-vote": "I5 votes",
     "superblock-copies-at-once": "E3 recovery",
-    "in-flight-prepared-twice": "I23 books",
+    "in-flight-prepared-twice": "I10 exactly once",
     "session-dedupe-off": "I10 exactly once",
     "eviction-by-registration": "I11 sessions",
     "segment-let-go-while-written": "own invariant",

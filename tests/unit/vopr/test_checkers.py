@@ -134,6 +134,7 @@ CALM = replace(
     reorder=0.0,
     corruption=0.0,
     replay=0.0,
+    ring=0.0,  # a second copy of what is damaged here
     clock_skew_ns=0,
     sessions_max=64,
     late_ops=0,
