@@ -39,7 +39,7 @@ from kimberlite.cli.local import LocalCluster, free_port
 
 HOST = "127.0.0.1"
 FRAME = 256 + 8 + 128  # header, and a batch of one event
-WRITES = (4096, 4096)  # that a replica makes for an op, one after another: an entry, and its witness
+WRITES = (8192,)  # that a replica makes before it acknowledges an op: two copies of it, into its ring
 FILE_BYTES = 32 << 20
 SETTLE_S = 0.1  # of a window, not measured
 # Nobody is suspected for having been stopped.
