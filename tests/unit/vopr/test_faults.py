@@ -19,7 +19,7 @@ from kimberlite.vopr.plan import MS
 from kimberlite.vopr.world import World
 
 ENDS = ("heal", "restart", "disk_space", "cure")
-CALM = calm(client_count=2, latency_ns=100_000, disk_latency_ns=100_000, clock_skew_ns=0)
+CALM = calm(client_count=2, latency_ns=100_000, disk_latency_ns=100_000, clock_skew_ns=0, ring=1.0)
 
 
 def busy(count: int = 3, clients: int = 2, **weights: float) -> World:
