@@ -8,7 +8,7 @@
     reading      everywhere else: cells and /proc into values; `snapshot` for offline inspection
     prometheus, health, server, __main__   the telemetry process
 
-The replica imports catalogue, region, recorder, log and supervisor only; prometheus-client and the HTTP
+The replica imports catalogue, region, recorder, log and supervisor only; pages, sinks, OpenTelemetry and the HTTP
 server are the telemetry process's.
 """
 
